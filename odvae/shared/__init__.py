@@ -1,0 +1,1 @@
+"""What every stage stands on: settings, run folder, checkpoints, seeds, logs, videos, shards. Imports nothing above."""

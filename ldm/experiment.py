@@ -1,0 +1,98 @@
+"""One experiment: a YAML with a section a stage, and where its run folder lies."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+
+from accelerate import PartialState
+from pydantic import Field
+
+from odvae.shared.clips import DataSettings, VideoSet
+from odvae.shared.demo_videos import write_demo_videos
+from odvae.shared.errors import InputError
+from odvae.shared.optimization import Tracker
+from odvae.shared.packing import describe, pack_folder
+from odvae.shared.run_folder import RunFolder
+from odvae.shared.settings import Settings, parse_command_line
+from odvae.train import VAESettings
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+
+
+class DemoVideoSettings(Settings):
+    count: int = Field(2400, ge=1)
+    """Videos to render."""
+    fps: int = Field(8, ge=1)
+    """Frames per second of the files."""
+    seed: int = 0
+    """Seed of the scenes."""
+
+
+class Experiment(Settings):
+    run: str = "runs/demo"
+    """Run folder: each stage writes its own folder in it and reads the one before."""
+    seed: int = 0
+    """Seed of everything random."""
+    tracker: Tracker = "none"
+    """Where numbers and pictures go besides metrics.jsonl; wandb also works offline (WANDB_MODE=offline)."""
+    demo_videos: DemoVideoSettings | None = None
+    """Rendered into the run folder and packed when there are no shards yet; null: the shards must exist."""
+    data: DataSettings = DataSettings()
+    """Which clips are taken from the videos."""
+    vae: VAESettings = VAESettings()
+    """The video VAE and its training."""
+
+    @property
+    def folders(self) -> RunFolder:
+        return RunFolder(Path(self.run))
+
+    @property
+    def shards(self) -> Path:
+        return Path(self.data.shards) if self.data.shards else self.folders.shards
+
+
+def parse_experiment(
+    description: str | None, extra: argparse.ArgumentParser | None = None
+) -> tuple[Experiment, argparse.Namespace]:
+    """The experiment a pipeline script was asked for, and the options of `extra`."""
+    return parse_command_line(Experiment, description or "", DEFAULT_CONFIG, extra)
+
+
+def open_videos(experiment: Experiment) -> VideoSet:
+    """The experiment's videos. The demo's are rendered and packed first where they are not there yet.
+
+    Raises InputError that names the command which makes missing shards.
+    """
+    shards, state = experiment.shards, PartialState()
+    command = f"python tools/make_shards.py FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
+    with state.main_process_first():
+        if experiment.demo_videos is not None and state.is_main_process and not shards.exists():
+            _render_demo(experiment.demo_videos, experiment.data, shards)
+        videos = VideoSet(shards, experiment.data, command)
+    if state.is_main_process:
+        print(f"{shards}: {videos.describe()}", flush=True)
+    return videos
+
+
+def _render_demo(demo: DemoVideoSettings, data: DataSettings, shards: Path) -> None:
+    if data.height != data.width:
+        raise InputError(f"demo videos are square; data.height={data.height}, data.width={data.width}")
+    folder = shards.parent / "videos"
+    write_demo_videos(folder, demo.count, data.span, data.height, demo.fps, demo.seed)
+    print(describe(pack_folder(folder, shards), shards), flush=True)
+
+
+def announce(output: Path, next_script: str | None, experiment: Experiment, options: argparse.Namespace) -> None:
+    """Say, at a stage's end, where its output is and which command comes next (with the same config and overrides)."""
+    if not PartialState().is_main_process:
+        return
+    print(f"\noutput: {output}", flush=True)
+    if next_script:
+        words = ["accelerate", "launch", f"pipelines/{next_script}"]
+        if options.config != DEFAULT_CONFIG:
+            words += ["--config", str(options.config)]
+        print(f"next:   {shlex.join(words + options.overrides)}", flush=True)
+
+

@@ -1,0 +1,307 @@
+"""OD-VAE: a causal 3D video VAE that compresses 4x in time and 8x8 in space (arXiv 2409.01199).
+
+A video of 4k+1 frames becomes k+1 latent frames: the first frame alone, the others four by four.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from odvae.initialization import Init, inflate_state
+from odvae.layers import Downsample, FrameAttention, ResnetBlock, Stream, Upsample, VideoGroupNorm, make_conv
+from odvae.shared.clips import nearest_frame_counts
+from odvae.shared.errors import InputError
+
+TIME_FACTOR, SPACE_FACTOR = 4, 8
+
+# Which convolutions see time, by variant (paper, section 3.2): for the encoder and the decoder, for outer (high
+# resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second) conv of a residual
+# block does. The paper does not say which half variant 2 keeps; the first of each block is this project's reading.
+ALL, HALF, NONE = (True, True), (True, False), (False, False)
+SEES_TIME = {
+    #   encoder outer, inner   decoder outer, inner
+    1: {"encoder": (ALL, ALL), "decoder": (ALL, ALL)},
+    2: {"encoder": (HALF, HALF), "decoder": (HALF, HALF)},
+    3: {"encoder": (NONE, ALL), "decoder": (NONE, ALL)},
+    4: {"encoder": (NONE, ALL), "decoder": (ALL, ALL)},
+}
+
+
+class MidBlock(nn.Module):
+    def __init__(self, channels: int, groups: int, temporal: tuple[bool, bool], over_time: bool) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups, temporal, over_time) for _ in range(2))
+        self.attentions = nn.ModuleList([FrameAttention(channels, groups, over_time)])
+
+    def forward(self, x: Tensor, stream: Stream | None) -> Tensor:
+        x = self.resnets[0](x, stream)
+        x = self.attentions[0](x)
+        return self.resnets[1](x, stream)
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, then a change of resolution where there is one."""
+
+    def __init__(self, resnets: Sequence[ResnetBlock]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+
+    def forward(self, x: Tensor, stream: Stream | None) -> Tensor:
+        for resnet in self.resnets:
+            x = resnet(x, stream)
+        for change in [*getattr(self, "downsamplers", []), *getattr(self, "upsamplers", [])]:
+            x = change(x, stream)
+        return x
+
+
+class Encoder(nn.Module):
+    """Video (b, 3, 1 + 4k, h, w) -> moments (b, 2c, 1 + k, h/8, w/8)."""
+
+    def __init__(
+        self, widths: Sequence[int], layers: int, latent_channels: int, groups: int, variant: int, clip_norm: bool
+    ) -> None:
+        super().__init__()
+        outer, inner = SEES_TIME[variant]["encoder"]
+        temporal = [outer, outer, inner, inner]
+        self.conv_in = make_conv(outer[0], 3, widths[0])
+        self.down_blocks = nn.ModuleList()
+        previous = widths[0]
+        for i, width in enumerate(widths):
+            over_time = clip_norm and any(temporal[i])
+            level = Level(
+                [
+                    ResnetBlock(previous if j == 0 else width, width, groups, temporal[i], over_time)
+                    for j in range(layers)
+                ]
+            )
+            if i < 3:  # levels 1 and 2 halve time as well
+                level.downsamplers = nn.ModuleList([Downsample(width, any(temporal[i]), halves_time=i > 0)])
+            self.down_blocks.append(level)
+            previous = width
+        over_time = clip_norm and any(inner)
+        self.mid_block = MidBlock(widths[-1], groups, inner, over_time)
+        self.conv_norm_out = VideoGroupNorm(groups, widths[-1], over_time)
+        self.conv_out = make_conv(inner[0], widths[-1], 2 * latent_channels)
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        x = self.conv_in(x, stream)  # (b, w0, t, h, w)
+        for level in self.down_blocks:
+            x = level(x, stream)  # (b, w_i, ..., h/2^i, w/2^i)
+        x = self.mid_block(x, stream)  # (b, w3, 1 + k, h/8, w/8)
+        return self.conv_out(F.silu(self.conv_norm_out(x)), stream)  # (b, 2c, 1 + k, h/8, w/8)
+
+
+class Decoder(nn.Module):
+    """Latents (b, c, 1 + k, h/8, w/8) -> video (b, 3, 1 + 4k, h, w)."""
+
+    def __init__(
+        self,
+        widths: Sequence[int],
+        layers: int,
+        latent_channels: int,
+        groups: int,
+        variant: int,
+        clip_norm: bool,
+        trilinear: bool,
+    ) -> None:
+        super().__init__()
+        outer, inner = SEES_TIME[variant]["decoder"]
+        temporal = [inner, inner, outer, outer]  # from the lowest resolution up
+        widths = list(reversed(widths))
+        self.conv_in = make_conv(inner[0], latent_channels, widths[0])
+        self.mid_block = MidBlock(widths[0], groups, inner, clip_norm and any(inner))
+        self.up_blocks = nn.ModuleList()
+        previous = widths[0]
+        for i, width in enumerate(widths):
+            over_time = clip_norm and any(temporal[i])
+            level = Level(
+                [
+                    ResnetBlock(previous if j == 0 else width, width, groups, temporal[i], over_time)
+                    for j in range(layers + 1)
+                ]
+            )
+            if i < 3:  # the first two double time as well
+                level.upsamplers = nn.ModuleList([Upsample(width, any(temporal[i]), i < 2, trilinear)])
+            self.up_blocks.append(level)
+            previous = width
+        self.conv_norm_out = VideoGroupNorm(groups, widths[-1], clip_norm and any(outer))
+        self.conv_out = make_conv(outer[0], widths[-1], 3)
+
+    def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
+        x = self.conv_in(z, stream)  # (b, w3, 1 + k, h/8, w/8)
+        x = self.mid_block(x, stream)
+        for level in self.up_blocks:
+            x = level(x, stream)
+        return self.conv_out(F.silu(self.conv_norm_out(x)), stream)  # (b, 3, 1 + 4k, h, w)
+
+
+class ODVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
+    """The video VAE of arXiv 2409.01199 as a diffusers model.
+
+    Videos are float (b, 3, 4k+1, h, w) in [-1, 1], h and w multiples of 8; latents are (b, c, k+1, h/8, w/8).
+
+    Args:
+        block_out_channels: width of the four levels, each a multiple of `norm_num_groups`.
+        layers_per_block: residual blocks a level in the encoder; the decoder has one more.
+        latent_channels: c.
+        norm_num_groups: groups of every group norm.
+        variant: 1 to 4, which convolutions see time (paper, section 3.2; `SEES_TIME`).
+        norm: "frame", statistics of each frame (causal, streams exactly), or "clip", of the whole clip (released).
+        temporal_upsample: "nearest" (causal), or "trilinear" (released).
+        latents_mean, latents_std: per channel, measured on training videos; None until measured.
+
+    `norm` and `temporal_upsample` change the function, never a tensor's name or shape.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        block_out_channels: tuple[int, ...] = (128, 256, 512, 512),
+        layers_per_block: int = 2,
+        latent_channels: int = 4,
+        norm_num_groups: int = 32,
+        variant: int = 4,
+        norm: Literal["frame", "clip"] = "frame",
+        temporal_upsample: Literal["nearest", "trilinear"] = "nearest",
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
+    ) -> None:
+        super().__init__()
+        if len(block_out_channels) != 4 or any(width % norm_num_groups for width in block_out_channels):
+            raise InputError(
+                f"block_out_channels={tuple(block_out_channels)}: needs four widths (8x8 in space is three halvings), "
+                f"each a multiple of norm_num_groups={norm_num_groups}"
+            )
+        if variant not in SEES_TIME:
+            raise InputError(f"variant={variant!r}: allowed are {', '.join(map(str, SEES_TIME))}")
+        if norm not in ("frame", "clip"):
+            raise InputError(f"norm={norm!r}: allowed are frame, clip")
+        if temporal_upsample not in ("nearest", "trilinear"):
+            raise InputError(f"temporal_upsample={temporal_upsample!r}: allowed are nearest, trilinear")
+        common = (block_out_channels, layers_per_block, latent_channels, norm_num_groups, variant, norm == "clip")
+        self.encoder = Encoder(*common)
+        self.decoder = Decoder(*common, trilinear=temporal_upsample == "trilinear")
+        self.quant_conv = make_conv(True, 2 * latent_channels, 2 * latent_channels, kernel=1)
+        self.post_quant_conv = make_conv(True, latent_channels, latent_channels, kernel=1)
+
+    @classmethod
+    def from_image_vae(cls, image_vae: AutoencoderKL, variant: int = 4, init: Init = "tail", **settings) -> ODVAE:
+        """A video VAE that begins as an image VAE.
+
+        With `init="tail"` and the default mode, its latents of a video are the image VAE's of frames 0, 4, 8, ..., and
+        its decoder holds each later latent's frame four times. "average" spreads the kernels over time; "random" takes
+        only the sizes. `settings` are further arguments of ODVAE (norm, temporal_upsample).
+
+        Raises InputError where the image VAE is built in another way than SD's (no quant convolutions, attention
+        missing in the middle), or a tensor does not fit, with its name.
+        """
+        if init not in ("tail", "average", "random"):
+            raise InputError(f"init={init!r}: allowed are tail, average, random")
+        config = image_vae.config
+        if not (config.use_quant_conv and config.use_post_quant_conv and config.mid_block_add_attention):
+            raise InputError("the image VAE has no quant convolutions or no middle attention; OD-VAE needs both")
+        vae = cls(
+            block_out_channels=tuple(config.block_out_channels),
+            layers_per_block=config.layers_per_block,
+            latent_channels=config.latent_channels,
+            norm_num_groups=config.norm_num_groups,
+            variant=variant,
+            **settings,
+        )
+        if init != "random":
+            vae.load_state_dict(inflate_state(image_vae.state_dict(), vae.state_dict(), init))
+        return vae
+
+    def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """Video (b, 3, 4k+1, h, w) -> `.latent_dist` over latents (b, c, k+1, h/8, w/8).
+
+        Raises InputError for any other shape.
+        """
+        self._check_video(video)
+        distribution = DiagonalGaussianDistribution(self.quant_conv(self.encoder(video)))
+        return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
+
+    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """Latents (b, c, k+1, h, w) -> `.sample`, a video (b, 3, 4k+1, 8h, 8w), not clipped to [-1, 1]."""
+        self._check_latents(latents)
+        video = self.decoder(self.post_quant_conv(latents))
+        return DecoderOutput(sample=video) if return_dict else (video,)
+
+    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode, draw latents as mean + std * noise (the mean without noise), decode.
+
+        Returns (reconstruction like `video`, latent mean, latent log-variance), which is what training needs.
+        """
+        posterior = self.encode(video).latent_dist
+        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return self.decode(latents).sample, posterior.mean, posterior.logvar
+
+    @torch.no_grad()
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
+        """Encode a video that arrives in chunks (b, 3, t_i, h, w) of any lengths, 4k+1 frames in all.
+
+        Yields the distribution of each run of latent frames as soon as its frames are there. Joined along time they
+        equal `encode` of the whole video; memory depends on the chunks' size alone. Raises InputError in "clip" or
+        "trilinear" mode, whose function needs the whole clip, and when the frames do not end on 4k+1.
+        """
+        self._check_streamable()
+        stream: Stream = {}
+        waiting: Tensor | None = None
+        begun = False
+        for chunk in chunks:
+            self._check_video(chunk, any_length=True)
+            waiting = chunk if waiting is None else torch.cat([waiting, chunk], dim=2)
+            usable = waiting.shape[2] if begun else waiting.shape[2] - 1  # the first frame makes a latent alone
+            ready = usable // TIME_FACTOR * TIME_FACTOR + (not begun)
+            if usable < 0 or ready == 0:
+                continue
+            yield DiagonalGaussianDistribution(self.quant_conv(self.encoder(waiting[:, :, :ready], stream), stream))
+            waiting, begun = waiting[:, :, ready:], True
+        if waiting is not None and waiting.shape[2]:
+            raise InputError(
+                f"the stream ended {waiting.shape[2]} frames after a whole latent; its length must be 4k+1"
+            )
+
+    @torch.no_grad()
+    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Decode latents that arrive in chunks (b, c, k_i, h, w); yields video (b, 3, t_j, 8h, 8w) for each.
+
+        Joined along time the pieces equal `decode` of the whole. Raises InputError in "clip" or "trilinear" mode.
+        """
+        self._check_streamable()
+        stream: Stream = {}
+        for chunk in chunks:
+            self._check_latents(chunk)
+            if chunk.shape[2]:
+                yield self.decoder(self.post_quant_conv(chunk, stream), stream)
+
+    def _check_streamable(self) -> None:
+        if self.config.norm != "frame" or self.config.temporal_upsample != "nearest":
+            raise InputError(
+                f"norm={self.config.norm}, temporal_upsample={self.config.temporal_upsample}: this function needs the "
+                "whole clip, so a stream cannot equal it; set norm=frame and temporal_upsample=nearest, or tile"
+            )
+
+    def _check_video(self, video: Tensor, any_length: bool = False) -> None:
+        shape = tuple(video.shape)
+        if video.ndim != 5 or shape[1] != 3:
+            raise InputError(f"a video is (batch, 3, frames, height, width), found {shape}")
+        if not any_length and shape[2] % TIME_FACTOR != 1:
+            raise InputError(f"frames must be 4k+1, found {shape[2]}; nearest: {nearest_frame_counts(shape[2])}")
+        if shape[3] % SPACE_FACTOR or shape[4] % SPACE_FACTOR or 0 in shape[3:]:
+            raise InputError(f"height and width must be multiples of 8, found {shape[3]}x{shape[4]}")
+
+    def _check_latents(self, latents: Tensor) -> None:
+        channels = self.config.latent_channels
+        if latents.ndim != 5 or latents.shape[1] != channels:
+            raise InputError(f"latents are (batch, {channels}, frames, height, width), found {tuple(latents.shape)}")

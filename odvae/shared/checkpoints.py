@@ -1,0 +1,141 @@
+"""Checkpoints that are whole or not there, and the way back from one.
+
+A checkpoint holds weights, EMA and optimiser state (accelerate's format, loaded with weights_only) and `state.json`.
+There is no random state and no data position in it: both are functions of the step.
+"""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import torch
+import yaml
+from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list
+
+from odvae.shared.errors import InputError
+from odvae.shared.optimization import MAY_CHANGE_ON_RESUME
+from odvae.shared.run_folder import make_output_folder, read_json, write_json, write_text
+from odvae.shared.settings import Settings, read_yaml
+
+
+class Checkpoints:
+    """The `checkpoints/` folder of one training run: `step_000500/ ...`, the newest `keep` of them."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator, keep: int) -> None:
+        self.folder, self.accelerator, self.keep = folder / "checkpoints", accelerator, keep
+
+    def load_latest(self) -> int:
+        """Restore what the accelerator prepared and registered; returns the completed steps (0: nothing there)."""
+        found = self._all()
+        if not found:
+            return 0
+        self.accelerator.load_state(str(found[-1]))
+        return int(read_json(found[-1] / "state.json")["step"])
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` completed steps; an interrupted write leaves no checkpoint behind."""
+        final = self.folder / f"step_{step:08d}"
+        if final.exists():
+            return
+        aside = self.folder / f".step_{step:08d}.partial"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(aside, ignore_errors=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(aside))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            write_json(aside / "state.json", {"step": step, "ranks": self.accelerator.num_processes})
+            aside.rename(final)
+            for old in self._all()[: -self.keep]:
+                shutil.rmtree(old)
+        self.accelerator.wait_for_everyone()
+
+    def _all(self) -> list[Path]:
+        return sorted(self.folder.glob("step_*"))
+
+
+class StopRequest:
+    """Turns Ctrl-C and SIGTERM into a flag, so that a loop can finish its step, save and end.
+
+    A second Ctrl-C interrupts at once.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if self.received and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+
+    def agreed(self, step: int, accelerator: Accelerator) -> bool:
+        """Whether to stop after this step, the same answer on every rank.
+
+        Several ranks ask each other only every tenth step: asking costs a reduction.
+        """
+        if accelerator.num_processes == 1:
+            return bool(self.received)
+        if step % 10:
+            return False
+        asked = torch.tensor(float(bool(self.received)), device=accelerator.device)
+        return bool(accelerator.reduce(asked, "sum").item() > 0)
+
+    def end(self, folder: Path, step: int, is_main: bool) -> NoReturn:
+        """Say where the run stands and leave, with the exit status a signal gives (130: Ctrl-C, 143: SIGTERM)."""
+        if is_main:
+            print(f"\nstopped after step {step}, saved in {folder}; run the same command again to go on", flush=True)
+        raise SystemExit(128 + (self.received or signal.SIGINT))
+
+
+def begin_stage(folder: Path, sections: dict[str, Settings]) -> bool:
+    """Make a stage's folder and record its settings there (`experiment.yaml`); ranks wait for the main process.
+
+    Returns whether an earlier run had the very same settings. Raises InputError as `record_settings` does.
+    """
+    state = PartialState()
+    same = False
+    if state.is_main_process:
+        make_output_folder(folder)
+        same = record_settings(folder / "experiment.yaml", sections)
+    return broadcast_object_list([same])[0]
+
+
+def record_settings(path: Path, sections: dict[str, Settings], free: Sequence[str] = ()) -> bool:
+    """Write the resolved settings of a run, or check that a run already there was started with the same ones.
+
+    Returns whether they are the same to the last key. Raises InputError naming each key that differs, except those in
+    `free` and MAY_CHANGE_ON_RESUME (by last name).
+    """
+    resolved = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    before = None
+    now = _flatten(resolved)
+    if path.exists():
+        before = _flatten(read_yaml(path.read_text(), str(path)))
+        changed = [
+            f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key) and key.rsplit(".", 1)[-1] not in (*MAY_CHANGE_ON_RESUME, *free)
+        ]
+        if changed:
+            raise InputError(
+                f"{path.parent} holds a run with other settings; choose another run folder (run=...) or remove it:\n"
+                + "\n".join(changed)
+            )
+    write_text(path, yaml.safe_dump(resolved, sort_keys=False))
+    return before == now
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat

@@ -1,0 +1,46 @@
+"""Errors a person can act on, and how a command ends when one occurs."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator
+
+
+class InputError(ValueError):
+    """Something a person gave (a file, a setting) cannot be used; the message names it and what is allowed."""
+
+
+# The operating system's refusals that a person can lift; any other OSError is a bug and keeps its traceback.
+_STORAGE_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
+    errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+}  # fmt: skip
+
+
+@contextlib.contextmanager
+def readable_errors() -> Iterator[None]:
+    """End the process with one clear line instead of a traceback for input errors, full disks and Ctrl-C.
+
+    Exit status: 1 for an input or storage error, 130 for an interrupt. A bug keeps its traceback.
+    """
+    try:
+        yield
+    except InputError as error:
+        _fail(f"error: {error}", 1)
+    except OSError as error:
+        if error.errno not in _STORAGE_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(
+            f"error: {where}{error.strerror}. What was written before is intact; run the same command again to go on.",
+            1,
+        )
+    except KeyboardInterrupt:
+        _fail("interrupted: what was written before is intact; run the same command again to go on.", 130)
+
+
+def _fail(message: str, status: int) -> None:
+    print(message, file=sys.stderr, flush=True)
+    raise SystemExit(status) from None

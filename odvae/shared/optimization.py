@@ -1,0 +1,134 @@
+"""How both stages optimise: settings, the optimiser, the learning rate as a function of the step, EMA, precision."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field
+from timm.optim import create_optimizer_v2
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from odvae.shared.errors import InputError
+from odvae.shared.run_folder import make_output_folder
+from odvae.shared.settings import Settings
+
+Tracker = Literal["none", "wandb", "tensorboard"]
+
+
+class OptimizationSettings(Settings):
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps in all."""
+    batch_size: int = Field(8, ge=1)
+    """Samples a micro-step on each rank."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-steps a step: the global batch is ranks * accumulate * batch_size."""
+    optimizer: str = "adamw"
+    """Any optimiser timm's factory knows by name."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear rise from 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """After warm-up: stay, or fall to 0 along a cosine that starts at `decay_start`."""
+    decay_start: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps after which a cosine decay begins."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay; biases and norm gains have none."""
+    grad_clip: float = Field(1.0, gt=0)
+    """The gradient's norm is clipped to this."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Decay a step of the averaged weights, which are the ones saved, validated and sampled; it warms up from 0."""
+    log_every: int = Field(10, ge=1)
+    """Steps between rows of metrics.jsonl."""
+    validate_every: int = Field(1000, ge=1)
+    """Steps between validations on held-out videos (there is always one at the end)."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints (there is always one at the end, and one at Ctrl-C or SIGTERM)."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints are kept."""
+
+
+# Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works.
+MAY_CHANGE_ON_RESUME = (
+    "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "workers", "tracker",
+)  # fmt: skip
+
+
+def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
+    """timm's optimiser by name, with weight decay on matrices only."""
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=settings.optimizer,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            betas=settings.betas,
+        )
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"optimizer={settings.optimizer!r} is not one of timm's optimisers ({error})") from None
+
+
+def learning_rate_at(step: int, settings: OptimizationSettings) -> float:
+    """The learning rate of the step after `step` completed ones."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.decay == "constant":
+        return settings.learning_rate
+    start = max(settings.warmup_steps, int(settings.decay_start * settings.steps))
+    progress = min(1.0, max(0.0, (step - start) / max(1, settings.steps - start)))
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+
+def make_ema(model: nn.Module, settings: OptimizationSettings) -> ModelEmaV3:
+    """Averaged weights; the decay warms up as 1 - (1 + step)^(-2/3), so that early steps do not linger."""
+    return ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
+
+
+def make_accelerator(tracker: Tracker, folder: Path, name: str) -> Accelerator:
+    """An accelerator for one training: bf16 autocast where the device has it, fp32 elsewhere; trackers started.
+
+    On CPU bf16 stays off: without matrix units for it, it is slower there.
+    """
+    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=None if tracker == "none" else tracker,
+        project_dir=str(folder),
+    )
+    if accelerator.is_main_process:
+        make_output_folder(folder)
+    accelerator.wait_for_everyone()
+    if tracker != "none":
+        accelerator.init_trackers("odvae", init_kwargs={"wandb": {"name": name, "dir": str(folder), "resume": "allow"}})
+    return accelerator
+
+
+@contextlib.contextmanager
+def gradients_synced_at(accelerator: Accelerator, model: nn.Module, sync: bool) -> Iterator[None]:
+    """Within it, ranks exchange gradients in backward only if `sync`: once a step, at its last micro-step."""
+    with contextlib.nullcontext() if sync else accelerator.no_sync(model):
+        yield
+
+
+def check_finite(row: dict[str, float], step: int, folder: Path) -> None:
+    """Raises FloatingPointError that says which numbers of a logged step are not finite, and where to go back to."""
+    broken = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(
+            f"step {step}: {', '.join(broken)}; the newest checkpoint in {folder / 'checkpoints'} is from before. "
+            "Lower the learning rate or the gradient clip, then run the same command again"
+        )

@@ -1,0 +1,20 @@
+"""The one place where pixels change type: uint8 (t, h, w, 3) outside, float (3, t, h, w) in [-1, 1] inside."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def to_float(frames: Tensor) -> Tensor:
+    """uint8 (..., t, h, w, 3) in 0..255 -> float32 (..., 3, t, h, w) in [-1, 1]."""
+    assert frames.dtype == torch.uint8, frames.dtype
+    return rearrange(frames, "... t h w c -> ... c t h w").float() / 127.5 - 1
+
+
+def to_uint8(video: Tensor) -> np.ndarray:
+    """Float (..., 3, t, h, w) in [-1, 1], values outside clipped -> uint8 (..., t, h, w, 3), rounded to nearest."""
+    frames = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return rearrange(frames, "... c t h w -> ... t h w c").cpu().numpy()

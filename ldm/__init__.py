@@ -1,0 +1,18 @@
+"""Latent diffusion on OD-VAE's latents: latent shards, text, DiT, training, sampling, evaluation."""
+
+from typing import Any
+
+__all__ = ["DiT", "TextToVideoPipeline"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the pipeline pulls in all of diffusers and transformers, which most stages do not need.
+    if name == "DiT":
+        from ldm.dit import DiT
+
+        return DiT
+    if name == "TextToVideoPipeline":
+        from ldm.pipeline import TextToVideoPipeline
+
+        return TextToVideoPipeline
+    raise AttributeError(f"module 'ldm' has no attribute {name!r}")

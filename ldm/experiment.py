@@ -9,6 +9,11 @@ from pathlib import Path
 from accelerate import PartialState
 from pydantic import Field
 
+from ldm.encode import LatentSettings
+from ldm.evaluate import ReportSettings
+from ldm.sample import SampleSettings
+from ldm.text import TextSettings
+from ldm.train import LDMSettings
 from odvae.shared.clips import DataSettings, VideoSet
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
@@ -43,6 +48,16 @@ class Experiment(Settings):
     """Which clips are taken from the videos."""
     vae: VAESettings = VAESettings()
     """The video VAE and its training."""
+    text: TextSettings = TextSettings()
+    """What turns captions into embeddings."""
+    latents: LatentSettings = LatentSettings()
+    """How videos are encoded for the LDM."""
+    ldm: LDMSettings = LDMSettings()
+    """The latent diffusion model and its training."""
+    samples: SampleSettings = SampleSettings()
+    """What is generated, and how."""
+    report: ReportSettings = ReportSettings()
+    """What is scored and shown."""
 
     @property
     def folders(self) -> RunFolder:
@@ -94,5 +109,3 @@ def announce(output: Path, next_script: str | None, experiment: Experiment, opti
         if options.config != DEFAULT_CONFIG:
             words += ["--config", str(options.config)]
         print(f"next:   {shlex.join(words + options.overrides)}", flush=True)
-
-

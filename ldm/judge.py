@@ -24,18 +24,17 @@ FOREGROUND_CHROMA = 0.25  # the background's, noise included, stays below; a sha
 SHAPE_CHROMA = 0.5  # a half-faded shape has less
 ONE_HUE = 0.9  # |mean chroma| over mean |chroma|: 1 for one hue, .87 for two hues 60 degrees apart
 HUE_REACH = 22.0  # degrees from a name's hue; the border to the next name is at 30
-# One object: in most frames, of plausible and steady area, alone, and roughly of a known shape.
+# One object: in most frames, of plausible area, alone, the same throughout, and roughly of a known shape.
 AREA = (0.03, 0.45)  # of the frame
-STEADY_AREA = 0.5  # natural log of the area, from the median frame
 WINDOW = 2.1  # radii around the centroid that hold the object; a triangle reaches 1.7
 STRAY = 0.12  # share of the mask outside that window
 GOOD_FRAMES = 0.8
 OBJECT_OVERLAP = 0.65  # with the best template
 COHERENCE = 0.75  # a frame's overlap with the mean of all: what comes apart is not one object
 # Shape: soft overlap (intersection over union) with the best template, and its lead over the next.
-SHAPE_OVERLAP = 0.86
+SHAPE_OVERLAP = 0.88
 SHAPE_LEAD = 0.035
-BLURS = (0.0, 0.08, 0.16, 0.24, 0.32)  # of the radius: templates may be as soft as the clip
+BLURS = (0.0, 0.1, 0.2, 0.3)  # of the radius: templates may be as soft as the clip
 # Motion: a straight path along one axis, long compared with the shape.
 TRAVEL = 0.4  # radii, first frame to last; the demo's is at least 1.1
 DOMINANCE = 2.0  # times the travel along the other axis
@@ -103,11 +102,10 @@ def separate_shape(chroma: np.ndarray) -> tuple[float, np.ndarray] | None:
     if np.abs(total) < ONE_HUE * strength[foreground].sum():
         return None
     along = (chroma * np.conj(total / np.abs(total))).real
-    ground = np.median(along[~foreground])  # the background may have a tint
     full = np.percentile(along[foreground], 75)  # the plateau, above soft edges and below rare spikes
-    if full - ground < SHAPE_CHROMA:
+    if full < SHAPE_CHROMA:
         return None
-    return float(np.degrees(np.angle(total)) % 360), (along - ground) / (full - ground)
+    return float(np.degrees(np.angle(total)) % 360), along / full
 
 
 def sharpen(matte: np.ndarray) -> np.ndarray:
@@ -125,7 +123,7 @@ class Track:
 
 
 def follow_object(matte: np.ndarray) -> Track:
-    """The object's track through a matte (t, h, w). A frame is good if it holds one mass of usual area."""
+    """The object's track through a matte (t, h, w). A frame is good if it holds one mass of plausible area."""
     mask = sharpen(matte)
     _, height, width = mask.shape
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
@@ -139,24 +137,21 @@ def follow_object(matte: np.ndarray) -> Track:
         inside = mask * (apart < reach[:, None, None])
     area = inside.sum((1, 2))
     share = area / (height * width)
-    steady = np.abs(np.log((area + 1e-6) / (np.median(area) + 1e-6)))
-    good = (share > AREA[0]) & (share < AREA[1]) & (steady < STEADY_AREA) & (area > (1 - STRAY) * whole)
+    good = (share > AREA[0]) & (share < AREA[1]) & (area > (1 - STRAY) * whole)
     return Track(place, good, float(np.sqrt(np.median(area) / np.pi)))
 
 
 def sample_patches(matte: np.ndarray, place: np.ndarray, radius: float) -> np.ndarray:
     """The object of each frame (t, h, w) moved to the centre and scaled to its radius: (t, PATCH, PATCH).
 
-    Every point averages its surroundings with a hat as wide as the distance to the next; outside the frame is
-    background.
+    Bilinear, as two matrix products; outside the frame is background.
     """
     _, height, width = matte.shape
     grid = np.linspace(-PATCH_REACH, PATCH_REACH, PATCH, dtype=np.float32) * radius
-    hat = max(1.0, float(grid[1] - grid[0]))
 
     def weigh(centre: np.ndarray, length: int) -> np.ndarray:
         points = (centre[:, None] + grid)[:, :, None]  # (t, PATCH, 1)
-        return np.maximum(0, 1 - np.abs(points - np.arange(length, dtype=np.float32)) / hat) / hat
+        return np.maximum(0, 1 - np.abs(points - np.arange(length, dtype=np.float32)))
 
     rows, columns = weigh(place[:, 1], height), weigh(place[:, 0], width)
     return rows @ matte @ columns.transpose(0, 2, 1)

@@ -39,7 +39,7 @@ from odvae.shared.optimization import (
 )
 from odvae.shared.pictures import strip
 from odvae.shared.pixels import to_float, to_uint8
-from odvae.shared.run_folder import StageClock, folder_aside
+from odvae.shared.run_folder import StageClock, install_folder
 from odvae.shared.seeds import normal_per_sample
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import MetricsLog, progress_bar, progress_over
@@ -142,7 +142,8 @@ def train_vae(
     mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
     vae.register_to_config(latents_mean=mean, latents_std=std)
     if state.is_main_process:
-        save_model(vae, folder)
+        with install_folder(folder) as aside:
+            vae.save_pretrained(aside)
         run.clock.save(finished=True)
     state.wait_for_everyone()
 
@@ -162,7 +163,8 @@ def _image_vae_to_begin_from(run: VAERun) -> AutoencoderKL | None:
     image_vae = FrameVAE(make_image_vae(settings.model))
     fit(image_vae, "image VAE", settings.image_phase, run, folder, settings.image_phase.images_per_clip)
     if PartialState().is_main_process:
-        save_model(image_vae, folder)
+        with install_folder(folder) as aside:
+            image_vae.save_pretrained(aside)
     PartialState().wait_for_everyone()
     return image_vae.image_vae
 
@@ -217,7 +219,6 @@ def fit(
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
     for step in range(done + 1, optimization.steps + 1):
-        model.train()
         learning_rate = learning_rate_at(step - 1, optimization)
         set_learning_rate(optimizer, learning_rate)
         for micro_step in range(1, optimization.accumulate + 1):
@@ -318,12 +319,3 @@ def latent_statistics(
         squares = squares + (mean.square() + variance).sum(dim=(0, 2, 3, 4))
     mean = total / count
     return mean.tolist(), (squares / count - mean.square()).sqrt().tolist()
-
-
-def save_model(vae: ODVAE | FrameVAE, folder: Path) -> None:
-    """Save as a diffusers model folder; each file appears whole, config.json last: it says that the model is there."""
-    with folder_aside(folder / "model") as aside:
-        vae.save_pretrained(aside)
-    for file in sorted((folder / "model").iterdir(), key=lambda file: file.name == "config.json"):
-        file.replace(folder / file.name)
-    (folder / "model").rmdir()

@@ -86,9 +86,10 @@ def test_shape_moves_as_the_caption_says_over_a_third_of_the_width():
         assert np.abs(steps - travel / 16 * np.array(way[scene.motion])).max() < 0.01, scene  # constant speed
 
 
-def test_render_refuses_what_it_cannot_show():
-    with pytest.raises(ValueError, match="1 frames of 16 px"):
-        render(ALL_SCENES[0], 0, frames=1, size=16)
+@pytest.mark.parametrize(("frames", "size"), [(1, 48), (17, 31)])
+def test_render_refuses_what_it_cannot_show(frames, size):
+    with pytest.raises(ValueError, match=f"{frames} frames of {size} px"):
+        render(ALL_SCENES[0], 0, frames, size)
 
 
 def test_caption_and_scene_are_each_others_inverse():

@@ -50,14 +50,14 @@ def test_renders_are_read_right(size, frames):
         assert report[attribute] >= 0.99, (attribute, report)
 
 
-@pytest.mark.parametrize("size", [32, 48])
-def test_blurred_noisy_renders_of_28_db_are_read_right(size):
+@pytest.mark.parametrize(("size", "sigma", "noise"), [(32, 0.67, 8), (48, 1, 8), (48, 2, 0), (48, 0.5, 16)])
+def test_blurred_noisy_renders_of_24_to_29_db_are_read_right(size, sigma, noise):
     rng = np.random.default_rng(0)
     scenes = draw_scenes(120, seed=12)
     clean = render_all(scenes, 12, size=size)
-    noisy = [to_uint8(blur(video, size / 48) + rng.normal(0, 8, video.shape)) for video in clean]
+    noisy = [to_uint8(blur(video, sigma) + rng.normal(0, noise, video.shape)) for video in clean]
     errors = [np.mean((a.astype(float) - b) ** 2) for a, b in zip(noisy, clean, strict=True)]
-    assert 26 < 10 * np.log10(255**2 / np.mean(errors)) < 29
+    assert 23.5 < 10 * np.log10(255**2 / np.mean(errors)) < 29
     report = score(noisy, scenes)
     assert report["color"] >= 0.97
     assert report["shape"] >= 0.95
@@ -161,14 +161,34 @@ def test_two_shapes_are_unclear(same_color):
         assert judge(put_side_by_side(render(scene, i), render(other, i + 100))) == NOTHING, (scene, other)
 
 
+def test_one_shape_that_sheds_another_is_unclear():
+    for i, scene in enumerate(draw_scenes(48, seed=17)):
+        canvas = np.full((17, 72, 72, 3), 128, np.uint8)
+        canvas[:, 24:, :48] = render(scene, i)
+        canvas[:, :24, 48:] = render(scene, i + 100)[:, ::2, ::2]  # a quarter of the area
+        assert judge(canvas) == NOTHING, scene
+
+
+def test_two_shapes_of_one_color_that_cross_are_unclear():
+    verdicts = []
+    for i, scene in enumerate(draw_scenes(48, seed=18)):
+        first = render(Scene("square", scene.color, "large", "left"), i, size=64)
+        second = render(Scene("circle", scene.color, "small", "right"), i + 100, size=64)
+        colored = np.ptp(second, axis=-1, keepdims=True) > 80
+        verdicts.append(judge(np.where(colored, second, first)))
+    assert {verdict.shape for verdict in verdicts} == {UNCLEAR}
+    assert np.mean([verdict == NOTHING for verdict in verdicts]) > 0.9  # the circle may hide behind the square
+
+
 def test_only_what_is_unclear_is_called_unclear():
     for i, scene in enumerate(draw_scenes(48, seed=16)):
         video = render(scene, i)
         read = Verdict(scene.color, scene.shape, scene.motion)
-        still = video[:1].repeat(17, 0)
-        assert judge(still) == Verdict(read.color, read.shape, UNCLEAR), scene
-        there_and_back = np.concatenate([video[::2], video[-2::-2]])
-        assert judge(there_and_back) == Verdict(read.color, read.shape, UNCLEAR), scene
+        still = [0] * 17
+        there_and_back = [*range(0, 17, 2), *range(15, 0, -2)]
+        jump = [0] * 8 + [16] * 9
+        for order in (still, there_and_back, jump):
+            assert judge(video[order]) == Verdict(read.color, read.shape, UNCLEAR), (scene, order)
 
 
 def test_a_shape_that_turns_into_another_has_no_clear_shape():

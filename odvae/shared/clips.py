@@ -6,7 +6,6 @@ worker processes reads the same clips, and a resumed run goes on with the very n
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from odvae.shared.errors import InputError
-from odvae.shared.seeds import derive_seed, numpy_generator
+from odvae.shared.seeds import derive_seed, numpy_generator, shuffled_index
 from odvae.shared.settings import Settings
 from odvae.shared.shards import Sample, index_shards, list_shards
 from odvae.shared.video import VIDEO_EXTENSIONS, examine, read_frames
@@ -131,21 +130,16 @@ def frame_count(sample: Sample) -> int:
 
 
 class ClipDataset(Dataset):
-    """Sample number n -> {"video": uint8 (t, h, w, 3), "number": n}. Infinite: epoch n // len is shuffled afresh."""
+    """Sample number n -> {"video": uint8 (t, h, w, 3), "number": n}. Infinite."""
 
     def __init__(self, samples: Sequence[Sample], data: DataSettings, seed: int) -> None:
         self.samples, self.data, self.seed = list(samples), data, seed
 
     def __getitem__(self, number: int) -> dict:
-        epoch, position = divmod(number, len(self.samples))
-        sample = self.samples[self._order(epoch)[position]]
+        sample = self.samples[shuffled_index(number, len(self.samples), self.seed)]
         last_start = frame_count(sample) - self.data.span
         start = int(numpy_generator(self.seed, "clip", number).integers(0, last_start + 1))
         return {"video": load_clip(sample, self.data, start), "number": number}
-
-    @functools.lru_cache(maxsize=2)  # noqa: B019 - one dataset lives as long as its process
-    def _order(self, epoch: int) -> np.ndarray:
-        return numpy_generator(self.seed, "order", epoch).permutation(len(self.samples))
 
 
 def load_clip(sample: Sample, data: DataSettings, start: int = 0) -> Tensor:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -83,6 +82,22 @@ def folder_aside(path: str | Path) -> Iterator[Path]:
         aside.rename(path)
 
 
+@contextlib.contextmanager
+def install_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder whose files move into `path`, each whole, when the block ends well; other files there stay.
+
+    config.json moves last: where it is, the rest of the model is too.
+    """
+    path = Path(path)
+    aside = path / ".installing.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(path / file.name)
+    aside.rmdir()
+
+
 def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1) + "\n")
 
@@ -123,16 +138,6 @@ def make_output_folder(path: str | Path) -> Path:
     except OSError as error:
         raise InputError(f"cannot write into output folder {path}: {error.strerror}") from None
     return path
-
-
-def sha256_of(paths: Iterable[Path]) -> str:
-    """One digest over the bytes of several files, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def code_version() -> dict[str, str]:

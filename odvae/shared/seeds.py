@@ -6,6 +6,7 @@ same crops, noise and times for sample number n.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -37,3 +38,14 @@ def normal_per_sample(
         for number in numbers
     ]
     return torch.stack(rows)
+
+
+def shuffled_index(number: int, count: int, seed: int) -> int:
+    """Which of `count` items sample `number` is: every `count` samples visit each once, in an order of their own."""
+    epoch, position = divmod(number, count)
+    return int(_epoch_order(seed, epoch, count)[position])
+
+
+@functools.lru_cache(maxsize=4)
+def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return numpy_generator(seed, "order", epoch).permutation(count)

@@ -1,0 +1,20 @@
+"""Score the generated videos (prompt accuracy, Frechet and kernel distance) and write the report page.
+
+accelerate launch pipelines/evaluate_ldm.py [--config configs/demo.yaml] [section.key=value ...]
+"""
+
+from ldm.evaluate import evaluate_ldm
+from ldm.experiment import announce, open_videos, parse_experiment
+from odvae.shared.errors import readable_errors
+
+
+def main() -> None:
+    experiment, options = parse_experiment(__doc__)
+    folders, demo = experiment.folders, experiment.demo_videos is not None
+    evaluate_ldm(experiment.report, experiment.data, open_videos(experiment), folders, demo)
+    announce(folders.report, None, experiment, options)
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

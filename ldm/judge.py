@@ -34,7 +34,7 @@ COHERENCE = 0.75  # a frame's overlap with the mean of all: what comes apart is 
 # Shape: soft overlap (intersection over union) with the best template, and its lead over the next.
 SHAPE_OVERLAP = 0.88
 SHAPE_LEAD = 0.035
-BLURS = (0.0, 0.1, 0.2, 0.3)  # of the radius: templates may be as soft as the clip
+BLURS = (0.0, 0.08, 0.16, 0.25)  # of the radius: templates may be as soft as the clip
 # Motion: a straight path along one axis, long compared with the shape.
 TRAVEL = 0.4  # radii, first frame to last; the demo's is at least 1.1
 DOMINANCE = 2.0  # times the travel along the other axis

@@ -177,7 +177,7 @@ def test_two_shapes_of_one_color_that_cross_are_unclear():
         colored = np.ptp(second, axis=-1, keepdims=True) > 80
         verdicts.append(judge(np.where(colored, second, first)))
     assert {verdict.shape for verdict in verdicts} == {UNCLEAR}
-    assert np.mean([verdict == NOTHING for verdict in verdicts]) > 0.9  # the circle may hide behind the square
+    assert np.mean([verdict == NOTHING for verdict in verdicts]) > 0.8  # the circle may hide behind the square
 
 
 def test_only_what_is_unclear_is_called_unclear():

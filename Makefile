@@ -1,0 +1,42 @@
+# make test   installs what it needs, then lints and runs the tests
+# make demo   installs what it needs, then trains, encodes, generates and scores; ends with runs/demo/report/report.html
+# Both need a Debian-like machine with make and Python 3.10-3.13, and nothing else.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CONFIG := configs/demo.yaml
+LAUNCH := $(BIN)/accelerate launch
+# The first Python on the path that the project supports; `make PYTHON=/path/to/python` chooses another.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
+	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: install test demo lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.10-3.13 found: install one, or run make PYTHON=/path/to/python"; exit 1; }
+	@# Debian ships venv apart from Python.
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { test "$$(id -u)" = 0 && apt-get update -q \
+		&& apt-get install -qy python3-venv && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); } \
+		|| { echo "cannot make a virtual environment; on Debian: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/pytest
+
+demo: install
+	$(LAUNCH) pipelines/train_vae.py --config $(CONFIG)
+	$(LAUNCH) pipelines/encode_latents.py --config $(CONFIG)
+	$(LAUNCH) pipelines/train_ldm.py --config $(CONFIG)
+	$(LAUNCH) pipelines/sample_video.py --config $(CONFIG)
+	$(LAUNCH) pipelines/evaluate_vae.py --config $(CONFIG)
+	$(LAUNCH) pipelines/evaluate_ldm.py --config $(CONFIG)
+
+clean:
+	rm -rf $(VENV) build *.egg-info

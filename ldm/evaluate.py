@@ -104,7 +104,7 @@ def _reconstruct(
 def _reconstruction_part(rows: list[dict], data: DataSettings, demo: bool) -> dict:
     protocol = (
         f"{len(rows)} held-out clips of {data.frames} frames, {data.height}x{data.width}, stride {data.stride}, from "
-        "frame 0; whole clip, posterior mean; PSNR and SSIM per frame (peak 2 on [-1, 1]; RGB, Gaussian 11, sigma 1.5), "
+        "frame 0; whole clip, posterior mean; PSNR and SSIM a frame (peak 2 on [-1, 1]; RGB, Gaussian 11, sigma 1.5), "
         "mean over frames, then clips"
     )
     scores = {name: [row[name] for row in rows] for name in ("psnr", "ssim")}

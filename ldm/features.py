@@ -6,6 +6,8 @@ not I3D's, and the values compare only with values of this network at the same s
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,7 @@ class RandomConv3d(nn.Module):
         # numpy's generator is the same on every version and machine, torch's is not promised to be
         rng = np.random.default_rng(0)
         self.kernels = nn.ParameterList()
-        for c_in, c_out in zip(WIDTHS, WIDTHS[1:], strict=False):
+        for c_in, c_out in itertools.pairwise(WIDTHS):
             kernel = rng.standard_normal((c_out, c_in, 3, 3, 3)) * np.sqrt(2 / (27 * c_in))
             self.kernels.append(nn.Parameter(torch.from_numpy(kernel).float(), requires_grad=False))
 

@@ -8,7 +8,7 @@ from odvae.shared.errors import InputError
 
 
 def frechet_distance(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray) -> float:
-    """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of Gaussians with means (d,), covariances (d, d) (Heusel et al. 2017).
+    """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of Gaussians: means (d,), covariances (d, d) (Heusel et al. 2017).
 
     In float64; the trace of the root comes from the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric, so no
     complex or huge values arise where a covariance is singular (fewer samples than features).

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import written_aside
@@ -41,8 +42,11 @@ def decode(data: bytes | Path, name: str) -> Iterator[np.ndarray]:
         with av.open(source) as container:
             if not container.streams.video:
                 raise VideoError(f"{name}: has no video stream")
-            for frame in container.decode(video=0):
-                pixels = frame.to_ndarray(format="rgb24")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # parallelism comes from the loader's processes
+            to_rgb = VideoReformatter()  # kept over the frames: a new converter each would cost more than decoding
+            for frame in container.decode(stream):
+                pixels = to_rgb.reformat(frame, format="rgb24").to_ndarray()
                 quarter_turns = round(frame.rotation / 90) % 4
                 yield np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
     except av.error.FFmpegError as error:

@@ -1,4 +1,4 @@
-"""From an image VAE's weights to a video VAE's: the paper's tail initialisation, and what it is compared with (3.3).
+"""How weights begin: from scratch, or from an image VAE's by the paper's tail initialisation (section 3.3).
 
 A 2D kernel fills the last time slice of a 3D one (tail), or is spread evenly over all slices (average). The tensors'
 names are the same in both models, so only the kernels' shapes differ.
@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from odvae.shared.errors import InputError
 
@@ -39,3 +40,22 @@ def inflate_state(image: dict[str, Tensor], video: dict[str, Tensor], init: Init
             raise InputError(f"{name}: the image VAE has {tuple(tensor.shape)}, OD-VAE {tuple(like.shape)}")
         state[name] = tensor.to(like.dtype)
     return state
+
+
+@torch.no_grad()
+def initialize_from_scratch(vae: nn.Module) -> None:
+    """Give a VAE (image or video) weights that learn fast from nothing; in place.
+
+    Convolutions keep their input's variance, each residual block starts as the identity, and the posterior starts
+    narrow (standard deviation e^-3), so that the decoder sees a signal from the first step. With torch's defaults a
+    small VAE spends hundreds of steps on grey pictures first (LOG.md has the measurement).
+    """
+    for name, module in vae.named_modules():
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+            if name.endswith(".conv2"):
+                nn.init.zeros_(module.weight)
+    _, log_variance = vae.quant_conv.weight.chunk(2, dim=0)
+    log_variance.mul_(0.1)
+    vae.quant_conv.bias.chunk(2)[1].fill_(-6.0)

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from odvae.frame_vae import FrameVAE
-from odvae.initialization import Init
+from odvae.initialization import Init, initialize_from_scratch
 from odvae.layers import keep_channels_last
 from odvae.losses import LossSettings, vae_loss
 from odvae.metrics import psnr, ssim
@@ -134,6 +134,7 @@ def train_vae(
     torch.manual_seed(seed)  # for the weights that no image VAE gives
     if image_vae is None:
         vae = ODVAE(**settings.model.model_dump())
+        initialize_from_scratch(vae)
     else:
         mode = {"norm": settings.model.norm, "temporal_upsample": settings.model.temporal_upsample}
         vae = ODVAE.from_image_vae(image_vae, settings.model.variant, settings.init, **mode)
@@ -171,7 +172,7 @@ def _image_vae_to_begin_from(run: VAERun) -> AutoencoderKL | None:
 
 def make_image_vae(model: ModelSettings) -> AutoencoderKL:
     """Stable Diffusion's image VAE in the sizes of `model`, with random weights."""
-    return AutoencoderKL(
+    image_vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=model.block_out_channels,
@@ -179,6 +180,8 @@ def make_image_vae(model: ModelSettings) -> AutoencoderKL:
         latent_channels=model.latent_channels,
         norm_num_groups=model.norm_num_groups,
     )
+    initialize_from_scratch(image_vae)
+    return image_vae
 
 
 def load_image_vae(name: str, model: ModelSettings) -> AutoencoderKL:

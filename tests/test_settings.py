@@ -1,0 +1,84 @@
+"""Settings: strict, explained, and every shipped file loads."""
+
+import pytest
+from conftest import REPOSITORY
+
+from ldm.experiment import Experiment
+from odvae.shared.errors import InputError
+from odvae.shared.settings import dump_settings, load_settings, read_yaml, settings_help
+
+CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_opens_with_its_purpose_and_command_and_survives_a_round_trip(path, tmp_path):
+    experiment = load_settings(Experiment, path)
+    header = [line for line in path.read_text().splitlines()[:6] if line.startswith("#")]
+    assert len(header) >= 3, "a config opens with purpose, command, cost and the number to expect"
+    assert any("accelerate launch" in line or "make demo" in line for line in header)
+    (tmp_path / "again.yaml").write_text(dump_settings(experiment))
+    assert load_settings(Experiment, tmp_path / "again.yaml") == experiment
+
+
+def load(tmp_path, text, *overrides):
+    (tmp_path / "x.yaml").write_text(text)
+    return load_settings(Experiment, tmp_path / "x.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {frame: 17}", r"x\.yaml:\n  data\.frame: unknown key; did you mean frames\? allowed: shards, frames"),
+        ("vae: {video_phase: {stepz: 3}}", r"vae\.video_phase\.stepz: unknown key; did you mean steps"),
+        ("seed: one", r"seed: found 'one'"),
+        ("seed: true", r"seed: found True"),
+        ("ldm: {optimization: {learning_rate: fast}}", r"ldm\.optimization\.learning_rate: found 'fast'"),
+        ("data: {frames: 16}", r"data\.frames: frames must be 4k\+1, found 16; nearest: 13 or 17"),
+        ("data: {height: 50}", r"data\.height: found 50; .*multiple of 8"),
+        ("vae: {init: random}", "init=random takes nothing from an image VAE"),
+        ("vae: {model: {block_out_channels: [16, 20, 32, 32], norm_num_groups: 8}}", "8 does not divide"),
+        ("ldm: {model: {width: 100, heads: 3}}", "width / heads must be even"),
+        ("tracker: mlflow", "'none', 'wandb' or 'tensorboard'"),
+        ("seed: 1\nseed: 2", "key given twice: seed"),
+        ("seed: [1", "not valid YAML"),
+        ("just words", "expected sections"),
+    ],
+)
+def test_bad_settings_are_errors_that_name_file_key_and_what_is_allowed(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(tmp_path, text)
+    assert "x.yaml" in str(error.value)
+
+
+def test_numbers_and_words_mean_what_they_look_like():
+    assert read_yaml("[1e-4, 2E3, .5, 3, yes, no, true, 2024-01-01]", "x") == [
+        1e-4, 2e3, 0.5, 3, "yes", "no", True, "2024-01-01",
+    ]  # fmt: skip
+
+
+def test_overrides_reach_any_depth_and_are_checked(tmp_path):
+    assert load(tmp_path, "seed: 1", "vae.loss.kl=1e-3", "run=runs/x").vae.loss.kl == 1e-3
+    with pytest.raises(InputError, match=r"vae\.loss\.klx: unknown key"):
+        load(tmp_path, "seed: 1", "vae.loss.klx=1")
+    with pytest.raises(InputError, match=r"expected section\.key=value"):
+        load(tmp_path, "seed: 1", "vae.loss.kl")
+    with pytest.raises(InputError, match="is a value, not a section"):
+        load(tmp_path, "seed: 1", "seed.x=1")
+
+
+def test_settings_cannot_be_changed_after_loading(tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        load(tmp_path, "seed: 1").seed = 2
+
+
+def leaves(kind, prefix=""):
+    for name, field in kind.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", None)
+        yield from leaves(field.annotation, f"{prefix}{name}.") if inner else [(f"{prefix}{name}", field)]
+
+
+def test_help_shows_every_key_with_a_meaning():
+    text = settings_help(Experiment)
+    for dotted, field in leaves(Experiment):
+        assert dotted in text
+        assert field.description, f"{dotted} has no meaning"

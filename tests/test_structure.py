@@ -1,0 +1,59 @@
+"""The house: which floor imports which, and what an installation adds."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+
+# A floor may import itself and those before it.
+FLOORS = ["odvae.shared", "odvae", "ldm"]
+
+
+def floor_of(module: str) -> int | None:
+    for level, floor in enumerate(FLOORS):
+        if module == floor or module.startswith(floor + "."):
+            return level
+    return None
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", sorted([*REPOSITORY.glob("odvae/**/*.py"), *REPOSITORY.glob("ldm/**/*.py")]), ids=str)
+def test_imports_point_down(path):
+    own = floor_of(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
+    for module in imports(path):
+        other = floor_of(module)
+        assert other is None or other <= own, f"{path} imports {module} from a floor above"
+        assert module.split(".")[0] not in ("pipelines", "tools", "tests", "configs")
+
+
+def test_an_installation_adds_only_the_two_packages(tmp_path):
+    names = ("odvae", "ldm", "pipelines", "tools", "tests", "configs")
+    code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "['odvae', 'ldm']"
+
+
+def test_pipeline_scripts_are_short_and_name_their_command():
+    for path in (REPOSITORY / "pipelines").glob("*.py"):
+        text = path.read_text()
+        assert f"accelerate launch pipelines/{path.name}" in ast.get_docstring(ast.parse(text))
+        assert len(text.splitlines()) < 60
+
+
+def test_no_file_is_read_by_unpickling():
+    for path in [*REPOSITORY.glob("odvae/**/*.py"), *REPOSITORY.glob("ldm/**/*.py")]:
+        assert not imports(path) & {"pickle", "dill", "cloudpickle", "joblib"}
+        assert "weights_only=False" not in path.read_text()

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from accelerate import PartialState
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ldm.encode import LatentSettings
 from ldm.evaluate import ReportSettings
@@ -58,6 +58,13 @@ class Experiment(Settings):
     """What is generated, and how."""
     report: ReportSettings = ReportSettings()
     """What is scored and shown."""
+
+    @model_validator(mode="after")
+    def _training_clips_are_no_longer_than_the_clips(self) -> Experiment:
+        frames = self.vae.video_phase.frames
+        if frames is not None and frames > self.data.frames:
+            raise ValueError(f"vae.video_phase.frames={frames} is more than data.frames={self.data.frames}")
+        return self
 
     @property
     def folders(self) -> RunFolder:

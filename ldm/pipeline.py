@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ldm.dit import DiT
 from ldm.text import encode_captions
 from odvae.model import ODVAE, SPACE_FACTOR, TIME_FACTOR
-from odvae.shared.clips import nearest_frame_counts
+from odvae.shared.clips import check_frames
 from odvae.shared.errors import InputError
 
 
@@ -91,9 +91,7 @@ class TextToVideoPipeline(DiffusionPipeline):
     def _latent_shape(self, frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int, int]:
         t, h, w = self.transformer.config.sample_size
         if frames is not None:
-            if frames < 1 or frames % TIME_FACTOR != 1:
-                raise InputError(f"num_frames must be 4k+1, found {frames}; nearest: {nearest_frame_counts(frames)}")
-            t = (frames - 1) // TIME_FACTOR + 1
+            t = (check_frames(frames) - 1) // TIME_FACTOR + 1
         for name, size in (("height", height), ("width", width)):
             if size is not None and (size < SPACE_FACTOR or size % SPACE_FACTOR):
                 raise InputError(f"{name} must be a multiple of {SPACE_FACTOR}, found {size}")

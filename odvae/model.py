@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from odvae.initialization import Init, inflate_state
 from odvae.layers import Downsample, FrameAttention, ResnetBlock, Stream, Upsample, VideoGroupNorm, make_conv
-from odvae.shared.clips import nearest_frame_counts
+from odvae.shared.clips import check_frames
 from odvae.shared.errors import InputError
 
 TIME_FACTOR, SPACE_FACTOR = 4, 8
@@ -296,8 +296,8 @@ class ODVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         shape = tuple(video.shape)
         if video.ndim != 5 or shape[1] != 3:
             raise InputError(f"a video is (batch, 3, frames, height, width), found {shape}")
-        if not any_length and shape[2] % TIME_FACTOR != 1:
-            raise InputError(f"frames must be 4k+1, found {shape[2]}; nearest: {nearest_frame_counts(shape[2])}")
+        if not any_length:
+            check_frames(shape[2])
         if shape[3] % SPACE_FACTOR or shape[4] % SPACE_FACTOR or 0 in shape[3:]:
             raise InputError(f"height and width must be multiples of 8, found {shape[3]}x{shape[4]}")
 

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from diffusers import AutoencoderKL
 from einops import rearrange
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from odvae.frame_vae import FrameVAE
@@ -24,7 +24,7 @@ from odvae.losses import LossSettings, vae_loss
 from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE, SPACE_FACTOR, TIME_FACTOR
 from odvae.shared.checkpoints import Checkpoints, StopRequest, begin_stage
-from odvae.shared.clips import ClipDataset, DataSettings, StepSampler, VideoSet, endless_loader, load_clip
+from odvae.shared.clips import ClipDataset, DataSettings, StepSampler, VideoSet, check_frames, endless_loader, load_clip
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import (
     OptimizationSettings,
@@ -72,8 +72,20 @@ class ModelSettings(Settings):
 
 
 class ImagePhaseSettings(OptimizationSettings):
-    images_per_clip: int = Field(4, ge=1)
-    """Frames taken from each decoded clip, spread over it; a micro-step sees batch_size * images_per_clip images."""
+    images_per_clip: int = Field(1, ge=1)
+    """Frames taken from each decoded clip, spread over it; a micro-step sees batch_size * images_per_clip images.
+    More than one saves decoding and costs variety: frames of one clip are nearly the same picture."""
+
+
+class VideoPhaseSettings(OptimizationSettings):
+    frames: int | None = Field(None, ge=5)
+    """Frames a training clip, 4k+1; null: data.frames. The model is convolutional in time, so it may train on shorter
+    clips than it is used for (the paper trains on 25 and is measured on 33)."""
+
+    @field_validator("frames")
+    @classmethod
+    def _frames_are_4k_plus_1(cls, frames: int | None) -> int | None:
+        return frames if frames is None else check_frames(frames)
 
 
 class VAESettings(Settings):
@@ -85,7 +97,7 @@ class VAESettings(Settings):
     """Folder or hub name of the image VAE (diffusers AutoencoderKL) to begin from; null: the image phase trains one."""
     image_phase: ImagePhaseSettings | None = ImagePhaseSettings()
     """Training as an image VAE, before; null with image_vae, or with init=random."""
-    video_phase: OptimizationSettings = OptimizationSettings()
+    video_phase: VideoPhaseSettings = VideoPhaseSettings()
     """Training on clips."""
     loss: LossSettings = LossSettings()
     """What is minimised, in both phases."""
@@ -162,7 +174,7 @@ def _image_vae_to_begin_from(run: VAERun) -> AutoencoderKL | None:
     assert settings.image_phase is not None  # the settings' validator saw to it
     torch.manual_seed(run.seed)
     image_vae = FrameVAE(make_image_vae(settings.model))
-    fit(image_vae, "image VAE", settings.image_phase, run, folder, settings.image_phase.images_per_clip)
+    fit(image_vae, "image VAE", settings.image_phase, run, folder)
     if PartialState().is_main_process:
         with install_folder(folder) as aside:
             image_vae.save_pretrained(aside)
@@ -200,12 +212,11 @@ def load_image_vae(name: str, model: ModelSettings) -> AutoencoderKL:
 def fit(
     network: ODVAE | FrameVAE,
     name: str,
-    optimization: OptimizationSettings,
+    optimization: ImagePhaseSettings | VideoPhaseSettings,
     run: VAERun,
     folder: Path,
-    images_per_clip: int | None = None,
 ) -> ODVAE | FrameVAE:
-    """Train a network for `optimization.steps` steps, on clips or on `images_per_clip` single frames of each.
+    """Train a network for `optimization.steps` steps, on single frames or on clips as its settings say.
 
     Returns it with its averaged (EMA) weights. `step` counts completed optimiser steps; data, noise and learning rate
     are functions of it, so a run that is killed anywhere and started again ends in the same weights.
@@ -218,7 +229,7 @@ def fit(
     checkpoints = Checkpoints(folder, accelerator, optimization.keep_checkpoints)
     done = checkpoints.load_latest()
     log = MetricsLog(folder, accelerator, resumed_at=done)
-    batches = video_batches(run, optimization, accelerator, done, images_per_clip)
+    batches = video_batches(run, optimization, accelerator, done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
     for step in range(done + 1, optimization.steps + 1):
@@ -261,19 +272,24 @@ def fit(
 
 
 def video_batches(
-    run: VAERun, optimization: OptimizationSettings, accelerator: Accelerator, done: int, images_per_clip: int | None
+    run: VAERun, optimization: ImagePhaseSettings | VideoPhaseSettings, accelerator: Accelerator, done: int
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Training batches from step `done` on: (video in [-1, 1], one number a sample from which its noise follows)."""
-    data = run.data
-    if images_per_clip is not None:  # frames spread over the clip, at most images_per_clip
-        stride = max(1, data.span // images_per_clip)
-        data = data.model_copy(update={"frames": min(images_per_clip, data.frames), "stride": stride})
+    """Training batches from step `done` on: (video in [-1, 1], one number a sample from which its noise follows).
+
+    In the image phase a video is one frame.
+    """
+    data, images = run.data, isinstance(optimization, ImagePhaseSettings)
+    if images:  # frames spread over the clip
+        frames = min(optimization.images_per_clip, data.frames)
+        data = data.model_copy(update={"frames": frames, "stride": max(1, data.span // frames)})
+    elif optimization.frames is not None:
+        data = data.model_copy(update={"frames": optimization.frames})
     sampler = StepSampler(
         optimization.batch_size, optimization.accumulate, accelerator.process_index, accelerator.num_processes, done
     )
     for batch in endless_loader(ClipDataset(run.videos.train, data, run.seed), sampler, data.workers):
         video, numbers = batch["video"].to(accelerator.device, non_blocking=True), batch["number"].tolist()
-        if images_per_clip is not None:
+        if images:
             numbers = [number * data.frames + i for number in numbers for i in range(data.frames)]
             video = rearrange(video, "b t h w c -> (b t) 1 h w c")
         yield to_float(video), numbers

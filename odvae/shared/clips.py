@@ -43,14 +43,19 @@ class DataSettings(Settings):
     @field_validator("frames")
     @classmethod
     def _frames_are_4k_plus_1(cls, frames: int) -> int:
-        if frames % 4 != 1:
-            raise ValueError(f"frames must be 4k+1, found {frames}; nearest: {nearest_frame_counts(frames)}")
-        return frames
+        return check_frames(frames)
 
     @property
     def span(self) -> int:
         """Video frames from a clip's first to its last, both counted."""
         return (self.frames - 1) * self.stride + 1
+
+
+def check_frames(frames: int) -> int:
+    """`frames`, which must be 4k+1; else InputError with the nearest numbers that are."""
+    if frames % 4 != 1:
+        raise InputError(f"frames must be 4k+1, found {frames}; nearest: {nearest_frame_counts(frames)}")
+    return frames
 
 
 def nearest_frame_counts(frames: int) -> str:

@@ -30,7 +30,7 @@ class OptimizationSettings(Settings):
     accumulate: int = Field(1, ge=1)
     """Micro-steps a step: the global batch is ranks * accumulate * batch_size."""
     optimizer: str = "adamw"
-    """Any optimiser timm's factory knows by name. "nadamuon" learns two to four times faster a step than "adamw" here."""
+    """Any optimiser timm's factory knows by name. "nadamuon" learns far more a step than "adamw" (LOG.md)."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(0, ge=0)

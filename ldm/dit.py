@@ -153,8 +153,6 @@ class DiT(ModelMixin, ConfigMixin):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        for module in (self.time_embedding.linear_1, self.time_embedding.linear_2):
-            nn.init.normal_(module.weight, std=0.02)
         for module in (self.final_modulation, self.final_linear, *(block.modulation for block in self.blocks)):
             nn.init.zeros_(module.weight)
 

@@ -18,7 +18,7 @@ import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
-from odvae.shared.errors import InputError
+from odvae.shared.errors import InputError, write_errors_named
 from odvae.shared.optimization import MAY_CHANGE_ON_RESUME
 from odvae.shared.run_folder import make_output_folder, read_json, write_json, write_text
 from odvae.shared.settings import Settings, read_yaml
@@ -48,7 +48,8 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(aside))
+        with write_errors_named(aside):
+            self.accelerator.save_state(str(aside))
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             write_json(aside / "state.json", {"step": step, "ranks": self.accelerator.num_processes})

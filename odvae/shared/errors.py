@@ -6,6 +6,9 @@ import contextlib
 import errno
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 class InputError(ValueError):
@@ -39,6 +42,22 @@ def readable_errors() -> Iterator[None]:
         )
     except KeyboardInterrupt:
         _fail("interrupted: what was written before is intact; run the same command again to go on.", 130)
+
+
+@contextlib.contextmanager
+def write_errors_named(path: Path) -> Iterator[None]:
+    """Within it, a model file that cannot be written is an InputError with its path.
+
+    safetensors and torch.save report a full disk by errors of their own, not by OSError.
+    """
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as error:
+        if not isinstance(error, SafetensorError) and "PytorchStreamWriter" not in str(error):
+            raise
+        raise InputError(
+            f"cannot write {path}: {error}. What was written before is intact; run the same command again to go on"
+        ) from None
 
 
 def _fail(message: str, status: int) -> None:

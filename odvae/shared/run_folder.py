@@ -15,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from odvae.shared.errors import InputError
+from odvae.shared.errors import InputError, write_errors_named
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ def install_folder(path: str | Path) -> Iterator[Path]:
     aside = path / ".installing.partial"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    yield aside
+    with write_errors_named(path):
+        yield aside
     for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
         file.replace(path / file.name)
     aside.rmdir()

@@ -51,10 +51,11 @@ def test_render_shows_the_same_clip_at_any_size_and_length():
 
 def test_shape_stays_inside_the_frame_and_the_background_stays_grey():
     for i, scene in enumerate(ALL_SCENES):
-        colored = saturation(render(scene, i, frames=5, size=64)) > 0.5
-        border = colored[:, [0, -1], :].sum() + colored[:, :, [0, -1]].sum()
-        assert border <= 10, scene  # a triangle's tip may share a border pixel with the background
-        assert saturation(render(scene, i, frames=5, size=64))[~grow(colored)].max() < 0.15, scene
+        colorful = saturation(render(scene, i, frames=5, size=64))
+        filled = colorful > 0.7  # more than half covered: a soft edge may reach into the border's pixels
+        border = filled[:, [0, -1], :].sum() + filled[:, :, [0, -1]].sum()
+        assert border <= 10, scene
+        assert colorful[~grow(colorful > 0.5)].max() < 0.15, scene
 
 
 def grow(mask: np.ndarray) -> np.ndarray:

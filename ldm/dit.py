@@ -174,10 +174,13 @@ class DiT(ModelMixin, ConfigMixin):
         return rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
     def _condition(self, sigma: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
-        """What modulates every block: time plus the mean of the text's tokens. (b, d)"""
+        """What modulates every block: time plus the sum of the n text tokens over sqrt(n). (b, d)
+
+        Not their mean: that would make each word's share, and with it what tells two captions apart, 1/n.
+        """
         waves = get_timestep_embedding(1000 * sigma, 256, flip_sin_to_cos=True, downscale_freq_shift=0)
         weight = text_mask.to(text.dtype).unsqueeze(-1)
-        pooled = (text * weight).sum(1) / weight.sum(1).clamp(min=1)
+        pooled = (text * weight).sum(1) / weight.sum(1).clamp(min=1).sqrt()
         return F.silu(self.time_embedding(waves.to(text.dtype)) + self.pooled_text_embedding(pooled))
 
     def _token_grid(self, latents: Tensor) -> tuple[int, int, int]:

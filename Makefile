@@ -5,7 +5,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG := configs/demo.yaml
-LAUNCH := $(BIN)/accelerate launch
+LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 # The first Python on the path that the project supports; `make PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)

@@ -1,6 +1,7 @@
 """A diffusion transformer for video latents (Peebles & Xie 2023, arXiv 2212.09748), conditioned on time and text.
 
-Full attention over time and space with 3D rotary positions, adaLN-Zero, cross-attention to text, qk-norm.
+Full attention over time and space with 3D rotary (and, at the input, absolute) positions, adaLN-Zero, cross-attention
+to text, qk-norm.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ class DiT(ModelMixin, ConfigMixin):
             raise InputError(f"width={width}, heads={heads}: width / heads must be an even number of at least 16")
         patch_values = latent_channels * patch_size[0] * patch_size[1] * patch_size[2]
         self.patch_embedding = nn.Linear(patch_values, width)
+        self.position_embedding = nn.Linear(width // heads, width)
         self.time_embedding = TimestepEmbedding(256, width)
         self.text_embedding = nn.Sequential(nn.RMSNorm(text_width, eps=1e-6), nn.Linear(text_width, width))
         self.pooled_text_embedding = nn.Linear(width, width)
@@ -161,9 +163,9 @@ class DiT(ModelMixin, ConfigMixin):
         grid = self._token_grid(latents)
         pt, ph, pw = self.config.patch_size
         x = rearrange(latents, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
-        x = self.patch_embedding(x)  # (b, n, d)
         head_width = self.config.width // self.config.heads
         angles = rotary_angles(grid, head_width, self.config.rope_theta, x.device)  # (n, head_width / 2)
+        x = self.patch_embedding(x) + self._where(angles).to(x.dtype)  # (b, n, d)
         text = self.text_embedding(text.to(x.dtype))  # (b, m, d)
         condition = self._condition(sigma, text, text_mask)  # (b, d)
         for block in self.blocks:
@@ -172,6 +174,14 @@ class DiT(ModelMixin, ConfigMixin):
         x = self.final_linear(modulate(x, shift, scale))  # (b, n, c pt ph pw)
         t, h, w = grid
         return rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
+    def _where(self, angles: Tensor) -> Tensor:
+        """Where each token stands, (n, d), from the same angles.
+
+        Rotary attention sees differences of positions only. From those alone a network is slow to find out which frame
+        comes first, and so whether a thing moves left or right.
+        """
+        return self.position_embedding(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.dtype))
 
     def _condition(self, sigma: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
         """What modulates every block: time plus the sum of the n text tokens over sqrt(n). (b, d)

@@ -19,6 +19,7 @@ from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import Tracker
 from odvae.shared.packing import describe, pack_folder
+from odvae.shared.ranks import join_ranks
 from odvae.shared.run_folder import RunFolder
 from odvae.shared.settings import Settings, parse_command_line
 from odvae.train import VAESettings
@@ -78,7 +79,8 @@ class Experiment(Settings):
 def parse_experiment(
     description: str | None, extra: argparse.ArgumentParser | None = None
 ) -> tuple[Experiment, argparse.Namespace]:
-    """The experiment a pipeline script was asked for, and the options of `extra`."""
+    """The experiment a pipeline script was asked for, and the options of `extra`; joins the launch's other ranks."""
+    join_ranks()
     return parse_command_line(Experiment, description or "", DEFAULT_CONFIG, extra)
 
 

@@ -239,7 +239,7 @@ def fit(
             stop.end(folder, step, accelerator.is_main_process)
     progress.close()
     network.load_state_dict(ema.module.state_dict())
-    accelerator.end_training()
+    log.close()
     return network.eval()
 
 

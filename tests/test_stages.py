@@ -151,23 +151,28 @@ def same_weights(a: Path, b: Path, tolerance: float):
 
 
 def test_two_ranks_train_and_encode_as_one_rank_with_the_same_global_batch(run, tmp_path):
-    two = tmp_path / "run"
-    shutil.copytree(run / "shards", two / "shards")
-    on_two_ranks("train_vae.py", two, "vae.image_phase.batch_size=1", "vae.video_phase.batch_size=1")
+    """By plain gradient descent: Adam would blow rounding up where a gradient is nearly zero."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        shutil.copytree(run / "shards", folder / "shards")
+    descent = [f"vae.{phase}.optimizer=sgd" for phase in ("image_phase", "video_phase")]
+    succeed(command("train_vae.py", one, *descent))
+    on_two_ranks("train_vae.py", two, *descent, "vae.image_phase.batch_size=1", "vae.video_phase.batch_size=1")
     state = json.loads((two / "vae/checkpoints/step_00000006/state.json").read_text())
     assert state["ranks"] == 2
-    same_weights(run / "vae", two / "vae", 1e-6)
+    same_weights(one / "vae", two / "vae", 1e-6)
+
     shutil.rmtree(two / "vae")
     shutil.copytree(run / "vae", two / "vae")
     on_two_ranks("encode_latents.py", two)
     for path in (run / "latents").glob("*.tar"):
         assert (two / "latents" / path.name).read_bytes() == path.read_bytes()
-    on_two_ranks("train_ldm.py", two, "ldm.optimization.batch_size=1", "ldm.optimization.accumulate=2")
-    same_weights(run / "ldm", two / "ldm", 1e-6)
-    on_two_ranks("sample_video.py", two, "samples.batch_size=2")
-    assert {p.name for p in (two / "samples").glob("*.mp4")} >= {
-        p.name for p in (run / "samples").glob("held_out*.mp4")
-    }
+
+    succeed(command("train_ldm.py", two, "ldm.optimization.optimizer=sgd"))
+    (two / "ldm").rename(one / "ldm")
+    halves = ["ldm.optimization.batch_size=1", "ldm.optimization.accumulate=2"]
+    on_two_ranks("train_ldm.py", two, "ldm.optimization.optimizer=sgd", *halves)
+    same_weights(one / "ldm", two / "ldm", 1e-6)
 
 
 def test_ctrl_c_saves_a_checkpoint_says_so_and_the_same_command_goes_on(run, tmp_path):

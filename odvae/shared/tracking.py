@@ -47,6 +47,11 @@ class MetricsLog:
         for tracker in self.accelerator.trackers:
             tracker.log_images({name: picture[None]}, step=step)
 
+    def close(self) -> None:
+        """End the trackers' runs. Not accelerate's end_training: that also parts the ranks, which have work left."""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
+
 
 def progress_bar(description: str, done: int, total: int, unit: str = "step") -> tqdm:
     """A bar with rate and time left on the main process; a line every ten seconds where the output is no terminal."""

@@ -6,16 +6,16 @@ One latent shard a video shard. A shard appears when it is whole; a run that was
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-import safetensors.torch
 import torch
 from accelerate import PartialState
 from pydantic import Field
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -31,6 +31,7 @@ from odvae.shared.run_folder import StageClock, code_version, read_json, write_j
 from odvae.shared.settings import Settings
 from odvae.shared.shards import Sample, shard_writer
 from odvae.shared.tracking import progress_bar
+from odvae.statistics import ChannelSums
 
 TEXT_ENCODER_FOLDER = "text_encoder"
 EMPTY_TEXT = "empty_text.safetensors"
@@ -100,7 +101,7 @@ def encode_latents(
     with progress_bar("encoding", 0, total, unit="clip") as bar:
         for shard in mine:
             if not _shard_record(folder, shard).exists():
-                _encode_shard(shard, by_shard[shard], settings, text, data, vae, encoder, folder, bar)
+                _encode_shard(shard, by_shard[shard], settings, text, data, vae, vae_sha256, encoder, folder, bar)
             else:
                 bar.update(len(by_shard[shard]) * settings.clips_per_video)
     state.wait_for_everyone()
@@ -138,13 +139,14 @@ def _encode_shard(
     text: TextSettings,
     data: DataSettings,
     vae: ODVAE,
+    vae_sha256: str,
     encoder: TextEncoder,
     folder: Path,
     bar,
 ) -> None:
     """Write one latent shard and its record: count, hash, and the sums that the statistics are made of."""
     clips = ClipList(samples, data, settings.clips_per_video)
-    sums = {"count": 0, "mean": 0.0, "square": 0.0}
+    sums = ChannelSums()
     with shard_writer(folder / shard.name) as writer:
         for batch in DataLoader(clips, settings.batch_size, num_workers=data.workers):
             captions = [samples[i].read_text() for i in batch["index"].tolist()]
@@ -161,7 +163,7 @@ def _encode_shard(
                     }
                 )
                 if not is_held_out(source.key, data.held_out):
-                    _add_to_sums(sums, mean[i], std[i])
+                    sums.add(mean[i], std[i])
             bar.update(len(captions))
     record = {
         "name": shard.name,
@@ -170,8 +172,8 @@ def _encode_shard(
         "source": str(shard),
         "source_sha256": file_fingerprint(shard),
         "shape": list(mean.shape[1:]),
-        "vae_sha256": weights_fingerprint(vae),
-        "sums": {name: value.tolist() if isinstance(value, Tensor) else value for name, value in sums.items()},
+        "vae_sha256": vae_sha256,
+        "sums": sums.to_json(),
     }
     _shard_record(folder, shard).parent.mkdir(exist_ok=True)
     write_json(_shard_record(folder, shard), record)
@@ -182,14 +184,6 @@ def encode_clips(vae: ODVAE, video: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 clips (b, t, h, w, 3) -> posterior mean and std (b, c, k, h, w) in float32."""
     posterior = vae.encode(to_float(video.to(vae.device))).latent_dist
     return posterior.mean.float(), posterior.std.float()
-
-
-def _add_to_sums(sums: dict, mean: Tensor, std: Tensor) -> None:
-    """Sums over positions, a channel, in float64: of the latents, and of their expected squares."""
-    mean, std = mean.double().cpu(), std.double().cpu()
-    sums["count"] += mean[0].numel()
-    sums["mean"] = sums["mean"] + mean.sum(dim=(1, 2, 3))
-    sums["square"] = sums["square"] + (mean.square() + std.square()).sum(dim=(1, 2, 3))
 
 
 def _shard_record(folder: Path, shard: Path) -> Path:
@@ -215,7 +209,7 @@ def _write_empty_text(encoder: TextEncoder, text: TextSettings, settings: Latent
     embedding, mask = encoder.encode([""], text.max_tokens)
     tensors = {"text": embedding[0].to(DTYPES[settings.dtype]).cpu(), "text_mask": mask[0].cpu()}
     with written_aside(folder / EMPTY_TEXT) as file:
-        file.write(safetensors.torch.save(tensors))
+        file.write(save_safetensors(tensors))
 
 
 def _write_manifest(
@@ -229,13 +223,10 @@ def _write_manifest(
     folder: Path,
 ) -> None:
     records = [read_json(_shard_record(folder, shard)) for shard in shards]
-    count = sum(record["sums"]["count"] for record in records)
-    mean, square = (
-        np.sum([record["sums"][name] for record in records if record["sums"]["count"]], axis=0) / count
-        for name in ("mean", "square")
-    )
+    sums = sum((ChannelSums.from_json(record["sums"]) for record in records), ChannelSums())
+    latents_mean, latents_std = sums.mean_and_std()
     shape = tuple(records[0]["shape"])
-    entries, train = sum(record["entries"] for record in records), count // int(np.prod(shape[1:]))
+    entries, train = sum(record["entries"] for record in records), sums.count // math.prod(shape[1:])
     manifest = Manifest(
         vae_sha256=vae_sha256,
         vae_config={key: value for key, value in vae.config.items() if not key.startswith("_")},
@@ -251,8 +242,8 @@ def _write_manifest(
         shape=shape,
         train_entries=train,
         held_out_entries=entries - train,
-        latents_mean=mean.tolist(),
-        latents_std=np.sqrt(square - mean**2).tolist(),
+        latents_mean=latents_mean,
+        latents_std=latents_std,
         shards=[ShardRecord(**{key: record[key] for key in ShardRecord.__annotations__}) for record in records],
         code=code_version(),
     )

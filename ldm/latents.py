@@ -10,8 +10,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -105,13 +107,13 @@ def pack_entry(
         "text": text.to(dtype),
         "text_mask": text_mask,
     }
-    return safetensors.torch.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+    return save_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
     try:
-        return safetensors.torch.load(data)
-    except safetensors.SafetensorError as error:
+        return load_safetensors(data)
+    except SafetensorError as error:
         raise InputError(f"{name}.safetensors cannot be read: {error}") from None
 
 

@@ -43,6 +43,7 @@ from odvae.shared.run_folder import StageClock, install_folder
 from odvae.shared.seeds import normal_per_sample
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import MetricsLog, progress_bar, progress_over
+from odvae.statistics import ChannelSums
 
 
 class ModelSettings(Settings):
@@ -327,14 +328,10 @@ def latent_statistics(
     vae: ODVAE, videos: VideoSet, clips: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each latent channel over training clips, posterior noise included, in float64."""
-    count, total, squares = 0, 0.0, 0.0
+    sums = ChannelSums()
     vae.to(device)
     for sample in progress_over(videos.train[:clips], "latent statistics"):
         video = to_float(load_clip(sample, videos.data)).unsqueeze(0).to(device)
         posterior = vae.encode(video).latent_dist
-        mean, variance = posterior.mean.double(), posterior.var.double()
-        count += mean[0, 0].numel()
-        total = total + mean.sum(dim=(0, 2, 3, 4))
-        squares = squares + (mean.square() + variance).sum(dim=(0, 2, 3, 4))
-    mean = total / count
-    return mean.tolist(), (squares / count - mean.square()).sqrt().tolist()
+        sums.add(posterior.mean[0], posterior.std[0])
+    return sums.mean_and_std()

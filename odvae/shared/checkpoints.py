@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -110,11 +109,11 @@ def begin_stage(folder: Path, sections: dict[str, Settings]) -> bool:
     return broadcast_object_list([same])[0]
 
 
-def record_settings(path: Path, sections: dict[str, Settings], free: Sequence[str] = ()) -> bool:
+def record_settings(path: Path, sections: dict[str, Settings]) -> bool:
     """Write the resolved settings of a run, or check that a run already there was started with the same ones.
 
     Returns whether they are the same to the last key. Raises InputError naming each key that differs, except those in
-    `free` and MAY_CHANGE_ON_RESUME (by last name).
+    MAY_CHANGE_ON_RESUME (by last name).
     """
     resolved = {name: section.model_dump(mode="json") for name, section in sections.items()}
     before = None
@@ -124,7 +123,7 @@ def record_settings(path: Path, sections: dict[str, Settings], free: Sequence[st
         changed = [
             f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and key.rsplit(".", 1)[-1] not in (*MAY_CHANGE_ON_RESUME, *free)
+            if before.get(key) != now.get(key) and key.rsplit(".", 1)[-1] not in MAY_CHANGE_ON_RESUME
         ]
         if changed:
             raise InputError(

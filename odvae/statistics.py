@@ -1,0 +1,43 @@
+"""Mean and standard deviation of each latent channel, summed up clip by clip in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ChannelSums:
+    """What the statistics of latents z = mean + std * noise are made of; sums of several parts may be added.
+
+    `total` and `square` are (c,): the sums of mean and of mean^2 + std^2, which is the expected square of z.
+    """
+
+    count: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    square: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, mean: Tensor, std: Tensor) -> None:
+        """Add one clip's posterior, mean and std (c, t, h, w)."""
+        mean, std = mean.double().cpu(), std.double().cpu()
+        self.count += mean[0].numel()
+        self.total = self.total + mean.sum(dim=(1, 2, 3))
+        self.square = self.square + (mean.square() + std.square()).sum(dim=(1, 2, 3))
+
+    def __add__(self, other: ChannelSums) -> ChannelSums:
+        return ChannelSums(self.count + other.count, self.total + other.total, self.square + other.square)
+
+    def mean_and_std(self) -> tuple[list[float], list[float]]:
+        """One value a channel each."""
+        mean = self.total / self.count
+        return mean.tolist(), (self.square / self.count - mean.square()).sqrt().tolist()
+
+    def to_json(self) -> dict:
+        return {"count": self.count, "total": self.total.tolist(), "square": self.square.tolist()}
+
+    @classmethod
+    def from_json(cls, values: dict) -> ChannelSums:
+        total, square = (torch.tensor(values[name], dtype=torch.float64) for name in ("total", "square"))
+        return cls(values["count"], total, square)

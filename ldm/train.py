@@ -16,25 +16,16 @@ from ldm.dit import DiT
 from ldm.encode import EMPTY_TEXT, load_vae
 from ldm.latents import LatentDataset, Manifest, check_latents, load_entry, load_manifest, open_latents, unpack_entry
 from ldm.objective import interpolate, logit_normal, velocity
-from odvae.shared.checkpoints import Checkpoints, StopRequest, begin_stage
+from odvae.shared.checkpoints import StopRequest, begin_stage
 from odvae.shared.clips import StepSampler, endless_loader
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import weights_fingerprint
-from odvae.shared.optimization import (
-    OptimizationSettings,
-    Tracker,
-    check_finite,
-    gradients_synced_at,
-    learning_rate_at,
-    make_accelerator,
-    make_ema,
-    make_optimizer,
-    set_learning_rate,
-)
+from odvae.shared.optimization import OptimizationSettings, Tracker, check_finite, gradients_synced_at
 from odvae.shared.run_folder import StageClock, install_folder, write_json
 from odvae.shared.seeds import derive_seed, normal_per_sample
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import MetricsLog, progress_bar
+from odvae.shared.training import TrainingState
 
 PROVENANCE = "trained_on.json"
 
@@ -197,49 +188,32 @@ def fit(
     killed anywhere and started again ends in the same weights.
     """
     optimization = settings.optimization
-    accelerator = make_accelerator(tracker, folder, f"{folder.parent.name} LDM")
-    ema = make_ema(network, optimization)
-    model, optimizer = accelerator.prepare(network, make_optimizer(network, optimization))
-    accelerator.register_for_checkpointing(ema)
-    checkpoints = Checkpoints(folder, accelerator, optimization.keep_checkpoints)
-    done = checkpoints.load_latest()
-    log = MetricsLog(folder, accelerator, resumed_at=done)
+    state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
+    accelerator, model, done = state.accelerator, state.model, state.done
     batches = latent_batches(data, settings, accelerator, seed, done)
     progress = progress_bar("training the LDM", done, optimization.steps)
 
     for step in range(done + 1, optimization.steps + 1):
-        learning_rate = learning_rate_at(step - 1, optimization)
-        set_learning_rate(optimizer, learning_rate)
         for micro_step in range(1, optimization.accumulate + 1):
             batch = next(batches)
             with gradients_synced_at(accelerator, model, micro_step == optimization.accumulate):
                 with accelerator.autocast():
                     loss = flow_loss(model, batch).mean()
                 accelerator.backward(loss / optimization.accumulate)
-        gradient_norm = accelerator.clip_grad_norm_(model.parameters(), optimization.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(accelerator.unwrap_model(model), step)
+        gradient_norm, learning_rate = state.apply_gradients(step)
         progress.update()
 
-        last, stopping = step == optimization.steps, stop.agreed(step, accelerator)
+        last = step == optimization.steps
         if step % optimization.log_every == 0 or last:
             row = {"loss": float(loss.detach()), "gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
             check_finite(row, step, folder)
-            log.row(step, **row)
+            state.log.row(step, **row)
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
-            validate(ema.module, settings, data, log, step, accelerator)
-        if step % optimization.checkpoint_every == 0 or last or stopping:
-            checkpoints.save(step)
-            if accelerator.is_main_process:
-                clock.save(finished=False)
-        if stopping and not last:
-            progress.close()
-            stop.end(folder, step, accelerator.is_main_process)
+            validate(state.ema.module, settings, data, state.log, step, accelerator)
+        state.save_and_stop_when_due(step, clock, stop)
     progress.close()
-    network.load_state_dict(ema.module.state_dict())
-    log.close()
+    state.finish()
     return network.eval()
 
 

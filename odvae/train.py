@@ -23,26 +23,17 @@ from odvae.layers import keep_channels_last
 from odvae.losses import LossSettings, vae_loss
 from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE, SPACE_FACTOR, TIME_FACTOR
-from odvae.shared.checkpoints import Checkpoints, StopRequest, begin_stage
+from odvae.shared.checkpoints import StopRequest, begin_stage
 from odvae.shared.clips import ClipDataset, DataSettings, StepSampler, VideoSet, check_frames, endless_loader, load_clip
 from odvae.shared.errors import InputError
-from odvae.shared.optimization import (
-    OptimizationSettings,
-    Tracker,
-    check_finite,
-    gradients_synced_at,
-    learning_rate_at,
-    make_accelerator,
-    make_ema,
-    make_optimizer,
-    set_learning_rate,
-)
+from odvae.shared.optimization import OptimizationSettings, Tracker, check_finite, gradients_synced_at
 from odvae.shared.pictures import strip
 from odvae.shared.pixels import to_float, to_uint8
 from odvae.shared.run_folder import StageClock, install_folder
 from odvae.shared.seeds import normal_per_sample
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import MetricsLog, progress_bar, progress_over
+from odvae.shared.training import TrainingState
 from odvae.statistics import ChannelSums
 
 
@@ -222,20 +213,13 @@ def fit(
     Returns it with its averaged (EMA) weights. `step` counts completed optimiser steps; data, noise and learning rate
     are functions of it, so a run that is killed anywhere and started again ends in the same weights.
     """
-    accelerator = make_accelerator(run.tracker, folder, f"{run.folder.parent.name} {name}")
     keep_channels_last(network)
-    ema = make_ema(network, optimization)
-    model, optimizer = accelerator.prepare(network, make_optimizer(network, optimization))
-    accelerator.register_for_checkpointing(ema)
-    checkpoints = Checkpoints(folder, accelerator, optimization.keep_checkpoints)
-    done = checkpoints.load_latest()
-    log = MetricsLog(folder, accelerator, resumed_at=done)
+    state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
+    accelerator, model, done = state.accelerator, state.model, state.done
     batches = video_batches(run, optimization, accelerator, done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
     for step in range(done + 1, optimization.steps + 1):
-        learning_rate = learning_rate_at(step - 1, optimization)
-        set_learning_rate(optimizer, learning_rate)
         for micro_step in range(1, optimization.accumulate + 1):
             video, numbers = next(batches)
             noise = posterior_noise(video, numbers, network, run.seed)
@@ -244,31 +228,21 @@ def fit(
                     reconstruction, mean, logvar = model(video, noise)
                 loss, parts = vae_loss(reconstruction, video, mean, logvar, run.settings.loss)
                 accelerator.backward(loss / optimization.accumulate)
-        gradient_norm = accelerator.clip_grad_norm_(model.parameters(), optimization.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema.update(accelerator.unwrap_model(model), step)
+        gradient_norm, learning_rate = state.apply_gradients(step)
         progress.update()
 
-        last, stopping = step == optimization.steps, run.stop.agreed(step, accelerator)
+        last = step == optimization.steps
         if step % optimization.log_every == 0 or last:
             row = {key: float(value) for key, value in parts.items()}
             row |= {"gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
             check_finite(row, step, folder)
-            log.row(step, **row)
+            state.log.row(step, **row)
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
-            validate(ema.module, run, log, step, accelerator)
-        if step % optimization.checkpoint_every == 0 or last or stopping:
-            checkpoints.save(step)
-            if accelerator.is_main_process:
-                run.clock.save(finished=False)
-        if stopping and not last:
-            progress.close()
-            run.stop.end(folder, step, accelerator.is_main_process)
+            validate(state.ema.module, run, state.log, step, accelerator)
+        state.save_and_stop_when_due(step, run.clock, run.stop)
     progress.close()
-    network.load_state_dict(ema.module.state_dict())
-    log.close()
+    state.finish()
     return network.eval()
 
 

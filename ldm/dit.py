@@ -43,11 +43,17 @@ def rotary_angles(shape: tuple[int, int, int], head_width: int, theta: float, de
     )
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Turn each pair of channels (first half, second half) of x (b, heads, n, d) by angles (n, d / 2)."""
-    a, b = x.float().chunk(2, dim=-1)
+def rotation(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines and signed sines (n, d) with which `rotate` turns by angles (n, d / 2): once for all blocks."""
     cos, sin = angles.cos(), angles.sin()
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair of channels (one of the first half, one of the second) of x (b, heads, n, d) by a `rotation`."""
+    cos, sin = turn
+    y = x.float()
+    return torch.addcmul(y * cos, y.roll(y.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 class SelfAttention(nn.Module):
@@ -58,9 +64,9 @@ class SelfAttention(nn.Module):
         self.q_norm, self.k_norm = nn.RMSNorm(width // heads, eps=1e-6), nn.RMSNorm(width // heads, eps=1e-6)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, angles: Tensor) -> Tensor:
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
-        q, k = rotate(self.q_norm(q), angles), rotate(self.k_norm(k), angles)
+        q, k = rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn)
         y = F.scaled_dot_product_attention(q, k, v)  # (b, heads, n, d)
         return self.out(rearrange(y, "b heads n d -> b n (heads d)"))
 
@@ -82,7 +88,7 @@ class CrossAttention(nn.Module):
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalise each token, then scale and shift it by its sample's (b, d)."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    return torch.addcmul(shift.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale.unsqueeze(1))
 
 
 class Block(nn.Module):
@@ -92,17 +98,19 @@ class Block(nn.Module):
         super().__init__()
         self.attention = SelfAttention(width, heads)
         self.cross_attention = CrossAttention(width, heads)
-        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=lambda: nn.GELU(approximate="tanh"))
+        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=nn.SiLU)
         self.modulation = nn.Linear(width, 3 * SUBLAYERS * width)
 
-    def forward(self, x: Tensor, condition: Tensor, text: Tensor, text_mask: Tensor, angles: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, condition: Tensor, text: Tensor, text_mask: Tensor, turn: tuple[Tensor, Tensor]
+    ) -> Tensor:
         shift, scale, gate = rearrange(
             self.modulation(condition), "b (kind layer d) -> kind layer b d", kind=3, layer=SUBLAYERS
         )
         gate = gate.unsqueeze(2)  # (3, b, 1, d)
-        x = x + gate[0] * self.attention(modulate(x, shift[0], scale[0]), angles)
-        x = x + gate[1] * self.cross_attention(modulate(x, shift[1], scale[1]), text, text_mask)
-        return x + gate[2] * self.mlp(modulate(x, shift[2], scale[2]))
+        x = torch.addcmul(x, gate[0], self.attention(modulate(x, shift[0], scale[0]), turn))
+        x = torch.addcmul(x, gate[1], self.cross_attention(modulate(x, shift[1], scale[1]), text, text_mask))
+        return torch.addcmul(x, gate[2], self.mlp(modulate(x, shift[2], scale[2])))
 
 
 class DiT(ModelMixin, ConfigMixin):
@@ -167,9 +175,9 @@ class DiT(ModelMixin, ConfigMixin):
         angles = rotary_angles(grid, head_width, self.config.rope_theta, x.device)  # (n, head_width / 2)
         x = self.patch_embedding(x) + self._where(angles).to(x.dtype)  # (b, n, d)
         text = self.text_embedding(text.to(x.dtype))  # (b, m, d)
-        condition = self._condition(sigma, text, text_mask)  # (b, d)
+        condition, turn = self._condition(sigma, text, text_mask), rotation(angles)  # (b, d), 2 x (n, head_width)
         for block in self.blocks:
-            x = block(x, condition, text, text_mask, angles)  # (b, n, d)
+            x = block(x, condition, text, text_mask, turn)  # (b, n, d)
         shift, scale = self.final_modulation(condition).chunk(2, dim=-1)
         x = self.final_linear(modulate(x, shift, scale))  # (b, n, c pt ph pw)
         t, h, w = grid

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.dit import DiT, rotary_angles, rotate
+from ldm.dit import DiT, rotary_angles, rotate, rotation
 from odvae.shared.errors import InputError
 
 
@@ -68,7 +68,7 @@ def test_rotated_products_depend_on_relative_positions_alone():
     q, k = (torch.randn(1, 1, 1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
 
     def product(a, b):
-        return (rotate(q, angles[a][None]) * rotate(k, angles[b][None])).sum()
+        return (rotate(q, rotation(angles[a][None])) * rotate(k, rotation(angles[b][None]))).sum()
 
     assert torch.allclose(product((0, 1, 2), (1, 3, 3)), product((2, 3, 4), (3, 5, 5)), atol=1e-5)
     assert not torch.allclose(product((0, 1, 2), (1, 3, 3)), product((0, 1, 2), (2, 3, 3)), atol=1e-3)

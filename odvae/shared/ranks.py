@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
@@ -12,4 +14,19 @@ def join_ranks() -> PartialState:
 
     Left to itself, accelerate takes several ranks on a machine without an accelerator for as many single runs.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    if state.device.type == "cpu":
+        share_cores()
+    return state
+
+
+def share_cores() -> None:
+    """Let each rank compute on its share of this machine's cores.
+
+    accelerate launch and torchrun set OMP_NUM_THREADS=1 where nobody chose, which leaves cores idle when they are the
+    device. Another number was chosen by someone and stays.
+    """
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, cores // ranks_here))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from odvae.shared.errors import InputError
@@ -35,22 +36,9 @@ class VideoFacts:
 
 def decode(data: bytes | Path, name: str) -> Iterator[np.ndarray]:
     """Frames of a video, uint8 (h, w, 3), turned upright as the file asks; `name` stands for it in errors."""
-    source = io.BytesIO(data) if isinstance(data, bytes) else str(data)
-    if data == b"" or (isinstance(data, Path) and data.stat().st_size == 0):
-        raise VideoError(f"{name}: the file is empty (0 bytes)")
-    try:
-        with av.open(source) as container:
-            if not container.streams.video:
-                raise VideoError(f"{name}: has no video stream")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # parallelism comes from the loader's processes
-            to_rgb = VideoReformatter()  # kept over the frames: a new converter each would cost more than decoding
-            for frame in container.decode(stream):
-                pixels = to_rgb.reformat(frame, format="rgb24").to_ndarray()
-                quarter_turns = round(frame.rotation / 90) % 4
-                yield np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
-    except av.error.FFmpegError as error:
-        raise VideoError(f"{name}: cannot be decoded as a video ({error.strerror or error})") from None
+    to_rgb = VideoReformatter()  # kept over the frames: a new converter each would cost more than decoding
+    for frame in _decoded(data, name):
+        yield _upright_rgb(frame, to_rgb)
 
 
 def read_frames(data: bytes | Path, name: str, start: int, count: int, stride: int = 1) -> np.ndarray:
@@ -59,10 +47,33 @@ def read_frames(data: bytes | Path, name: str, start: int, count: int, stride: i
     Raises VideoError where the file is unreadable or ends too early.
     """
     stop = start + (count - 1) * stride + 1
-    frames = list(itertools.islice(decode(data, name), start, stop, stride))
-    if len(frames) < count:
+    to_rgb = VideoReformatter()
+    frames = itertools.islice(_decoded(data, name), start, stop, stride)
+    pixels = [_upright_rgb(frame, to_rgb) for frame in frames]  # converting costs more than decoding: only these
+    if len(pixels) < count:
         raise VideoError(f"{name}: ends before frame {stop - 1}, which was asked for")
-    return np.stack(frames)
+    return np.stack(pixels)
+
+
+def _decoded(data: bytes | Path, name: str) -> Iterator[VideoFrame]:
+    """Frames as the decoder gives them."""
+    if data == b"" or (isinstance(data, Path) and data.stat().st_size == 0):
+        raise VideoError(f"{name}: the file is empty (0 bytes)")
+    try:
+        with av.open(io.BytesIO(data) if isinstance(data, bytes) else str(data)) as container:
+            if not container.streams.video:
+                raise VideoError(f"{name}: has no video stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # parallelism comes from the loader's processes
+            yield from container.decode(stream)
+    except av.error.FFmpegError as error:
+        raise VideoError(f"{name}: cannot be decoded as a video ({error.strerror or error})") from None
+
+
+def _upright_rgb(frame: VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
+    pixels = to_rgb.reformat(frame, format="rgb24").to_ndarray()
+    quarter_turns = round(frame.rotation / 90) % 4
+    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
 
 
 def examine(data: bytes | Path, name: str) -> VideoFacts:

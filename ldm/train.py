@@ -84,7 +84,7 @@ def train_ldm(
     check_latents(latents_folder, manifest, vae_sha256, vae_folder)
     _check_patches(manifest, settings.model)
     clock, stop = StageClock(folder), StopRequest()
-    if begin_stage(folder, {"ldm": settings}) and clock.finished:
+    if begin_stage(folder, {"seed": seed, "ldm": settings}) and clock.finished:
         return
     torch.manual_seed(seed)
     network = make_network(settings.model, manifest)

@@ -131,7 +131,7 @@ def train_vae(
     """
     state = PartialState()
     clock, stop = StageClock(folder), StopRequest()
-    if begin_stage(folder, {"vae": settings, "data": data}) and clock.finished:
+    if begin_stage(folder, {"seed": seed, "vae": settings, "data": data}) and clock.finished:
         return
     run = VAERun(settings, data, videos, folder, seed, tracker, clock, stop)
     image_vae = _image_vae_to_begin_from(run)

@@ -96,7 +96,7 @@ class StopRequest:
         raise SystemExit(128 + (self.received or signal.SIGINT))
 
 
-def begin_stage(folder: Path, sections: dict[str, Settings]) -> bool:
+def begin_stage(folder: Path, sections: dict[str, Settings | int]) -> bool:
     """Make a stage's folder and record its settings there (`experiment.yaml`); ranks wait for the main process.
 
     Returns whether an earlier run had the very same settings. Raises InputError as `record_settings` does.
@@ -109,13 +109,16 @@ def begin_stage(folder: Path, sections: dict[str, Settings]) -> bool:
     return broadcast_object_list([same])[0]
 
 
-def record_settings(path: Path, sections: dict[str, Settings]) -> bool:
+def record_settings(path: Path, sections: dict[str, Settings | int]) -> bool:
     """Write the resolved settings of a run, or check that a run already there was started with the same ones.
 
     Returns whether they are the same to the last key. Raises InputError naming each key that differs, except those in
     MAY_CHANGE_ON_RESUME (by last name).
     """
-    resolved = {name: section.model_dump(mode="json") for name, section in sections.items()}
+    resolved = {
+        name: section.model_dump(mode="json") if isinstance(section, Settings) else section
+        for name, section in sections.items()
+    }
     before = None
     now = _flatten(resolved)
     if path.exists():

@@ -63,6 +63,9 @@ MAY_CHANGE_ON_RESUME = (
 )  # fmt: skip
 
 
+FUSED_OPTIMIZERS = ("adam", "adamw", "sgd")  # torch's, which then update all weights in one kernel, on CPU too
+
+
 def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
     """timm's optimiser by name, with weight decay on matrices only."""
     try:
@@ -71,6 +74,7 @@ def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.op
             opt=settings.optimizer,
             lr=settings.learning_rate,
             weight_decay=settings.weight_decay,
+            **({"fused": True} if settings.optimizer in FUSED_OPTIMIZERS else {}),
             **({"betas": settings.betas} if settings.betas else {}),
         )
     except (ValueError, AssertionError, TypeError) as error:

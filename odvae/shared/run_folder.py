@@ -165,12 +165,11 @@ class StageClock:
         self.before = read_json(self.path)["minutes"] if self.path.exists() else 0.0
         self.start = time.monotonic()
 
-    def save(self, finished: bool) -> float:
-        """Write the record; returns the minutes so far."""
+    def save(self, finished: bool) -> None:
+        """Write the record."""
         minutes = self.before + (time.monotonic() - self.start) / 60
         record = {"minutes": round(minutes, 3), "finished": finished, "command": " ".join(sys.argv), **code_version()}
         write_json(self.path, record)
-        return minutes
 
     @property
     def finished(self) -> bool:

@@ -89,11 +89,6 @@ def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[s
         raise InputError(f"{source}:\n{problems}") from None
 
 
-def dump_settings(settings: Settings) -> str:
-    """The resolved settings as YAML that `load_settings` reads back to an equal object."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
-
-
 def _apply_override(data: dict, override: str) -> None:
     dotted, separator, text = override.partition("=")
     if not separator or not dotted:

@@ -32,8 +32,8 @@ GOOD_FRAMES = 0.8
 OBJECT_OVERLAP = 0.65  # with the best template
 COHERENCE = 0.75  # a frame's overlap with the mean of all: what comes apart is not one object
 # Shape: soft overlap (intersection over union) with the best template, and its lead over the next.
-SHAPE_OVERLAP = 0.88
-SHAPE_LEAD = 0.035
+SHAPE_OVERLAP = 0.75  # a deformed triangle is still a triangle
+SHAPE_LEAD = 0.02  # the least at which blurred renders are never taken for another shape
 BLURS = (0.0, 0.08, 0.16, 0.25)  # of the radius: templates may be as soft as the clip
 # Motion: a straight path along one axis, long compared with the shape.
 TRAVEL = 0.4  # radii, first frame to last; the demo's is at least 1.1

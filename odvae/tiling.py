@@ -132,6 +132,8 @@ def in_tiles(
     `rows` and `columns` are in pixels; one position of x is `input_step` pixels wide, one of the result `output_step`.
     `streams` keeps the state of each tile's video, where x is a piece of a longer one.
     """
+    if len(rows) == len(columns) == 1:
+        return network(x, None if streams is None else streams.setdefault((0, 0), {}))
     blended = None
     outputs = [[(start // output_step, end // output_step) for start, end in spans] for spans in (rows, columns)]
     row_weights, column_weights = map(blend_weights, outputs)
@@ -140,8 +142,6 @@ def in_tiles(
             stream = None if streams is None else streams.setdefault((top, left), {})
             part = x[:, :, :, top // input_step : bottom // input_step, left // input_step : right // input_step]
             tile = network(part, stream)
-            if len(rows) == len(columns) == 1:
-                return tile
             if blended is None:  # summed in float32 at least: bfloat16 weights do not sum to 1
                 height, width = outputs[0][-1][1], outputs[1][-1][1]
                 dtype = torch.promote_types(tile.dtype, torch.float32)

@@ -51,8 +51,9 @@ class TilingMixin(AutoencoderMixin):
 
         In space: tiles of `tile_sample_min_height` x `tile_sample_min_width` pixels (multiples of 8; None leaves that
         direction whole), each `tile_sample_stride_*` after the one before (None: three quarters of a tile) and the
-        last moved back inside, so that all are full tiles; overlaps are blended linearly. Streams are tiled in space
-        too. Decoding uses the same tiles, in latents.
+        last moved back inside, so that all are full tiles; overlaps are blended linearly. Norms and attention see one
+        tile alone, so tiles smaller than the training clips cost quality. Streams are tiled in space too. Decoding
+        uses the same tiles, in latents.
 
         Raises InputError for sizes that do not fit these rules.
         """

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ldm.dit import DiT
 from ldm.text import encode_captions
-from odvae.model import ODVAE, SPACE_FACTOR, TIME_FACTOR
+from odvae.inputs import SPACE_FACTOR, TIME_FACTOR
+from odvae.model import ODVAE
 from odvae.shared.clips import check_frames
 from odvae.shared.errors import InputError
 

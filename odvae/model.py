@@ -6,23 +6,25 @@ A video of 4k+1 frames becomes k+1 latent frames: the first frame alone, the oth
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.autoencoders.vae import AutoencoderMixin, DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from odvae.initialization import Init, inflate_state
-from odvae.layers import Downsample, FrameAttention, ResnetBlock, Stream, Upsample, VideoGroupNorm, make_conv
-from odvae.shared.clips import check_frames
+from odvae.inputs import TIME_FACTOR, check_latent_values, check_latents, check_pixel_values, check_video
+from odvae.layers import FrameAttention, ResnetBlock, Stream, VideoGroupNorm, make_conv
+from odvae.published import infer_settings, read_checkpoint, rename_tensors
 from odvae.shared.errors import InputError
-
-TIME_FACTOR, SPACE_FACTOR = 4, 8
+from odvae.tiling import TileStreams, TilingMixin
+from odvae.time_resampling import make_downsamplers, make_upsamplers
 
 # Which convolutions see time, by variant (paper, section 3.2): for the encoder and the decoder, for outer (high
 # resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second) conv of a residual
@@ -68,7 +70,14 @@ class Encoder(nn.Module):
     """Video (b, 3, 1 + 4k, h, w) -> moments (b, 2c, 1 + k, h/8, w/8)."""
 
     def __init__(
-        self, widths: Sequence[int], layers: int, latent_channels: int, groups: int, variant: int, clip_norm: bool
+        self,
+        widths: Sequence[int],
+        layers: int,
+        latent_channels: int,
+        groups: int,
+        variant: int,
+        clip_norm: bool,
+        separate_time: bool,
     ) -> None:
         super().__init__()
         outer, inner = SEES_TIME[variant]["encoder"]
@@ -85,7 +94,7 @@ class Encoder(nn.Module):
                 ]
             )
             if i < 3:  # levels 1 and 2 halve time as well
-                level.downsamplers = nn.ModuleList([Downsample(width, any(temporal[i]), halves_time=i > 0)])
+                level.downsamplers = make_downsamplers(width, any(temporal[i]), i > 0, separate_time)
             self.down_blocks.append(level)
             previous = width
         over_time = clip_norm and any(inner)
@@ -112,6 +121,7 @@ class Decoder(nn.Module):
         groups: int,
         variant: int,
         clip_norm: bool,
+        separate_time: bool,
         trilinear: bool,
     ) -> None:
         super().__init__()
@@ -131,7 +141,7 @@ class Decoder(nn.Module):
                 ]
             )
             if i < 3:  # the first two double time as well
-                level.upsamplers = nn.ModuleList([Upsample(width, any(temporal[i]), i < 2, trilinear)])
+                level.upsamplers = make_upsamplers(width, any(temporal[i]), i < 2, trilinear, separate_time)
             self.up_blocks.append(level)
             previous = width
         self.conv_norm_out = VideoGroupNorm(groups, widths[-1], clip_norm and any(outer))
@@ -145,7 +155,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)), stream)  # (b, 3, 1 + 4k, h, w)
 
 
-class ODVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
+class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
     """The video VAE of arXiv 2409.01199 as a diffusers model.
 
     Videos are float (b, 3, 4k+1, h, w) in [-1, 1], h and w multiples of 8; latents are (b, c, k+1, h/8, w/8).
@@ -158,6 +168,8 @@ class ODVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         variant: 1 to 4, which convolutions see time (paper, section 3.2; `SEES_TIME`).
         norm: "frame", statistics of each frame (causal, streams exactly), or "clip", of the whole clip (released).
         temporal_upsample: "nearest" (causal), or "trilinear" (released).
+        temporal_resampling: "joint", one convolution for space and time (v1.2.0), or "separate", time by its own layers
+            (v1.1.0; more tensors).
         latents_mean, latents_std: per channel, measured on training videos; None until measured.
 
     `norm` and `temporal_upsample` change the function, never a tensor's name or shape.
@@ -173,6 +185,7 @@ class ODVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         variant: int = 4,
         norm: Literal["frame", "clip"] = "frame",
         temporal_upsample: Literal["nearest", "trilinear"] = "nearest",
+        temporal_resampling: Literal["joint", "separate"] = "joint",
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
     ) -> None:
@@ -188,9 +201,12 @@ class ODVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             raise InputError(f"norm={norm!r}: allowed are frame, clip")
         if temporal_upsample not in ("nearest", "trilinear"):
             raise InputError(f"temporal_upsample={temporal_upsample!r}: allowed are nearest, trilinear")
+        if temporal_resampling not in ("joint", "separate"):
+            raise InputError(f"temporal_resampling={temporal_resampling!r}: allowed are joint, separate")
         common = (block_out_channels, layers_per_block, latent_channels, norm_num_groups, variant, norm == "clip")
-        self.encoder = Encoder(*common)
-        self.decoder = Decoder(*common, trilinear=temporal_upsample == "trilinear")
+        separate_time = temporal_resampling == "separate"
+        self.encoder = Encoder(*common, separate_time)
+        self.decoder = Decoder(*common, separate_time, trilinear=temporal_upsample == "trilinear")
         self.quant_conv = make_conv(True, 2 * latent_channels, 2 * latent_channels, kernel=1)
         self.post_quant_conv = make_conv(True, latent_channels, latent_channels, kernel=1)
 
@@ -222,50 +238,85 @@ class ODVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
             vae.load_state_dict(inflate_state(image_vae.state_dict(), vae.state_dict(), init))
         return vae
 
+    @classmethod
+    def from_opensora_plan(cls, path: str | Path) -> ODVAE:
+        """The published OD-VAE of Open-Sora-Plan v1.2.0 or v1.1.0, of any width, in eval mode and float32.
+
+        `path` is a .ckpt, .pt, .pth or .safetensors file, or a folder with one. Averaged (EMA) weights are preferred.
+        The function is the released one: norm="clip", temporal_upsample="trilinear"; published latents are multiplied
+        by 0.18215 before diffusion. Save it with `save_pretrained` for `from_pretrained` and the pipelines.
+
+        Raises InputError for a file that is missing, broken or holds more than tensors, and naming any tensor that is
+        missing, unexpected or of another shape.
+        """
+        published = read_checkpoint(path)
+        with torch.device("meta"):
+            vae = cls(**infer_settings(published, path))
+        vae.load_state_dict(rename_tensors(published, vae, path), assign=True)
+        return vae.eval()
+
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Video (b, 3, 4k+1, h, w) -> `.latent_dist` over latents (b, c, k+1, h/8, w/8).
 
-        Raises InputError for any other shape.
+        Raises InputError for any other shape, NaN, and pixels that cannot be in [-1, 1] (`odvae.inputs`).
         """
-        self._check_video(video)
-        distribution = DiagonalGaussianDistribution(self.quant_conv(self.encoder(video)))
+        check_video(video)
+        check_pixel_values(video)
+        distribution = self._encode(video)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """Latents (b, c, k+1, h, w) -> `.sample`, a video (b, 3, 4k+1, 8h, 8w), not clipped to [-1, 1]."""
-        self._check_latents(latents)
-        video = self.decoder(self.post_quant_conv(latents))
+        """Latents (b, c, k+1, h, w) -> `.sample`, a video (b, 3, 4k+1, 8h, 8w), not clipped to [-1, 1].
+
+        Raises InputError for any other shape, NaN and infinity.
+        """
+        check_latents(latents, self.config.latent_channels)
+        check_latent_values(latents)
+        video = self._decode_tiled(self._to_pixels, latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Encode, draw latents as mean + std * noise (the mean without noise), decode.
 
-        Returns (reconstruction like `video`, latent mean, latent log-variance), which is what training needs.
+        Returns (reconstruction like `video`, latent mean, latent log-variance), which is what training needs. It
+        checks shapes, but unlike `encode` no values: that would make a GPU wait in every step.
         """
-        posterior = self.encode(video).latent_dist
+        check_video(video)
+        posterior = self._encode(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return self.decode(latents).sample, posterior.mean, posterior.logvar
+        return self._decode_tiled(self._to_pixels, latents), posterior.mean, posterior.logvar
+
+    def _encode(self, video: Tensor) -> DiagonalGaussianDistribution:
+        return DiagonalGaussianDistribution(self._encode_tiled(self._to_moments, video))
+
+    def _to_moments(self, video: Tensor, stream: Stream | None = None) -> Tensor:
+        return self.quant_conv(self.encoder(video, stream), stream)
+
+    def _to_pixels(self, latents: Tensor, stream: Stream | None = None) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents, stream), stream)
 
     @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
         """Encode a video that arrives in chunks (b, 3, t_i, h, w) of any lengths, 4k+1 frames in all.
 
         Yields the distribution of each run of latent frames as soon as its frames are there. Joined along time they
-        equal `encode` of the whole video; memory depends on the chunks' size alone. Raises InputError in "clip" or
-        "trilinear" mode, whose function needs the whole clip, and when the frames do not end on 4k+1.
+        equal `encode` of the whole video (in spatial tiles, where those are on); memory depends on the chunks' size
+        alone. Raises InputError in "clip" or "trilinear" mode, whose function needs the whole clip, and when the
+        frames do not end on 4k+1.
         """
         self._check_streamable()
-        stream: Stream = {}
+        streams: TileStreams = {}
         waiting: Tensor | None = None
         begun = False
         for chunk in chunks:
-            self._check_video(chunk, any_length=True)
+            check_video(chunk, any_length=True)
+            check_pixel_values(chunk)
             waiting = chunk if waiting is None else torch.cat([waiting, chunk], dim=2)
             usable = waiting.shape[2] if begun else waiting.shape[2] - 1  # the first frame makes a latent alone
             ready = usable // TIME_FACTOR * TIME_FACTOR + (not begun)
             if usable < 0 or ready == 0:
                 continue
-            yield DiagonalGaussianDistribution(self.quant_conv(self.encoder(waiting[:, :, :ready], stream), stream))
+            yield DiagonalGaussianDistribution(self._encode_in_space(self._to_moments, waiting[:, :, :ready], streams))
             waiting, begun = waiting[:, :, ready:], True
         if waiting is not None and waiting.shape[2]:
             raise InputError(
@@ -279,11 +330,12 @@ class ODVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
         Joined along time the pieces equal `decode` of the whole. Raises InputError in "clip" or "trilinear" mode.
         """
         self._check_streamable()
-        stream: Stream = {}
+        streams: TileStreams = {}
         for chunk in chunks:
-            self._check_latents(chunk)
+            check_latents(chunk, self.config.latent_channels)
+            check_latent_values(chunk)
             if chunk.shape[2]:
-                yield self.decoder(self.post_quant_conv(chunk, stream), stream)
+                yield self._decode_in_space(self._to_pixels, chunk, streams)
 
     def _check_streamable(self) -> None:
         if self.config.norm != "frame" or self.config.temporal_upsample != "nearest":
@@ -291,17 +343,3 @@ class ODVAE(ModelMixin, AutoencoderMixin, ConfigMixin):
                 f"norm={self.config.norm}, temporal_upsample={self.config.temporal_upsample}: this function needs the "
                 "whole clip, so a stream cannot equal it; set norm=frame and temporal_upsample=nearest, or tile"
             )
-
-    def _check_video(self, video: Tensor, any_length: bool = False) -> None:
-        shape = tuple(video.shape)
-        if video.ndim != 5 or shape[1] != 3:
-            raise InputError(f"a video is (batch, 3, frames, height, width), found {shape}")
-        if not any_length:
-            check_frames(shape[2])
-        if shape[3] % SPACE_FACTOR or shape[4] % SPACE_FACTOR or 0 in shape[3:]:
-            raise InputError(f"height and width must be multiples of 8, found {shape[3]}x{shape[4]}")
-
-    def _check_latents(self, latents: Tensor) -> None:
-        channels = self.config.latent_channels
-        if latents.ndim != 5 or latents.shape[1] != channels:
-            raise InputError(f"latents are (batch, {channels}, frames, height, width), found {tuple(latents.shape)}")

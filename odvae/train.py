@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from odvae.frame_vae import FrameVAE
 from odvae.initialization import Init, initialize_from_scratch
+from odvae.inputs import SPACE_FACTOR, TIME_FACTOR
 from odvae.layers import keep_channels_last
 from odvae.losses import LossSettings, vae_loss
 from odvae.metrics import psnr, ssim
-from odvae.model import ODVAE, SPACE_FACTOR, TIME_FACTOR
+from odvae.model import ODVAE
 from odvae.shared.checkpoints import StopRequest, begin_stage
 from odvae.shared.clips import ClipDataset, DataSettings, StepSampler, VideoSet, check_frames, endless_loader, load_clip
 from odvae.shared.errors import InputError

@@ -80,6 +80,9 @@ def test_the_report_has_every_number_with_its_protocol_and_a_page_that_plays(run
         assert set(report[name]["chance"]) == {"color", "shape", "motion"}
     assert "not FVD" in report["frechet"]["features"]
     assert all(report[name]["protocol"] for name in ("reconstruction", "prompt_accuracy", "frechet"))
+    assert report["reconstruction"]["protocol"]["frames"] == 9
+    assert len(report["reconstruction"]["latents"]["std"]) == 4
+    assert set(report["reconstruction"]["ways"]) == {"whole", "streamed", "tiled"}
     assert set(report["minutes"]) == {"vae", "latents", "ldm", "samples", "report"}
     assert report["commit"]
     page = (run / "report/report.html").read_text()

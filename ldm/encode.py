@@ -44,6 +44,8 @@ class LatentSettings(Settings):
     """Clips encoded at a time."""
     dtype: Literal["bf16", "fp16"] = "bf16"
     """How means, standard deviations and text embeddings are stored."""
+    stored: Literal["moments", "mean"] = "moments"
+    """Both moments of a clip's posterior, of which training draws anew each time; or the mean alone, half the size."""
 
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -146,19 +148,29 @@ def _encode_shard(
 ) -> None:
     """Write one latent shard and its record: count, hash, and the sums that the statistics are made of."""
     clips = ClipList(samples, data, settings.clips_per_video)
-    sums = ChannelSums()
+    sums, classes = ChannelSums(), set()
     with shard_writer(folder / shard.name) as writer:
         for batch in DataLoader(clips, settings.batch_size, num_workers=data.workers):
             captions = [samples[i].read_text() for i in batch["index"].tolist()]
+            labels = [class_name(samples[i]) for i in batch["index"].tolist()]
+            classes |= set(labels) - {None}
             mean, std = encode_clips(vae, batch["video"])
             embeddings, masks = encoder.encode(captions, text.max_tokens)
             for i, caption in enumerate(captions):
                 source, clip = samples[int(batch["index"][i])], int(batch["clip"][i])
-                about = {"caption": caption, "source": source.key, "start": int(batch["start"][i])}
+                about = {
+                    "caption": caption,
+                    "source": source.key,
+                    "start": int(batch["start"][i]),
+                    "label": labels[i],
+                    "flip": False,
+                    "frames": data.frames,
+                }
+                kept_std = std[i] if settings.stored == "moments" else None
                 writer.write(
                     {
                         "__key__": entry_key(source.key, clip),
-                        "safetensors": pack_entry(mean[i], std[i], embeddings[i], masks[i], DTYPES[settings.dtype]),
+                        "safetensors": pack_entry(mean[i], kept_std, embeddings[i], masks[i], DTYPES[settings.dtype]),
                         "json": json.dumps(about).encode(),
                     }
                 )
@@ -171,12 +183,19 @@ def _encode_shard(
         "entries": len(clips),
         "source": str(shard),
         "source_sha256": file_fingerprint(shard),
+        "classes": sorted(classes),
         "shape": list(mean.shape[1:]),
         "vae_sha256": vae_sha256,
         "sums": sums.to_json(),
     }
     _shard_record(folder, shard).parent.mkdir(exist_ok=True)
     write_json(_shard_record(folder, shard), record)
+
+
+def class_name(sample: Sample) -> str | None:
+    """The class a video shows, from its .json (`label`, a name or a number); None where it has none."""
+    label = sample.read_json().get("label")
+    return None if label is None else str(label)
 
 
 @torch.no_grad()
@@ -242,6 +261,7 @@ def _write_manifest(
         shape=shape,
         train_entries=train,
         held_out_entries=entries - train,
+        classes=sorted({name for record in records for name in record["classes"]}),
         latents_mean=latents_mean,
         latents_std=latents_std,
         shards=[ShardRecord(**{key: record[key] for key in ShardRecord.__annotations__}) for record in records],

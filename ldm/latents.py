@@ -1,5 +1,7 @@
 """Latent shards: `KEY.safetensors` (mean, std, text, text_mask) and `KEY.json` in WebDataset tars, plus manifest.json.
 
+KEY.json holds caption, source (the video's key), start, label (class name or null), flip and frames.
+
 The manifest says what the latents are: of which VAE, which clips, which text encoder, how many, and their statistics.
 """
 
@@ -57,6 +59,7 @@ class Manifest:
     shape: tuple[int, int, int, int]
     train_entries: int
     held_out_entries: int
+    classes: list[str]
     latents_mean: list[float]
     latents_std: list[float]
     shards: list[ShardRecord]
@@ -97,16 +100,11 @@ def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder:
             raise InputError(f"{folder / record.name} is missing, but the manifest lists it; run: {ENCODE_COMMAND}")
 
 
-def pack_entry(
-    posterior_mean: Tensor, posterior_std: Tensor, text: Tensor, text_mask: Tensor, dtype: torch.dtype
-) -> bytes:
-    """One clip's latents (c, k, h, w) and text (m, d), mask (m,), as safetensors bytes."""
-    tensors = {
-        "mean": posterior_mean.to(dtype),
-        "std": posterior_std.to(dtype),
-        "text": text.to(dtype),
-        "text_mask": text_mask,
-    }
+def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
+    """One clip's latents (c, k, h, w) and text (m, d), mask (m,), as safetensors bytes; std None: the mean alone."""
+    tensors = {"mean": mean.to(dtype), "text": text.to(dtype), "text_mask": text_mask}
+    if std is not None:
+        tensors["std"] = std.to(dtype)
     return save_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
@@ -117,21 +115,32 @@ def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
         raise InputError(f"{name}.safetensors cannot be read: {error}") from None
 
 
-def load_entry(entry: Sample, number: int) -> dict[str, Any]:
-    """One encoded clip in float32: mean, std (c, k, h, w), text (m, d), text_mask (m,) bool; and its sample number."""
+def load_entry(entry: Sample, number: int, classes: Sequence[str]) -> dict[str, Any]:
+    """One encoded clip in float32: mean, std (c, k, h, w), text (m, d), text_mask (m,) bool; and its sample number.
+
+    std is 0 where only means were stored. label is the place in `classes` of the clip's class, -1 where it has none.
+    """
     tensors = unpack_entry(entry.read("safetensors"), entry.name)
-    floats = {name: tensor.float() for name, tensor in tensors.items() if name != "text_mask"}
-    return {**floats, "text_mask": tensors["text_mask"], "number": number}
+    mean, label = tensors["mean"].float(), entry.read_json()["label"]
+    return {
+        "mean": mean,
+        "std": tensors["std"].float() if "std" in tensors else torch.zeros_like(mean),
+        "text": tensors["text"].float(),
+        "text_mask": tensors["text_mask"],
+        "label": -1 if label is None else classes.index(label),
+        "number": number,
+    }
 
 
 class LatentDataset(Dataset):
     """Sample number n -> one encoded clip as `load_entry` gives it. Infinite; which entry n is depends on (seed, n)."""
 
-    def __init__(self, entries: Sequence[Sample], seed: int) -> None:
-        self.entries, self.seed = list(entries), seed
+    def __init__(self, entries: Sequence[Sample], classes: Sequence[str], seed: int) -> None:
+        self.entries, self.classes, self.seed = list(entries), list(classes), seed
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return load_entry(self.entries[shuffled_index(number, len(self.entries), self.seed)], number)
+        entry = self.entries[shuffled_index(number, len(self.entries), self.seed)]
+        return load_entry(entry, number, self.classes)
 
 
 def open_latents(folder: Path, manifest: Manifest) -> tuple[list[Sample], list[Sample]]:

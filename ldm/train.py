@@ -132,6 +132,7 @@ class LatentData:
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
         self.train, self.held_out = open_latents(folder, manifest)
+        self.classes = manifest.classes
         self.mean = torch.tensor(manifest.latents_mean).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(manifest.latents_std).view(1, -1, 1, 1, 1)
         path = folder / EMPTY_TEXT
@@ -225,7 +226,7 @@ def latent_batches(
     sampler = StepSampler(
         optimization.batch_size, optimization.accumulate, accelerator.process_index, accelerator.num_processes, done
     )
-    for batch in endless_loader(LatentDataset(data.train, seed), sampler, settings.workers):
+    for batch in endless_loader(LatentDataset(data.train, data.classes, seed), sampler, settings.workers):
         moved = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         yield make_flow_batch(moved, data, settings.flow, seed)
 
@@ -240,7 +241,7 @@ def validate(
     total = torch.zeros((), device=accelerator.device)
     for first in range(0, len(mine), settings.optimization.batch_size):
         chosen = mine[first : first + settings.optimization.batch_size]
-        batch = default_collate([load_entry(entry, number) for number, entry in chosen])
+        batch = default_collate([load_entry(entry, number, data.classes) for number, entry in chosen])
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.autocast():
             total += flow_loss(network, make_flow_batch(batch, data, settings.flow, seed=0)).sum()

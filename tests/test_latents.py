@@ -18,6 +18,7 @@ from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import file_fingerprint, weights_fingerprint
 from odvae.shared.packing import pack_folder
 from odvae.shared.pixels import to_float
+from odvae.shared.shards import index_shards, shard_writer
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=0)
 TEXT = TextSettings(max_tokens=8, width=16, steps=3)
@@ -48,7 +49,7 @@ def test_every_declared_clip_is_there_with_its_posterior_caption_and_start(encod
     videos = VideoSet(encoded / "shards", DATA, "?")
     sources = {sample.key: sample for sample in videos.train + videos.held_out}
     for entry in (train[0], train[1], held_out[1]):
-        about, tensors = entry.read_json(), load_entry(entry, 0)
+        about, tensors = entry.read_json(), load_entry(entry, 0, [])
         source = sources[about["source"]]
         assert about["caption"] == source.read_text()
         assert about["start"] in (0, 4)
@@ -56,6 +57,40 @@ def test_every_declared_clip_is_there_with_its_posterior_caption_and_start(encod
             posterior = vae.encode(to_float(load_clip(source, DATA, about["start"])).unsqueeze(0)).latent_dist
         assert torch.allclose(tensors["mean"], posterior.mean[0], rtol=1e-2, atol=1e-2)  # stored in bf16
         assert torch.allclose(tensors["std"], posterior.std[0], rtol=1e-2, atol=1e-2)
+
+
+def relabel(shard, labels):
+    """Give the shard's samples class names, in order (None: none)."""
+    samples = index_shards([shard])
+    contents = [{ext: sample.read(ext) for ext in sample.members} for sample in samples]
+    with shard_writer(shard) as writer:
+        for sample, members, label in zip(samples, contents, labels, strict=True):
+            about = json.loads(members["json"]) | ({} if label is None else {"label": label})
+            writer.write({"__key__": sample.key, **members, "json": json.dumps(about).encode()})
+
+
+def test_class_names_become_places_in_the_sorted_list_of_classes(encoded, tmp_path):
+    for name in ("shards", "vae"):
+        shutil.copytree(encoded / name, tmp_path / name)
+    relabel(tmp_path / "shards/00000.tar", ["walk", "run", None, "walk", "archery"])
+    encode(tmp_path, tmp_path / "latents", latents=LatentSettings(batch_size=3))
+    manifest = load_manifest(tmp_path / "latents")
+    assert manifest.classes == ["archery", "run", "walk"]
+    assert load_manifest(encoded / "latents").classes == []
+    entries = index_shards([tmp_path / "latents/00000.tar"])
+    assert [load_entry(entry, 0, manifest.classes)["label"] for entry in entries] == [2, 1, -1, 2, 0]
+
+
+def test_means_alone_take_half_the_room_and_have_no_spread(encoded, tmp_path):
+    encode(encoded, tmp_path / "latents", latents=LatentSettings(batch_size=3, clips_per_video=2, stored="mean"))
+    manifest = load_manifest(tmp_path / "latents")
+    means, moments = (
+        open_latents(path, load_manifest(path))[0][3] for path in (tmp_path / "latents", encoded / "latents")
+    )
+    mean, both = (load_entry(entry, 0, manifest.classes) for entry in (means, moments))
+    assert torch.equal(mean["mean"], both["mean"])
+    assert mean["std"].abs().max() == 0 < both["std"].min()
+    assert manifest.latents_std == pytest.approx(load_manifest(encoded / "latents").latents_std)
 
 
 def test_clips_of_a_video_are_spread_over_it():
@@ -76,7 +111,7 @@ def test_the_manifest_says_what_the_latents_are(encoded, vae):
 def test_the_statistics_are_those_of_training_latents_only(encoded):
     manifest = load_manifest(encoded / "latents")
     train, _ = open_latents(encoded / "latents", manifest)
-    entries = [load_entry(entry, 0) for entry in train]
+    entries = [load_entry(entry, 0, []) for entry in train]
     mean = torch.stack([entry["mean"] for entry in entries]).double()
     second = mean.square() + torch.stack([entry["std"] for entry in entries]).double().square()
     expected_mean, expected_square = mean.mean(dim=(0, 2, 3, 4)), second.mean(dim=(0, 2, 3, 4))

@@ -18,7 +18,7 @@ from ldm.encoder import DTYPES, Encoder, caption_of, encode_units
 from ldm.encoding_plan import LatentSettings, Unit, plan_units
 from ldm.manifest import EMPTY_TEXT, HASHES, MANIFEST, Manifest, ShardRecord
 from ldm.text import LEARNED, TextEncoder, TextSettings, learn_text_encoder, load_text_encoder
-from odvae.model import ODVAE
+from odvae.loading import load_vae
 from odvae.shared.checkpoints import begin_stage
 from odvae.shared.clips import DataSettings, VideoSet
 from odvae.shared.errors import InputError
@@ -68,13 +68,6 @@ def encode_latents(
             _write_manifest(encoder, units, text, vae_folder, folder)
             clock.save(finished=True)
         state.wait_for_everyone()
-
-
-def load_vae(folder: Path) -> ODVAE:
-    """The trained VAE of a run, in eval mode. Raises InputError that names the command which makes it."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no trained VAE; make it with: accelerate launch pipelines/train_vae.py")
-    return ODVAE.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: int) -> TextEncoder:

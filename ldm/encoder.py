@@ -20,7 +20,7 @@ from webdataset import TarWriter
 from ldm.encoding_plan import DeclaredClip, LatentSettings, Unit
 from ldm.latents import entry_key, pack_entry
 from ldm.text import TextEncoder
-from odvae.model import ODVAE
+from odvae.loading import VideoVAE
 from odvae.shared.clip_loader import ClipPool
 from odvae.shared.clips import DataSettings, is_held_out, load_clip
 from odvae.shared.errors import InputError
@@ -41,7 +41,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Encoder:
     """Everything that encodes: the VAE, the text encoder and how their outputs are kept."""
 
-    vae: ODVAE
+    vae: VideoVAE
     vae_sha256: str
     text: TextEncoder
     max_tokens: int
@@ -162,7 +162,7 @@ def _read_pieces(
 
 
 @torch.no_grad()
-def encode_pieces(vae: ODVAE, pieces: Iterator[Tensor], streamed: bool) -> tuple[Tensor, Tensor]:
+def encode_pieces(vae: VideoVAE, pieces: Iterator[Tensor], streamed: bool) -> tuple[Tensor, Tensor]:
     """uint8 clips in pieces (b, t_i, h, w, 3) -> posterior mean and std (b, c, k, h, w) of the whole, in float32.
 
     Not `streamed`: there is one piece. Streamed pieces give what the whole clip would, in memory that does not grow

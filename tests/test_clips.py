@@ -8,7 +8,7 @@ from odvae.shared.clip_loader import ClipDataset, endless_loader
 from odvae.shared.clips import DataSettings, VideoSet, fit_frames, is_held_out
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
-from odvae.shared.packing import pack_folder
+from odvae.shared.packing import PackingSettings, pack_folder
 from odvae.shared.sampling import StepSampler
 from odvae.shared.seeds import normal_per_sample, shuffled_index
 
@@ -19,7 +19,7 @@ DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3)
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     write_demo_videos(folder / "videos", 12, 9, 32, 8, seed=3, progress=False)
-    pack_folder(folder / "videos", folder / "shards", samples_per_shard=5)
+    pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=5))
     return folder / "shards"
 
 

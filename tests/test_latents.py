@@ -18,7 +18,7 @@ from odvae.shared.clips import DataSettings, VideoSet, is_held_out, load_clip
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import file_fingerprint, weights_fingerprint
-from odvae.shared.packing import pack_folder
+from odvae.shared.packing import PackingSettings, pack_folder
 from odvae.shared.pixels import to_float
 from odvae.shared.shards import index_shards, shard_writer
 
@@ -32,7 +32,7 @@ def encoded(tmp_path_factory, vae):
     """A folder with shards/, vae/ and latents/ of twelve small videos."""
     folder = tmp_path_factory.mktemp("encoded")
     write_demo_videos(folder / "videos", 12, 9, 32, 8, seed=3, progress=False)
-    pack_folder(folder / "videos", folder / "shards", samples_per_shard=5)
+    pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=5))
     vae.save_pretrained(folder / "vae")
     encode(folder, folder / "latents")
     return folder

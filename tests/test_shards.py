@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 from odvae.shared.errors import InputError
-from odvae.shared.packing import pack_folder
+from odvae.shared.packing import PackingSettings, pack_folder
 from odvae.shared.shards import index_shards, list_shards
 from odvae.shared.video import VideoError, decode, examine, read_frames, write_video
 
@@ -40,7 +40,7 @@ def source(tmp_path):
 
 
 def test_every_readable_video_is_packed_and_every_other_is_named(source, tmp_path):
-    report = pack_folder(source, tmp_path / "out", samples_per_shard=2)
+    report = pack_folder(source, tmp_path / "out", PackingSettings(samples_per_shard=2, workers=2))
     assert (report.videos, report.shards, report.frames) == (3, 2, 27)
     assert set(report.rejected) == {"cut.mp4", "empty.mp4", "song.mp4", "copy_of_b.mp4"}
     assert "0 bytes" in report.rejected["empty.mp4"]
@@ -110,13 +110,16 @@ def test_a_folder_of_only_broken_files_is_an_error_that_names_them_and_leaves_no
 def test_the_tool_prints_counts_rejects_and_the_next_command(source, tmp_path):
     command = [sys.executable, "tools/make_shards.py", str(source), str(tmp_path / "out")]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert "3 videos (27 frames" in result.stdout
+    assert "3 videos (27 frames, 3 s) in 1 shards" in result.stdout
     assert "skipped: 4" in result.stdout
     assert "song.mp4" in result.stdout
     assert "next: accelerate launch pipelines/train_vae.py" in result.stdout
     again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    assert again.returncode == 1
-    assert again.stderr.splitlines()[-1].startswith("error: output folder")
+    assert again.stdout == result.stdout  # done already: the report once more
+    changed = [*command, "min_frame=3"]
+    wrong = subprocess.run(changed, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+    assert "min_frame: unknown key; did you mean min_frames?" in wrong.stderr
 
 
 def test_a_shard_that_was_cut_is_named(source, tmp_path):

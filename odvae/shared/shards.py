@@ -23,6 +23,9 @@ import webdataset as wds
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import written_aside
 
+# Between the key of a video and the number of one of its scenes.
+SCENE_MARK = "+"
+
 # What webdataset's default decoder would unpickle.
 PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 
@@ -126,6 +129,16 @@ def _read_at(path: Path, size: int, offset: int) -> bytes:
     """Bytes of a file that stays open for the next read: opening one can cost more than reading it."""
     now = os.stat(path)  # a shard that was replaced is another file under the same name
     return os.pread(_open_file(path, (now.st_dev, now.st_ino, now.st_mtime_ns)).fileno(), size, offset)
+
+
+def scene_key(video_key: str, scene: int) -> str:
+    """The key of one scene of a video."""
+    return f"{video_key}{SCENE_MARK}{scene:03d}"
+
+
+def video_of(key: str) -> str:
+    """The key of the video that a scene is from; of a whole video, its own key."""
+    return key.partition(SCENE_MARK)[0]
 
 
 def list_shards(folder: str | Path, command: str) -> list[Path]:

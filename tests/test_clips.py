@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from odvae.shared.clip_loader import ClipDataset, endless_loader
+from odvae.shared.clip_dataset import ClipDataset
+from odvae.shared.clip_loader import endless_loader
 from odvae.shared.clips import DataSettings, VideoSet, fit_frames, is_held_out
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError

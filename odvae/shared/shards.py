@@ -160,7 +160,7 @@ def index_shard(shard: Path) -> list[Sample]:
             for member in tar:
                 if not member.isfile():
                     continue
-                _check_member_name(member.name, shard)
+                check_member_name(member.name, shard)
                 folder, _, file_name = member.name.rpartition("/")
                 stem, _, extension = file_name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
@@ -176,7 +176,7 @@ def index_shard(shard: Path) -> list[Sample]:
     return [Sample(key, shard, members) for key, members in samples.items()]
 
 
-def _check_member_name(name: str, shard: Path) -> None:
+def check_member_name(name: str, shard: Path | str) -> None:
     """Refuse what no honest shard holds."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts:

@@ -216,7 +216,7 @@ def _accepted(
                 reason = str(error)
         if reason:
             name = one.name if one.scene is None else f"{one.name}, frames {one.scene[0]} to {one.scene[1] - 1}"
-            report.rejected[name] = reason if name in reason else f"{name}: {reason}"
+            report.rejected[name] = reason if reason.startswith(name) else f"{name}: {reason}"
             continue
         about = {"key": one.key, "source": one.name, "caption": description.caption, **one.about}
         label = _label(one.name, description, settings)

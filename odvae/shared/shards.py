@@ -204,5 +204,7 @@ def shard_writer(path: Path) -> Iterator[wds.TarWriter]:
     """
     with written_aside(path) as file:
         writer = wds.TarWriter(file, encoder=False, mtime=0, user="odvae", group="odvae")
-        yield writer
-        writer.close()
+        try:
+            yield writer
+        finally:
+            writer.close()

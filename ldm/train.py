@@ -10,15 +10,13 @@ import torch
 from accelerate import Accelerator, PartialState
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.utils.data import default_collate
 
 from ldm.dit import DiT
-from ldm.encode import EMPTY_TEXT
-from ldm.latents import LatentDataset, Manifest, check_latents, load_entry, load_manifest, open_latents, unpack_entry
+from ldm.latents import held_out_batches, latent_batches, open_latents, unpack_entry
+from ldm.manifest import EMPTY_TEXT, Manifest, check_latents, load_manifest
 from ldm.objective import interpolate, logit_normal, velocity
 from odvae.loading import load_vae
 from odvae.shared.checkpoints import StopRequest, begin_stage
-from odvae.shared.clips import StepSampler, endless_loader
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import weights_fingerprint
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
@@ -132,7 +130,7 @@ class LatentData:
     """The encoded clips of a folder, normalised per channel by the manifest's statistics."""
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.train, self.held_out = open_latents(folder, manifest)
+        self.latents = open_latents(folder, manifest)
         self.mean = torch.tensor(manifest.latents_mean).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(manifest.latents_std).view(1, -1, 1, 1, 1)
         path = folder / EMPTY_TEXT
@@ -191,7 +189,7 @@ def fit(
     optimization = settings.optimization
     state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
     accelerator, model, done = state.accelerator, state.model, state.resume()
-    batches = latent_batches(data, settings, accelerator, seed, done)
+    batches = flow_batches(data, settings, accelerator, seed, done)
     progress = progress_bar("training the LDM", done, optimization.steps)
 
     for step in range(done + 1, optimization.steps + 1):
@@ -217,15 +215,21 @@ def fit(
     return network.eval()
 
 
-def latent_batches(
+def flow_batches(
     data: LatentData, settings: LDMSettings, accelerator: Accelerator, seed: int, done: int
 ) -> Iterator[FlowBatch]:
     """Training batches from step `done` on, on the accelerator's device."""
     optimization = settings.optimization
-    sampler = StepSampler(
-        optimization.batch_size, optimization.accumulate, accelerator.process_index, accelerator.num_processes, done
-    )
-    for batch in endless_loader(LatentDataset(data.train, seed), sampler, settings.workers):
+    for batch in latent_batches(
+        data.latents,
+        seed,
+        optimization.batch_size,
+        optimization.accumulate,
+        accelerator.process_index,
+        accelerator.num_processes,
+        done,
+        settings.workers,
+    ):
         moved = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
         yield make_flow_batch(moved, data, settings.flow, seed)
 
@@ -236,13 +240,11 @@ def validate(
 ) -> None:
     """The loss on held-out clips with the averaged weights; the same noise and noise levels every time."""
     network.eval()
-    mine = list(enumerate(data.held_out))[accelerator.process_index :: accelerator.num_processes]
     total = torch.zeros((), device=accelerator.device)
-    for first in range(0, len(mine), settings.optimization.batch_size):
-        chosen = mine[first : first + settings.optimization.batch_size]
-        batch = default_collate([load_entry(entry, number) for number, entry in chosen])
+    ranks = accelerator.process_index, accelerator.num_processes
+    for batch in held_out_batches(data.latents, settings.optimization.batch_size, *ranks):
         batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
         with accelerator.autocast():
             total += flow_loss(network, make_flow_batch(batch, data, settings.flow, seed=0)).sum()
-    mean = accelerator.reduce(total, "sum") / len(data.held_out)
+    mean = accelerator.reduce(total, "sum") / sum(map(len, data.latents.held_out.values()))
     log.row(step, held_out_loss=float(mean))

@@ -71,7 +71,7 @@ class OptimizationSettings(Settings):
 # Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works.
 MAY_CHANGE_ON_RESUME = (
     "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "workers",
-    "tracker",
+    "tracker", "decode_seconds", "decode_gib", "failures_allowed",
 )  # fmt: skip
 
 

@@ -1,0 +1,51 @@
+"""Batches of training clips, decoded ahead by guarded worker processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from odvae.shared.clip_dataset import ClipDataset
+from odvae.shared.clip_pool import AHEAD, ClipPool, ClipTicket
+from odvae.shared.guarded import Failure, Failures
+from odvae.shared.sampling import StepSampler
+from odvae.shared.streamed_clips import streamed_loader
+
+
+def endless_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) -> Iterator[dict[str, Tensor]]:
+    """Batches in the sampler's order: {"video": uint8 (b, t, h, w, 3), "number": (b,)}.
+
+    A video that cannot be decoded, or does something to the process that decodes it, is named once, and another takes
+    its place; which one follows from the sample's number too. Raises InputError past `data.failures_allowed`.
+    """
+    data = dataset.data
+    if data.stream is not None:
+        yield from streamed_loader(dataset, sampler, workers)
+        return
+    failures = Failures(len(dataset.samples), data.failures_allowed, "training videos")
+
+    def first_attempt(number: int, attempt: int = 0) -> tuple[int, int]:
+        while dataset.source(number, attempt).name in failures.reasons:
+            attempt += 1
+        return number, attempt
+
+    shape, ahead = (data.frames, data.height, data.width, 3), AHEAD if workers else 1
+    with ClipPool(lambda task: dataset.load(*task), shape, ahead * sampler.batch_size, workers, data) as pool:
+        pending: deque[list[tuple[tuple[int, int], ClipTicket]]] = deque()
+        for numbers in sampler:
+            tasks = [first_attempt(number) for number in numbers]
+            pending.append([(task, pool.submit(task, shape)) for task in tasks])
+            if len(pending) < ahead:
+                continue
+            video = torch.empty((len(numbers), *shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            batch = pending.popleft()
+            for i, ((number, attempt), ticket) in enumerate(batch):
+                while isinstance(clip := pool.clip(ticket), Failure):
+                    failures.add(dataset.source(number, attempt).name, clip.reason)
+                    number, attempt = first_attempt(number, attempt)
+                    ticket = pool.submit((number, attempt), shape)
+                video[i] = clip
+            yield {"video": video, "number": torch.tensor([number for (number, _), _ in batch])}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -11,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -19,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from ldm.compute_threads import ComputeThreads
 from ldm.encoding_plan import DeclaredClip, LatentSettings, Unit
 from ldm.latents import entry_key, pack_entry
 from ldm.text import TextEncoder
@@ -33,8 +32,6 @@ from odvae.shared.run_folder import write_json
 from odvae.shared.shards import Sample, shard_writer
 from odvae.shared.tracking import progress_bar
 from odvae.statistics import ChannelSums
-
-T = TypeVar("T")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,40 +78,22 @@ def encode_units(encoder: Encoder, units: Sequence[Unit], folder: Path, videos: 
     shapes = [(piece.frames, piece.height, piece.width, 3) for _, piece, _ in pieces]
     failures = Failures(videos, data.failures_allowed, "videos")
     total, begin = sum(len(unit.clips) for unit in units), time.monotonic()
-    with compute_threads(encoder.vae) as (threads, executor), ThreadPoolExecutor(1) as hasher:
-        slots = (threads + 1) * settings.batch_size if data.workers else 1
+    with ComputeThreads(next(encoder.vae.parameters()).device) as threads, ThreadPoolExecutor(1) as hasher:
+        slots = (threads.count + 1) * settings.batch_size if data.workers else 1
         with (
             ClipPool(_load_piece, max(shapes, key=math.prod), slots, data.workers, data) as pool,
             progress_bar("encoding", 0, total, unit="clip") as bar,
         ):
-            decoded = TimedIterator(pool.in_order(zip(pieces, shapes, strict=True)))
+            decoded = pool.in_order(zip(pieces, shapes, strict=True))
             for unit in units:
                 source_sha256 = hasher.submit(file_fingerprint, unit.source)
-                batches = _encoded_batches(encoder, unit, decoded, executor, ahead=threads)
+                batches = _encoded_batches(encoder, unit, decoded, threads)
                 result = _write_unit(encoder, unit, batches, failures, folder, bar)
                 _write_record(encoder, unit, result, source_sha256.result(), folder)
+        idle, seconds = threads.idle_share, time.monotonic() - begin
     if PartialState().is_main_process:
-        seconds = time.monotonic() - begin
-        waited = decoded.seconds / seconds
-        print(f"{total / seconds:.1f} clips/s; {waited:.1%} of the time went by waiting for decoded clips", flush=True)
-        write_json(folder / "speed.json", {"clips": total, "seconds": round(seconds, 3), "waiting": round(waited, 4)})
-
-
-@contextlib.contextmanager
-def compute_threads(vae: VideoVAE) -> Iterator[tuple[int, ThreadPoolExecutor]]:
-    """(number of threads, the threads) that encode batches beside this one: as many as cores where those compute.
-
-    Each computes on one core, a batch alone: sums within a batch are then rounded the same for any number of cores and
-    ranks. A GPU needs one thread, which lets this one write a batch while the next is computed.
-    """
-    cores = torch.get_num_threads()
-    on_cpu = next(vae.parameters()).device.type == "cpu"
-    threads = cores if on_cpu else 1
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as executor:
-            yield threads, executor
-    finally:
-        torch.set_num_threads(cores)
+        print(f"{total / seconds:.1f} clips/s; the encoder waited for clips {idle:.1%} of the time", flush=True)
+        write_json(folder / "speed.json", {"clips": total, "seconds": round(seconds, 3), "waiting": round(idle, 4)})
 
 
 def _load_piece(task: tuple[DeclaredClip, DataSettings, int]) -> Tensor:
@@ -136,10 +115,9 @@ def _encoded_batches(
     encoder: Encoder,
     unit: Unit,
     decoded: Iterator[Tensor | Failure],
-    executor: ThreadPoolExecutor,
-    ahead: int,
+    threads: ComputeThreads,
 ) -> Iterator[EncodedBatch]:
-    """The unit's batches in order; up to `ahead` more are encoded meanwhile."""
+    """The unit's batches in order; as many more as there are threads are encoded meanwhile."""
     pending: deque[EncodedBatch] = deque()
     pieces = unit.pieces(encoder.settings, encoder.data)
     for clips in unit.batches(encoder.settings):
@@ -149,11 +127,11 @@ def _encoded_batches(
         videos = _read_pieces(pieces, decoded, reasons)
         if len(pieces) == 1:
             videos = iter(list(videos))
-        job = executor.submit(_encode_batch, encoder, videos, captions, len(pieces) > 1)
+        job = threads.submit(_encode_batch, encoder, videos, captions, len(pieces) > 1)
         if len(pieces) > 1:
             wait([job])  # it reads the pieces itself, one after the other, so that no more is in memory
         pending.append(EncodedBatch(clips, captions, reasons, job))
-        if len(pending) > ahead:
+        if len(pending) > threads.count:
             yield pending.popleft()
     yield from pending
 
@@ -280,20 +258,3 @@ def class_name(sample: Sample) -> str | None:
     """The class a video shows, from its .json (`label`, a name or a number); None where it has none."""
     label = sample.read_json().get("label")
     return None if label is None else str(label)
-
-
-class TimedIterator(Generic[T]):
-    """An iterator that sums up the seconds spent waiting for it."""
-
-    def __init__(self, items: Iterator[T]) -> None:
-        self.items, self.seconds = items, 0.0
-
-    def __iter__(self) -> TimedIterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        begin = time.monotonic()
-        try:
-            return next(self.items)
-        finally:
-            self.seconds += time.monotonic() - begin

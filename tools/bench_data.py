@@ -8,7 +8,7 @@
 3. Latents: bytes/s of reading them in the LDM's random order over reading the same files from end to end, both from
    disk (pages dropped before). Wanted: 0.5.
 4. Size: raw uint8 pixels over moments. Wanted: 44 at 33 frames, 4x8x8, 4 channels.
-5. The share of the time that encoding waits for decoded clips.
+5. The share of the time that the encoder, while it encodes all of them, has no clip to work on.
 
 The VAE is a small OD-VAE with random weights: a larger one only raises 2 and lowers 5.
 """

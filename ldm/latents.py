@@ -6,7 +6,7 @@ The manifest says what the latents are: of which VAE, which clips, which text en
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,7 @@ class Manifest:
     latents_std: list[float]
     shards: list[ShardRecord]
     code: dict[str, str]
+    classes: list[str] = field(default_factory=list)
     format: int = FORMAT
 
     def save(self, folder: Path) -> None:
@@ -77,7 +78,7 @@ def load_manifest(folder: Path) -> Manifest:
     values = read_json(path)
     if values.get("format") != FORMAT:
         raise InputError(f"{path}: format {values.get('format')!r}, this version reads {FORMAT}")
-    names = {field.name for field in fields(Manifest)}
+    names = {item.name for item in fields(Manifest)}
     if values.keys() != names:
         raise InputError(f"{path}: keys differ: {', '.join(sorted(values.keys() ^ names))}")
     values["shape"] = tuple(values["shape"])
@@ -118,10 +119,11 @@ def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
 
 
 def load_entry(entry: Sample, number: int) -> dict[str, Any]:
-    """One encoded clip in float32: mean, std (c, k, h, w), text (m, d), text_mask (m,) bool; and its sample number."""
+    """One encoded clip in float32: mean, std (c, k, h, w), text (m, d), text_mask (m,) bool, label, number."""
     tensors = unpack_entry(entry.read("safetensors"), entry.name)
     floats = {name: tensor.float() for name, tensor in tensors.items() if name != "text_mask"}
-    return {**floats, "text_mask": tensors["text_mask"], "number": number}
+    label = entry.read_json().get("label", -1)
+    return {**floats, "text_mask": tensors["text_mask"], "label": label, "number": number}
 
 
 class LatentDataset(Dataset):

@@ -240,7 +240,8 @@ def fit(
             state.log.row(step, **row)
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
-            validate(state.ema.module, run, state.log, step, accelerator)
+            with state.ema.in_network():
+                validate(network, run, state.log, step, accelerator)
         state.save_and_stop_when_due(step, run.clock, run.stop)
     progress.close()
     state.finish()

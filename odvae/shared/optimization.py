@@ -12,7 +12,6 @@ import torch
 from accelerate import Accelerator
 from pydantic import Field
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from odvae.shared.errors import InputError
@@ -47,6 +46,8 @@ class OptimizationSettings(Settings):
     """The gradient's norm is clipped to this."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay a step of the averaged weights, which are the ones saved, validated and sampled; it warms up from 0."""
+    extra_ema_decays: tuple[float, ...] = ()
+    """Decays of further averages, saved beside the first (the LDM's in `ema_DECAY/` folders)."""
     log_every: int = Field(10, ge=1)
     """Steps between rows of metrics.jsonl."""
     validate_every: int = Field(1000, ge=1)
@@ -57,9 +58,11 @@ class OptimizationSettings(Settings):
     """How many of the newest checkpoints are kept."""
 
 
-# Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works.
+# Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works. The
+# parts of the global batch may too, but not their product with the number of ranks (`Checkpoints`).
 MAY_CHANGE_ON_RESUME = (
     "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "workers", "tracker",
+    "batch_size", "accumulate", "show_every", "compile", "gradient_checkpointing", "attention_backend", "peak_tflops",
 )  # fmt: skip
 
 
@@ -95,11 +98,6 @@ def learning_rate_at(step: int, settings: OptimizationSettings) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-
-
-def make_ema(model: nn.Module, settings: OptimizationSettings) -> ModelEmaV3:
-    """Averaged weights; the decay warms up as 1 - (1 + step)^(-2/3), so that early steps do not linger."""
-    return ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
 
 
 def make_accelerator(tracker: Tracker, folder: Path, name: str) -> Accelerator:

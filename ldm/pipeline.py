@@ -72,6 +72,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         )
         self.register_to_config(text_encoder_name=text_encoder_name, text_sha256=text_sha256)
         check_scheduler(scheduler, self.objective)
+        check_same_latents(vae, transformer)
 
     @property
     def objective(self) -> ObjectiveSettings:

@@ -8,20 +8,20 @@ from typing import Literal
 import torch
 from accelerate import PartialState
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.attention import AttentionBackend, check_backend
 from ldm.batches import LatentData, squared_errors
 from ldm.conditioning import ConditioningSettings
-from ldm.encode import load_vae
 from ldm.latents import Manifest, check_latents, load_manifest
 from ldm.network import DiTSettings, Network, UNetSettings, make_network
 from ldm.objective import ObjectiveSettings
 from ldm.throughput import StepMeter, measure_matmul_rate
 from ldm.validation import show_videos, validate
+from odvae.loading import VideoVAE, load_vae
 from odvae.shared.checkpoints import StopRequest, begin_stage
 from odvae.shared.fingerprints import weights_fingerprint
-from odvae.shared.optimization import OptimizationSettings, Tracker, check_finite, gradients_synced_at
+from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.run_folder import StageClock, install_folder, write_json
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import progress_bar
@@ -43,10 +43,6 @@ class LDMSettings(Settings):
     """What it learns."""
     optimization: OptimizationSettings = OptimizationSettings()
     """How it is trained."""
-    compile: bool = False
-    """torch.compile each block of the DiT: the first step takes minutes, all others less."""
-    gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass: a third more computing for far less memory."""
     attention_backend: AttentionBackend = "sdpa"
     """torch's attention, or xformers' (CUDA); the results are the same."""
     peak_tflops: float | None = Field(None, gt=0)
@@ -63,8 +59,8 @@ class LDMSettings(Settings):
     @model_validator(mode="after")
     def _the_unet_has_no_blocks_to_switch(self) -> LDMSettings:
         for name in ("compile", "gradient_checkpointing"):
-            if self.network == "unet" and getattr(self, name):
-                raise ValueError(f"{name}=true is for network=dit: diffusers' 3D UNet does not support it")
+            if self.network == "unet" and getattr(self.optimization, name):
+                raise ValueError(f"optimization.{name}=true is for network=dit: diffusers' 3D UNet does not support it")
         return self
 
 
@@ -124,7 +120,7 @@ def ema_folder(decay: float) -> str:
 
 def fit(
     network: Network,
-    vae: nn.Module,
+    vae: VideoVAE,
     settings: LDMSettings,
     data: LatentData,
     folder: Path,
@@ -141,7 +137,7 @@ def fit(
     optimization = settings.optimization
     switch_on(network, settings)
     state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
-    accelerator, model, done = state.accelerator, state.model, state.done
+    accelerator, model, done = state.accelerator, state.model, state.resume()
     ranks, rank = accelerator.num_processes, accelerator.process_index
     batches = data.training_batches(
         optimization.batch_size, optimization.accumulate, settings.workers, rank, ranks, seed, done
@@ -161,15 +157,14 @@ def fit(
                 accelerator.backward(loss / optimization.accumulate)
             loss_sum += loss.detach() / optimization.accumulate
             meter.count(batch)
-        gradient_norm, learning_rate = state.apply_gradients(step)
+        gradient_norm, learning_rate = state.apply_gradients(step, {"loss": loss_sum})
         progress.update()
 
         last = step == optimization.steps
         if step % optimization.log_every == 0 or last:
             loss = float(accelerator.reduce(loss_sum, "mean"))
             row = {"loss": loss, "gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
-            check_finite(row, step, folder)
-            state.log.row(step, **row, **meter.row())
+            state.log.row(step, **row, **meter.row(), skipped_steps=state.guard.report(step))
             progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
             with state.ema.in_network():
@@ -191,9 +186,9 @@ def switch_on(network: Network, settings: LDMSettings) -> None:
     """Attention back end, gradient checkpointing and compilation, by diffusers' own switches."""
     if settings.attention_backend == "xformers":
         network.enable_xformers_memory_efficient_attention()
-    if settings.gradient_checkpointing:
+    if settings.optimization.gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    if settings.compile:
+    if settings.optimization.compile:
         network.compile_repeated_blocks()
 
 

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there, and the way back from one.
 
 A checkpoint holds weights and optimiser state (accelerate's format, loaded with weights_only; under FSDP2 each rank
-writes its shards), the averaged weights (safetensors) and `state.json`. There is no random state and no data position
-in it: both are functions of the step.
+writes its shards), the averaged weights and other state (safetensors) and `state.json`. There is no random state and no
+data position in it: both are functions of the step.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_model, save_model
+from torch import nn
 
 from odvae.shared.averages import AveragedWeights
 from odvae.shared.errors import InputError, write_errors_named
@@ -32,7 +34,12 @@ class Checkpoints:
         self, folder: Path, accelerator: Accelerator, averages: list[AveragedWeights], keep: int, global_batch: int
     ) -> None:
         self.folder, self.accelerator, self.averages, self.keep = folder / "checkpoints", accelerator, averages, keep
+        self.small_states: list[nn.Module] = []
         self.facts = {"ranks": accelerator.num_processes, "global_batch": global_batch, "sharded": accelerator.is_fsdp2}
+
+    def remember(self, state: nn.Module) -> None:
+        """Save and restore this module's few tensors too; they are the same on every rank."""
+        self.small_states.append(state)
 
     def load_latest(self) -> int:
         """Restore what the accelerator prepared, and the averages; returns the completed steps (0: nothing there).
@@ -48,6 +55,8 @@ class Checkpoints:
         self.accelerator.load_state(str(found[-1]))
         for number, average in enumerate(self.averages):
             average.load(found[-1] / f"ema_{number}.safetensors")
+        for number, small in enumerate(self.small_states):
+            load_model(small, found[-1] / f"state_{number}.safetensors")
         return int(state["step"])
 
     def _check_continues(self, folder: Path, state: dict) -> None:
@@ -80,6 +89,8 @@ class Checkpoints:
                 average.save(aside / f"ema_{number}.safetensors", self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
+            for number, small in enumerate(self.small_states):
+                save_model(small, str(aside / f"state_{number}.safetensors"))
             write_json(aside / "state.json", {"step": step, **self.facts})
             aside.rename(final)
             for old in self._all()[: -self.keep]:

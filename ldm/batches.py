@@ -6,17 +6,16 @@ Every random choice follows from the sample's number, so it is the same on any n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ldm.conditioning import Condition, ConditioningSettings
-from ldm.encode import EMPTY_TEXT
-from ldm.latents import LatentDataset, Manifest, load_entry, open_latents, unpack_entry
+from ldm.latents import latent_batches, load_entries, open_latents, unpack_entry
+from ldm.manifest import EMPTY_TEXT, Manifest
 from ldm.objective import ObjectiveSettings, add_noise, min_snr_weight, path, shift_for, target, training_time
-from odvae.shared.clips import StepSampler, endless_loader
 from odvae.shared.seeds import derive_seed, normal_per_sample
 
 
@@ -42,7 +41,7 @@ class LatentData:
         objective: ObjectiveSettings,
         device: torch.device,
     ) -> None:
-        self.train, self.held_out = open_latents(folder, manifest)
+        self.latents = open_latents(folder, manifest)
         self.conditioning, self.objective, self.device = conditioning, objective, device
         self.mean = torch.tensor(manifest.latents_mean, device=device).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(manifest.latents_std, device=device).view(1, -1, 1, 1, 1)
@@ -56,8 +55,7 @@ class LatentData:
         self, batch_size: int, accumulate: int, workers: int, rank: int, ranks: int, seed: int, done: int
     ) -> Iterator[Batch]:
         """Batches of one rank from step `done` on, without end."""
-        sampler = StepSampler(batch_size, accumulate, rank, ranks, done)
-        for entries in endless_loader(LatentDataset(self.train, seed), sampler, workers):
+        for entries in latent_batches(self.latents, seed, batch_size, accumulate, rank, ranks, done, workers):
             yield self.make_batch(entries, seed)
 
     def make_batch(self, entries: Mapping[str, Tensor], seed: int) -> Batch:
@@ -78,16 +76,20 @@ class LatentData:
         for quarter in range(4):
             yield self._noised(x, (quarter + self._uniform(numbers, 0, "time")) / 4, condition, numbers, seed=0)
 
-    def condition_of(self, number: int) -> Condition:
-        """The condition of a held-out clip as a batch of one; its first frame is given where the network takes one."""
-        entry = load_entry(self.held_out[number], number)
-        entries = {name: value[None] for name, value in entry.items() if isinstance(value, Tensor)}
-        entries |= {"label": torch.tensor([entry["label"]]), "number": torch.tensor([number])}
-        _, condition = self._latents_and_condition(entries, [number], seed=0)
-        if condition.first_frame_given is None:
-            return condition
-        given = torch.ones_like(condition.first_frame_given)
-        return Condition(condition.text, condition.text_mask, condition.label, condition.first_frame, given)
+    def held_out(self, bucket: str, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Held-out clips of a bucket by their place in it, collated."""
+        chosen = self.latents.held_out[bucket]
+        return load_entries([chosen[number] for number in numbers], numbers, self.latents.classes)
+
+    def shown(self, count: int) -> Iterator[tuple[Tensor, Condition]]:
+        """Noise and condition, each a batch of one, of the first held-out clips; their first frame is given to networks
+        that take one."""
+        bucket = next(name for name, entries in self.latents.held_out.items() if entries)
+        for number in range(min(count, len(self.latents.held_out[bucket]))):
+            x, condition = self._latents_and_condition(self.held_out(bucket, [number]), [number], seed=0)
+            if condition.first_frame_given is not None:
+                condition = replace(condition, first_frame_given=torch.ones_like(condition.first_frame_given))
+            yield normal_per_sample(x.shape[1:], 0, "shown", [number], self.device), condition
 
     def without_condition(self, condition: Condition) -> Condition:
         """The empty condition that guidance compares with."""
@@ -97,13 +99,12 @@ class LatentData:
     def _latents_and_condition(
         self, entries: Mapping[str, Tensor], numbers: Sequence[int], seed: int
     ) -> tuple[Tensor, Condition]:
-        """Normalised latents (b, c, t, h, w), drawn from the posterior where its std is kept; and all conditions."""
+        """Normalised latents (b, c, t, h, w), drawn from the posterior; and all conditions."""
         on_device = {
             name: value.to(self.device, non_blocking=True) for name, value in entries.items() if name != "number"
         }
-        z = on_device["mean"]
-        if "std" in on_device:
-            z = z + on_device["std"] * normal_per_sample(z.shape[1:], seed, "posterior", numbers, self.device)
+        mean, std = on_device["mean"], on_device["std"]
+        z = mean + std * normal_per_sample(mean.shape[1:], seed, "posterior", numbers, self.device)
         x = (z - self.mean) / self.std
         text, label, first = self.conditioning.kind == "text", self.conditioning.kind == "class", None
         if self.conditioning.first_frame:

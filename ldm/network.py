@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from ldm.conditioning import ConditioningSettings
 from ldm.dit import SIZES, DiT
-from ldm.latents import Manifest
+from ldm.manifest import Manifest
 from ldm.objective import ObjectiveSettings
 from ldm.unet import UNet
 from odvae.shared.errors import InputError

@@ -13,7 +13,7 @@ from torch import Tensor
 from ldm.attention import AttentionBackend, check_backend
 from ldm.batches import LatentData, squared_errors
 from ldm.conditioning import ConditioningSettings
-from ldm.latents import Manifest, check_latents, load_manifest
+from ldm.manifest import Manifest, check_latents, load_manifest
 from ldm.network import DiTSettings, Network, UNetSettings, make_network
 from ldm.objective import ObjectiveSettings
 from ldm.throughput import StepMeter, measure_matmul_rate
@@ -78,7 +78,8 @@ def train_ldm(
     check_backend(settings.attention_backend, state.device)
     torch.manual_seed(seed)
     network = new_network(settings, manifest)
-    network.token_grid(torch.empty(1, *manifest.shape, device="meta"))  # whether the patches divide the latents
+    for shape in manifest.buckets.values():
+        network.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide the latents
     clock, stop = StageClock(folder), StopRequest()
     if begin_stage(folder, {"seed": seed, "ldm": settings}) and clock.finished:
         return

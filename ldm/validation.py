@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
 from torch import nn
-from torch.utils.data import default_collate
 
 from ldm.batches import LatentData, squared_errors
 from ldm.decode import decode_in_pieces
-from ldm.latents import load_entry
 from ldm.network import Network
 from ldm.samplers import Guidance, guided_answer, make_scheduler, sample_latents
 from odvae.shared.pictures import strip
 from odvae.shared.pixels import to_uint8
-from odvae.shared.seeds import normal_per_sample
 from odvae.shared.tracking import MetricsLog
 
 QUARTERS = ("q1", "q2", "q3", "q4")
@@ -37,20 +35,28 @@ def validate(
 
     Every rank computes as many batches as the others, as sharded networks need; clips that fill up count nothing.
     """
-    chosen = data.held_out[:clips]
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    batch_size = min(batch_size, math.ceil(len(chosen) / ranks))
-    total = torch.zeros(4, device=accelerator.device)
-    for first in range(0, len(chosen), ranks * batch_size):
-        numbers = range(first + rank * batch_size, first + (rank + 1) * batch_size)
-        entries = default_collate([load_entry(chosen[n % len(chosen)], n % len(chosen)) for n in numbers])
-        counts = torch.tensor([n < len(chosen) for n in numbers], device=accelerator.device)
-        for quarter, batch in enumerate(data.validation_batches(entries)):
-            with accelerator.autocast():
-                total[quarter] += squared_errors(network, batch)[counts].sum()
-    means = (accelerator.reduce(total, "sum") / len(chosen)).tolist()
+    total, left = torch.zeros(5, device=accelerator.device), clips  # the fifth counts
+    for bucket, entries in data.latents.held_out.items():
+        chosen = min(left, len(entries))
+        left -= chosen
+        for numbers in _equal_shares(chosen, batch_size, accelerator.process_index, accelerator.num_processes):
+            collated = data.held_out(bucket, [number % chosen for number in numbers])
+            counts = torch.tensor([number < chosen for number in numbers], device=accelerator.device)
+            total[4] += counts.sum()
+            for quarter, batch in enumerate(data.validation_batches(collated)):
+                with accelerator.autocast():
+                    total[quarter] += (squared_errors(network, batch) * counts).sum()
+    *sums, count = accelerator.reduce(total, "sum").tolist()
+    means = [value / count for value in sums]
     quarters = {f"held_out_loss_{name}": mean for name, mean in zip(QUARTERS, means, strict=True)}
     log.row(step, held_out_loss=sum(means) / 4, **quarters)
+
+
+def _equal_shares(count: int, batch_size: int, rank: int, ranks: int) -> Iterator[list[int]]:
+    """Numbers from 0 on, batch by batch, for one rank; every rank gets as many. Those from `count` on fill up."""
+    batch_size = min(batch_size, math.ceil(count / ranks)) or 1
+    for first in range(0, count, ranks * batch_size):
+        yield list(range(first + rank * batch_size, first + (rank + 1) * batch_size))
 
 
 @torch.no_grad()
@@ -64,11 +70,8 @@ def show_videos(
     objective, strips = data.objective, []
     scheduler = make_scheduler("euler" if objective.prediction == "flow" else "ddim", objective)
     guidance = Guidance(SHOWN_GUIDANCE)
-    for number in range(min(count, len(data.held_out))):
-        condition = data.condition_of(number)
+    for noise, condition in data.shown(count):
         without = data.without_condition(condition) if condition.can_be_dropped else None
-        shape = load_entry(data.held_out[number], number)["mean"].shape
-        noise = normal_per_sample(shape, 0, "shown", [number], accelerator.device)
         answer = guided_answer(network, condition, without, guidance)
         latents = sample_latents(answer, noise, scheduler, objective, SHOWN_STEPS, guidance)
         if accelerator.is_main_process:

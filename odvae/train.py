@@ -27,12 +27,14 @@ from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
 from odvae.perceptual import LPIPS, load_lpips
 from odvae.shared.checkpoints import StopRequest, begin_stage
-from odvae.shared.clips import ClipDataset, DataSettings, StepSampler, VideoSet, check_frames, endless_loader, load_clip
+from odvae.shared.clip_loader import ClipDataset, endless_loader
+from odvae.shared.clips import DataSettings, VideoSet, check_frames, load_clip
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.pictures import strip
 from odvae.shared.pixels import to_float, to_uint8
 from odvae.shared.run_folder import StageClock, install_folder
+from odvae.shared.sampling import StepSampler
 from odvae.shared.seeds import derive_seed, normal_per_sample
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import MetricsLog, progress_bar, progress_over

@@ -73,8 +73,8 @@ class OptimizationSettings(Settings):
 # parts of the global batch may too, but not their product with the number of ranks (`Checkpoints`).
 MAY_CHANGE_ON_RESUME = (
     "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "workers",
-    "tracker", "batch_size", "accumulate", "show_every", "compile", "gradient_checkpointing", "attention_backend",
-    "peak_tflops",
+    "tracker", "decode_seconds", "decode_gib", "failures_allowed", "batch_size", "accumulate", "show_every", "compile",
+    "gradient_checkpointing", "attention_backend", "peak_tflops",
 )  # fmt: skip
 
 

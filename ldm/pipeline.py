@@ -1,8 +1,10 @@
-"""Text (or a class, or nothing, or an image) to video as a diffusers pipeline: VAE, network, scheduler, text encoder."""
+"""Text (or a class, or nothing, or an image) to video, as a diffusers pipeline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from ldm.network import Network
 from ldm.objective import ObjectiveSettings
 from ldm.samplers import Guidance, check_scheduler, guided_answer, sample_latents
 from ldm.text import check_prompts, encode_captions, load_text_encoder
-from odvae.inputs import SPACE_FACTOR, TIME_FACTOR
+from odvae.loading import VideoVAE
 from odvae.shared.clips import check_frames
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import weights_fingerprint
@@ -51,6 +53,7 @@ class TextToVideoPipeline(DiffusionPipeline):
     Args:
         text_encoder, tokenizer: for networks that are told text. None: `text_encoder_name` is loaded when it is needed.
         text_encoder_name, text_sha256: where the text encoder comes from, and the fingerprint of its weights.
+        model_card: what a saved or published pipeline says of itself: its README.md.
     """
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
@@ -58,19 +61,20 @@ class TextToVideoPipeline(DiffusionPipeline):
 
     def __init__(
         self,
-        vae: torch.nn.Module,
+        vae: VideoVAE,
         transformer: Network,
         scheduler: SchedulerMixin,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_encoder_name: str | None = None,
         text_sha256: str | None = None,
+        model_card: str | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
             vae=vae, transformer=transformer, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
         )
-        self.register_to_config(text_encoder_name=text_encoder_name, text_sha256=text_sha256)
+        self.register_to_config(text_encoder_name=text_encoder_name, text_sha256=text_sha256, model_card=model_card)
         check_scheduler(scheduler, self.objective)
         check_same_latents(vae, transformer)
 
@@ -95,6 +99,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         guidance_rescale: float = 0.0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         batch_size: int = 1,
+        truncate_prompts: bool = False,
         output_type: str = "np",
         return_dict: bool = True,
     ) -> TextToVideoOutput | tuple:
@@ -110,15 +115,17 @@ class TextToVideoPipeline(DiffusionPipeline):
             generator: one for all videos, or one each, which makes each independent of the others.
             batch_size: videos computed together. More than 1 is faster for small networks; a video then differs by
                 rounding with its place among others. The last batch is filled up, so all have the same shape.
+            truncate_prompts: cut prompts of too many tokens, as training cut captions; else they are an error.
             output_type: "np", "pt" or "latent".
 
-        Raises InputError, before anything is computed, for what the network is not told or cannot take: see the message.
+        Raises InputError, before anything is computed, for what the network is not told or cannot take.
         """
         check_scheduler(self.scheduler, self.objective)
         if output_type not in ("np", "pt", "latent"):
             raise InputError(f"output_type={output_type!r}: allowed are np, pt, latent")
         count = self._count(prompt, class_label, num_videos)
         shape = self._latent_shape(num_frames, height, width)
+        self._check_prompts(prompt, negative_prompt, truncate_prompts)
         condition, without = self._conditions(count, prompt, negative_prompt, class_label, image, shape)
         guidance = Guidance(guidance_scale, tuple(guidance_interval), guidance_rescale)
         noise = self._initial_noise(count, shape, generator)
@@ -144,9 +151,7 @@ class TextToVideoPipeline(DiffusionPipeline):
             chosen = [None if c is None else c.map(lambda part, rows=rows: part[rows]) for c in (condition, without)]
             answer = guided_answer(self.transformer, *chosen, guidance)
             made.append(
-                sample_latents(
-                    answer, noise[rows], self.scheduler, self.objective, steps, guidance, self.progress_bar
-                )
+                sample_latents(answer, noise[rows], self.scheduler, self.objective, steps, guidance, self.progress_bar)
             )
         return torch.cat(made)[: len(noise)]
 
@@ -168,16 +173,14 @@ class TextToVideoPipeline(DiffusionPipeline):
 
     def _latent_shape(self, frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int, int]:
         t, h, w = self.transformer.config.sample_size
-        time_factor = getattr(self.vae, "time_factor", TIME_FACTOR)
-        if frames is not None and time_factor == 1:
-            t = frames
-        elif frames is not None:
-            t = (check_frames(frames) - 1) // time_factor + 1
+        factor = self.vae.space_factor
+        if frames is not None:
+            t = frames if self.vae.time_factor == 1 else (check_frames(frames) - 1) // self.vae.time_factor + 1
         for name, size in (("height", height), ("width", width)):
-            if size is not None and (size < SPACE_FACTOR or size % SPACE_FACTOR):
-                raise InputError(f"{name} must be a multiple of {SPACE_FACTOR}, found {size}")
-        h = height // SPACE_FACTOR if height is not None else h
-        w = width // SPACE_FACTOR if width is not None else w
+            if size is not None and (size < factor or size % factor):
+                raise InputError(f"{name} must be a multiple of {factor}, found {size}")
+        h = height // factor if height is not None else h
+        w = width // factor if width is not None else w
         shape = (self.transformer.config.latent_channels, t, h, w)
         self.transformer.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide it
         return shape
@@ -197,7 +200,7 @@ class TextToVideoPipeline(DiffusionPipeline):
     def _conditions(
         self, count: int, prompt: Any, negative_prompt: Any, class_label: Any, image: Any, shape: tuple[int, ...]
     ) -> tuple[Condition, Condition | None]:
-        """What the videos are conditioned on, and what guidance compares with; the latter None where there is nothing."""
+        """What the videos are conditioned on, and what guidance compares with (None where there is nothing)."""
         config, device = self.transformer.config, self._execution_device
         first, given = self._first_frames(count, image, shape)
         if config.text_width is not None:
@@ -205,8 +208,6 @@ class TextToVideoPipeline(DiffusionPipeline):
             negative = [negative_prompt] * count if isinstance(negative_prompt, str) else list(negative_prompt)
             if len(negative) != count:
                 raise InputError(f"{count} prompts need one negative_prompt or {count}, found {len(negative)}")
-            self._load_text_encoder()
-            check_prompts(self.tokenizer, [*prompts, *negative], config.text_tokens)
             sides = [self._encode_one_by_one(captions) for captions in (prompts, negative)]
             with_text, without = (Condition(*side, None, first, given) for side in sides)
             return with_text, without
@@ -215,6 +216,15 @@ class TextToVideoPipeline(DiffusionPipeline):
             none = torch.full_like(labels, NO_LABEL)
             return Condition(None, None, labels, first, given), Condition(None, None, none, first, given)
         return Condition(first_frame=first, first_frame_given=given), None
+
+    def _check_prompts(self, prompt: Any, negative_prompt: Any, truncate: bool) -> None:
+        if self.transformer.config.text_width is None:
+            return
+        self._load_text_encoder()
+        asked = [prompt] if isinstance(prompt, str) else list(prompt)
+        negative = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
+        limit = sys.maxsize if truncate else self.transformer.config.text_tokens
+        check_prompts(self.tokenizer, [*asked, *(text for text in negative if text)], limit)
 
     def _encode_one_by_one(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Embeddings and masks; each caption alone, so that it is the same among any others."""
@@ -236,7 +246,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         images = [image] * count if isinstance(image, Tensor) and image.ndim == 3 else list(image)
         if len(images) != count:
             raise InputError(f"{count} videos need one image or {count}, found {len(images)}")
-        size = (3, h * SPACE_FACTOR, w * SPACE_FACTOR)
+        size = (3, h * self.vae.space_factor, w * self.vae.space_factor)
         for number, one in enumerate(images):
             if tuple(one.shape) != size:
                 raise InputError(f"image {number} is {tuple(one.shape)}, but the videos' first frames are {size}")
@@ -270,7 +280,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         video = torch.cat(videos) / 2 + 0.5  # (b, 3, t, h, w)
         return video.transpose(1, 2) if output_type == "pt" else video.permute(0, 2, 3, 4, 1).cpu().numpy()
 
-    def decode_in_pieces(self, latents: Tensor):
+    def decode_in_pieces(self, latents: Tensor) -> Iterator[Tensor]:
         """Latents (b, c, k, h, w), as output_type="latent" gives them -> videos (b, 3, t_j, h, w) in [-1, 1], in order.
 
         Memory does not depend on the video's length.
@@ -289,7 +299,7 @@ class TextToVideoPipeline(DiffusionPipeline):
         text = load_text_encoder(name)
         found = weights_fingerprint(text.model)
         if expected is not None and found != expected:
-            raise InputError(f"{name} is another text encoder ({found[:16]}...) than the trained one ({expected[:16]}...)")
+            raise InputError(f"{name} is another text encoder ({found[:16]}...) than the trained ({expected[:16]}...)")
         self.register_modules(text_encoder=text.model.to(self._execution_device), tokenizer=text.tokenizer)
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
@@ -297,6 +307,37 @@ class TextToVideoPipeline(DiffusionPipeline):
 
         That needs `trust_remote_code=True`, and this package installed.
         """
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        write_text(Path(save_directory) / "pipeline.py", PIPELINE_MODULE)
+        self._add_card_and_module(Path(save_directory))
         super().save_pretrained(str(save_directory), *args, **kwargs)
+
+    def _upload_folder(self, working_dir: str, *args: Any, **kwargs: Any) -> Any:
+        """What `push_to_hub` calls last: it has put an empty card in place of ours."""
+        self._add_card_and_module(Path(working_dir))
+        return super()._upload_folder(working_dir, *args, **kwargs)
+
+    def _add_card_and_module(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "pipeline.py", PIPELINE_MODULE)
+        if self.config.model_card is not None:
+            write_text(folder / "README.md", self.config.model_card)
+
+    def to_json_string(self) -> str:
+        """model_index.json, which names the class with the file it is in, as DiffusionPipeline asks of foreign ones."""
+        values = json.loads(super().to_json_string())
+        values["_class_name"] = ["pipeline", type(self).__name__]
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | Path) -> dict:
+        """Loaded by this class there is no foreign file to run: the class is here already."""
+        values = super()._dict_from_json_file(json_file)
+        if isinstance(values.get("_class_name"), list):
+            values["_class_name"] = values["_class_name"][-1]
+        return values
+
+
+def check_same_latents(vae: VideoVAE, transformer: Network) -> None:
+    """Raise InputError for a network that was trained on latents of another VAE, as far as their configs tell."""
+    channels, trained = vae.config.latent_channels, transformer.config.latent_channels
+    if channels != trained:
+        raise InputError(f"the VAE has {channels} latent channels, the network was trained on {trained}: another VAE's")

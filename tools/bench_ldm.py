@@ -40,7 +40,7 @@ from odvae.shared.shards import shard_writer
 from odvae.shared.training import TrainingState
 
 # Latents (channels, t, h, w) of the comparisons, and the transformer: small ones on a CPU.
-CPU_CASE = {"latents": (4, 5, 16, 16), "depth": 4, "width": 256, "heads": 4, "batch": 2}
+CPU_CASE = {"latents": (4, 5, 32, 32), "depth": 4, "width": 256, "heads": 4, "batch": 1}
 GPU_CASE = {"latents": (4, 21, 32, 32), "depth": 28, "width": 1152, "heads": 16, "batch": 4}
 TEXT_WIDTH, TEXT_TOKENS, CLASSES = 64, 16, 1000
 

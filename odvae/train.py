@@ -168,6 +168,8 @@ def fit(
     state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
     accelerator, model = state.accelerator, state.model
     objective = Objective(run.settings.loss, network, optimization, accelerator)
+    if objective.adversary is not None:
+        state.checkpoints.remember(objective.adversary.state)
     done = state.resume()
     batches = Batches(run.videos, optimization, accelerator, run.seed).from_step(done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
@@ -194,7 +196,8 @@ def fit(
             state.log.row(step, **row, skipped_steps=state.guard.report(step))
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
-            validate(state.ema.module, run, objective.perceptual, state.log, step, accelerator)
+            with state.ema.in_network():
+                validate(network, run, objective.perceptual, state.log, step, accelerator)
         state.save_and_stop_when_due(step, run.clock, run.stop)
     progress.close()
     state.finish()

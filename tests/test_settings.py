@@ -2,13 +2,15 @@
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import REPOSITORY
 
 from ldm.experiment import Experiment
 from odvae.shared.errors import InputError
 from odvae.shared.settings import load_settings, read_yaml, settings_help
 
-CONFIGS = sorted((REPOSITORY / "configs").rglob("*.yaml"))
+LAUNCHES = sorted((REPOSITORY / "configs/accelerate").glob("*.yaml"))
+CONFIGS = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - set(LAUNCHES))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -19,6 +21,17 @@ def test_every_shipped_config_loads_opens_with_its_purpose_and_command_and_survi
     assert any("accelerate launch" in line or "make demo" in line for line in header)
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
     assert load_settings(Experiment, tmp_path / "again.yaml") == experiment
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_every_launch_config_is_one_that_accelerate_takes(path):
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    assert config.num_processes > 1
+    assert config.use_cpu == path.stem.startswith("cpu")
+    assert (config.fsdp_config.get("fsdp_version") == 2) == path.stem.startswith("fsdp2")
+    command = path.read_text().split("accelerate launch --config_file ")[1].splitlines()[0].split()
+    assert command[0] == str(path.relative_to(REPOSITORY))
+    assert (REPOSITORY / command[-1]).is_file()
 
 
 def load(tmp_path, text, *overrides):

@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from pydantic import Field
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import make_output_folder
@@ -58,6 +58,8 @@ class OptimizationSettings(Settings):
     """Compute activations again in the backward pass: less memory, about a third more time."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay a step of the averaged weights, which are the ones saved, validated and sampled; it warms up from 0."""
+    extra_ema_decays: tuple[float, ...] = ()
+    """Decays of further averages, saved beside the first (the LDM's in `ema_DECAY/` folders)."""
     log_every: int = Field(10, ge=1)
     """Steps between rows of metrics.jsonl."""
     validate_every: int = Field(1000, ge=1)
@@ -68,14 +70,17 @@ class OptimizationSettings(Settings):
     """How many of the newest checkpoints are kept."""
 
 
-# Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works.
+# Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works. The
+# parts of the global batch may too, but not their product with the number of ranks (`Checkpoints`).
 MAY_CHANGE_ON_RESUME = (
     "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "workers",
-    "tracker", "decode_seconds", "decode_gib", "failures_allowed",
+    "tracker", "decode_seconds", "decode_gib", "failures_allowed", "batch_size", "accumulate", "show_every", "compile",
+    "gradient_checkpointing", "attention_backend", "peak_tflops",
 )  # fmt: skip
 
 
-FUSED_OPTIMIZERS = ("adam", "adamw", "sgd")  # torch's, which then update all weights in one kernel, on CPU too
+# torch's, which then update all weights in one kernel, on CPU too. Not sgd: its kernel cannot take shards (FSDP2).
+FUSED_OPTIMIZERS = ("adam", "adamw")
 
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
@@ -109,11 +114,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
 
-def make_ema(model: nn.Module, settings: OptimizationSettings) -> ModelEmaV3:
-    """Averaged weights; the decay warms up as 1 - (1 + step)^(-2/3), so that early steps do not linger."""
-    return ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
-
-
 def step_if_finite(optimizer: torch.optim.Optimizer | AcceleratedOptimizer, gradient_norm: Tensor) -> None:
     """One optimiser step, or none at all (moments and step counts included) where the gradient is not finite.
 
@@ -124,7 +124,7 @@ def step_if_finite(optimizer: torch.optim.Optimizer | AcceleratedOptimizer, grad
     if inner.defaults.get("fused"):
         inner.found_inf, inner.grad_scale = (~finite).float(), None  # what torch's GradScaler sets
         optimizer.step()
-    elif finite:
+    elif finite.full_tensor() if isinstance(finite, DTensor) else finite:
         optimizer.step()
 
 

@@ -69,9 +69,7 @@ def _figure(title: str, panels: int, height: float):
     svg = _Svg()
     settings = {"svg.fonttype": "none", "svg.hashsalt": f"{title} {next(_number)}", "font.size": 9}
     with plt.rc_context(settings):
-        figure, axes = plt.subplots(
-            panels, 1, figsize=(4.8, height), layout="constrained", sharex=True, squeeze=False
-        )
+        figure, axes = plt.subplots(panels, 1, figsize=(4.8, height), layout="constrained", sharex=True, squeeze=False)
         axes = list(axes[:, 0])
         yield axes, svg
         for axis in axes:

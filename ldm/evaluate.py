@@ -35,6 +35,7 @@ from odvae.shared.settings import Settings
 from odvae.shared.shards import Sample
 
 SAMPLES_COMMAND = "accelerate launch pipelines/sample_video.py (with this experiment's --config, no --prompt)"
+ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
 JUDGE_PROTOCOL = "exact judge on {what} (colour by hue, shape by overlap, motion by displacement); unclear is wrong"
 
 
@@ -99,8 +100,8 @@ def evaluate_ldm(
 
     if state.is_main_process:
         parts: dict[str, Any] = {"duplicates": duplicates_part(generated)}
-        parts |= accuracy_parts(generated, reconstructed) if demo else {}
-        parts |= {"clip_score": clip_part(generated, settings)} if clip else {}
+        parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(ACCURACIES)
+        parts["clip_score"] = clip_part(generated, settings) if clip else None
         parts["flicker"] = flicker_part(generated, reconstructed, vae.time_factor)
         parts["distances"] = {}
         for network in networks:
@@ -131,9 +132,7 @@ def read_samples(samples: Path) -> list[dict]:
     return rows
 
 
-def choose_sets(
-    settings: ReportSettings, data: DataSettings, videos: VideoSet, rows: list[dict], seed: int
-) -> Sets:
+def choose_sets(settings: ReportSettings, data: DataSettings, videos: VideoSet, rows: list[dict], seed: int) -> Sets:
     """The same number of each kind: held-out captions' samples, held-out clips, training clips.
 
     Raises InputError for fewer than two of a kind.

@@ -20,7 +20,11 @@ from odvae.shared.report_file import STAGES
 from odvae.shared.run_folder import RunFolder, read_json, read_json_lines, write_text
 from odvae.shared.video import decode
 
-LABELS = {"generated": "generated", "reconstructed": "reconstructed (floor: the VAE)", "real": "other real videos (floor: n)"}
+LABELS = {
+    "generated": "generated",
+    "reconstructed": "reconstructed (floor: the VAE)",
+    "real": "other real videos (floor: n)",
+}
 
 
 def render_report(folders: RunFolder, report: dict, shown: int) -> Path:

@@ -29,9 +29,7 @@ def frechet_by_count(x: np.ndarray, y: np.ndarray, ddof: int, seed: int) -> list
     for n in sorted({max(2, round(1 / value)) for value in inverse}, reverse=True):
         rng = numpy_generator(seed, "thinned", n)
         draws = 1 if n == len(x) == len(y) else DRAWS
-        values = [
-            frechet_of_features(rng.permutation(x)[:n], rng.permutation(y)[:n], ddof) for _ in range(draws)
-        ]
+        values = [frechet_of_features(rng.permutation(x)[:n], rng.permutation(y)[:n], ddof) for _ in range(draws)]
         curve.append((n, float(np.mean(values))))
     return curve
 
@@ -64,7 +62,9 @@ def bootstrap_intervals(
     for _ in range(repeats):
         chosen_x, chosen_y = rng.integers(0, len(x), len(x)), rng.integers(0, len(y), len(y))
         frechet.append(frechet_of_features(x[chosen_x], y[chosen_y], ddof))
-        counts = (np.bincount(chosen, minlength=n).astype(float) for chosen, n in ((chosen_x, len(x)), (chosen_y, len(y))))
+        counts = (
+            np.bincount(chosen, minlength=n).astype(float) for chosen, n in ((chosen_x, len(x)), (chosen_y, len(y)))
+        )
         kernel.append(mmd_squared(kernels, *counts))
     measured = {
         "frechet": frechet_of_features(x, y, ddof),

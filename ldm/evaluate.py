@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from pydantic import Field
 
@@ -44,6 +45,8 @@ class ReportSettings(Settings):
     """Videos of each kind whose distances are measured (fewer where there are fewer)."""
     shown: int = Field(12, ge=1)
     """Videos of each kind that the page plays."""
+    batch_size: int = Field(8, ge=1)
+    """Videos reconstructed and measured at a time on each rank."""
     protocol: ProtocolName = "clip"
     """Which frames are compared (ldm/protocol.py): whole clips, StyleGAN-V's three, or VideoGPT's 16 frames."""
     networks: tuple[NetworkName, ...] = ("random",)
@@ -92,7 +95,7 @@ def evaluate_ldm(
     for network in networks:
         network.check_frames(protocol.frames_of(data.frames))
     clip = CLIPScorer(settings.clip_model, state.device) if settings.clip_model else None
-    tools = Instruments(networks, protocol, data, demo, clip)
+    tools = Instruments(networks, protocol, data, demo, settings.batch_size, clip)
 
     generated = measure_samples(rows, folders.samples, tools, {row["file"] for row in sets.generated})
     reconstructed = measure_reconstructions(sets.reference, vae, tools)
@@ -144,12 +147,15 @@ def choose_sets(settings: ReportSettings, data: DataSettings, videos: VideoSet, 
     if n < 2:
         raise InputError(f"distances need at least 2 videos of each kind, found {there}")
 
-    def clips(samples: list[Sample], first: int) -> list[tuple[Sample, int]]:
-        return [
-            (sample, protocol.start_in(frame_count(sample), data, seed, first + i)) for i, sample in enumerate(samples)
-        ]
+    def start(sample: Sample, number: int) -> int:
+        if protocol.start == "first":
+            return 0
+        return protocol.random_start(frame_count(sample), data, seed, number)
 
-    return Sets(held_out[:n], clips(videos.held_out[:n], 0), clips(videos.train[:n], n))
+    def clips(samples: list[Sample], first: int) -> list[tuple[Sample, int]]:
+        return [(sample, start(sample, first + i)) for i, sample in enumerate(samples[:n])]
+
+    return Sets(held_out[:n], clips(videos.held_out, 0), clips(videos.train, n))
 
 
 def measure_real_sets(
@@ -163,7 +169,7 @@ def measure_real_sets(
             description = {"kind": kind, **protocol, **network.describe(), **describe_clips(clips)}
 
             def measure(network: FeatureNetwork = network, clips: list = clips) -> np.ndarray:
-                one = Instruments([network], tools.protocol, tools.data, demo=False, batch_size=tools.batch_size)
+                one = Instruments([network], tools.protocol, tools.data, False, tools.batch_size)
                 return stack(measure_real(clips, one), network)
 
             if settings.reference is None:
@@ -204,7 +210,7 @@ def clip_part(generated: list[dict], settings: ReportSettings) -> dict:
 
 def flicker_part(generated: list[dict], reconstructed: list[dict], time_factor: int) -> dict:
     """How restless videos are, and what the VAE adds to it."""
-    flicker = np.stack([row["flicker"] for row in reconstructed])
+    flicker = torch.from_numpy(np.stack([row["flicker"] for row in reconstructed]))  # (n, t - 1)
     made = [row["steadiness"] for row in generated if row["group"] == HELD_OUT]
     return {
         "added": float(flicker.mean()),

@@ -28,11 +28,11 @@ MIN_FRAMES = 10  # what users of both forms found; time is divided by 8, and the
 
 
 def pad_same(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
-    """Zeros around (b, c, t, h, w) so that ceil(size / stride) positions come out: TensorFlow's SAME, odd one behind."""
+    """Zeros around (b, c, t, h, w), so that ceil(size / stride) positions come out: TensorFlow's SAME."""
     padding: list[int] = []
     for size, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max(k - (size % s or s), 0)
-        padding = [total // 2, total - total // 2, *padding]  # F.pad begins with the last axis
+        padding = [total // 2, total - total // 2, *padding]  # the odd one behind; F.pad begins with the last axis
     return F.pad(x, padding) if any(padding) else x
 
 

@@ -38,8 +38,8 @@ class Instruments:
     protocol: ClipProtocol
     data: DataSettings
     demo: bool  # whether the judge can read the videos
+    batch_size: int
     clip: CLIPScorer | None = None
-    batch_size: int = 8
 
     def features(self, clips: np.ndarray) -> list[dict[str, np.ndarray]]:
         """Of uint8 clips (b, t, h, w, 3): for each, network's name -> (d,)."""
@@ -120,7 +120,7 @@ def measure_reconstructions(clips: Sequence[tuple[Sample, int]], vae: VideoVAE, 
     measured = []
     for numbers, batch in my_batches(RealClips(clips, tools.data), tools, "reconstructing"):
         video = to_float(torch.from_numpy(batch)).to(vae.device)
-        made = torch.cat([vae(clip[None])[0].clamp(-1, 1) for clip in video])
+        made = vae(video)[0].clamp(-1, 1)
         if not torch.isfinite(made).all():
             names = ", ".join(clips[number][0].name for number in numbers)
             raise InputError(f"the VAE's reconstructions have values that are not finite, among {names}")

@@ -52,10 +52,8 @@ class ClipProtocol:
         """The frames compared of clips (..., t, h, w, 3)."""
         return clips[..., : self.frames_of(clips.shape[-4]) * self.stride : self.stride, :, :, :]
 
-    def start_in(self, video_frames: int, data: DataSettings, seed: int, number: int) -> int:
-        """The first frame of the clip of real video number `number`."""
-        if self.start == "first":
-            return 0
+    def random_start(self, video_frames: int, data: DataSettings, seed: int, number: int) -> int:
+        """The first frame of the clip of real video number `number`, anywhere in it."""
         return int(numpy_generator(seed, "reference", number).integers(0, video_frames - data.span + 1))
 
     def describe(self, data: DataSettings, seed: int) -> dict:

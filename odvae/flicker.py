@@ -21,7 +21,7 @@ def frame_changes(video: Tensor) -> Tensor:
 
 
 def steadiness(video: Tensor) -> Tensor:
-    """VBench's "temporal flickering", (255 - mean |change|) / 255, (b,): 1 for a still picture. Motion lowers it too."""
+    """VBench's "temporal flickering", (255 - mean |change|) / 255: (b,). 1 is a still picture; motion lowers it too."""
     return 1 - frame_changes(video).abs().mean(dim=(1, 2, 3, 4)) / 255
 
 

@@ -78,8 +78,17 @@ def test_the_report_has_every_number_with_its_protocol_and_a_page_that_plays(run
     for name in ("prompt_accuracy", "prompt_accuracy_unseen"):
         assert set(report[name]) >= {"color", "shape", "motion", "n", "chance", "unclear", "protocol"}
         assert set(report[name]["chance"]) == {"color", "shape", "motion"}
-    assert "not FVD" in report["frechet"]["features"]
-    assert all(report[name]["protocol"] for name in ("reconstruction", "prompt_accuracy", "frechet"))
+    distances = report["distances"]["random"]
+    assert "not FVD" in distances["name"]
+    for floor in ("generated", "reconstructed", "real"):
+        assert distances[floor]["frechet"] == pytest.approx(distances[floor]["frechet_by_n"][0][1], rel=1e-6)
+    parts = [report[name] for name in ("reconstruction", "prompt_accuracy", "prompt_accuracy_reconstructed", "flicker")]
+    assert all(part["protocol"] and part["command"] and part["commit"] for part in parts)
+    assert distances["protocol"]["frames"] == 9
+    table = (run / "report/numbers.csv").read_text()
+    assert table.startswith("name,value,low,high,n,protocol,command,commit\n")
+    assert "distances.random.generated.frechet," in table
+    assert "minutes.vae," in table
     assert set(report["minutes"]) == {"vae", "latents", "ldm", "samples", "report"}
     assert report["commit"]
     page = (run / "report/report.html").read_text()

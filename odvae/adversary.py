@@ -90,7 +90,8 @@ class Adversary:
 
     The adaptive weight |grad fidelity| / |grad adversarial| at the decoder's last convolution is measured over a step's
     global batch and applied in the next step. So it does not depend on how a batch is split into ranks and
-    micro-steps; measured in the same step, it would be another one on each rank. In the first step it is 0.
+    micro-steps; measured in the same step, it would be another one on each rank. In the first step it is 0, and where
+    the discriminator changes faster than that, the VAE's gradient clip bounds the step.
     """
 
     def __init__(

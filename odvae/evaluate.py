@@ -225,15 +225,15 @@ def _timed(evaluation: Evaluation, videos: list[Tensor], way: Way) -> tuple[list
     if way == "tiled":
         vae.enable_tiling(None, None, settings.tile_frames)
     device = vae.device
-    evaluation.reconstruct(videos[0].to(device), 0, way)  # the first call also plans and allocates
-    memory, made, rows = PeakMemory(device), [], []
+    memory = PeakMemory(device)
+    evaluation.reconstruct(videos[0].to(device), 0, way)  # apart from the timed ones: it also plans and allocates
+    peak, made, rows = memory.bytes, [], []
     seconds = {"encode": 0.0, "decode": 0.0}
     for number, video in enumerate(videos):
         reconstruction, _, spent = evaluation.reconstruct(video.to(device), number, way)
         seconds = {half: seconds[half] + spent[half] for half in seconds}
         made.append(reconstruction.cpu())
         rows.append(scores(made[-1], video, settings))
-    peak = memory.bytes
     if way == "tiled":
         vae.disable_tiling()
     frames = sum(video.shape[2] for video in videos)

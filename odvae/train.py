@@ -94,8 +94,11 @@ class VAESettings(Settings):
     """How the video VAE begins: from the image VAE by tail or average initialisation, or random."""
     image_vae: str | None = None
     """Folder or hub name of the image VAE (diffusers AutoencoderKL) to begin from; null: the image phase trains one."""
+    begin_from: str | None = None
+    """Folder or hub name of an OD-VAE whose weights training goes on from (the paper's second phase), or a file that
+    Open-Sora-Plan published. `model` says which function they get."""
     image_phase: ImagePhaseSettings | None = ImagePhaseSettings()
-    """Training as an image VAE, before; null with image_vae, or with init=random."""
+    """Training as an image VAE, before; null with image_vae or begin_from, or with init=random."""
     video_phase: VideoPhaseSettings | None = VideoPhaseSettings()
     """Training on clips; null: the image VAE itself is the result, which works frame by frame and does not compress
     time (the baseline of the paper's generation study)."""
@@ -107,11 +110,15 @@ class VAESettings(Settings):
     """Training clips over which the latents' mean and standard deviation are measured at the end."""
 
     @model_validator(mode="after")
-    def _there_is_an_image_vae_to_begin_from(self) -> VAESettings:
-        if self.init == "random" and (self.image_vae or self.image_phase):
-            raise ValueError("init=random takes nothing from an image VAE; set image_vae and image_phase to null")
-        if self.init != "random" and (self.image_vae is None) == (self.image_phase is None):
-            raise ValueError(f"init={self.init} needs exactly one of image_vae and image_phase")
+    def _there_is_one_place_to_begin_from(self) -> VAESettings:
+        sources = {"image_vae": self.image_vae, "begin_from": self.begin_from, "image_phase": self.image_phase}
+        given = [name for name, source in sources.items() if source is not None]
+        if self.init == "random" and given:
+            raise ValueError(f"init=random begins from nothing; set to null: {', '.join(given)}")
+        if self.init != "random" and len(given) != 1:
+            raise ValueError(f"init={self.init} needs exactly one of {', '.join(sources)}; found {given or 'none'}")
+        if self.begin_from is not None and self.video_phase is None:
+            raise ValueError("begin_from names a video VAE; video_phase=null makes an image VAE")
         if self.init == "random" and self.video_phase is None:
             raise ValueError("init=random with video_phase=null leaves nothing to train")
         return self
@@ -159,18 +166,23 @@ def train_vae(
 def make_vae(run: VAERun) -> VideoVAE:
     """Both phases: the image VAE, then the video VAE inflated from it and trained on clips."""
     settings = run.settings
-    image_vae = None if settings.init == "random" else image_vae_to_begin_from(run)
     if settings.video_phase is None:
-        assert image_vae is not None  # the settings' validator saw to it
-        return image_vae
-    torch.manual_seed(run.seed)  # for the weights that no image VAE gives
-    if image_vae is None:
-        vae = ODVAE(**settings.model.model_dump())
+        return image_vae_to_begin_from(run)
+    return fit(video_vae_to_begin_from(run), "video VAE", settings.video_phase, run, run.folder)
+
+
+def video_vae_to_begin_from(run: VAERun) -> ODVAE:
+    """The video VAE before its training: inflated from an image VAE, from another OD-VAE, or random."""
+    settings, model = run.settings, run.settings.model
+    if settings.begin_from is not None:
+        return load_video_vae(settings.begin_from, model)
+    if settings.init == "random":
+        torch.manual_seed(run.seed)
+        vae = ODVAE(**model.model_dump())
         initialize_from_scratch(vae)
-    else:
-        mode = {"norm": settings.model.norm, "temporal_upsample": settings.model.temporal_upsample}
-        vae = ODVAE.from_image_vae(image_vae, settings.model.variant, settings.init, **mode)
-    return fit(vae, "video VAE", settings.video_phase, run, run.folder)
+        return vae
+    mode = {"norm": model.norm, "temporal_upsample": model.temporal_upsample}
+    return ODVAE.from_image_vae(image_vae_to_begin_from(run), model.variant, settings.init, **mode)
 
 
 def image_vae_to_begin_from(run: VAERun) -> FrameVAE:
@@ -206,16 +218,39 @@ def make_image_vae(model: ModelSettings) -> FrameVAE:
 
 
 def load_image_vae(name: str, model: ModelSettings) -> FrameVAE:
-    """An AutoencoderKL from a folder or hub name, whose sizes must be those of `model`."""
+    """An AutoencoderKL from a folder or hub name, its own or a whole pipeline's; its sizes must be those of `model`."""
     try:
-        image_vae = FrameVAE.from_pretrained(name)
+        try:
+            image_vae = FrameVAE.from_pretrained(name)
+        except OSError:  # no model there; a pipeline (Stable Diffusion's) has one in a folder of its own
+            image_vae = FrameVAE.from_pretrained(name, subfolder="vae")
     except (OSError, ValueError) as error:
         raise InputError(f"vae.image_vae={name!r} cannot be loaded as an AutoencoderKL: {error}") from None
-    for key in ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups"):
-        found, asked = image_vae.config[key], getattr(model, key)
-        if (tuple(found) if isinstance(found, list) else found) != asked:
-            raise InputError(f"vae.model.{key}={asked}, but the image VAE {name} has {found}")
+    _check_sizes(image_vae, model, f"the image VAE {name}")
     return image_vae
+
+
+def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
+    """An OD-VAE with the weights of another, from a folder, hub name or published file, and the function of `model`."""
+    path = Path(name)
+    try:
+        ours = (path / "config.json").is_file() or not path.exists()
+        source = ODVAE.from_pretrained(name) if ours else ODVAE.from_opensora_plan(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"vae.begin_from={name!r} cannot be loaded as an OD-VAE: {error}") from None
+    _check_sizes(source, model, f"the OD-VAE {name}", "variant")
+    if source.config.temporal_resampling != "joint":
+        raise InputError(f"vae.begin_from={name!r} resamples time in layers of its own (v1.1.0), which is not trained")
+    vae = ODVAE(**model.model_dump())
+    vae.load_state_dict(source.state_dict())
+    return vae
+
+
+def _check_sizes(vae: VideoVAE, model: ModelSettings, name: str, *more: str) -> None:
+    for key in ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", *more):
+        found, asked = vae.config[key], getattr(model, key)
+        if (tuple(found) if isinstance(found, list) else found) != asked:
+            raise InputError(f"vae.model.{key}={asked}, but {name} has {found}")
 
 
 def fit(

@@ -1,12 +1,14 @@
-"""Latent shards: `KEY.safetensors` (mean, std, text, text_mask) and `KEY.json` in WebDataset tars, plus manifest.json.
+"""Latent shards: `KEY.safetensors` (mean, std, text, text_mask) and `KEY.json` in WebDataset tars.
 
-The manifest says what the latents are: of which VAE, which clips, which text encoder, how many, and their statistics.
+KEY.json holds caption, source (the video's key), start, label (class name or null), flip and frames. A folder of them
+has a manifest (`ldm.manifest`); its entries are grouped in buckets, one for each size of clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,98 +17,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from ldm.manifest import ENCODE_COMMAND, Manifest
 from odvae.shared.clips import is_held_out
 from odvae.shared.errors import InputError
-from odvae.shared.run_folder import read_json, write_json
+from odvae.shared.sampling import BucketSampler, Draw
 from odvae.shared.seeds import shuffled_index
-from odvae.shared.shards import Sample, index_shards
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-ENCODE_COMMAND = "accelerate launch pipelines/encode_latents.py (with this experiment's --config)"
+from odvae.shared.shards import Sample, index_shard
 
 
-@dataclass(frozen=True)
-class ShardRecord:
-    """One latent shard, its hash and count, and the video shard it was encoded from."""
-
-    name: str
-    sha256: str
-    entries: int
-    source: str
-    source_sha256: str
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a folder of latents is: `manifest.json`."""
-
-    vae_sha256: str
-    vae_config: dict[str, Any]
-    text_encoder: str
-    text_sha256: str
-    text_width: int
-    text_tokens: int
-    data: dict[str, Any]
-    resize: str
-    clips_per_video: int
-    dtype: str
-    held_out: float
-    shape: tuple[int, int, int, int]
-    train_entries: int
-    held_out_entries: int
-    latents_mean: list[float]
-    latents_std: list[float]
-    shards: list[ShardRecord]
-    code: dict[str, str]
-    format: int = FORMAT
-
-    def save(self, folder: Path) -> None:
-        write_json(folder / MANIFEST, asdict(self))
-
-
-def load_manifest(folder: Path) -> Manifest:
-    """Read a latent folder's manifest. Raises InputError when there is none (the encoding did not finish)."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise InputError(
-            f"{path} does not exist: the latents are not (completely) encoded; make them with: {ENCODE_COMMAND}"
-        )
-    values = read_json(path)
-    if values.get("format") != FORMAT:
-        raise InputError(f"{path}: format {values.get('format')!r}, this version reads {FORMAT}")
-    names = {field.name for field in fields(Manifest)}
-    if values.keys() != names:
-        raise InputError(f"{path}: keys differ: {', '.join(sorted(values.keys() ^ names))}")
-    values["shape"] = tuple(values["shape"])
-    values["shards"] = [ShardRecord(**record) for record in values["shards"]]
-    return Manifest(**values)
-
-
-def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder: Path) -> None:
-    """Refuse latents that another VAE made, or whose shards are missing. Says which field differs and what to run."""
-    if manifest.vae_sha256 != vae_sha256:
-        raise InputError(
-            f"{folder} was encoded by another VAE: its manifest's vae_sha256 is {manifest.vae_sha256[:16]}..., that of "
-            f"{vae_folder} is {vae_sha256[:16]}...; remove {folder} and run: {ENCODE_COMMAND}"
-        )
-    for record in manifest.shards:
-        if not (folder / record.name).is_file():
-            raise InputError(f"{folder / record.name} is missing, but the manifest lists it; run: {ENCODE_COMMAND}")
-
-
-def pack_entry(
-    posterior_mean: Tensor, posterior_std: Tensor, text: Tensor, text_mask: Tensor, dtype: torch.dtype
-) -> bytes:
-    """One clip's latents (c, k, h, w) and text (m, d), mask (m,), as safetensors bytes."""
-    tensors = {
-        "mean": posterior_mean.to(dtype),
-        "std": posterior_std.to(dtype),
-        "text": text.to(dtype),
-        "text_mask": text_mask,
-    }
+def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
+    """One clip's latents (c, k, h, w) and text (m, d), mask (m,), as safetensors bytes; std None: the mean alone."""
+    tensors = {"mean": mean.to(dtype), "text": text.to(dtype), "text_mask": text_mask}
+    if std is not None:
+        tensors["std"] = std.to(dtype)
     return save_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
@@ -117,39 +42,118 @@ def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
         raise InputError(f"{name}.safetensors cannot be read: {error}") from None
 
 
-def load_entry(entry: Sample, number: int) -> dict[str, Any]:
-    """One encoded clip in float32: mean, std (c, k, h, w), text (m, d), text_mask (m,) bool; and its sample number."""
-    tensors = unpack_entry(entry.read("safetensors"), entry.name)
-    floats = {name: tensor.float() for name, tensor in tensors.items() if name != "text_mask"}
-    return {**floats, "text_mask": tensors["text_mask"], "number": number}
+def load_entries(entries: Sequence[Sample], numbers: Sequence[int], classes: Sequence[str]) -> dict[str, Tensor]:
+    """Encoded clips of one size, in float32: mean, std (b, c, k, h, w), text (b, m, d), text_mask (b, m) bool.
+
+    std is 0 where only means were stored. label (b,) is the place in `classes` of a clip's class, -1 where it has
+    none; number (b,) repeats `numbers`.
+    """
+    members = [entry.read_all() for entry in entries]
+    loaded = [unpack_entry(member["safetensors"], entry.name) for member, entry in zip(members, entries, strict=True)]
+    batch = {name: torch.stack([tensors[name] for tensors in loaded]) for name in loaded[0]}
+    batch = {name: tensor if tensor.dtype == torch.bool else tensor.float() for name, tensor in batch.items()}
+    batch.setdefault("std", torch.zeros_like(batch["mean"]))
+    labels = [json.loads(member["json"])["label"] for member in members]
+    batch["label"] = torch.tensor([-1 if label is None else classes.index(label) for label in labels])
+    batch["number"] = torch.tensor(list(numbers))
+    return batch
 
 
-class LatentDataset(Dataset):
-    """Sample number n -> one encoded clip as `load_entry` gives it. Infinite; which entry n is depends on (seed, n)."""
-
-    def __init__(self, entries: Sequence[Sample], seed: int) -> None:
-        self.entries, self.seed = list(entries), seed
-
-    def __getitem__(self, number: int) -> dict[str, Any]:
-        return load_entry(self.entries[shuffled_index(number, len(self.entries), self.seed)], number)
+def load_entry(entry: Sample, number: int, classes: Sequence[str]) -> dict[str, Any]:
+    """One encoded clip, as a row of `load_entries`."""
+    return {name: tensor[0] for name, tensor in load_entries([entry], [number], classes).items()}
 
 
-def open_latents(folder: Path, manifest: Manifest) -> tuple[list[Sample], list[Sample]]:
-    """The (training, held-out) entries of a latent folder."""
-    entries = index_shards([folder / record.name for record in manifest.shards])
-    train = [entry for entry in entries if not is_held_out(source_key(entry), manifest.held_out)]
-    held_out = [entry for entry in entries if is_held_out(source_key(entry), manifest.held_out)]
-    if (len(train), len(held_out)) != (manifest.train_entries, manifest.held_out_entries):
+@dataclass(frozen=True)
+class LatentSet:
+    """The entries of a latent folder by split and bucket, and the names of their classes."""
+
+    train: dict[str, list[Sample]]
+    held_out: dict[str, list[Sample]]
+    classes: list[str]
+
+
+def open_latents(folder: Path, manifest: Manifest) -> LatentSet:
+    """The entries of a latent folder. Raises InputError where they are not as many as its manifest says."""
+    train: dict[str, list[Sample]] = {name: [] for name in manifest.buckets}
+    held_out: dict[str, list[Sample]] = {name: [] for name in manifest.buckets}
+    for record in manifest.shards:
+        for entry in index_shard(folder / record.name):
+            split = held_out if is_held_out(source_key(entry), manifest.held_out) else train
+            split[record.bucket].append(entry)
+    counts = tuple(sum(len(entries) for entries in split.values()) for split in (train, held_out))
+    if counts != (manifest.train_entries, manifest.held_out_entries):
         raise InputError(
-            f"{folder} holds {len(train)} training and {len(held_out)} held-out entries, its manifest says "
+            f"{folder} holds {counts[0]} training and {counts[1]} held-out entries, its manifest says "
             f"{manifest.train_entries} and {manifest.held_out_entries}; run: {ENCODE_COMMAND}"
         )
-    return train, held_out
+    return LatentSet(train, held_out, manifest.classes)
 
 
-def entry_key(video_key: str, clip: int) -> str:
-    """The key of clip number `clip` of a video."""
-    return f"{video_key}-{clip:03d}"
+def latent_batches(
+    latents: LatentSet,
+    seed: int,
+    batch_size: int,
+    accumulate: int,
+    rank: int,
+    ranks: int,
+    start_step: int,
+    workers: int,
+) -> Iterator[dict[str, Tensor]]:
+    """Training batches of one rank from step `start_step` on, without end, as `load_entries` gives them.
+
+    All batches of a step, on every rank, are of one bucket, so that they have one shape. Which bucket, which entries
+    and their order follow from (seed, step): a resumed run goes on with the very next ones, and so does a run with
+    other ranks, accumulation and batch size of the same product.
+    """
+    buckets = [entries for entries in latents.train.values() if entries]
+    sampler = BucketSampler(
+        [len(entries) for entries in buckets], seed, batch_size, accumulate, rank, ranks, start_step
+    )
+    loader = DataLoader(
+        _DrawnBatches(buckets, latents.classes, seed),
+        sampler=sampler,  # type: ignore[arg-type] - it yields lists of draws
+        batch_size=None,  # a draw list is a batch
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_one_thread,
+    )
+    return iter(loader)
+
+
+def held_out_batches(latents: LatentSet, batch_size: int, rank: int, ranks: int) -> Iterator[dict[str, Tensor]]:
+    """Every held-out entry once, each rank its share, in batches of one bucket; `number` counts them all."""
+    numbered, first = [], 0
+    for entries in latents.held_out.values():
+        numbered.append(list(enumerate(entries, start=first)))
+        first += len(entries)
+    for bucket in numbered:
+        mine = bucket[rank::ranks]
+        for i in range(0, len(mine), batch_size):
+            numbers, entries = zip(*mine[i : i + batch_size], strict=True)
+            yield load_entries(entries, numbers, latents.classes)
+
+
+class _DrawnBatches(Dataset):
+    """A list of draws of one bucket -> their batch."""
+
+    def __init__(self, buckets: list[list[Sample]], classes: list[str], seed: int) -> None:
+        self.buckets, self.classes, self.seed = buckets, classes, seed
+
+    def __getitem__(self, draws: list[Draw]) -> dict[str, Tensor]:
+        entries = self.buckets[draws[0].bucket]
+        chosen = [entries[shuffled_index(draw.place, len(entries), self.seed)] for draw in draws]
+        return load_entries(chosen, [draw.number for draw in draws], self.classes)
+
+
+def _one_thread(_worker: int) -> None:
+    torch.set_num_threads(1)
+
+
+def entry_key(video_key: str, clip: int, flip: bool = False) -> str:
+    """The key of clip number `clip` of a video, or of its mirror image."""
+    return f"{video_key}-{clip:03d}{'f' if flip else ''}"
 
 
 def source_key(entry: Sample) -> str:

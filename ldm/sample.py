@@ -1,50 +1,82 @@
-"""Prompts -> videos: one seed a video, mp4 files and `samples.jsonl` with all that made each."""
+"""Prompts, classes or images -> videos: one seed a video, mp4 files and `samples.jsonl` with all that made each."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
 from pydantic import Field
 
-from ldm.dit import DiT
+from ldm.conditioning import ConditioningSettings
+from ldm.network import load_network
+from ldm.objective import ObjectiveSettings
 from ldm.pipeline import TextToVideoPipeline
+from ldm.samplers import SamplerName, make_scheduler
 from ldm.text import load_text_encoder
-from ldm.train import PROVENANCE
+from ldm.train import PROVENANCE, ema_folder
 from odvae.loading import load_vae
-from odvae.shared.clips import VideoSet
+from odvae.shared.clips import VideoSet, fit_frames
 from odvae.shared.demo_videos import prompts as demo_prompts
 from odvae.shared.errors import InputError
-from odvae.shared.fingerprints import weights_fingerprint
-from odvae.shared.run_folder import StageClock, make_output_folder, read_json, read_json_lines, write_text
+from odvae.shared.fingerprints import file_fingerprint, weights_fingerprint
+from odvae.shared.pictures import save_gif, save_picture, strip
+from odvae.shared.pixels import to_float, to_uint8
+from odvae.shared.run_folder import (
+    StageClock,
+    code_version,
+    make_output_folder,
+    read_json,
+    read_json_lines,
+    write_text,
+    written_aside,
+)
 from odvae.shared.seeds import derive_seed
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import progress_bar
-from odvae.shared.video import write_video
+from odvae.shared.video import decode, encode_video
 
 HELD_OUT, UNSEEN, ASKED = "held_out", "unseen", "asked"
+ON_CONTACT_SHEET = 16  # videos
 
 
 class SampleSettings(Settings):
+    sampler: SamplerName | None = None
+    """diffusers' scheduler: euler, heun, dpmsolver++ or unipc for rectified flow; ddim, dpmsolver++ or unipc for the
+    others; null: euler or ddim."""
     steps: int = Field(20, ge=1)
-    """Steps of the sampler (flow-matching Euler)."""
+    """Steps of the sampler."""
     guidance: float = Field(3.0, ge=1)
     """Classifier-free guidance; 1 is none."""
-    batch_size: int = Field(16, ge=1)
-    """Videos made at a time on each rank."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """Noise levels (0 data, 1 noise) within which guidance acts."""
+    guidance_rescale: float = Field(0.0, ge=0, le=1)
+    """How far guided answers get back the spread of unguided ones, against oversaturation."""
+    ema_decay: float | None = None
+    """Whose averaged weights are used: one of `ldm.optimization.extra_ema_decays`; null: the run's main ones."""
+    batch_size: int = Field(1, ge=1)
+    """Videos made at a time on each rank. With 1 a video is the same to the last bit whichever others are made; more
+    are faster where the network is small, and then a video differs by rounding with its place among others."""
+    frames: int | None = Field(None, ge=1)
+    """Frames a video; null: as trained."""
+    height: int | None = Field(None, ge=8)
+    """Height in pixels; null: as trained."""
+    width: int | None = Field(None, ge=8)
+    """Width in pixels; null: as trained."""
     count: int = Field(96, ge=1)
-    """Held-out captions that are sampled when no --prompt is given."""
+    """Videos made for the evaluation when nothing is asked for: of held-out captions, or of all classes in turn."""
     unseen_count: int = Field(0, ge=0)
     """Demo videos only: prompts for combinations of shape, colour and motion that training never saw."""
     fps: float = Field(8.0, gt=0)
     """Frames per second of the files."""
+    gif: bool = False
+    """Write a GIF beside each mp4."""
 
 
 @dataclass(frozen=True)
@@ -52,69 +84,123 @@ class Request:
     """One video to make."""
 
     file: str
-    prompt: str
     seed: int
     group: str
+    prompt: str | None = None
+    negative_prompt: str = ""
+    class_label: str | int | None = None
+    image: str | None = None  # file of the given first frame
     source: str | None = None  # the held-out video the caption is of
 
 
-def evaluation_requests(settings: SampleSettings, videos: VideoSet, seed: int, demo: bool) -> list[Request]:
-    """The requests an evaluation needs: captions of held-out videos, and for the demo unseen combinations."""
+def evaluation_requests(
+    settings: SampleSettings,
+    conditioning: ConditioningSettings,
+    classes: Sequence[str],
+    videos: VideoSet,
+    seed: int,
+    demo: bool,
+) -> list[Request]:
+    """The requests an evaluation needs: captions of held-out videos (and for the demo unseen combinations), every class
+    in turn, or just as many videos.
+    """
+    if settings.unseen_count and not demo:
+        raise InputError("samples.unseen_count is for demo videos: other captions have no combinations to leave out")
+    numbered = [(f"{HELD_OUT}_{i:04d}.mp4", derive_seed(seed, HELD_OUT, i)) for i in range(settings.count)]
+    if conditioning.kind == "none":
+        return [Request(file, own_seed, HELD_OUT) for file, own_seed in numbered]
+    if conditioning.kind == "class":
+        return [
+            Request(file, own_seed, HELD_OUT, class_label=classes[i % len(classes)])
+            for i, (file, own_seed) in enumerate(numbered)
+        ]
     captioned = [(sample, text) for sample in videos.held_out if (text := sample.read_text())]
     if not captioned:
         raise InputError("the held-out videos have no captions; give --prompt")
     requests = []
-    for i in range(settings.count):
+    for i, (file, own_seed) in enumerate(numbered):
         sample, caption = captioned[i % len(captioned)]
-        requests.append(
-            Request(f"{HELD_OUT}_{i:04d}.mp4", caption, derive_seed(seed, HELD_OUT, i), HELD_OUT, sample.key)
-        )
-    if settings.unseen_count and not demo:
-        raise InputError("samples.unseen_count is for demo videos: other captions have no combinations to leave out")
+        requests.append(Request(file, own_seed, HELD_OUT, caption, source=sample.key))
     for i, prompt in enumerate(demo_prompts(settings.unseen_count, seed, unseen=True) if demo else []):
-        requests.append(Request(f"{UNSEEN}_{i:04d}.mp4", prompt, derive_seed(seed, UNSEEN, i), UNSEEN))
+        requests.append(Request(f"{UNSEEN}_{i:04d}.mp4", derive_seed(seed, UNSEEN, i), UNSEEN, prompt))
     return requests
 
 
-def asked_requests(prompts: Sequence[str], seed: int) -> list[Request]:
-    """Requests for prompts a person gave; the file's name follows from prompt and seed."""
-    requests = []
-    for prompt in prompts:
-        if not prompt.strip():
-            raise InputError("a prompt is empty")
-        slug = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60]
-        requests.append(Request(f"{slug}_seed{seed}.mp4", prompt, seed, ASKED))
-    return requests
+def asked_requests(
+    prompts: Sequence[str],
+    class_labels: Sequence[str],
+    seed: int,
+    count: int = 1,
+    negative_prompt: str = "",
+    image: Path | None = None,
+) -> list[Request]:
+    """Requests a person made: `count` videos of each prompt or class (of nothing where there is neither).
+
+    Their seeds are `seed`, `seed + 1`, ...; a file's name follows from what was asked and its seed.
+    """
+    if image is not None and not image.is_file():
+        raise InputError(f"--image {image}: no such file")
+    if any(not prompt.strip() for prompt in prompts):
+        raise InputError("a prompt is empty")
+    asked: list[tuple[str, dict]] = [(prompt, {"prompt": prompt}) for prompt in prompts]
+    asked += [(label, {"class_label": int(label) if label.isdecimal() else label}) for label in class_labels]
+    return [
+        Request(
+            f"{_slug(name)}_seed{seed + i}.mp4",
+            seed + i,
+            ASKED,
+            negative_prompt=negative_prompt,
+            image=str(image) if image else None,
+            **what,
+        )
+        for name, what in asked or [("video", {})]
+        for i in range(count)
+    ]
 
 
-def load_pipeline(vae_folder: Path, ldm_folder: Path) -> TextToVideoPipeline:
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "video"
+
+
+def load_pipeline(
+    vae_folder: Path, ldm_folder: Path, sampler: SamplerName | None = None, ema_decay: float | None = None
+) -> TextToVideoPipeline:
     """The pipeline of a run. Raises InputError when a part is missing or is not the one the LDM was trained with."""
-    if not (ldm_folder / "config.json").is_file():
-        raise InputError(f"{ldm_folder} holds no trained LDM; make it with: accelerate launch pipelines/train_ldm.py")
-    vae, provenance = load_vae(vae_folder), read_json(ldm_folder / PROVENANCE)
+    place = ldm_folder if ema_decay is None else ldm_folder / ema_folder(ema_decay)
+    if ema_decay is not None and not place.is_dir():
+        found = ", ".join(sorted(path.name for path in ldm_folder.glob("ema_*"))) or "none"
+        raise InputError(f"{place} does not exist: averages saved beside the main one in {ldm_folder}: {found}")
+    transformer = load_network(place)
+    vae, provenance = load_vae(vae_folder), read_json(place / PROVENANCE)
     found = weights_fingerprint(vae)
     if found != provenance["vae_sha256"]:
         raise InputError(
             f"{ldm_folder} was trained with another VAE: its vae_sha256 is {provenance['vae_sha256'][:16]}..., "
             f"that of {vae_folder} is {found[:16]}...; train the LDM again in another run folder"
         )
-    text = load_text_encoder(provenance["text_encoder"])
-    if (found := weights_fingerprint(text.model)) != provenance["text_sha256"]:
+    objective = ObjectiveSettings.model_validate(transformer.config.objective)
+    scheduler = make_scheduler(sampler or ("euler" if objective.prediction == "flow" else "ddim"), objective)
+    if transformer.config.text_width is None:
+        return TextToVideoPipeline(vae, transformer, scheduler)
+    name, sha256 = provenance["text_encoder"], provenance["text_sha256"]
+    text = load_text_encoder(name)
+    if (found := weights_fingerprint(text.model)) != sha256:
         raise InputError(
-            f"{provenance['text_encoder']} is another text encoder ({found[:16]}...) than the one {ldm_folder} was "
-            f"trained with ({provenance['text_sha256'][:16]}...)"
+            f"{name} is another text encoder ({found[:16]}...) than the one {ldm_folder} was trained with "
+            f"({sha256[:16]}...)"
         )
-    transformer = DiT.from_pretrained(ldm_folder).eval().requires_grad_(False)
-    scheduler = FlowMatchEulerDiscreteScheduler()
-    return TextToVideoPipeline(vae, transformer, scheduler, text.model, text.tokenizer)
+    return TextToVideoPipeline(vae, transformer, scheduler, text.model, text.tokenizer, name, sha256)
 
 
 def sample_videos(
     requests: Sequence[Request], settings: SampleSettings, vae_folder: Path, ldm_folder: Path, folder: Path
 ) -> list[Path]:
-    """Make the videos into `folder`; ranks share them. Rows of samples.jsonl for the same file are replaced."""
+    """Make the videos into `folder`; ranks share them. Rows of samples.jsonl for the same file are replaced.
+
+    A video is decoded and written piece by piece, so its length does not matter for memory.
+    """
     state = PartialState()
-    pipeline = load_pipeline(vae_folder, ldm_folder).to(state.device)
+    pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
     if state.is_main_process:
         make_output_folder(folder)
@@ -122,28 +208,78 @@ def sample_videos(
     clock = StageClock(folder)
     mine = requests[state.process_index :: state.num_processes]
     with progress_bar("sampling", 0, len(mine), unit="video") as bar:
-        for first in range(0, len(mine), settings.batch_size):
-            batch = mine[first : first + settings.batch_size]
-            for request, frames in zip(batch, generate(pipeline, batch, settings), strict=True):
-                write_video(folder / request.file, frames, settings.fps)
-            bar.update(len(batch))
+        for batch in _batches(mine, settings.batch_size):
+            for request, latents in zip(batch, generate_latents(pipeline, batch, settings), strict=True):
+                _write(folder / request.file, pipeline, latents, settings)
+                bar.update()
     state.wait_for_everyone()
     if state.is_main_process:
         _record(requests, settings, read_json(ldm_folder / PROVENANCE), pipeline, folder)
+        _write_contact_sheet([folder / request.file for request in requests[:ON_CONTACT_SHEET]], folder)
         clock.save(finished=True)
     state.wait_for_everyone()
     return [folder / request.file for request in requests]
 
 
-def generate(pipeline: TextToVideoPipeline, requests: Sequence[Request], settings: SampleSettings) -> np.ndarray:
-    """uint8 videos (b, t, h, w, 3), each from its own seed."""
-    videos = pipeline(
-        [request.prompt for request in requests],
+def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, settings: SampleSettings) -> None:
+    """Decode latents (c, k, h, w) piece by piece into an mp4, and a GIF where asked for."""
+    _, _, h, w = latents.shape
+    pieces = pipeline.decode_in_pieces(latents[None])
+    frames = (frame for piece in pieces for frame in to_uint8(piece[0]))
+    factor = pipeline.vae.space_factor
+    with written_aside(path) as file:
+        file.write(encode_video(frames, h * factor, w * factor, settings.fps))
+    if settings.gif:
+        save_gif(path.with_suffix(".gif"), decode(path, str(path)), settings.fps)
+
+
+def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
+    """Runs of requests of one kind: with a given first frame or without."""
+    for with_image in (False, True):
+        alike = [request for request in requests if (request.image is not None) == with_image]
+        for first in range(0, len(alike), size):
+            yield alike[first : first + size]
+
+
+def generate_latents(
+    pipeline: TextToVideoPipeline, requests: Sequence[Request], settings: SampleSettings
+) -> torch.Tensor:
+    """Latents (b, c, k, h, w) of requests of one kind, each from its own seed."""
+    prompts = [request.prompt for request in requests]
+    labels = [request.class_label for request in requests]
+    unconditional = prompts[0] is None and labels[0] is None
+    images = [request.image for request in requests]
+    return pipeline(
+        None if prompts[0] is None else prompts,
+        [request.negative_prompt for request in requests] if prompts[0] is not None else "",
+        None if labels[0] is None else labels,
+        None if images[0] is None else [_read_image(pipeline, image, settings) for image in images],
+        num_videos=len(requests) if unconditional else None,
+        num_frames=settings.frames,
+        height=settings.height,
+        width=settings.width,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance,
+        guidance_interval=settings.guidance_interval,
+        guidance_rescale=settings.guidance_rescale,
         generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+        batch_size=settings.batch_size,
+        truncate_prompts=requests[0].group != ASKED,  # held-out captions are cut as in training
+        output_type="latent",
     ).frames
-    return (videos * 255).round().astype(np.uint8)
+
+
+def _read_image(pipeline: TextToVideoPipeline, file: str, settings: SampleSettings) -> torch.Tensor:
+    """A picture as first frame, (3, h, w) in [-1, 1]: scaled to cover the videos' size, centre cropped."""
+    try:
+        with Image.open(file) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+    except OSError as error:
+        raise InputError(f"--image {file} cannot be read as a picture: {error}") from None
+    _, h, w = pipeline.transformer.config.sample_size
+    factor = pipeline.vae.space_factor
+    size = (settings.height or h * factor, settings.width or w * factor)
+    return to_float(fit_frames(pixels[None], *size))[:, 0]
 
 
 def _record(
@@ -153,16 +289,27 @@ def _record(
     pipeline: TextToVideoPipeline,
     folder: Path,
 ) -> None:
+    """Everything that decides a video's bytes, a row a file."""
     path = folder / "samples.jsonl"
     rows = {row["file"]: row for row in read_json_lines(path)} if path.exists() else {}
     how = {
-        "steps": settings.steps,
-        "guidance": settings.guidance,
+        **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif"}),
         "scheduler": type(pipeline.scheduler).__name__,
         "vae_sha256": provenance["vae_sha256"],
         "ldm_sha256": weights_fingerprint(pipeline.transformer),
-        "text_sha256": provenance["text_sha256"],
+        "text_sha256": provenance["text_sha256"] if pipeline.text_encoder is not None else None,
+        "device": str(pipeline.device.type),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **code_version(),
     }
     for request in requests:
-        rows[request.file] = asdict(request) | how
+        image = {"image_sha256": file_fingerprint(Path(request.image))} if request.image else {}
+        rows[request.file] = asdict(request) | how | image
     write_text(path, "".join(json.dumps(rows[file]) + "\n" for file in sorted(rows)))
+
+
+def _write_contact_sheet(files: Sequence[Path], folder: Path) -> None:
+    """Frames of the first videos under one another."""
+    videos = [np.stack(list(decode(file, str(file)))) for file in files]
+    save_picture(folder / "contact_sheet.png", strip(videos))

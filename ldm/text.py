@@ -76,6 +76,19 @@ def encode_captions(
     return hidden, tokens.attention_mask.bool()
 
 
+def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_tokens: int) -> None:
+    """Raise InputError for an empty prompt, and for one of more tokens than the network was trained with."""
+    for prompt in prompts:
+        if not prompt.strip():
+            raise InputError("a prompt is empty")
+        length = len(tokenizer(prompt, truncation=False).input_ids)
+        if length > max_tokens:
+            raise InputError(
+                f"a prompt has {length} tokens, but the network was trained with {max_tokens} (text.max_tokens): "
+                f"shorten it, or let it be cut (truncate_prompts): {prompt[:80]!r}"
+            )
+
+
 def load_text_encoder(name: str | Path) -> TextEncoder:
     """A text encoder from a transformers folder or hub name. Raises InputError where it cannot be loaded as one."""
     try:

@@ -1,180 +1,127 @@
-"""Training of the latent diffusion model on encoded clips, by rectified flow."""
+"""Training of the latent diffusion model on encoded clips."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch import Tensor
 
-from ldm.dit import DiT
-from ldm.encode import EMPTY_TEXT
-from ldm.latents import LatentDataset, Manifest, check_latents, load_entry, load_manifest, open_latents, unpack_entry
-from ldm.objective import interpolate, logit_normal, velocity
-from odvae.loading import load_vae
+from ldm.attention import AttentionBackend, check_backend
+from ldm.batches import LatentData, squared_errors
+from ldm.conditioning import ConditioningSettings
+from ldm.manifest import Manifest, check_latents, load_manifest
+from ldm.network import DiTSettings, Network, UNetSettings, make_network
+from ldm.objective import ObjectiveSettings
+from ldm.throughput import StepMeter, measure_matmul_rate
+from ldm.validation import show_videos, validate
+from odvae.loading import VideoVAE, load_vae
 from odvae.shared.checkpoints import StopRequest, begin_stage
-from odvae.shared.clips import StepSampler, endless_loader
-from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import weights_fingerprint
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.run_folder import StageClock, install_folder, write_json
-from odvae.shared.seeds import derive_seed, normal_per_sample
 from odvae.shared.settings import Settings
-from odvae.shared.tracking import MetricsLog, progress_bar
+from odvae.shared.tracking import progress_bar
 from odvae.shared.training import TrainingState
 
 PROVENANCE = "trained_on.json"
 
 
-class DiTSettings(Settings):
-    patch_size: tuple[int, int, int] = (1, 2, 2)
-    """Latent positions a token covers, along time, height and width."""
-    width: int = Field(384, ge=16)
-    """Width of the transformer."""
-    depth: int = Field(12, ge=1)
-    """Blocks."""
-    heads: int = Field(6, ge=1)
-    """Attention heads; width / heads must be an even number of at least 16."""
-    mlp_ratio: float = Field(4.0, gt=0)
-    """Hidden width of the MLPs over the width."""
-    rope_theta: float = Field(10000.0, gt=1)
-    """Base of the rotary frequencies; a smaller one turns faster, for small grids."""
-
-    @model_validator(mode="after")
-    def _heads_divide_the_width(self) -> DiTSettings:
-        if self.width % self.heads or self.width // self.heads % 2 or self.width // self.heads < 16:
-            raise ValueError(f"width={self.width}, heads={self.heads}: width / heads must be even and at least 16")
-        return self
-
-
-class FlowSettings(Settings):
-    time_mean: float = 0.0
-    """Noise levels are sigmoid(time_mean + time_std * normal): a higher mean trains more on noisy latents."""
-    time_std: float = Field(1.0, gt=0)
-    """Spread of the noise levels."""
-    caption_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of samples trained with the empty caption instead of theirs, which guidance needs."""
-
-
 class LDMSettings(Settings):
+    network: Literal["dit", "unet"] = "dit"
+    """Which network is trained: the one of `model`, or the one of `unet`."""
     model: DiTSettings = DiTSettings()
-    """The network."""
-    flow: FlowSettings = FlowSettings()
+    """The diffusion transformer."""
+    unet: UNetSettings = UNetSettings()
+    """diffusers' 3D UNet."""
+    conditioning: ConditioningSettings = ConditioningSettings()
+    """What it is told."""
+    objective: ObjectiveSettings = ObjectiveSettings()
     """What it learns."""
     optimization: OptimizationSettings = OptimizationSettings()
     """How it is trained."""
+    attention_backend: AttentionBackend = "sdpa"
+    """torch's attention, or xformers' (CUDA); the results are the same."""
+    peak_tflops: float | None = Field(None, gt=0)
+    """What `peak_share` compares with, a device; null: the rate of large matrix products, measured at the start."""
+    validation_clips: int = Field(256, ge=1)
+    """Held-out clips whose loss is measured (fewer if there are)."""
+    show_every: int = Field(5000, ge=1)
+    """Steps between videos of fixed held-out conditions, in `videos/` and to the tracker."""
+    shown: int = Field(4, ge=1)
+    """How many of them."""
     workers: int = Field(0, ge=0)
     """Processes that read latents, a rank; 0 reads in the training process."""
+
+    @model_validator(mode="after")
+    def _the_unet_has_no_blocks_to_switch(self) -> LDMSettings:
+        for name in ("compile", "gradient_checkpointing"):
+            if self.network == "unet" and getattr(self.optimization, name):
+                raise ValueError(f"optimization.{name}=true is for network=dit: diffusers' 3D UNet does not support it")
+        return self
 
 
 def train_ldm(
     settings: LDMSettings, vae_folder: Path, latents_folder: Path, folder: Path, seed: int, tracker: Tracker = "none"
 ) -> None:
-    """Train the DiT on the latents into `folder` (a diffusers model folder), or go on where an earlier run stopped.
+    """Train the network on the latents into `folder` (a diffusers model folder), or go on where an earlier run stopped.
 
     Raises InputError when the latents are missing, made by another VAE than `vae_folder`'s, or do not fit the network,
     and when `folder` holds a run with other settings. Ctrl-C and SIGTERM save and end with status 130 or 143.
     """
-    manifest = load_manifest(latents_folder)
-    vae_sha256 = weights_fingerprint(load_vae(vae_folder))
-    check_latents(latents_folder, manifest, vae_sha256, vae_folder)
-    _check_patches(manifest, settings.model)
+    state, manifest = PartialState(), load_manifest(latents_folder)
+    vae = load_vae(vae_folder)
+    check_latents(latents_folder, manifest, weights_fingerprint(vae), vae_folder)
+    check_backend(settings.attention_backend, state.device)
+    torch.manual_seed(seed)
+    network = new_network(settings, manifest)
+    for shape in manifest.buckets.values():
+        network.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide the latents
     clock, stop = StageClock(folder), StopRequest()
     if begin_stage(folder, {"seed": seed, "ldm": settings}) and clock.finished:
         return
-    torch.manual_seed(seed)
-    network = make_network(settings.model, manifest)
-    data = LatentData(latents_folder, manifest)
-    network = fit(network, settings, data, folder, seed, tracker, clock, stop)
-    if PartialState().is_main_process:
-        with install_folder(folder) as aside:
-            network.save_pretrained(aside)
-            text_encoder = latents_folder / manifest.text_encoder
-            provenance = {
-                "vae_sha256": manifest.vae_sha256,
-                "text_encoder": str(text_encoder) if text_encoder.exists() else manifest.text_encoder,
-                "text_sha256": manifest.text_sha256,
-                "data": manifest.data,
-                "latents": str(latents_folder),
-            }
-            write_json(aside / PROVENANCE, provenance)
+    data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
+    averages = fit(network, vae, settings, data, folder, seed, tracker, clock, stop)
+    if state.is_main_process:
+        for place, weights in averages.items():
+            trained = new_network(settings, manifest)
+            trained.load_state_dict(weights)
+            with install_folder(folder / place) as aside:
+                trained.save_pretrained(aside)
+                write_json(aside / PROVENANCE, provenance(manifest, latents_folder))
         clock.save(finished=True)
-    PartialState().wait_for_everyone()
+    state.wait_for_everyone()
 
 
-def make_network(model: DiTSettings, manifest: Manifest) -> DiT:
-    """The DiT that fits the latents, with random weights."""
-    return DiT(
-        latent_channels=manifest.shape[0],
-        sample_size=manifest.shape[1:],
-        text_width=manifest.text_width,
-        text_tokens=manifest.text_tokens,
-        latents_mean=manifest.latents_mean,
-        latents_std=manifest.latents_std,
-        **model.model_dump(),
+def new_network(settings: LDMSettings, manifest: Manifest) -> Network:
+    return make_network(
+        settings.network, settings.model, settings.unet, settings.conditioning, settings.objective, manifest
     )
 
 
-def _check_patches(manifest: Manifest, model: DiTSettings) -> None:
-    if any(size % patch for size, patch in zip(manifest.shape[1:], model.patch_size, strict=True)):
-        raise InputError(
-            f"ldm.model.patch_size={list(model.patch_size)} does not divide the latents' (t, h, w) = "
-            f"{list(manifest.shape[1:])}"
-        )
+def provenance(manifest: Manifest, latents_folder: Path) -> dict:
+    """What a network was trained on, and what must be there to sample from it."""
+    text_encoder = latents_folder / manifest.text_encoder
+    return {
+        "vae_sha256": manifest.vae_sha256,
+        "text_encoder": str(text_encoder) if text_encoder.exists() else manifest.text_encoder,
+        "text_sha256": manifest.text_sha256,
+        "data": manifest.data,
+        "latents": str(latents_folder),
+    }
 
 
-class LatentData:
-    """The encoded clips of a folder, normalised per channel by the manifest's statistics."""
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.train, self.held_out = open_latents(folder, manifest)
-        self.mean = torch.tensor(manifest.latents_mean).view(1, -1, 1, 1, 1)
-        self.std = torch.tensor(manifest.latents_std).view(1, -1, 1, 1, 1)
-        path = folder / EMPTY_TEXT
-        self.empty = unpack_entry(path.read_bytes(), str(path))
-
-
-@dataclass(frozen=True)
-class FlowBatch:
-    """What one micro-step trains on; every random choice in it follows from the sample's number."""
-
-    noisy: Tensor  # (b, c, t, h, w)
-    target: Tensor  # (b, c, t, h, w)
-    sigma: Tensor  # (b,)
-    text: Tensor  # (b, m, d)
-    text_mask: Tensor  # (b, m)
-
-
-def make_flow_batch(batch: Mapping[str, Tensor], data: LatentData, flow: FlowSettings, seed: int) -> FlowBatch:
-    """Draw latents from the posterior, a noise level and noise; drop some captions."""
-    numbers, device = batch["number"].tolist(), batch["mean"].device
-    shape = batch["mean"].shape[1:]
-    latents = batch["mean"] + batch["std"] * normal_per_sample(shape, seed, "posterior", numbers, device)
-    x = (latents - data.mean.to(device)) / data.std.to(device)
-    eps = normal_per_sample(shape, seed, "noise", numbers, device)
-    normal = normal_per_sample((), seed, "time", numbers, device)
-    sigma = logit_normal(normal, flow.time_mean, flow.time_std)
-    dropped = torch.tensor(
-        [derive_seed(seed, "drop", n) / 2**63 < flow.caption_dropout for n in numbers], device=device
-    )
-    text = torch.where(dropped[:, None, None], data.empty["text"].to(device, batch["text"].dtype), batch["text"])
-    text_mask = torch.where(dropped[:, None], data.empty["text_mask"].to(device), batch["text_mask"])
-    return FlowBatch(interpolate(x, eps, sigma), velocity(x, eps), sigma, text, text_mask)
-
-
-def flow_loss(model: nn.Module, batch: FlowBatch) -> Tensor:
-    """Mean squared error of the predicted velocity, a sample: (b,)."""
-    predicted = model(batch.noisy, batch.sigma, batch.text, batch.text_mask)
-    return (predicted.float() - batch.target).square().mean(dim=(1, 2, 3, 4))
+def ema_folder(decay: float) -> str:
+    """Where the weights of a further average lie in the run's ldm folder."""
+    return f"ema_{decay:g}"
 
 
 def fit(
-    network: DiT,
+    network: Network,
+    vae: VideoVAE,
     settings: LDMSettings,
     data: LatentData,
     folder: Path,
@@ -182,67 +129,72 @@ def fit(
     tracker: Tracker,
     clock: StageClock,
     stop: StopRequest,
-) -> DiT:
-    """Train for `optimization.steps` steps; returns the network with its averaged (EMA) weights.
+) -> dict[str, dict[str, Tensor]]:
+    """Train for `optimization.steps` steps. Returns the averaged weights by their place in the folder (main process).
 
     `step` counts completed optimiser steps. Data, noise and learning rate are functions of it, so a run that is
     killed anywhere and started again ends in the same weights.
     """
     optimization = settings.optimization
+    switch_on(network, settings)
     state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
     accelerator, model, done = state.accelerator, state.model, state.resume()
-    batches = latent_batches(data, settings, accelerator, seed, done)
+    ranks, rank = accelerator.num_processes, accelerator.process_index
+    batches = data.training_batches(
+        optimization.batch_size, optimization.accumulate, settings.workers, rank, ranks, seed, done
+    )
+    meter = StepMeter(network, ranks, peak_flops(settings, accelerator.device, accelerator.mixed_precision))
     progress = progress_bar("training the LDM", done, optimization.steps)
 
     for step in range(done + 1, optimization.steps + 1):
+        loss_sum = torch.zeros((), device=accelerator.device)
         for micro_step in range(1, optimization.accumulate + 1):
-            batch = next(batches)
+            with meter.waiting_for_data():
+                batch = next(batches)
             with gradients_synced_at(accelerator, model, micro_step == optimization.accumulate):
                 with accelerator.autocast():
-                    loss = flow_loss(model, batch).mean()
+                    errors = squared_errors(model, batch)
+                loss = (batch.weight * errors).mean()
                 accelerator.backward(loss / optimization.accumulate)
-        gradient_norm, learning_rate = state.apply_gradients(step, {"loss": loss.detach()})
+            loss_sum += loss.detach() / optimization.accumulate
+            meter.count(batch)
+        gradient_norm, learning_rate = state.apply_gradients(step, {"loss": loss_sum})
         progress.update()
 
         last = step == optimization.steps
         if step % optimization.log_every == 0 or last:
-            row = {"loss": float(loss.detach()), "gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
-            state.log.row(step, **row, skipped_steps=state.guard.report(step))
-            progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+            loss = float(accelerator.reduce(loss_sum, "mean"))
+            row = {"loss": loss, "gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
+            state.log.row(step, **row, **meter.row(), skipped_steps=state.guard.report(step))
+            progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
-            validate(state.ema.module, settings, data, state.log, step, accelerator)
+            with state.ema.in_network():
+                validate(
+                    network, data, optimization.batch_size, settings.validation_clips, state.log, step, accelerator
+                )
+        if step % settings.show_every == 0:
+            with state.ema.in_network():
+                show_videos(network, vae, data, settings.shown, state.log, step, accelerator)
         state.save_and_stop_when_due(step, clock, stop)
     progress.close()
-    state.finish()
-    return network.eval()
+    state.log.close()
+    places = [".", *map(ema_folder, optimization.extra_ema_decays)]
+    keep = accelerator.is_main_process
+    return {place: average.gather(keep) for place, average in zip(places, state.averages, strict=True)}
 
 
-def latent_batches(
-    data: LatentData, settings: LDMSettings, accelerator: Accelerator, seed: int, done: int
-) -> Iterator[FlowBatch]:
-    """Training batches from step `done` on, on the accelerator's device."""
-    optimization = settings.optimization
-    sampler = StepSampler(
-        optimization.batch_size, optimization.accumulate, accelerator.process_index, accelerator.num_processes, done
-    )
-    for batch in endless_loader(LatentDataset(data.train, seed), sampler, settings.workers):
-        moved = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
-        yield make_flow_batch(moved, data, settings.flow, seed)
+def switch_on(network: Network, settings: LDMSettings) -> None:
+    """Attention back end, gradient checkpointing and compilation, by diffusers' own switches."""
+    if settings.attention_backend == "xformers":
+        network.enable_xformers_memory_efficient_attention()
+    if settings.optimization.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if settings.optimization.compile:
+        network.compile_repeated_blocks()
 
 
-@torch.no_grad()
-def validate(
-    network: nn.Module, settings: LDMSettings, data: LatentData, log: MetricsLog, step: int, accelerator: Accelerator
-) -> None:
-    """The loss on held-out clips with the averaged weights; the same noise and noise levels every time."""
-    network.eval()
-    mine = list(enumerate(data.held_out))[accelerator.process_index :: accelerator.num_processes]
-    total = torch.zeros((), device=accelerator.device)
-    for first in range(0, len(mine), settings.optimization.batch_size):
-        chosen = mine[first : first + settings.optimization.batch_size]
-        batch = default_collate([load_entry(entry, number) for number, entry in chosen])
-        batch = {name: tensor.to(accelerator.device) for name, tensor in batch.items()}
-        with accelerator.autocast():
-            total += flow_loss(network, make_flow_batch(batch, data, settings.flow, seed=0)).sum()
-    mean = accelerator.reduce(total, "sum") / len(data.held_out)
-    log.row(step, held_out_loss=float(mean))
+def peak_flops(settings: LDMSettings, device: torch.device, mixed_precision: str) -> float:
+    """FLOP/s of a device that `peak_share` compares with, set or measured."""
+    if settings.peak_tflops is not None:
+        return settings.peak_tflops * 1e12
+    return measure_matmul_rate(device, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)

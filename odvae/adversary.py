@@ -114,7 +114,6 @@ class Adversary:
         self.discriminator, self.optimizer = accelerator.prepare(network, optimizer)
         self.network = accelerator.unwrap_model(self.discriminator)
         self.state = AdversaryState().to(accelerator.device)
-        accelerator.register_for_checkpointing(self.state)
         self._begin_step()
 
     def _begin_step(self) -> None:

@@ -119,7 +119,7 @@ def evaluate_vae(
         data = data.model_copy(update={"frames": settings.frames})
     vae = load_vae(folders.vae).to(state.device)
     evaluation = Evaluation(settings, data, vae, seed)
-    chosen = [sample for sample in videos.held_out if frame_count(sample) >= data.span][: settings.clips]
+    chosen = [sample for sample in videos.held_out if frame_count(sample, data) >= data.span][: settings.clips]
     if not chosen:
         raise InputError(f"no held-out video has the {data.span} frames that a clip spans (reconstruction.frames)")
     mine = list(enumerate(chosen))[state.process_index :: state.num_processes]

@@ -27,12 +27,14 @@ from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
 from odvae.perceptual import LPIPS, load_lpips
 from odvae.shared.checkpoints import StopRequest, begin_stage
-from odvae.shared.clips import ClipDataset, DataSettings, StepSampler, VideoSet, check_frames, endless_loader, load_clip
+from odvae.shared.clip_loader import ClipDataset, endless_loader
+from odvae.shared.clips import DataSettings, VideoSet, check_frames, load_clip
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.pictures import strip
 from odvae.shared.pixels import to_float, to_uint8
 from odvae.shared.run_folder import StageClock, install_folder
+from odvae.shared.sampling import StepSampler
 from odvae.shared.seeds import derive_seed, normal_per_sample
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import MetricsLog, progress_bar, progress_over
@@ -269,6 +271,8 @@ def fit(
     state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
     accelerator, model = state.accelerator, state.model
     objective = Objective(run.settings.loss, network, optimization, accelerator)
+    if objective.adversary is not None:
+        state.checkpoints.remember(objective.adversary.state)
     done = state.resume()
     batches = training_batches(run, optimization, accelerator, done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
@@ -295,7 +299,8 @@ def fit(
             state.log.row(step, **row, skipped_steps=state.guard.report(step))
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
-            validate(state.ema.module, run, objective.perceptual, state.log, step, accelerator)
+            with state.ema.in_network():
+                validate(network, run, objective.perceptual, state.log, step, accelerator)
         state.save_and_stop_when_due(step, run.clock, run.stop)
     progress.close()
     state.finish()

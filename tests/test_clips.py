@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from odvae.shared.clips import ClipDataset, DataSettings, StepSampler, VideoSet, endless_loader, fit_frames, is_held_out
+from odvae.shared.clip_loader import ClipDataset, endless_loader
+from odvae.shared.clips import DataSettings, VideoSet, fit_frames, is_held_out
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
 from odvae.shared.packing import pack_folder
+from odvae.shared.sampling import StepSampler
 from odvae.shared.seeds import normal_per_sample, shuffled_index
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3)
@@ -71,7 +73,7 @@ def test_the_split_depends_on_the_key_alone_and_has_the_share_asked_for(shards):
 
 
 def test_videos_shorter_than_a_clip_are_counted_and_named(shards):
-    with pytest.raises(InputError, match=r"12 are shorter than the 13 frames.*\n.*9 frames"):
+    with pytest.raises(InputError, match=r"12 are unusable or shorter than the 13 frames.*\n.*9 frames"):
         VideoSet(shards, DATA.model_copy(update={"frames": 13}), "?")
     with pytest.raises(InputError, match="shorter than the 17 frames"):
         VideoSet(shards, DATA.model_copy(update={"stride": 4}), "?")

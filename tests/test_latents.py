@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from ldm.encode import LatentSettings, clip_start, encode_latents
-from ldm.latents import check_latents, load_entry, load_manifest, open_latents
+from ldm.encode import LatentSettings, encode_latents
+from ldm.encoding_plan import clip_starts
+from ldm.latents import load_entry, open_latents
+from ldm.manifest import check_latents, load_manifest
 from ldm.text import TextSettings, learn_text_encoder, load_text_encoder
 from ldm.train import LatentData
 from odvae.shared.clips import DataSettings, VideoSet, is_held_out, load_clip
@@ -18,6 +20,7 @@ from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import file_fingerprint, weights_fingerprint
 from odvae.shared.packing import pack_folder
 from odvae.shared.pixels import to_float
+from odvae.shared.shards import index_shards, shard_writer
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=0)
 TEXT = TextSettings(max_tokens=8, width=16, steps=3)
@@ -35,6 +38,13 @@ def encoded(tmp_path_factory, vae):
     return folder
 
 
+def entries_of(folder):
+    """(training, held-out) entries of the only bucket."""
+    manifest = load_manifest(folder)
+    latents, (bucket,) = open_latents(folder, manifest), manifest.buckets
+    return latents.train[bucket], latents.held_out[bucket]
+
+
 def encode(folder, out, **changes):
     settings = {"latents": LATENTS, "text": TEXT, "data": DATA, **changes}
     videos = VideoSet(folder / "shards", settings["data"], "?")
@@ -43,12 +53,12 @@ def encode(folder, out, **changes):
 
 
 def test_every_declared_clip_is_there_with_its_posterior_caption_and_start(encoded, vae):
-    train, held_out = open_latents(encoded / "latents", load_manifest(encoded / "latents"))
+    train, held_out = entries_of(encoded / "latents")
     assert len(train) + len(held_out) == 24
     videos = VideoSet(encoded / "shards", DATA, "?")
     sources = {sample.key: sample for sample in videos.train + videos.held_out}
     for entry in (train[0], train[1], held_out[1]):
-        about, tensors = entry.read_json(), load_entry(entry, 0)
+        about, tensors = entry.read_json(), load_entry(entry, 0, [])
         source = sources[about["source"]]
         assert about["caption"] == source.read_text()
         assert about["start"] in (0, 4)
@@ -58,9 +68,42 @@ def test_every_declared_clip_is_there_with_its_posterior_caption_and_start(encod
         assert torch.allclose(tensors["std"], posterior.std[0], rtol=1e-2, atol=1e-2)
 
 
+def relabel(shard, labels):
+    """Give the shard's samples class names, in order (None: none)."""
+    samples = index_shards([shard])
+    contents = [{ext: sample.read(ext) for ext in sample.members} for sample in samples]
+    with shard_writer(shard) as writer:
+        for sample, members, label in zip(samples, contents, labels, strict=True):
+            about = json.loads(members["json"]) | ({} if label is None else {"label": label})
+            writer.write({"__key__": sample.key, **members, "json": json.dumps(about).encode()})
+
+
+def test_class_names_become_places_in_the_sorted_list_of_classes(encoded, tmp_path):
+    for name in ("shards", "vae"):
+        shutil.copytree(encoded / name, tmp_path / name)
+    relabel(tmp_path / "shards/00000.tar", ["walk", "run", None, "walk", "archery"])
+    encode(tmp_path, tmp_path / "latents", latents=LatentSettings(batch_size=3))
+    manifest = load_manifest(tmp_path / "latents")
+    assert manifest.classes == ["archery", "run", "walk"]
+    assert load_manifest(encoded / "latents").classes == []
+    entries = index_shards([tmp_path / "latents/00000.tar"])
+    assert [load_entry(entry, 0, manifest.classes)["label"] for entry in entries] == [2, 1, -1, 2, 0]
+
+
+def test_means_alone_take_half_the_room_and_have_no_spread(encoded, tmp_path):
+    encode(encoded, tmp_path / "latents", latents=LatentSettings(batch_size=3, clips_per_video=2, stored="mean"))
+    manifest = load_manifest(tmp_path / "latents")
+    means, moments = (entries_of(folder)[0][3] for folder in (tmp_path / "latents", encoded / "latents"))
+    mean, both = (load_entry(entry, 0, manifest.classes) for entry in (means, moments))
+    assert torch.equal(mean["mean"], both["mean"])
+    assert mean["std"].abs().max() == 0 < both["std"].min()
+    assert manifest.latents_std == pytest.approx(load_manifest(encoded / "latents").latents_std)
+
+
 def test_clips_of_a_video_are_spread_over_it():
-    assert [clip_start(30, 10, i, 3) for i in range(3)] == [0, 10, 20]
-    assert clip_start(30, 10, 0, 1) == 0
+    assert clip_starts(30, 10, 3) == [0, 10, 20]
+    assert clip_starts(30, 10, 1) == [0]
+    assert clip_starts(11, 10, 4) == [0, 1]  # none twice
 
 
 def test_the_manifest_says_what_the_latents_are(encoded, vae):
@@ -75,8 +118,8 @@ def test_the_manifest_says_what_the_latents_are(encoded, vae):
 
 def test_the_statistics_are_those_of_training_latents_only(encoded):
     manifest = load_manifest(encoded / "latents")
-    train, _ = open_latents(encoded / "latents", manifest)
-    entries = [load_entry(entry, 0) for entry in train]
+    train, _ = entries_of(encoded / "latents")
+    entries = [load_entry(entry, 0, []) for entry in train]
     mean = torch.stack([entry["mean"] for entry in entries]).double()
     second = mean.square() + torch.stack([entry["std"] for entry in entries]).double().square()
     expected_mean, expected_square = mean.mean(dim=(0, 2, 3, 4)), second.mean(dim=(0, 2, 3, 4))
@@ -85,7 +128,7 @@ def test_the_statistics_are_those_of_training_latents_only(encoded):
 
 
 def test_all_clips_of_a_video_are_in_one_split(encoded):
-    train, held_out = open_latents(encoded / "latents", load_manifest(encoded / "latents"))
+    train, held_out = entries_of(encoded / "latents")
     keys = [{entry.read_json()["source"] for entry in split} for split in (train, held_out)]
     assert keys[0] & keys[1] == set()
     assert all(is_held_out(key, DATA.held_out) for key in keys[1])
@@ -138,7 +181,7 @@ def test_missing_shards_wrong_counts_and_unknown_formats_are_refused(encoded, tm
         LatentData(tmp_path / "latents", load_manifest(tmp_path / "latents"))
     values = json.loads((tmp_path / "latents/manifest.json").read_text())
     (tmp_path / "latents/manifest.json").write_text(json.dumps({**values, "format": 99}))
-    with pytest.raises(InputError, match="format 99, this version reads 1"):
+    with pytest.raises(InputError, match="format 99, this version reads 2; update this project"):
         load_manifest(tmp_path / "latents")
     (tmp_path / "latents/manifest.json").unlink()
     with pytest.raises(InputError, match="does not exist: the latents are not"):

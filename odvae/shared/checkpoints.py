@@ -1,7 +1,8 @@
 """Checkpoints that are whole or not there, and the way back from one.
 
-A checkpoint holds weights, EMA and optimiser state (accelerate's format, loaded with weights_only) and `state.json`.
-There is no random state and no data position in it: both are functions of the step.
+A checkpoint holds weights and optimiser state (accelerate's format, loaded with weights_only; under FSDP2 each rank
+writes its shards), the averaged weights and other state (safetensors) and `state.json`. There is no random state and no
+data position in it: both are functions of the step.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ import torch
 import yaml
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors.torch import load_model, save_model
+from torch import nn
 
+from odvae.shared.averages import AveragedWeights
 from odvae.shared.errors import InputError, write_errors_named
 from odvae.shared.optimization import MAY_CHANGE_ON_RESUME
 from odvae.shared.run_folder import make_output_folder, read_json, write_json, write_text
@@ -26,16 +30,48 @@ from odvae.shared.settings import Settings, read_yaml
 class Checkpoints:
     """The `checkpoints/` folder of one training run: `step_000500/ ...`, the newest `keep` of them."""
 
-    def __init__(self, folder: Path, accelerator: Accelerator, keep: int) -> None:
-        self.folder, self.accelerator, self.keep = folder / "checkpoints", accelerator, keep
+    def __init__(
+        self, folder: Path, accelerator: Accelerator, averages: list[AveragedWeights], keep: int, global_batch: int
+    ) -> None:
+        self.folder, self.accelerator, self.averages, self.keep = folder / "checkpoints", accelerator, averages, keep
+        self.small_states: list[nn.Module] = []
+        self.facts = {"ranks": accelerator.num_processes, "global_batch": global_batch, "sharded": accelerator.is_fsdp2}
+
+    def remember(self, state: nn.Module) -> None:
+        """Save and restore this module's few tensors too; they are the same on every rank."""
+        self.small_states.append(state)
 
     def load_latest(self) -> int:
-        """Restore what the accelerator prepared and registered; returns the completed steps (0: nothing there)."""
+        """Restore what the accelerator prepared, and the averages; returns the completed steps (0: nothing there).
+
+        The number of ranks may be another than when it was saved. Raises InputError where the global batch differs, or
+        sharded (FSDP2) and whole checkpoints would mix.
+        """
         found = self._all()
         if not found:
             return 0
+        state = read_json(found[-1] / "state.json")
+        self._check_continues(found[-1], state)
         self.accelerator.load_state(str(found[-1]))
-        return int(read_json(found[-1] / "state.json")["step"])
+        for number, average in enumerate(self.averages):
+            average.load(found[-1] / f"ema_{number}.safetensors")
+        for number, small in enumerate(self.small_states):
+            load_model(small, found[-1] / f"state_{number}.safetensors")
+        return int(state["step"])
+
+    def _check_continues(self, folder: Path, state: dict) -> None:
+        if state["global_batch"] != self.facts["global_batch"]:
+            raise InputError(
+                f"{folder} was trained with {state['global_batch']} samples a step ({state['ranks']} ranks), this run "
+                f"would go on with {self.facts['global_batch']} ({self.facts['ranks']} ranks): ranks * batch_size * "
+                "accumulate must stay the same"
+            )
+        if state["sharded"] != self.facts["sharded"]:
+            kinds = {True: "sharded (FSDP2)", False: "whole"}
+            raise InputError(
+                f"{folder} is {kinds[state['sharded']]}, this run's state is {kinds[self.facts['sharded']]}: go on "
+                "with the accelerate config it began with"
+            )
 
     def save(self, step: int) -> None:
         """Write the state after `step` completed steps; an interrupted write leaves no checkpoint behind."""
@@ -49,9 +85,13 @@ class Checkpoints:
         self.accelerator.wait_for_everyone()
         with write_errors_named(aside):
             self.accelerator.save_state(str(aside))
+            for number, average in enumerate(self.averages):
+                average.save(aside / f"ema_{number}.safetensors", self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            write_json(aside / "state.json", {"step": step, "ranks": self.accelerator.num_processes})
+            for number, small in enumerate(self.small_states):
+                save_model(small, str(aside / f"state_{number}.safetensors"))
+            write_json(aside / "state.json", {"step": step, **self.facts})
             aside.rename(final)
             for old in self._all()[: -self.keep]:
                 shutil.rmtree(old)

@@ -13,7 +13,6 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from pydantic import Field
 from timm.optim import create_optimizer_v2
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from odvae.shared.errors import InputError
@@ -58,6 +57,8 @@ class OptimizationSettings(Settings):
     """Compute activations again in the backward pass: less memory, about a third more time."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay a step of the averaged weights, which are the ones saved, validated and sampled; it warms up from 0."""
+    extra_ema_decays: tuple[float, ...] = ()
+    """Decays of further averages, saved beside the first (the LDM's in `ema_DECAY/` folders)."""
     log_every: int = Field(10, ge=1)
     """Steps between rows of metrics.jsonl."""
     validate_every: int = Field(1000, ge=1)
@@ -68,10 +69,12 @@ class OptimizationSettings(Settings):
     """How many of the newest checkpoints are kept."""
 
 
-# Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works.
+# Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works. The
+# parts of the global batch may too, but not their product with the number of ranks (`Checkpoints`).
 MAY_CHANGE_ON_RESUME = (
     "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "workers",
-    "tracker",
+    "tracker", "decode_seconds", "decode_gib", "failures_allowed", "batch_size", "accumulate", "show_every", "compile",
+    "gradient_checkpointing", "attention_backend", "peak_tflops",
 )  # fmt: skip
 
 
@@ -107,11 +110,6 @@ def learning_rate_at(step: int, settings: OptimizationSettings) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-
-
-def make_ema(model: nn.Module, settings: OptimizationSettings) -> ModelEmaV3:
-    """Averaged weights; the decay warms up as 1 - (1 + step)^(-2/3), so that early steps do not linger."""
-    return ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
 
 
 def step_if_finite(optimizer: torch.optim.Optimizer | AcceleratedOptimizer, gradient_norm: Tensor) -> None:

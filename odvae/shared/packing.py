@@ -101,7 +101,7 @@ def _readable_samples(
         caption = _caption_beside(path) if captions is None else captions.get(name, captions.get(path.name, ""))
         report.videos += 1
         report.frames += facts.frames
-        report.seconds += facts.frames / facts.fps if facts.fps else 0.0
+        report.seconds += facts.seconds
         report.without_caption += not caption
         about = {"key": key, "source": name, "sha256": digest, "caption": caption, **asdict(facts)}
         yield {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,14 @@ def strip(videos: Sequence[np.ndarray], columns: int = 9, gap: int = 2, enlarge_
         padded = np.pad(chosen, ((0, 0), (gap, gap), (gap, gap), (0, 0)), constant_values=255)
         rows.append(np.concatenate(list(padded), axis=1))
     return np.concatenate(rows, axis=0)
+
+
+def save_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
+    """Write uint8 (h, w, 3) frames as an endless GIF, whole or not at all."""
+    pictures = (Image.fromarray(frame) for frame in frames)
+    first = next(pictures)
+    with written_aside(path) as file:
+        first.save(file, "gif", save_all=True, append_images=pictures, duration=round(1000 / fps), loop=0)
 
 
 def save_picture(path: str | Path, picture: np.ndarray) -> None:

@@ -46,6 +46,6 @@ def shuffled_index(number: int, count: int, seed: int) -> int:
     return int(_epoch_order(seed, epoch, count)[position])
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=64)
 def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     return numpy_generator(seed, "order", epoch).permutation(count)

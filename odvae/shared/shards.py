@@ -1,23 +1,30 @@
 """WebDataset tar shards: written whole, read by an index of offsets.
 
 A shard is a plain tar; the members of one sample follow each other and share a key: `KEY.mp4 KEY.txt KEY.json`.
-The index lists where each member's bytes lie, so that sample i is one read away, whatever shard it is in.
+The index lists where each member's bytes lie, so that sample i is one read away, whatever shard it is in. Nothing is
+ever extracted or unpickled: names that reach outside a folder and pickled members are refused.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import io
 import json
 import os
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import webdataset as wds
 
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import written_aside
+
+# What webdataset's default decoder would unpickle.
+PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 
 
 @dataclass(frozen=True)
@@ -35,14 +42,29 @@ class Sample:
 
     def read(self, extension: str) -> bytes:
         """One member's bytes. Raises InputError when the sample has no such member or the shard was cut."""
-        if extension not in self.members:
-            raise InputError(f"{self.name} has no .{extension}, only {', '.join(sorted(self.members))}")
-        offset, size = self.members[extension]
-        with open(self.shard, "rb", buffering=0) as file:
-            data = os.pread(file.fileno(), size, offset)
+        offset, size = self._place(extension)
+        data = _read_at(self.shard, size, offset)
         if len(data) < size:
             raise InputError(f"{self.name}: the shard ends inside .{extension}; it was cut after it was indexed")
         return data
+
+    def read_all(self) -> dict[str, bytes]:
+        """Every member's bytes, by one read."""
+        first = min(offset for offset, _ in self.members.values())
+        end = max(offset + size for offset, size in self.members.values())
+        data = _read_at(self.shard, end - first, first)
+        if len(data) < end - first:
+            raise InputError(f"{self.name}: the shard ends inside it; it was cut after it was indexed")
+        return {name: data[offset - first : offset - first + size] for name, (offset, size) in self.members.items()}
+
+    def open(self, extension: str) -> MemberFile:
+        """One member as a file, of which only what is asked for is read."""
+        return MemberFile(self.shard, *self._place(extension))
+
+    def _place(self, extension: str) -> tuple[int, int]:
+        if extension not in self.members:
+            raise InputError(f"{self.name} has no .{extension}, only {', '.join(sorted(self.members))}")
+        return self.members[extension]
 
     def read_json(self) -> dict:
         """The sample's .json member, or an empty dict where it has none."""
@@ -54,8 +76,56 @@ class Sample:
             raise InputError(f"{self.name}.json is not valid JSON: {error}") from None
 
     def read_text(self) -> str:
-        """The caption (.txt), or "" where the sample has none."""
-        return self.read("txt").decode("utf-8", "replace").strip() if "txt" in self.members else ""
+        """The caption (.txt), or "" where the sample has none. Raises InputError where it is not UTF-8."""
+        if "txt" not in self.members:
+            return ""
+        try:
+            return self.read("txt").decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.name}.txt is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+class MemberFile(io.RawIOBase):
+    """The bytes from `offset` on of a file, `size` of them, as a file of their own."""
+
+    def __init__(self, path: Path, offset: int, size: int) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._offset, self._size, self._position = offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + position)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: bytearray) -> int:
+        wanted = max(0, min(len(buffer), self._size - self._position))
+        read = os.preadv(self._file.fileno(), [memoryview(buffer)[:wanted]], self._offset + self._position)
+        self._position += read
+        return read
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@functools.lru_cache(maxsize=128)
+def _open_file(path: Path, _identity: tuple[int, ...]) -> BinaryIO:
+    return open(path, "rb", buffering=0)  # closed when it leaves the cache
+
+
+def _read_at(path: Path, size: int, offset: int) -> bytes:
+    """Bytes of a file that stays open for the next read: opening one can cost more than reading it."""
+    now = os.stat(path)  # a shard that was replaced is another file under the same name
+    return os.pread(_open_file(path, (now.st_dev, now.st_ino, now.st_mtime_ns)).fileno(), size, offset)
 
 
 def list_shards(folder: str | Path, command: str) -> list[Path]:
@@ -77,6 +147,7 @@ def index_shard(shard: Path) -> list[Sample]:
             for member in tar:
                 if not member.isfile():
                     continue
+                _check_member_name(member.name, shard)
                 folder, _, file_name = member.name.rpartition("/")
                 stem, _, extension = file_name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
@@ -90,6 +161,15 @@ def index_shard(shard: Path) -> list[Sample]:
     if end > shard.stat().st_size:
         raise InputError(f"{shard} is cut: {shard.stat().st_size} bytes, but its last member ends at {end}")
     return [Sample(key, shard, members) for key, members in samples.items()]
+
+
+def _check_member_name(name: str, shard: Path) -> None:
+    """Refuse what no honest shard holds."""
+    parts = name.replace("\\", "/").split("/")
+    if name.startswith(("/", "\\")) or ".." in parts:
+        raise InputError(f"{shard}: member {name!r} reaches outside the shard; such shards are refused")
+    if parts[-1].lower().endswith(PICKLED):
+        raise InputError(f"{shard}: member {name!r} is pickled, which may hold any code; such shards are refused")
 
 
 def index_shards(shards: list[Path]) -> list[Sample]:

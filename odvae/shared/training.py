@@ -9,13 +9,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from odvae.shared.averages import AveragedWeights
 from odvae.shared.checkpoints import Checkpoints, StopRequest
 from odvae.shared.optimization import (
     OptimizationSettings,
     Tracker,
     learning_rate_at,
     make_accelerator,
-    make_ema,
     make_optimizer,
     set_learning_rate,
     step_if_finite,
@@ -25,10 +25,11 @@ from odvae.shared.tracking import MetricsLog
 
 
 class TrainingState:
-    """A network in training with its optimiser, average, checkpoints and log.
+    """A network in training with its optimiser, averages, checkpoints and log.
 
-    `model` is the prepared network to call in the loop. Whatever else belongs into the checkpoints is prepared with
-    `accelerator` before `resume`, which restores the newest one.
+    `model` is the prepared network to call in the loop. `ema` is the average that is validated and saved; `averages`
+    holds it and those of `extra_ema_decays`. Whatever else belongs into the checkpoints is prepared with `accelerator`
+    or given to `checkpoints.remember` before `resume`, which restores the newest one.
     """
 
     def __init__(
@@ -36,11 +37,16 @@ class TrainingState:
     ) -> None:
         self.network, self.optimization, self.folder = network, optimization, folder
         self.accelerator: Accelerator = make_accelerator(optimization.precision, tracker, folder, name)
-        self.ema = make_ema(network, optimization)
         self.model, self.optimizer = self.accelerator.prepare(network, make_optimizer(network, optimization))
+        decays = (optimization.ema_decay, *optimization.extra_ema_decays)
+        self.averages = [AveragedWeights(network, decay) for decay in decays]
+        self.ema = self.averages[0]
+        global_batch = self.accelerator.num_processes * optimization.accumulate * optimization.batch_size
+        self.checkpoints = Checkpoints(
+            folder, self.accelerator, self.averages, optimization.keep_checkpoints, global_batch
+        )
         self.guard = FiniteGuard(optimization.max_skipped).to(self.accelerator.device)
-        self.accelerator.register_for_checkpointing(self.ema, self.guard)
-        self.checkpoints = Checkpoints(folder, self.accelerator, optimization.keep_checkpoints)
+        self.checkpoints.remember(self.guard)
 
     def resume(self) -> int:
         """Restore the newest checkpoint, and open the log; returns the number of steps completed before."""
@@ -49,7 +55,7 @@ class TrainingState:
         return done
 
     def apply_gradients(self, step: int, losses: Mapping[str, Tensor]) -> tuple[Tensor, float]:
-        """Make optimiser step number `step` (from 1) and update the average; returns (gradient norm, learning rate).
+        """Make optimiser step number `step` (from 1) and update the averages; returns (gradient norm, learning rate).
 
         A step whose gradients are not finite changes no weight; `losses` are this step's, to say later what broke.
         """
@@ -59,7 +65,8 @@ class TrainingState:
         step_if_finite(self.optimizer, gradient_norm)
         self.optimizer.zero_grad()
         self.guard.watch({**losses, "gradient_norm": gradient_norm})
-        self.ema.update(self.accelerator.unwrap_model(self.model), step)
+        for average in self.averages:
+            average.update(step)
         return gradient_norm, learning_rate
 
     def save_and_stop_when_due(self, step: int, clock: StageClock, stop: StopRequest) -> None:
@@ -74,7 +81,7 @@ class TrainingState:
 
     def finish(self) -> None:
         """Put the averaged weights into the network and close the log."""
-        self.network.load_state_dict(self.ema.module.state_dict())
+        self.network.load_state_dict(self.ema.values)
         self.log.close()
 
 

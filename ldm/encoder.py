@@ -1,0 +1,267 @@
+"""From decoded clips to latent shards: what one process does with its share of the units."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import torch
+from accelerate import PartialState
+from torch import Tensor
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from ldm.encoding_plan import DeclaredClip, LatentSettings, Unit
+from ldm.latents import entry_key, pack_entry
+from ldm.text import TextEncoder
+from odvae.loading import VideoVAE
+from odvae.shared.clip_loader import ClipPool
+from odvae.shared.clips import DataSettings, is_held_out, load_clip
+from odvae.shared.errors import InputError
+from odvae.shared.fingerprints import file_fingerprint
+from odvae.shared.guarded import Failure, Failures
+from odvae.shared.pixels import to_float
+from odvae.shared.run_folder import write_json
+from odvae.shared.shards import Sample, shard_writer
+from odvae.shared.tracking import progress_bar
+from odvae.statistics import ChannelSums
+
+T = TypeVar("T")
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Everything that encodes: the VAE, the text encoder and how their outputs are kept."""
+
+    vae: VideoVAE
+    vae_sha256: str
+    text: TextEncoder
+    max_tokens: int
+    settings: LatentSettings
+    data: DataSettings
+
+
+@dataclass
+class UnitResult:
+    """What the clips of one unit came to."""
+
+    entries: int = 0
+    train_entries: int = 0
+    shape: tuple[int, ...] = ()
+    classes: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+    sums: ChannelSums = field(default_factory=ChannelSums)
+
+
+def encode_units(encoder: Encoder, units: Sequence[Unit], folder: Path, videos: int) -> None:
+    """Encode some units, one after the other; their clips are decoded ahead, across the units' bounds.
+
+    `videos` is the number of all videos, of which `data.failures_allowed` is a share.
+    """
+    if not units:
+        return
+    settings, data = encoder.settings, encoder.data
+    pieces = [
+        (clip, piece, clip.start + offset)
+        for unit in units
+        for batch in unit.batches(settings)
+        for piece, offset in unit.pieces(settings, data)
+        for clip in batch
+    ]
+    shapes = [(piece.frames, piece.height, piece.width, 3) for _, piece, _ in pieces]
+    slots = max(2 * settings.batch_size, 4) if data.workers else 1
+    failures = Failures(videos, data.failures_allowed, "videos")
+    total, begin = sum(len(unit.clips) for unit in units), time.monotonic()
+    with (
+        ClipPool(_load_piece, max(shapes, key=math.prod), slots, data.workers, data) as pool,
+        ThreadPoolExecutor(1) as hasher,
+        progress_bar("encoding", 0, total, unit="clip") as bar,
+    ):
+        decoded = TimedIterator(pool.in_order(zip(pieces, shapes, strict=True)))
+        for unit in units:
+            source_sha256 = hasher.submit(file_fingerprint, unit.source)
+            result = _encode_unit(encoder, unit, decoded, failures, folder, bar)
+            _write_record(encoder, unit, result, source_sha256.result(), folder)
+    if PartialState().is_main_process:
+        seconds = time.monotonic() - begin
+        waited = decoded.seconds / seconds
+        print(f"{total / seconds:.1f} clips/s; {waited:.1%} of the time went by waiting for decoded clips", flush=True)
+        write_json(folder / "speed.json", {"clips": total, "seconds": round(seconds, 3), "waiting": round(waited, 4)})
+
+
+def _load_piece(task: tuple[DeclaredClip, DataSettings, int]) -> Tensor:
+    clip, piece, start = task
+    return load_clip(clip.sample, piece, start, flip=clip.flip)
+
+
+def _encode_unit(
+    encoder: Encoder, unit: Unit, decoded: Iterator[Tensor | Failure], failures: Failures, folder: Path, bar: tqdm
+) -> UnitResult:
+    """Write one latent shard; each batch is written while the device works on the next."""
+    result = UnitResult()
+    with shard_writer(folder / unit.name) as shard:
+        before: EncodedBatch | None = None
+        for clips in unit.batches(encoder.settings):
+            encoded = _encode_batch(encoder, unit, clips, decoded)
+            if before is not None:
+                _write_batch(encoder, unit, before, shard, failures, result)
+            before = encoded
+            bar.update(len(clips))
+        assert before is not None  # no unit is without clips
+        _write_batch(encoder, unit, before, shard, failures, result)
+    if not result.entries:
+        (folder / unit.name).unlink()
+    return result
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Clips and what became of them; where `reasons` has one, the clip could not be read and its rows mean nothing."""
+
+    clips: list[DeclaredClip]
+    reasons: list[str | None]
+    captions: list[str]
+    mean: Tensor  # (b, c, k, h, w)
+    std: Tensor  # (b, c, k, h, w)
+    text: Tensor  # (b, m, d)
+    text_mask: Tensor  # (b, m)
+
+
+def _encode_batch(
+    encoder: Encoder, unit: Unit, clips: list[DeclaredClip], decoded: Iterator[Tensor | Failure]
+) -> EncodedBatch:
+    captions = [caption_of(clip.sample) for clip in clips]
+    reasons = [caption.reason if isinstance(caption, Failure) else None for caption in captions]
+    texts = ["" if isinstance(caption, Failure) else caption for caption in captions]
+    pieces = unit.pieces(encoder.settings, encoder.data)
+    mean, std = encode_pieces(encoder.vae, _read_pieces(pieces, decoded, reasons), len(pieces) > 1)
+    return EncodedBatch(clips, reasons, texts, mean, std, *encoder.text.encode(texts, encoder.max_tokens))
+
+
+def _read_pieces(
+    pieces: list[tuple[DataSettings, int]], decoded: Iterator[Tensor | Failure], reasons: list[str | None]
+) -> Iterator[Tensor]:
+    """The pieces of a batch of clips in turn, uint8 (b, t, h, w, 3); black where one failed, with its reason noted."""
+    for piece, _ in pieces:
+        video = torch.zeros((len(reasons), piece.frames, piece.height, piece.width, 3), dtype=torch.uint8)
+        for i in range(len(reasons)):
+            clip = next(decoded)
+            if isinstance(clip, Failure):
+                reasons[i] = clip.reason
+            else:
+                video[i] = clip
+        yield video
+
+
+@torch.no_grad()
+def encode_pieces(vae: VideoVAE, pieces: Iterator[Tensor], streamed: bool) -> tuple[Tensor, Tensor]:
+    """uint8 clips in pieces (b, t_i, h, w, 3) -> posterior mean and std (b, c, k, h, w) of the whole, in float32.
+
+    Not `streamed`: there is one piece. Streamed pieces give what the whole clip would, in memory that does not grow
+    with its length; raises InputError for a VAE whose function needs the whole clip.
+    """
+    device = next(vae.parameters()).device
+    videos = (to_float(piece.to(device)) for piece in pieces)
+    posteriors = list(vae.encode_stream(videos)) if streamed else [vae.encode(next(videos)).latent_dist]
+    mean, std = ([getattr(posterior, name).float() for posterior in posteriors] for name in ("mean", "std"))
+    return torch.cat(mean, dim=2), torch.cat(std, dim=2)
+
+
+def _write_batch(
+    encoder: Encoder, unit: Unit, batch: EncodedBatch, shard: TarWriter, failures: Failures, result: UnitResult
+) -> None:
+    settings, data = encoder.settings, encoder.data
+    tensors = [tensor.cpu() for tensor in (batch.mean, batch.std, batch.text, batch.text_mask)]
+    for clip, reason, caption, mean, std, text, mask in zip(
+        batch.clips, batch.reasons, batch.captions, *tensors, strict=True
+    ):
+        source = clip.sample
+        if reason is not None:
+            result.failed[source.key] = reason
+            failures.add(source.name, reason)
+            continue
+        about = {
+            "caption": caption,
+            "source": source.key,
+            "start": clip.start,
+            "label": class_name(source),
+            "flip": clip.flip,
+            "frames": unit.bucket.frames,
+        }
+        kept_std = std if settings.stored == "moments" else None
+        shard.write(
+            {
+                "__key__": entry_key(source.key, clip.index, clip.flip),
+                "safetensors": pack_entry(mean, kept_std, text, mask, DTYPES[settings.dtype]),
+                "json": json.dumps(about).encode(),
+            }
+        )
+        result.entries += 1
+        result.shape = tuple(mean.shape)
+        if about["label"] is not None:
+            result.classes.add(about["label"])
+        if not is_held_out(source.key, data.held_out):
+            result.train_entries += 1
+            result.sums.add(mean, std)
+
+
+def _write_record(encoder: Encoder, unit: Unit, result: UnitResult, source_sha256: str, folder: Path) -> None:
+    """The unit is done: what the manifest is made of."""
+    path = folder / unit.name
+    record = {
+        "name": unit.name,
+        "sha256": file_fingerprint(path) if result.entries else "",
+        "bytes": path.stat().st_size if result.entries else 0,
+        "entries": result.entries,
+        "train_entries": result.train_entries,
+        "bucket": unit.bucket.name,
+        "source": str(unit.source),
+        "source_sha256": source_sha256,
+        "source_entries": unit.samples,
+        "classes": sorted(result.classes),
+        "failed": result.failed,
+        "shape": list(result.shape),
+        "vae_sha256": encoder.vae_sha256,
+        "sums": result.sums.to_json() if result.train_entries else None,
+    }
+    unit.record(folder).parent.mkdir(exist_ok=True)
+    write_json(unit.record(folder), record)
+
+
+def caption_of(sample: Sample) -> str | Failure:
+    """A video's caption, or why there is none that can be read."""
+    try:
+        return sample.read_text()
+    except InputError as error:
+        return Failure(str(error))
+
+
+def class_name(sample: Sample) -> str | None:
+    """The class a video shows, from its .json (`label`, a name or a number); None where it has none."""
+    label = sample.read_json().get("label")
+    return None if label is None else str(label)
+
+
+class TimedIterator(Generic[T]):
+    """An iterator that sums up the seconds spent waiting for it."""
+
+    def __init__(self, items: Iterator[T]) -> None:
+        self.items, self.seconds = items, 0.0
+
+    def __iter__(self) -> TimedIterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        begin = time.monotonic()
+        try:
+            return next(self.items)
+        finally:
+            self.seconds += time.monotonic() - begin

@@ -1,0 +1,127 @@
+"""A trained run as one diffusers pipeline folder, with a model card written from what the run recorded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ldm.pipeline import TextToVideoPipeline
+from ldm.sample import SampleSettings, load_pipeline
+from ldm.train import PROVENANCE, ema_folder
+from odvae.shared.errors import InputError, write_errors_named
+from odvae.shared.fingerprints import weights_fingerprint
+from odvae.shared.report_file import read_report
+from odvae.shared.run_folder import RunFolder, code_version, folder_aside, read_json, read_json_lines
+from odvae.shared.settings import read_yaml
+
+# Scores of the report that a card shows, where there are any: name in report.json and words for it.
+SCORES = {
+    "reconstruction.psnr": "reconstruction PSNR, dB",
+    "reconstruction.ssim": "reconstruction SSIM",
+    "prompt_accuracy.color": "prompt accuracy, colour",
+    "prompt_accuracy.shape": "prompt accuracy, shape",
+    "prompt_accuracy.motion": "prompt accuracy, motion",
+    "frechet.generated": "Frechet distance of generated videos (its features: report.json)",
+}
+
+
+def export_pipeline(
+    folders: RunFolder, samples: SampleSettings, out: Path, copy_text_encoder: bool = False
+) -> TextToVideoPipeline:
+    """Write VAE, network, scheduler, text encoder and card of a run into `out`; the folder appears when it is whole.
+
+    A text encoder learned by the run is copied. One from elsewhere is named, with the hash of its weights, and loaded
+    from there when it is needed, unless `copy_text_encoder`. Raises InputError where a part is missing or does not
+    belong to the others, or `out` holds something else.
+    """
+    if out.exists() and not (out / "model_index.json").is_file():
+        raise InputError(f"{out} exists and is no pipeline folder: choose another, or remove it")
+    pipeline = load_pipeline(folders.vae, folders.ldm, samples.sampler, samples.ema_decay)
+    pipeline.register_to_config(model_card=write_card(pipeline, folders, samples, out.name, copy_text_encoder))
+    learned_here = pipeline.text_encoder is not None and Path(pipeline.config.text_encoder_name).is_dir()
+    if learned_here or copy_text_encoder:
+        pipeline.register_to_config(text_encoder_name=None)  # it is in the folder
+    elif pipeline.text_encoder is not None:
+        pipeline.register_modules(text_encoder=None, tokenizer=None)
+    with folder_aside(out) as aside, write_errors_named(out):
+        pipeline.save_pretrained(aside)
+    return pipeline
+
+
+def write_card(
+    pipeline: TextToVideoPipeline, folders: RunFolder, samples: SampleSettings, name: str, copied: bool
+) -> str:
+    """The model card: what it is, how to use it, what it was trained on, and its numbers."""
+    place = folders.ldm if samples.ema_decay is None else folders.ldm / ema_folder(samples.ema_decay)
+    settings_text = (folders.ldm / "experiment.yaml").read_text()
+    optimization = read_yaml(settings_text, str(folders.ldm / "experiment.yaml"))["ldm"]["optimization"]
+    provenance, config, vae = read_json(place / PROVENANCE), pipeline.transformer.config, pipeline.vae
+    t, h, w = config.sample_size
+    told, call, task = _told(pipeline)
+    newest = max((folders.ldm / "checkpoints").glob("step_*/state.json"), default=None)
+    return _template().render(
+        name=name,
+        task=task,
+        network=type(pipeline.transformer).__name__,
+        parameters=sum(parameter.numel() for parameter in pipeline.transformer.parameters()),
+        vae=type(vae).__name__,
+        latent_channels=config.latent_channels,
+        time_factor=vae.time_factor,
+        space_factor=vae.space_factor,
+        call=call,
+        told=told,
+        objective=pipeline.objective,
+        frames=(t - 1) * vae.time_factor + 1,
+        height=h * vae.space_factor,
+        width=w * vae.space_factor,
+        data=provenance["data"],
+        steps=optimization["steps"],
+        global_batch=read_json(newest)["global_batch"] if newest else "unknown",
+        scheduler=type(pipeline.scheduler).__name__,
+        text_encoder=provenance["text_encoder"] if config.text_width is not None else None,
+        text_encoder_kept="in this folder" if copied or _is_folder(provenance["text_encoder"]) else "loaded by name",
+        vae_sha256=provenance["vae_sha256"],
+        ldm_sha256=weights_fingerprint(pipeline.transformer),
+        code=code_version(),
+        numbers=_numbers(folders),
+        settings=settings_text,
+    )
+
+
+def _told(pipeline: TextToVideoPipeline) -> tuple[str, str, str]:
+    """What the network is told, in words; the arguments of a call; the hub's name of the task."""
+    config = pipeline.transformer.config
+    if config.text_width is not None:
+        told, call = f"text, up to {config.text_tokens} tokens", 'prompt="..."'
+    elif config.class_names is not None:
+        told, call = f"one of {len(config.class_names)} classes", f"class_label={config.class_names[0]!r}"
+    else:
+        told, call = "nothing", ""
+    if config.first_frame:
+        told += "; a first frame, where one is given"
+    return told, call, "text-to-video" if config.text_width is not None else "other"
+
+
+def _numbers(folders: RunFolder) -> list[tuple[str, str]]:
+    """The last held-out loss, and the report's scores."""
+    numbers = []
+    rows = [row for row in read_json_lines(folders.ldm / "metrics.jsonl") if "held_out_loss" in row]
+    if rows:
+        numbers.append(("held-out loss", f"{rows[-1]['held_out_loss']:.4f} after {rows[-1]['step']} steps"))
+    report = read_report(folders)
+    for dotted, words in SCORES.items():
+        section, key = dotted.split(".")
+        value = (report.get(section) or {}).get(key)
+        if isinstance(value, float):
+            numbers.append((words, f"{value:.4g}"))
+    return numbers
+
+
+def _is_folder(name: str) -> bool:
+    return Path(name).is_dir()
+
+
+def _template():
+    loader = PackageLoader("ldm", "templates")
+    return Environment(loader=loader, undefined=StrictUndefined, autoescape=False).get_template("model_card.md.j2")

@@ -1,0 +1,36 @@
+"""One writer a folder: a second command that would write into the same one ends with an error instead."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from odvae.shared.errors import InputError
+from odvae.shared.run_folder import make_output_folder
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, and remove what a killed writer left half-written. Raises InputError where it is held.
+
+    The lock ends with the process, however it ends, so a killed run never keeps its successor out.
+    """
+    make_output_folder(folder)
+    with open(folder / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise InputError(
+                f"{folder} is being written by another process ({lock.read().strip()}); wait for it, or end it"
+            ) from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        for leftover in folder.glob(".*.partial"):
+            leftover.unlink()
+        yield

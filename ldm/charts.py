@@ -40,6 +40,7 @@ def curve(title: str, x_label: str, panels: Mapping[str, Mapping[str, Points]], 
                 axis.set_yscale("log")
             if len(lines) > 1:
                 axis.legend(frameon=False, fontsize=8, labelcolor=INK)
+        axes[-1].set_xlim(left=0)
         axes[-1].set_xlabel(x_label)
     return svg.markup
 

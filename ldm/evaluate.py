@@ -150,7 +150,7 @@ def choose_sets(settings: ReportSettings, data: DataSettings, videos: VideoSet, 
     def start(sample: Sample, number: int) -> int:
         if protocol.start == "first":
             return 0
-        return protocol.random_start(frame_count(sample), data, seed, number)
+        return protocol.random_start(frame_count(sample, data), data, seed, number)
 
     def clips(samples: list[Sample], first: int) -> list[tuple[Sample, int]]:
         return [(sample, start(sample, first + i)) for i, sample in enumerate(samples[:n])]
@@ -201,8 +201,10 @@ def accuracy_part(rows: list[dict], caption: str, what: str) -> dict:
     return {**accuracy, "protocol": JUDGE_PROTOCOL.format(what=what)}
 
 
-def clip_part(generated: list[dict], settings: ReportSettings) -> dict:
-    scores = [row["clip_score"] for row in generated if row["group"] == HELD_OUT]
+def clip_part(generated: list[dict], settings: ReportSettings) -> dict | None:
+    scores = [row["clip_score"] for row in generated if row["group"] == HELD_OUT and "clip_score" in row]
+    if not scores:
+        return None
     error = float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
     protocol = f"cosine of prompt and frame, mean over frames, then videos; model {settings.clip_model}"
     return {"value": float(np.mean(scores)), "standard_error": error, "n": len(scores), "protocol": protocol}

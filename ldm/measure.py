@@ -99,7 +99,7 @@ def measure_samples(rows: Sequence[dict], folder: Path, tools: Instruments, comp
                 result["features"] = features[i]
             if tools.demo:
                 result["verdict"] = vars(judge(clips[i]))
-            if tools.clip is not None:
+            if tools.clip is not None and row["prompt"]:
                 result["clip_score"] = tools.clip.score(clips[i], row["prompt"])
             measured.append(result)
     return in_order(measured)

@@ -103,10 +103,15 @@ def side_by_side(folders: RunFolder, samples: list[dict], shown: int) -> list[di
 
 def sample_cells(folders: RunFolder, samples: list[dict], group: str, shown: int) -> list[dict]:
     return [
-        {"caption": row["prompt"], "video": data_uri((folders.samples / row["file"]).read_bytes(), "video/mp4")}
+        {"caption": asked_for(row), "video": data_uri((folders.samples / row["file"]).read_bytes(), "video/mp4")}
         for row in samples
         if row["group"] == group
     ][:shown]
+
+
+def asked_for(row: dict) -> str:
+    """What a sample shows: its prompt, its class, or nothing in particular."""
+    return row["prompt"] or (f"class {row['class_label']}" if row.get("class_label") is not None else "unconditional")
 
 
 def write_overview(folders: RunFolder, rows: list[dict]) -> None:

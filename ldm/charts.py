@@ -93,7 +93,7 @@ def _color(axis: Axes) -> None:
 
 def _for_page(svg: str, title: str) -> Markup:
     """The <svg> element alone, as wide as its place, in the page's colours, with a name for screen readers."""
-    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img" aria-label="{}">', svg, count=1)

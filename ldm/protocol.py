@@ -61,7 +61,8 @@ class ClipProtocol:
         return {
             "name": self.name,
             "source": self.source,
-            "clip": f"{data.frames} frames {data.height}x{data.width}, stride {data.stride}, cover and centre crop",
+            "clip": f"{data.frames} frames {data.height}x{data.width}, stride {data.stride} at "
+            f"{data.fps or 'the own'} frames a second, cover ({data.resize}, antialiased) and centre crop",
             "frames": self.frames_of(data.frames),
             "stride": self.stride,
             "real_start": self.start,

@@ -197,6 +197,20 @@ def test_two_ranks_encode_and_train_the_ldm_as_one_rank_with_the_same_global_bat
     same_weights(one / "ldm", two / "ldm", 1e-6)
 
 
+def test_two_ranks_report_the_scores_of_one(run, tmp_path):
+    for stage in ("shards", "vae", "samples"):
+        shutil.copytree(run / stage, tmp_path / "run" / stage)
+    on_two_ranks("evaluate_ldm.py", tmp_path / "run")
+    one, two = (json.loads((folder / "report/report.json").read_text()) for folder in (run, tmp_path / "run"))
+    for part in ("generated", "reconstructed", "real"):
+        assert two["distances"]["random"][part]["frechet"] == pytest.approx(
+            one["distances"]["random"][part]["frechet"], rel=1e-3, abs=1e-4
+        )
+    for name in ("prompt_accuracy", "prompt_accuracy_reconstructed"):
+        assert {k: two[name][k] for k in ("color", "shape", "n")} == {k: one[name][k] for k in ("color", "shape", "n")}
+    assert two["flicker"]["added"] == pytest.approx(one["flicker"]["added"], rel=1e-3)
+
+
 def test_ctrl_c_saves_a_checkpoint_says_so_and_the_same_command_goes_on(run, tmp_path):
     shutil.copytree(run / "shards", tmp_path / "run/shards")
     words = command("train_vae.py", tmp_path / "run", "vae.video_phase.checkpoint_every=1000")

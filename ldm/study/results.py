@@ -22,7 +22,7 @@ def collect(settings: StudySettings) -> dict:
         "generators": {name: generator_rows(settings, name) for name in settings.generators},
         "minutes": minutes(settings.folder),
     }
-    rows = {row["run"]: row for row in found["variants"] + found["initializations"]}
+    rows = {row["run"]: row for row in found["initializations"] + found["variants"]}
     others = [rows[name] for name in map(init_name, ("average", "random")) if name in rows]
     main, first = rows.get(settings.main_vae), rows.get(variant_name(1))
     return {**found, "claims": claims(main, first, others, found["ways"], found["generators"])}

@@ -7,9 +7,10 @@ that are not there yet, on any number of processes, and ends in the same bytes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save as save_safetensors
@@ -18,6 +19,7 @@ from ldm.encoder import DTYPES, Encoder, caption_of, encode_units
 from ldm.encoding_plan import LatentSettings, Unit, plan_units
 from ldm.manifest import EMPTY_TEXT, HASHES, MANIFEST, Manifest, ShardRecord
 from ldm.text import LEARNED, TextEncoder, TextSettings, learn_text_encoder, load_text_encoder
+from odvae.layers import keep_channels_last
 from odvae.loading import load_vae
 from odvae.shared.checkpoints import begin_stage
 from odvae.shared.clips import DataSettings, VideoSet
@@ -48,6 +50,7 @@ def encode_latents(
     """
     state = PartialState()
     vae = load_vae(vae_folder).to(state.device)
+    keep_channels_last(vae)  # faster, and on CPU the same bits for any number of threads, so of ranks too
     clock = StageClock(folder)
     begin_stage(folder, {"latents": settings, "text": text, "data": data})
     with sole_writer(folder) if state.is_main_process else contextlib.nullcontext():
@@ -78,9 +81,19 @@ def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: 
     if state.is_main_process and not learned.exists():
         captions = [caption_of(sample) for sample in videos.train]
         readable = [caption for caption in captions if caption and not isinstance(caption, Failure)]
-        learn_text_encoder(readable, text, learned, seed)
+        with one_thread():
+            learn_text_encoder(readable, text, learned, seed)
     state.wait_for_everyone()
     return load_text_encoder(learned)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: the number of threads, which follows from that of the ranks, changes how sums round."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def _check_same_vae(folder: Path, vae_sha256: str, vae_folder: Path) -> None:

@@ -21,7 +21,7 @@ from ldm.encoding_plan import DeclaredClip, LatentSettings, Unit
 from ldm.latents import entry_key, pack_entry
 from ldm.text import TextEncoder
 from odvae.loading import VideoVAE
-from odvae.shared.clip_loader import ClipPool
+from odvae.shared.clip_pool import ClipPool
 from odvae.shared.clips import DataSettings, is_held_out, load_clip
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import file_fingerprint

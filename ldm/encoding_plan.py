@@ -41,6 +41,11 @@ class BucketSettings(Settings):
     def name(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
 
+    @classmethod
+    def from_name(cls, name: str) -> BucketSettings:
+        frames, height, width = map(int, name.split("x"))
+        return cls(frames=frames, height=height, width=width)
+
     def clip_settings(self, data: DataSettings) -> DataSettings:
         """`data` with this bucket's size."""
         return data.model_copy(update={"frames": self.frames, "height": self.height, "width": self.width})

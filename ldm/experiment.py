@@ -19,7 +19,8 @@ from odvae.shared.clips import DataSettings, VideoSet
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import Tracker
-from odvae.shared.packing import describe, pack_folder
+from odvae.shared.packing import pack_folder
+from odvae.shared.packing_report import describe
 from odvae.shared.ranks import join_ranks
 from odvae.shared.run_folder import RunFolder
 from odvae.shared.settings import Settings, parse_command_line

@@ -27,7 +27,8 @@ from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
 from odvae.perceptual import LPIPS, load_lpips
 from odvae.shared.checkpoints import StopRequest, begin_stage
-from odvae.shared.clip_loader import ClipDataset, endless_loader
+from odvae.shared.clip_dataset import ClipDataset
+from odvae.shared.clip_loader import endless_loader
 from odvae.shared.clips import DataSettings, VideoSet, check_frames, load_clip
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at

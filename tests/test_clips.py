@@ -1,15 +1,18 @@
 """Which clip sample n is: a function of (seed, n) alone, whoever reads it."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import torch
 
-from odvae.shared.clip_loader import ClipDataset, endless_loader
-from odvae.shared.clips import DataSettings, VideoSet, fit_frames, is_held_out
+from odvae.shared.clip_dataset import ClipDataset
+from odvae.shared.clip_loader import endless_loader
+from odvae.shared.clips import DataSettings, VideoSet, fit_frames, frame_count, is_held_out, load_clip
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
-from odvae.shared.packing import pack_folder
-from odvae.shared.sampling import StepSampler
+from odvae.shared.packing import PackingSettings, pack_folder
+from odvae.shared.sampling import BucketSampler, StepSampler
 from odvae.shared.seeds import normal_per_sample, shuffled_index
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3)
@@ -19,7 +22,7 @@ DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3)
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
     write_demo_videos(folder / "videos", 12, 9, 32, 8, seed=3, progress=False)
-    pack_folder(folder / "videos", folder / "shards", samples_per_shard=5)
+    pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=5))
     return folder / "shards"
 
 
@@ -56,6 +59,60 @@ def test_clips_are_the_same_for_any_number_of_workers_and_any_start(shards, work
         batch = next(loader)
         assert batch["number"].tolist() == list(range(4 + first, 8 + first))
         assert torch.equal(batch["video"], torch.stack(expected[first : first + 4]))
+
+
+def test_starts_crops_and_flips_follow_from_the_sample_number(shards):
+    wide = DATA.model_copy(update={"width": 16, "crop": "random", "flip": 0.5})
+    videos = VideoSet(shards, wide, "?")
+    dataset = ClipDataset(videos.train, wide, seed=7)
+    clips = torch.stack([dataset[n]["video"] for n in range(8)])
+    loader = endless_loader(dataset, StepSampler(4, 1, 0, 1, start=0), workers=2)
+    assert torch.equal(torch.cat([next(loader)["video"] for _ in range(2)]), clips)
+    source = dataset.source(0, 0)
+    whole = load_clip(source, DATA, start=frame_count(source, DATA) - 5)  # 32 wide
+    left, right = (load_clip(source, wide, 4, crop=(0, place)) for place in (0.0, 1.0))
+    assert torch.equal(left, whole[:, :, :16])
+    assert torch.equal(right, whole[:, :, 16:])
+    assert torch.equal(load_clip(source, wide, 4, crop=(0, 0.0), flip=True), left.flip(2))
+    starts = [DATA.model_copy(update={"start": start}) for start in ("first", "middle")]
+    for data, start in zip(starts, (0, 2), strict=True):
+        assert torch.equal(ClipDataset(videos.train, data, 7)[3]["video"], load_clip(dataset.source(3, 0), data, start))
+
+
+def test_a_rate_is_reached_by_frames_shown_at_its_moments(shards):
+    slow = DATA.model_copy(update={"fps": 4.0, "frames": 1})
+    (source, *_) = VideoSet(shards, slow, "?").samples
+    assert (frame_count(source, DATA), frame_count(source, slow)) == (9, 4)  # 9 frames at 8 a second
+    every_second = load_clip(source, DATA.model_copy(update={"stride": 2, "frames": 4}), 0)
+    assert torch.equal(load_clip(source, slow.model_copy(update={"frames": 4}), 0), every_second)
+
+
+def test_streamed_shards_give_training_videos_of_their_own_and_say_that_order_is_approximate(shards, tmp_path, capsys):
+    local = VideoSet(shards, DATA, "?")
+    data = DATA.model_copy(update={"stream": f"pipe:cat {shards}/{{00000..00002}}.tar", "workers": 1})
+    loader = endless_loader(ClipDataset(local.train, data, seed=0), StepSampler(3, 1, 0, 1, 0), workers=1)
+    batches = [next(loader) for _ in range(6)]
+    assert "order and resume are approximate" in capsys.readouterr().err
+    assert [batch["number"].tolist() for batch in batches[:2]] == [[0, 1, 2], [3, 4, 5]]
+
+    def known(samples):
+        return {load_clip(sample, DATA, start).numpy().tobytes() for sample in samples for start in range(5)}
+
+    streamed = {clip.numpy().tobytes() for batch in batches for clip in batch["video"]}
+    assert streamed <= known(local.train)
+    assert len(streamed) > 6
+    loader.close()
+
+
+def test_bucket_steps_visit_every_entry_once_an_epoch_and_one_bucket_is_the_plain_order():
+    counts = [40, 12, 4]
+    draws = [draw for batch in islice(BucketSampler(counts, 5, 4, 1, 0, 1, 0), 14) for draw in batch]
+    assert [draw.number for draw in draws] == list(range(56))
+    for bucket, count in enumerate(counts):
+        assert sorted(draw.place for draw in draws if draw.bucket == bucket) == list(range(count))
+    single = islice(BucketSampler([100], 5, 2, 2, 1, 2, 3), 6)
+    plain = islice(StepSampler(2, 2, 1, 2, 3), 6)
+    assert [[draw.place for draw in batch] for batch in single] == list(plain)
 
 
 def test_another_seed_takes_other_clips(shards):

@@ -3,24 +3,32 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
+import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
+from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from ldm.encode import LatentSettings, encode_latents
-from ldm.encoding_plan import clip_starts
-from ldm.latents import load_entry, open_latents
+from ldm.encoding_plan import BucketSettings, choose_bucket, clip_starts
+from ldm.latents import held_out_batches, latent_batches, load_entry, open_latents
 from ldm.manifest import check_latents, load_manifest
 from ldm.text import TextSettings, learn_text_encoder, load_text_encoder
 from ldm.train import LatentData
+from ldm.verify import TOLERANCE, find_problems, reencode
 from odvae.shared.clips import DataSettings, VideoSet, is_held_out, load_clip
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import file_fingerprint, weights_fingerprint
-from odvae.shared.packing import pack_folder
+from odvae.shared.folder_lock import sole_writer
+from odvae.shared.packing import PackingSettings, pack_folder
 from odvae.shared.pixels import to_float
 from odvae.shared.shards import index_shards, shard_writer
+from odvae.shared.video import write_video
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=0)
 TEXT = TextSettings(max_tokens=8, width=16, steps=3)
@@ -32,7 +40,7 @@ def encoded(tmp_path_factory, vae):
     """A folder with shards/, vae/ and latents/ of twelve small videos."""
     folder = tmp_path_factory.mktemp("encoded")
     write_demo_videos(folder / "videos", 12, 9, 32, 8, seed=3, progress=False)
-    pack_folder(folder / "videos", folder / "shards", samples_per_shard=5)
+    pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=5))
     vae.save_pretrained(folder / "vae")
     encode(folder, folder / "latents")
     return folder
@@ -186,6 +194,200 @@ def test_missing_shards_wrong_counts_and_unknown_formats_are_refused(encoded, tm
     (tmp_path / "latents/manifest.json").unlink()
     with pytest.raises(InputError, match="does not exist: the latents are not"):
         load_manifest(tmp_path / "latents")
+
+
+def test_a_slice_of_a_longer_latent_is_not_the_latent_of_a_clip(encoded, vae):
+    """Why clips are declared: a clip's first frame is encoded alone, a slice's first frame is not."""
+    videos = VideoSet(encoded / "shards", DATA, "?")
+    video = to_float(load_clip(videos.train[0], DATA.model_copy(update={"frames": 9}))).unsqueeze(0)
+    whole, clip = (vae.encode(part).latent_dist.mean.detach() for part in (video, video[:, :, 4:]))
+    slice_error = float((whole[:, :, 1:] - clip).norm() / clip.norm())
+    assert torch.allclose(
+        vae.encode(video[:, :, :5]).latent_dist.mean, whole[:, :, :2], atol=1e-5
+    )  # causal: a prefix is
+    assert slice_error > 0.05
+
+
+def test_a_mirrored_clip_is_an_entry_of_its_own(encoded, tmp_path, vae):
+    encode(encoded, tmp_path / "latents", latents=LatentSettings(batch_size=5, flip=True))
+    train, held_out = entries_of(tmp_path / "latents")
+    assert len(train) + len(held_out) == 24
+    plain, mirrored = train[0], train[1]
+    assert (plain.read_json()["flip"], mirrored.read_json()["flip"]) == (False, True)
+    source = next(s for s in VideoSet(encoded / "shards", DATA, "?").samples if s.key == plain.read_json()["source"])
+    with torch.no_grad():
+        expected = vae.encode(to_float(load_clip(source, DATA).flip(2)).unsqueeze(0)).latent_dist.mean[0]
+    assert torch.allclose(load_entry(mirrored, 0, [])["mean"], expected, rtol=1e-2, atol=1e-2)
+
+
+def test_a_long_clip_encoded_in_pieces_is_the_clip_encoded_whole(encoded, tmp_path):
+    data = DATA.model_copy(update={"frames": 9})
+    for name, piece in (("whole", 65), ("pieces", 5)):
+        encode(encoded, tmp_path / name, latents=LatentSettings(batch_size=3, stream_frames=piece), data=data)
+    pairs = zip(entries_of(tmp_path / "whole")[0], entries_of(tmp_path / "pieces")[0], strict=True)
+    for whole, pieces in pairs:
+        for name in ("mean", "std"):
+            assert torch.allclose(load_entry(whole, 0, [])[name], load_entry(pieces, 0, [])[name], rtol=1e-2, atol=1e-2)
+
+
+def test_one_flipped_bit_in_a_shard_is_refused_by_the_trainer_and_found_by_verify(encoded, tmp_path):
+    shutil.copytree(encoded / "latents", tmp_path / "latents")
+    manifest = load_manifest(tmp_path / "latents")
+    arguments = (tmp_path / "latents", manifest, manifest.vae_sha256, encoded / "vae")
+    check_latents(*arguments)
+    assert list(find_problems(tmp_path / "latents", manifest)) == []
+    shard = tmp_path / "latents/00001.tar"
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(InputError, match=r"00001\.tar was changed after it was written: its sha256 .*run: accelerate"):
+        check_latents(*arguments)
+    (problem,) = find_problems(tmp_path / "latents", manifest)
+    assert "00001.tar was changed" in problem
+
+
+def test_a_vae_of_the_same_weights_and_another_mode_is_refused_by_the_field_s_name(encoded, tmp_path):
+    shutil.copytree(encoded / "vae", tmp_path / "vae")
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    (tmp_path / "vae/config.json").write_text(json.dumps({**config, "norm": "clip"}))
+    manifest = load_manifest(encoded / "latents")
+    with pytest.raises(InputError, match=r"vae_config\.norm is 'frame', .* it is 'clip'; remove"):
+        check_latents(encoded / "latents", manifest, manifest.vae_sha256, tmp_path / "vae")
+
+
+def test_verify_encodes_again_and_tells_by_its_exit_status(encoded, tmp_path):
+    manifest = load_manifest(encoded / "latents")
+    again = list(reencode(encoded / "latents", manifest, encoded / "vae", count=5, seed=0))
+    assert len(again) == 5
+    assert max(one.error for one in again) < TOLERANCE / 2
+    assert again[0].source.shape == again[0].decoded.shape == (5, 32, 32, 3)
+    shutil.copytree(encoded / "latents", tmp_path / "latents")
+    (tmp_path / "latents/00000.tar").write_bytes((encoded / "latents/00001.tar").read_bytes())
+    tool = [sys.executable, "tools/verify_latents.py"]
+    command = [*tool, str(encoded / "latents"), "--reencode", "2", "--picture", str(tmp_path / "seen.png")]
+    good = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (good.returncode, "24 entries in 3 shards; 0 problems" in good.stdout) == (0, True), good.stderr
+    assert Image.open(tmp_path / "seen.png").size[1] > 200
+    bad = subprocess.run(
+        [*tool, str(tmp_path / "latents")], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert bad.returncode == 1
+    assert "00000.tar" in bad.stdout
+
+
+def test_verify_sees_a_wrong_entry_under_right_hashes(encoded, tmp_path):
+    for name in ("shards", "vae"):
+        shutil.copytree(encoded / name, tmp_path / name)
+    encode(tmp_path, tmp_path / "latents")
+    videos = index_shards([tmp_path / "shards/00000.tar"])
+    contents = [{ext: video.read(ext) for ext in video.members} for video in videos]
+    with shard_writer(tmp_path / "shards/00000.tar") as writer:  # every video under its neighbour's key
+        for video, members in zip(videos, contents[1:] + contents[:1], strict=True):
+            writer.write({"__key__": video.key, **members})
+    manifest = load_manifest(tmp_path / "latents")
+    assert any("source_sha256" in problem for problem in find_problems(tmp_path / "latents", manifest))
+    again = list(reencode(tmp_path / "latents", manifest, tmp_path / "vae", count=24, seed=0))
+    assert sum(one.error > TOLERANCE for one in again) == 10
+
+
+def test_two_writers_into_one_folder_are_refused(encoded, tmp_path):
+    with sole_writer(tmp_path / "latents"), pytest.raises(InputError, match="is being written by another process"):
+        encode(encoded, tmp_path / "latents")
+
+
+def test_going_on_after_the_videos_changed_is_refused(encoded, tmp_path):
+    shutil.copytree(encoded, tmp_path / "run")
+    relabel(tmp_path / "run/shards/00000.tar", ["walk"] * 5)
+    (tmp_path / "run/latents/manifest.json").unlink()
+    with pytest.raises(InputError, match=r"00000\.tar was changed after its latents 00000\.tar were encoded"):
+        encode(tmp_path / "run", tmp_path / "run/latents")
+
+
+def test_a_video_that_cannot_be_decoded_is_left_out_and_stands_in_the_manifest(encoded, tmp_path):
+    for name in ("shards", "vae"):
+        shutil.copytree(encoded / name, tmp_path / name)
+    shard = tmp_path / "shards/00001.tar"
+    broken = index_shards([shard])[2]
+    data, (offset, size) = bytearray(shard.read_bytes()), broken.members["mp4"]
+    data[offset : offset + size] = bytes(size)
+    shard.write_bytes(data)
+    lenient = DATA.model_copy(update={"failures_allowed": 0.1, "workers": 1})
+    encode(tmp_path, tmp_path / "latents", data=lenient)
+    manifest = load_manifest(tmp_path / "latents")
+    assert list(manifest.failed) == [broken.key]
+    assert "cannot be decoded as a video" in manifest.failed[broken.key]
+    assert manifest.train_entries + manifest.held_out_entries == 22
+    with pytest.raises(InputError, match=r"1 of 12 videos could not be used, more than the share of 0\.05"):
+        encode(tmp_path, tmp_path / "strict")
+
+
+BUCKETS = (
+    BucketSettings(frames=5, height=32, width=32),
+    BucketSettings(frames=5, height=16, width=64),
+    BucketSettings(frames=1, height=32, width=32),
+)
+
+
+def test_a_video_goes_to_the_longest_bucket_it_fills_and_there_to_the_nearest_shape():
+    def name(frames, height, width):
+        bucket = choose_bucket(frames, height, width, (*BUCKETS, BucketSettings(frames=5, height=64, width=64)), DATA)
+        return bucket and bucket.name
+
+    assert name(30, 48, 48) == "5x32x32"  # larger than that bucket, too small for 64x64
+    assert name(30, 100, 100) == "5x64x64"
+    assert name(30, 20, 90) == "5x16x64"
+    assert name(4, 20, 90) == "1x32x32"  # too short for the others
+    assert choose_bucket(4, 20, 90, BUCKETS[:2], DATA) is None
+
+
+@pytest.fixture(scope="module")
+def bucketed(tmp_path_factory, vae):
+    """Latents of square and wide videos and of images, in three buckets."""
+    folder = tmp_path_factory.mktemp("bucketed")
+    write_demo_videos(folder / "videos", 9, 9, 32, 8, seed=3, progress=False)
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        wide = rng.integers(0, 255, (1, 24, 96, 3), dtype=np.uint8).repeat(9, axis=0)
+        write_video(folder / f"videos/wide{i}.mp4", wide, 8)
+        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"videos/image{i}.png")
+    pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=8, workers=0))
+    vae.save_pretrained(folder / "vae")
+    encode(folder, folder / "latents", latents=LatentSettings(batch_size=4, buckets=BUCKETS))
+    return folder
+
+
+def test_buckets_have_shards_of_their_own_and_images_are_clips_of_one_frame(bucketed):
+    manifest = load_manifest(bucketed / "latents")
+    assert manifest.buckets == {"5x32x32": (4, 2, 4, 4), "5x16x64": (4, 2, 2, 8), "1x32x32": (4, 1, 4, 4)}
+    counts = {name: 0 for name in manifest.buckets}
+    for record in manifest.shards:
+        assert record.name.startswith(record.bucket)
+        counts[record.bucket] += record.entries
+    assert counts == {"5x32x32": 9, "5x16x64": 6, "1x32x32": 6}
+
+
+def test_every_batch_of_a_step_is_of_one_bucket_on_every_rank_and_resumes_exactly(bucketed):
+    latents = open_latents(bucketed / "latents", load_manifest(bucketed / "latents"))
+    ranks = [latent_batches(latents, 7, 1, 2, rank, 2, start_step=0, workers=0) for rank in range(2)]
+    shapes = set()
+    for step in range(12):
+        batches = [next(rank) for _ in range(2) for rank in ranks]
+        assert len({batch["mean"].shape for batch in batches}) == 1
+        assert sorted(n for batch in batches for n in batch["number"].tolist()) == list(range(4 * step, 4 * step + 4))
+        shapes.add(batches[0]["mean"].shape)
+    assert len(shapes) == 3
+    resumed = latent_batches(latents, 7, 1, 2, 1, 2, start_step=12, workers=1)
+    for _ in range(4):
+        assert all(torch.equal(a, b) for a, b in zip(next(ranks[1]).values(), next(resumed).values(), strict=True))
+
+
+def test_every_held_out_entry_comes_once_over_all_ranks(bucketed):
+    latents = open_latents(bucketed / "latents", load_manifest(bucketed / "latents"))
+    total = sum(map(len, latents.held_out.values()))
+    numbers = [
+        n for rank in range(2) for batch in held_out_batches(latents, 2, rank, 2) for n in batch["number"].tolist()
+    ]
+    assert sorted(numbers) == list(range(total))
 
 
 CAPTIONS = ["a red circle moves left", "a blue square moves up", "a red square moves right"] * 5

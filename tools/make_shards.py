@@ -1,9 +1,10 @@
-"""Pack a folder of videos with captions into WebDataset shards.
+"""Pack a folder of videos and images with captions into WebDataset shards. Run it again to go on after any stop.
 
-    python tools/make_shards.py SRC OUT
+    python tools/make_shards.py SRC OUT [key=value ...]
 
-SRC may have sub-folders. Captions: `captions.csv` or `metadata.jsonl` in SRC, else a `.txt` beside each video.
-Files that cannot be read are skipped, counted and named, here and in OUT/packing.json.
+SRC may have sub-folders. Captions: metadata.jsonl, captions.csv or captions.json in SRC, any table named by
+captions=FILE, else a .txt beside each video; classes from a column of the table, or from folder names (labels=folders).
+Files that cannot be used are skipped, counted and named, here and in OUT/packing.json.
 """
 
 from __future__ import annotations
@@ -11,19 +12,24 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from odvae.shared.errors import InputError, readable_errors
-from odvae.shared.packing import describe, next_command, pack_folder
+from odvae.shared.errors import readable_errors
+from odvae.shared.packing import PackingSettings, pack_folder
+from odvae.shared.packing_report import describe, next_command
+from odvae.shared.settings import make_settings, settings_help
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder of videos")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shards; must be new or empty")
-    parser.add_argument("--samples-per-shard", type=int, default=500, help="videos a tar (default: %(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"settings (key=value):\n{settings_help(PackingSettings)}",
+    )
+    parser.add_argument("source", type=Path, metavar="SRC", help="folder of videos and images")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shards: new, empty, or made by this")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_args()
-    if options.samples_per_shard < 1:
-        raise InputError(f"--samples-per-shard must be at least 1, found {options.samples_per_shard}")
-    report = pack_folder(options.source, options.out, options.samples_per_shard)
+    settings = make_settings(PackingSettings, {}, options.settings, "tools/make_shards.py")
+    report = pack_folder(options.source, options.out, settings)
     print(describe(report, options.out))
     print(f"next: {next_command(options.out)}")
 

@@ -22,7 +22,7 @@ from odvae.shared.guarded import Failure, GuardedPool
 from odvae.shared.images import IMAGE_EXTENSIONS, decode_image
 from odvae.shared.seeds import derive_seed
 from odvae.shared.settings import Settings
-from odvae.shared.shards import Sample, index_shards, list_shards
+from odvae.shared.shards import Sample, index_shards, list_shards, video_of
 from odvae.shared.video import VIDEO_EXTENSIONS, decode, examine, read_frames, read_frames_at
 
 Resize = Literal["bicubic", "bilinear"]
@@ -88,8 +88,11 @@ def nearest_frame_counts(frames: int) -> str:
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether a video belongs to the held-out split: a function of its key alone, the same in every stage."""
-    return derive_seed("held out", key) / 2**63 < share
+    """Whether a video belongs to the held-out split: a function of its key alone, the same in every stage.
+
+    All scenes of a video are in one split.
+    """
+    return derive_seed("held out", video_of(key)) / 2**63 < share
 
 
 def video_member(sample: Sample) -> str:

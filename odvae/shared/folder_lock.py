@@ -12,6 +12,8 @@ from pathlib import Path
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import make_output_folder
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def sole_writer(folder: Path) -> Iterator[None]:
@@ -20,7 +22,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
     The lock ends with the process, however it ends, so a killed run never keeps its successor out.
     """
     make_output_folder(folder)
-    with open(folder / ".lock", "a+") as lock:
+    with open(folder / LOCK, "a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -52,7 +52,7 @@ class Failures:
         """Count one. A second failure of the same thing is no news."""
         if name in self.reasons:
             return
-        self.reasons[name] = reason if name in reason else f"{name}: {reason}"
+        self.reasons[name] = reason if reason.startswith(name) else f"{name}: {reason}"
         count = f"{len(self.reasons)} of {self.total} {self.what}"
         print(f"left out: {self.reasons[name]} ({count} so far)", file=sys.stderr, flush=True)
         if len(self.reasons) > self.share * self.total:

@@ -1,160 +1,311 @@
-"""A folder of videos with captions -> WebDataset shards in video2dataset's layout (`KEY.mp4 KEY.txt KEY.json`)."""
+"""Videos and images with captions -> WebDataset shards in video2dataset's layout (KEY.mp4 KEY.txt KEY.json).
+
+Every file is decoded once, in guarded worker processes: what cannot be read, is a second copy, or does not pass the
+filters is left out, counted and named. The key is the hash of the file's bytes, so equal names in different folders
+never collide, and the same input gives the same shards.
+"""
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-import shlex
+import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
+from pydantic import Field
 from tqdm import tqdm
 
+from odvae.shared.captions import CaptionTable, Description, caption_beside, find_table
 from odvae.shared.errors import InputError
-from odvae.shared.run_folder import folder_aside, make_output_folder, read_json_lines, write_json
-from odvae.shared.shards import shard_writer
-from odvae.shared.video import VIDEO_EXTENSIONS, VideoError, examine
+from odvae.shared.fingerprints import file_fingerprint
+from odvae.shared.folder_lock import LOCK, sole_writer
+from odvae.shared.guarded import Failure, GuardedPool
+from odvae.shared.images import IMAGE_EXTENSIONS, decode_image
+from odvae.shared.packing_report import PackingReport, list_rejects
+from odvae.shared.run_folder import make_output_folder, read_json, read_json_lines, write_json
+from odvae.shared.scenes import check_scene_detection, cut_scene, find_scenes
+from odvae.shared.settings import Settings
+from odvae.shared.shards import scene_key, shard_writer
+from odvae.shared.video import VIDEO_EXTENSIONS, examine
 
-# What each kind of caption table calls its columns.
-_FILE_COLUMNS = ("file_name", "path", "video", "file")
-_TEXT_COLUMNS = ("text", "caption", "cap")
-
-
-@dataclass
-class PackingReport:
-    """What went into the shards and what did not: `packing.json`."""
-
-    videos: int = 0
-    shards: int = 0
-    frames: int = 0
-    seconds: float = 0.0
-    without_caption: int = 0
-    rejected: dict[str, str] = field(default_factory=dict)
+REPORT = "packing.json"
+_JOURNAL = "examined.jsonl"
 
 
-def pack_folder(source: str | Path, out: str | Path, samples_per_shard: int = 500) -> PackingReport:
-    """Pack every video below `source` into `out/00000.tar ...`; the folder appears when it is whole.
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-    A caption comes from `captions.csv` or `metadata.jsonl` in `source` where there is one, else from the `.txt`
-    beside the video, else it is empty. Every file is decoded once: those that cannot be are skipped, counted and
-    named in the report, and so are second copies of the same bytes. The key is the hash of the file's bytes, so
-    equal names in different folders never collide, and the same input gives the same shards.
 
-    Raises InputError when `source` is missing or holds no readable video, or `out` holds other files.
+class PackingSettings(Settings):
+    samples_per_shard: int = Field(500, ge=1)
+    """Videos a tar."""
+    workers: int = Field(default_factory=_cores, ge=0)
+    """Processes that decode; 0 decodes in this one, where nothing guards it."""
+    captions: str | None = None
+    """Caption table (.jsonl, .csv or .json); null: metadata.jsonl, metadata.csv, captions.jsonl, captions.csv or
+    captions.json in the source folder, else the .txt beside each video."""
+    labels: Literal["table", "folders"] = "table"
+    """Where classes come from: a column of the table, or the name of the folder that holds the video."""
+    min_frames: int = Field(1, ge=1)
+    """Videos with fewer frames are left out. Images have one frame, and only size and aspect are asked of them."""
+    min_seconds: float = Field(0.0, ge=0)
+    """Shorter videos are left out."""
+    max_seconds: float | None = Field(None, gt=0)
+    """Longer videos are left out; null: none are."""
+    min_side: int = Field(1, ge=1)
+    """Videos whose shorter side has fewer pixels are left out."""
+    min_fps: float = Field(0.0, ge=0)
+    """Videos of a lower rate are left out."""
+    max_fps: float | None = Field(None, gt=0)
+    """Videos of a higher rate are left out; null: none are."""
+    min_aspect: float = Field(0.0, ge=0)
+    """Videos narrower than this (width over height) are left out."""
+    max_aspect: float | None = Field(None, gt=0)
+    """Videos wider than this (width over height) are left out; null: none are."""
+    cut_scenes: bool = False
+    """Cut videos where the scene changes; each scene becomes a sample, encoded anew. Needs PySceneDetect."""
+    seconds_per_file: float = Field(300.0, gt=0)
+    """A file that takes longer to decode is left out."""
+    memory_gib: float = Field(4.0, gt=0)
+    """A file that needs more memory to decode is left out."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What decoding one file found, or why it is left out; `scene` numbers the scenes of a file that was cut."""
+
+    name: str
+    key: str = ""
+    reason: str = ""
+    about: dict | None = None
+    scene: tuple[int, int] | None = None
+
+
+def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings | None = None) -> PackingReport:
+    """Pack every video and image below `source` into `out/00000.tar ...`; the folder appears when it is whole.
+
+    The same call again goes on where a stopped one left off; on a folder it finished, it gives the report at once.
+    Raises InputError when `source` is missing or holds nothing readable, or `out` holds anything else.
     """
-    source, out = Path(source), Path(out)
+    source, out, settings = Path(source), Path(out), settings or PackingSettings()
+    files = _list_files(source)
+    if settings.cut_scenes:
+        check_scene_detection()
+    identity = _input_identity(source, files, settings)
+    if out.exists() and any(out.iterdir()):
+        if (out / REPORT).is_file() and read_json(out / REPORT)["input"] == identity:
+            return PackingReport(**read_json(out / REPORT))
+        raise InputError(f"output folder {out} is not empty and holds something else: choose another, or remove it")
+    make_output_folder(out.parent)
+    aside = out.parent / f".{out.name}.packing"
+    with sole_writer(aside):
+        _start_over_unless_same_input(aside, identity)
+        report = PackingReport(input=identity)
+        _write_shards(source, files, settings, aside, report)
+        report.bytes = sum(shard.stat().st_size for shard in aside.glob("*.tar"))
+        report.finish()
+        if report.videos + report.images == 0:
+            raise InputError(f"none of the {len(files)} files in {source} can be used:\n{list_rejects(report)}")
+        write_json(aside / REPORT, asdict(report))
+        for name in (_JOURNAL, "input.json", LOCK):
+            (aside / name).unlink()
+        if out.exists():
+            out.rmdir()
+        aside.rename(out)
+    return report
+
+
+def _list_files(source: Path) -> list[Path]:
     if not source.is_dir():
         raise InputError(f"source folder {source} does not exist")
-    videos = sorted(path for path in source.rglob("*") if path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS)
-    if not videos:
-        raise InputError(f"source folder {source} holds no video ({', '.join('.' + e for e in VIDEO_EXTENSIONS)})")
-    if out.exists() and any(out.iterdir()):
-        raise InputError(f"output folder {out} is not empty: choose another, or remove it")
-    captions = _caption_table(source)
-    make_output_folder(out.parent)
-    with folder_aside(out) as folder:
-        report = _pack(source, videos, captions, folder, samples_per_shard)
-        write_json(folder / "packing.json", asdict(report))
-        if report.videos == 0:
-            raise InputError(f"none of the {len(videos)} files in {source} can be read:\n{_rejects(report)}")
-    return report
+    allowed = (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)
+    files = sorted(path for path in source.rglob("*") if _extension(path) in allowed and path.is_file())
+    if not files:
+        raise InputError(f"source folder {source} holds no video or image ({', '.join('.' + e for e in allowed)})")
+    # Videos first; images of one kind together, since the samples of a shard should have the same members.
+    return sorted(files, key=lambda path: (_kind(path) != "mp4", _kind(path)))
 
 
-def _pack(
-    source: Path, videos: list[Path], captions: dict[str, str] | None, folder: Path, samples_per_shard: int
-) -> PackingReport:
-    report = PackingReport()
-    samples = _readable_samples(source, videos, captions, report)
+def _extension(path: Path) -> str:
+    return path.suffix.lower().lstrip(".")
+
+
+def _kind(path: Path) -> str:
+    """The member's name in the shard: mp4 for every video, whatever its container, as video2dataset has it."""
+    return _extension(path) if _extension(path) in IMAGE_EXTENSIONS else "mp4"
+
+
+def _input_identity(source: Path, files: list[Path], settings: PackingSettings) -> str:
+    """A hash over everything the shards follow from: each file's name, size and time of change, captions, settings."""
+    digest = hashlib.sha256(settings.model_dump_json(exclude={"workers", "seconds_per_file", "memory_gib"}).encode())
+    tables = [path for path in (find_table(source), settings.captions and Path(settings.captions)) if path]
+    texts = [text for path in files if (text := path.with_suffix(".txt")).is_file()]
+    for path in [*files, *tables, *texts]:
+        if not path.is_file():
+            raise InputError(f"caption table {path} does not exist")
+        digest.update(f"{path.name if path in tables else path.relative_to(source)}".encode())
+        digest.update(f" {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _start_over_unless_same_input(aside: Path, identity: str) -> None:
+    path = aside / "input.json"
+    if path.is_file() and read_json(path) != identity:
+        print("files or settings have changed since packing was stopped: starting over", flush=True)
+        for old in aside.iterdir():
+            if old.name != LOCK:
+                old.unlink()
+    write_json(path, identity)
+
+
+def _write_shards(
+    source: Path, files: list[Path], settings: PackingSettings, folder: Path, report: PackingReport
+) -> None:
+    """Write the shards that are not there yet; which sample is in which shard follows from the files alone."""
+    samples = _accepted(source, files, settings, folder, report)
+    kind_counts: dict[str, int] = {}
     sample = next(samples, None)
     while sample is not None:
-        with shard_writer(folder / f"{report.shards:05d}.tar") as shard:
-            for _ in range(samples_per_shard):
-                shard.write(sample)
-                sample = next(samples, None)
-                if sample is None:
-                    break
+        kind = _kind(source / sample.name)
+        number = kind_counts[kind] = kind_counts.get(kind, -1) + 1
+        path = folder / (f"{number:05d}.tar" if kind == "mp4" else f"{kind}-{number:05d}.tar")
+        contents = []
+        while sample is not None and len(contents) < settings.samples_per_shard:
+            if _kind(source / sample.name) != kind:
+                break
+            contents.append(sample)
+            sample = next(samples, None)
+        if not path.exists():
+            with shard_writer(path) as shard:
+                for one in contents:
+                    shard.write(_shard_sample(source, one))
         report.shards += 1
-    return report
 
 
-def _readable_samples(
-    source: Path, videos: list[Path], captions: dict[str, str] | None, report: PackingReport
-) -> Iterator[dict]:
-    """Samples as the shard writer takes them; what cannot be read goes into the report."""
-    first_with_key: dict[str, str] = {}
-    for path in tqdm(videos, desc="packing", unit="video", mininterval=1):
-        name = str(path.relative_to(source))
-        try:
-            data = path.read_bytes()
-            facts = examine(data, name)
-        except VideoError as error:
-            report.rejected[name] = str(error)
+def _shard_sample(source: Path, sample: Examined) -> dict:
+    """A sample as the shard writer takes it."""
+    assert sample.about is not None
+    path = source / sample.name
+    data = (
+        path.read_bytes() if sample.scene is None else cut_scene(path, sample.name, sample.scene, sample.about["fps"])
+    )
+    caption = sample.about["caption"].encode()
+    return {"__key__": sample.key, _kind(path): data, "txt": caption, "json": json.dumps(sample.about).encode()}
+
+
+def _accepted(
+    source: Path, files: list[Path], settings: PackingSettings, folder: Path, report: PackingReport
+) -> Iterator[Examined]:
+    """Samples that belong into the shards, in order; the others go into the report with their reasons."""
+    table_path = Path(settings.captions) if settings.captions else find_table(source)
+    table = CaptionTable(table_path, source) if table_path else None
+    first_with_hash: dict[str, str] = {}
+    for one in _examine_files(source, files, settings, folder):
+        reason = one.reason
+        if not reason:
+            assert one.about is not None
+            twin = first_with_hash.setdefault(one.key, one.name)
+            reason = _why_not(one.about, settings) if twin == one.name else f"same bytes as {twin}"
+        if not reason:
+            try:
+                description = table.find(one.name) if table else caption_beside(source / one.name)
+            except InputError as error:
+                reason = str(error)
+        if reason:
+            name = one.name if one.scene is None else f"{one.name}, frames {one.scene[0]} to {one.scene[1] - 1}"
+            report.rejected[name] = reason if reason.startswith(name) else f"{name}: {reason}"
             continue
-        digest = hashlib.sha256(data).hexdigest()
-        key = digest[:16]
-        if key in first_with_key:
-            report.rejected[name] = f"{name}: same bytes as {first_with_key[key]}"
-            continue
-        first_with_key[key] = name
-        caption = _caption_beside(path) if captions is None else captions.get(name, captions.get(path.name, ""))
-        report.videos += 1
-        report.frames += facts.frames
-        report.seconds += facts.seconds
-        report.without_caption += not caption
-        about = {"key": key, "source": name, "sha256": digest, "caption": caption, **asdict(facts)}
-        yield {
-            "__key__": key,
-            path.suffix.lower().lstrip("."): data,
-            "txt": caption.encode(),
-            "json": json.dumps(about).encode(),
-        }
+        about = {"key": one.key, "source": one.name, "caption": description.caption, **one.about}
+        label = _label(one.name, description, settings)
+        about |= {} if label is None else {"label": label}
+        report.add(about, is_image=_kind(source / one.name) != "mp4")
+        yield Examined(one.name, one.key, about=about, scene=one.scene)
+    report.rows_without_video = table.unused if table else 0
 
 
-def _caption_beside(video: Path) -> str:
-    text = video.with_suffix(".txt")
-    return " ".join(text.read_text(errors="replace").split()) if text.is_file() else ""
+def _label(name: str, description: Description, settings: PackingSettings) -> str | None:
+    if settings.labels == "table":
+        return description.label
+    folder = Path(name).parent.name
+    return folder or None
 
 
-def _caption_table(source: Path) -> dict[str, str] | None:
-    """File name -> caption, from metadata.jsonl or captions.csv; None where the folder has neither."""
-    rows: list[dict]
-    if (source / "metadata.jsonl").is_file():
-        table = source / "metadata.jsonl"
-        rows = read_json_lines(table)
-    elif (source / "captions.csv").is_file():
-        table = source / "captions.csv"
-        with open(table, newline="") as file:
-            rows = list(csv.DictReader(file))
-    else:
-        return None
-    captions = {}
-    for number, row in enumerate(rows, start=1):
-        file_name = next((row[column] for column in _FILE_COLUMNS if row.get(column)), None)
-        text = next((row[column] for column in _TEXT_COLUMNS if row.get(column) is not None), None)
-        if file_name is None or text is None:
-            raise InputError(
-                f"{table}, row {number}: needs a file column ({', '.join(_FILE_COLUMNS)}) and a text column "
-                f"({', '.join(_TEXT_COLUMNS)}), found {', '.join(map(str, row))}"
-            )
-        captions[file_name] = " ".join(text.split())
-    return captions
-
-
-def _rejects(report: PackingReport) -> str:
-    return "\n".join(f"  {reason}" for reason in report.rejected.values())
-
-
-def describe(report: PackingReport, out: Path) -> str:
-    """What a person reads after packing."""
-    lines = [
-        f"{report.videos} videos ({report.frames} frames, {report.seconds:.0f} s) in {report.shards} shards: {out}",
-        f"without a caption: {report.without_caption}",
-        f"skipped: {len(report.rejected)}",
+def _why_not(about: dict, settings: PackingSettings) -> str:
+    """Which filter a video does not pass; empty where it passes all."""
+    height, width = about["height"], about["width"]
+    aspect = width / height
+    found = [
+        (min(height, width), "pixels on its shorter side", "min_side", settings.min_side, None),
+        (round(aspect, 3), "wide for its height", "aspect", settings.min_aspect, settings.max_aspect),
     ]
-    return "\n".join(lines) + (f"\n{_rejects(report)}" if report.rejected else "")
+    if about["fps"]:
+        found += [
+            (about["frames"], "frames", "min_frames", settings.min_frames, None),
+            (round(about["seconds"], 3), "seconds", "seconds", settings.min_seconds, settings.max_seconds),
+            (round(about["fps"], 3), "frames per second", "fps", settings.min_fps, settings.max_fps),
+        ]
+    for value, what, name, low, high in found:
+        if value < low:
+            return f"{value} {what}, {name if name.startswith('min') else f'min_{name}'} is {low}"
+        if high is not None and value > high:
+            return f"{value} {what}, max_{name} is {high}"
+    return ""
 
 
-def next_command(out: Path) -> str:
-    return f"accelerate launch pipelines/train_vae.py --config CONFIG.yaml data.shards={shlex.quote(str(out))}"
+def _examine_files(source: Path, files: list[Path], settings: PackingSettings, folder: Path) -> Iterator[Examined]:
+    """What each file is, in order; what an earlier, stopped run found out is not found out again."""
+    journal = folder / _JOURNAL
+    known: dict[str, list[dict]] = {}
+    if journal.is_file():
+        known = {row["name"]: row["found"] for row in read_json_lines(journal)}
+        write_whole = [json.dumps({"name": name, "found": found}) for name, found in known.items()]
+        journal.write_text("".join(f"{line}\n" for line in write_whole))  # without a last line that was cut
+    unknown = [path for path in files if str(path.relative_to(source)) not in known]
+    limits = settings.workers, settings.seconds_per_file, settings.memory_gib
+    with (
+        GuardedPool(lambda path: _examine_file(source, path, settings), *limits) as pool,
+        open(journal, "a") as file,
+        tqdm(total=len(files), initial=len(files) - len(unknown), desc="packing", unit="file", mininterval=1) as bar,
+    ):
+        results = pool.map(unknown, ahead=4 * settings.workers)
+        for path in files:
+            name = str(path.relative_to(source))
+            if name in known:
+                found = known[name]
+            else:
+                result = next(results)
+                found = [{"reason": result.reason}] if isinstance(result, Failure) else result
+                file.write(json.dumps({"name": name, "found": found}) + "\n")
+                file.flush()
+                bar.update()
+            for one in found:
+                scene = tuple(one["scene"]) if one.get("scene") else None
+                yield Examined(name, one.get("key", ""), one.get("reason", ""), one.get("about"), scene)
+
+
+def _examine_file(source: Path, path: Path, settings: PackingSettings) -> list[dict]:
+    """In a worker: the facts of a file, one entry a sample. Raises VideoError where it cannot be used."""
+    name, digest = str(path.relative_to(source)), file_fingerprint(path)
+    key, about = digest[:16], {"sha256": digest, "container": _extension(path)}
+    if _kind(path) != "mp4":
+        height, width, _ = decode_image(path.read_bytes(), name).shape
+        return [{"key": key, "about": about | {"frames": 1, "height": height, "width": width, "fps": 0.0}}]
+    facts = examine(path, name)
+    scenes = find_scenes(path) if settings.cut_scenes else []
+    if len(scenes) < 2:
+        return [{"key": key, "about": about | asdict(facts)}]
+    whole = asdict(facts) | {"height": facts.height // 2 * 2, "width": facts.width // 2 * 2, "keyframes": []}
+    return [
+        {
+            "key": scene_key(key, number),
+            "scene": scene,
+            "about": about
+            | whole
+            | {"frames": scene[1] - scene[0], "seconds": (scene[1] - scene[0]) / facts.fps, "variable_rate": False}
+            | {"scene": scene},
+        }
+        for number, scene in enumerate(scenes)
+    ]

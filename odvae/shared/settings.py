@@ -79,9 +79,14 @@ def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[s
     data = read_yaml(path.read_text(), str(path)) or {}
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected sections with keys, found {type(data).__name__}")
+    source = str(path) if not overrides else f"{path} with {' '.join(overrides)}"
+    return make_settings(kind, data, overrides, source)
+
+
+def make_settings(kind: type[SettingsT], data: dict[str, Any], overrides: Sequence[str], source: str) -> SettingsT:
+    """`kind` from values and `section.key=value` overrides on top; `source` stands for them in error messages."""
     for override in overrides:
         _apply_override(data, override)
-    source = str(path) if not overrides else f"{path} with {' '.join(overrides)}"
     try:
         return kind.model_validate_json(json.dumps(data), strict=True)  # JSON mode: strict, yet lists fill tuples
     except ValidationError as error:

@@ -23,6 +23,9 @@ import webdataset as wds
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import written_aside
 
+# Between the key of a video and the number of one of its scenes.
+SCENE_MARK = "+"
+
 # What webdataset's default decoder would unpickle.
 PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 
@@ -128,6 +131,16 @@ def _read_at(path: Path, size: int, offset: int) -> bytes:
     return os.pread(_open_file(path, (now.st_dev, now.st_ino, now.st_mtime_ns)).fileno(), size, offset)
 
 
+def scene_key(video_key: str, scene: int) -> str:
+    """The key of one scene of a video."""
+    return f"{video_key}{SCENE_MARK}{scene:03d}"
+
+
+def video_of(key: str) -> str:
+    """The key of the video that a scene is from; of a whole video, its own key."""
+    return key.partition(SCENE_MARK)[0]
+
+
 def list_shards(folder: str | Path, command: str) -> list[Path]:
     """The .tar files of a folder, sorted. `command` is what makes them, for the error when there are none."""
     folder = Path(folder)
@@ -147,7 +160,7 @@ def index_shard(shard: Path) -> list[Sample]:
             for member in tar:
                 if not member.isfile():
                     continue
-                _check_member_name(member.name, shard)
+                check_member_name(member.name, shard)
                 folder, _, file_name = member.name.rpartition("/")
                 stem, _, extension = file_name.partition(".")
                 key = f"{folder}/{stem}" if folder else stem
@@ -163,7 +176,7 @@ def index_shard(shard: Path) -> list[Sample]:
     return [Sample(key, shard, members) for key, members in samples.items()]
 
 
-def _check_member_name(name: str, shard: Path) -> None:
+def check_member_name(name: str, shard: Path | str) -> None:
     """Refuse what no honest shard holds."""
     parts = name.replace("\\", "/").split("/")
     if name.startswith(("/", "\\")) or ".." in parts:
@@ -191,5 +204,7 @@ def shard_writer(path: Path) -> Iterator[wds.TarWriter]:
     """
     with written_aside(path) as file:
         writer = wds.TarWriter(file, encoder=False, mtime=0, user="odvae", group="odvae")
-        yield writer
-        writer.close()
+        try:
+            yield writer
+        finally:
+            writer.close()

@@ -43,7 +43,7 @@ class VideoFacts:
     seconds: float
     """From the first frame to the end of the last."""
     variable_rate: bool
-    """Whether some frames are shown more than half as long again as others."""
+    """Whether some frames are shown for a third longer or shorter than usual."""
     keyframes: list[Keyframe]
     """Where decoding can begin, so that a clip from the middle needs no decoding from the start."""
 
@@ -138,7 +138,7 @@ def _duration(times: list[int | None], rate: float, time_base: Fraction) -> tupl
         return len(times) / rate, False
     gaps = np.diff(np.asarray(times, dtype=np.float64)) * float(time_base)
     usual = float(np.median(gaps))
-    irregular = bool(((gaps > 1.5 * usual) | (gaps < 0.5 * usual)).any())
+    irregular = bool(((gaps > 1.3 * usual) | (gaps < 0.7 * usual)).any())
     return float(gaps.sum()) + usual, irregular
 
 

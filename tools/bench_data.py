@@ -1,0 +1,168 @@
+"""How fast clips and latents are read, in ratios that a machine's speed does not move. All in one run.
+
+    python tools/bench_data.py SHARDS [--frames 17 --size 64 --workers 2]
+
+1. Decoding: frames/s of our reader (guarded workers, seeds, shared memory) over bare PyAV in as many plain worker
+   processes that open, decode, resize and crop the same clips. Wanted: 0.9.
+2. Latents: clips/s of reading them for the LDM over decoding and encoding the same clips anew. Wanted: 50.
+3. Latents: bytes/s of reading them for the LDM over reading the same files from end to end, both from disk (pages
+   dropped before). Wanted: 0.5.
+4. Size: raw uint8 pixels over the cache, with moments. Wanted: 44 at 33 frames, 4x8x8, 4 channels.
+5. The share of the time that encoding waits for decoded clips.
+
+The VAE is a small OD-VAE with random weights: a larger one only raises 2 and lowers 5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+
+from ldm.encode import encode_latents
+from ldm.encoder import encode_pieces
+from ldm.encoding_plan import LatentSettings
+from ldm.latents import latent_batches, open_latents
+from ldm.manifest import load_manifest
+from ldm.text import TextSettings
+from odvae import ODVAE
+from odvae.shared.clip_dataset import ClipDataset
+from odvae.shared.clip_loader import endless_loader
+from odvae.shared.clips import DataSettings, VideoSet, fit_frames, video_member
+from odvae.shared.errors import readable_errors
+from odvae.shared.ranks import join_ranks
+from odvae.shared.run_folder import read_json
+from odvae.shared.sampling import StepSampler
+from odvae.shared.shards import Sample
+
+BATCH = 4
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("shards", type=Path, metavar="SHARDS", help="folder of video shards (tools/make_shards.py)")
+    parser.add_argument("--frames", type=int, default=17, help="frames a clip, 4k+1 (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=64, help="height and width, px (default: %(default)s)")
+    parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=48, help="clips to decode (default: %(default)s)")
+    options = parser.parse_args()
+    join_ranks()
+    size = {"frames": options.frames, "height": options.size, "width": options.size}
+    data = DataSettings(**size, workers=options.workers, start="first", held_out=0.05)
+    videos = VideoSet(options.shards, data, "python tools/make_shards.py")
+    print(videos.describe())
+    results = bench_decoding(videos, options.videos) | bench_latents(videos, options.videos)
+    print(json.dumps(results, indent=1))
+
+
+def bench_decoding(videos: VideoSet, count: int) -> dict:
+    """Frames/s of our reader and of bare PyAV, taken in turns so that both see the same machine."""
+    data = videos.data
+    dataset = ClipDataset(videos.train, data, seed=0)
+    samples = [dataset.source(number, 0) for number in range(count)]
+    ours, bare = [], []
+    for _ in range(3):
+        bare.append(seconds(lambda: bare_decoding(samples, data)))
+        ours.append(seconds(lambda: our_decoding(dataset, count)))
+    frames = count // BATCH * BATCH * data.frames
+    return {
+        "bare_frames_per_second": round(frames / min(bare), 1),
+        "our_frames_per_second": round(frames / min(ours), 1),
+        "decoding_ratio": round(min(bare) / min(ours), 3),
+    }
+
+
+def our_decoding(dataset: ClipDataset, count: int) -> None:
+    loader = endless_loader(dataset, StepSampler(BATCH, 1, 0, 1, 0), dataset.data.workers)
+    for _ in range(count // BATCH):
+        next(loader)
+    loader.close()
+
+
+def bare_decoding(samples: list[Sample], data: DataSettings) -> None:
+    """What a script without this project would do: a pool, PyAV, the same resize and crop, a batch."""
+    with multiprocessing.get_context("fork").Pool(data.workers, torch.set_num_threads, (1,)) as pool:
+        clips = pool.imap(bare_clip, [(sample, data) for sample in samples])
+        for _ in range(len(samples) // BATCH):
+            torch.from_numpy(np.stack(list(islice(clips, BATCH))))
+
+
+def bare_clip(task: tuple[Sample, DataSettings]) -> np.ndarray:
+    sample, data = task
+    with av.open(io.BytesIO(sample.read(video_member(sample)))) as container:
+        container.streams.video[0].codec_context.thread_count = 1
+        wanted = islice(container.decode(video=0), 0, data.span, data.stride)
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in wanted])
+    return fit_frames(frames, data.height, data.width).numpy()
+
+
+def bench_latents(videos: VideoSet, count: int) -> dict:
+    data = videos.data
+    torch.manual_seed(0)
+    vae = ODVAE((16, 32, 48, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8)
+    with tempfile.TemporaryDirectory() as work:
+        vae.save_pretrained(f"{work}/vae")
+        folder, settings = Path(work) / "latents", LatentSettings(batch_size=BATCH)
+        encode_latents(settings, TextSettings(steps=1), data, videos, Path(work) / "vae", folder, seed=0)
+        manifest = load_manifest(folder)
+        latents = open_latents(folder, manifest)
+        shards = [folder / record.name for record in manifest.shards]
+        clips, size = manifest.train_entries, sum(path.stat().st_size for path in shards)
+        reads = max(1, round(20_000 / clips)) * clips // BATCH  # enough to measure
+
+        def read_latents(batches: int) -> None:
+            for _ in islice(latent_batches(latents, 0, BATCH, 1, 0, 1, 0, 0), batches):
+                pass
+
+        warm = seconds(lambda: read_latents(reads)) / (reads * BATCH)
+        cold = min(seconds(lambda: read_latents(clips // BATCH), drop=shards) for _ in range(5))
+        plain = min(seconds(lambda: [path.read_bytes() for path in shards], drop=shards) for _ in range(5))
+        anew = seconds(lambda: encode_anew(videos, vae.eval(), count)) / (count // BATCH * BATCH)
+        entry_share = clips / (manifest.train_entries + manifest.held_out_entries)
+        channels, *shape = manifest.shape
+        raw = data.frames * data.height * data.width * 3
+        return {
+            "latents_clips_per_second": round(1 / warm, 1),
+            "anew_clips_per_second": round(1 / anew, 2),
+            "latents_over_anew": round(anew / warm, 1),
+            "latents_mb_per_second_from_disk": round(size * entry_share / cold / 1e6, 1),
+            "plain_mb_per_second_from_disk": round(size / plain / 1e6, 1),
+            "latents_over_plain_read": round(entry_share * plain / cold, 3),
+            "raw_over_moments": round(raw / (2 * 2 * channels * math.prod(shape)), 2),
+            "raw_over_shards_with_text": round(raw * clips / (size * entry_share), 2),
+            "waiting_for_decoded_clips": read_json(folder / "speed.json")["waiting"],
+        }
+
+
+def encode_anew(videos: VideoSet, vae: ODVAE, count: int) -> None:
+    loader = endless_loader(ClipDataset(videos.train, videos.data, 0), StepSampler(BATCH, 1, 0, 1, 0), 2)
+    for batch in islice(loader, count // BATCH):
+        encode_pieces(vae, iter([batch["video"]]), streamed=False)
+
+
+def seconds(work: Callable[[], object], drop: list[Path] | None = None) -> float:
+    """How long `work` takes; with `drop`, after these files left the page cache."""
+    for path in drop or []:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

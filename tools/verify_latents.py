@@ -1,0 +1,53 @@
+"""Check a folder of latents against its manifest: every hash and count; on request, by encoding some entries again.
+
+    python tools/verify_latents.py LATENTS [--reencode K]
+
+Exit status 0: all is as it was written. 1: something is not; each finding is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ldm.manifest import load_manifest
+from ldm.verify import TOLERANCE, find_problems, reencode
+from odvae.shared.errors import readable_errors
+from odvae.shared.pictures import save_picture, strip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="LATENTS", help="folder with manifest.json")
+    parser.add_argument("--reencode", type=int, default=0, metavar="K", help="random entries to encode again")
+    parser.add_argument("--vae", type=Path, help="the VAE's folder (default: where the manifest says it lay)")
+    parser.add_argument("--picture", type=Path, help="source above decoded latents (default: LATENTS/verification.png)")
+    parser.add_argument("--seed", type=int, default=0, help="chooses the entries (default: %(default)s)")
+    options = parser.parse_args()
+    manifest = load_manifest(options.folder)
+    problems = list(find_problems(options.folder, manifest))
+    if options.reencode and not problems:
+        vae_folder = options.vae or Path(manifest.vae_folder)
+        pairs = []
+        for one in reencode(options.folder, manifest, vae_folder, options.reencode, options.seed):
+            print(f"{one.name}: relative error {one.error:.2e}")
+            if one.error > TOLERANCE:
+                problems.append(
+                    f"{one.name}: encoding its clip again gives other latents (relative error {one.error:.3f})"
+                )
+            pairs += [one.source, one.decoded]
+        same_size = [video for video in pairs if video.shape == pairs[0].shape]  # one picture, one size
+        picture = options.picture or options.folder / "verification.png"
+        save_picture(picture, strip(same_size[:16]))
+        print(f"source above decoded latents: {picture}")
+    entries = manifest.train_entries + manifest.held_out_entries
+    print(f"{options.folder}: {entries} entries in {len(manifest.shards)} shards; {len(problems)} problems")
+    for problem in problems:
+        print(f"  {problem}")
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

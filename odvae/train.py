@@ -5,89 +5,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
-from einops import rearrange
-from pydantic import Field, field_validator, model_validator
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import nn
 
-from odvae.adversary import Adversary
+from odvae.batches import Batches, ImagePhaseSettings, PhaseSettings, VideoPhaseSettings
 from odvae.frame_vae import FrameVAE
 from odvae.initialization import Init, initialize_from_scratch
 from odvae.layers import keep_channels_last
 from odvae.loading import VideoVAE
-from odvae.losses import LossSettings, fidelity_loss, kl_per_pixel, lpips_per_frame
+from odvae.losses import LossSettings, lpips_per_frame
 from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
-from odvae.perceptual import LPIPS, load_lpips
+from odvae.objective import Objective
+from odvae.perceptual import LPIPS
 from odvae.shared.checkpoints import StopRequest, begin_stage
-from odvae.shared.clip_dataset import ClipDataset
-from odvae.shared.clip_loader import endless_loader
-from odvae.shared.clips import DataSettings, VideoSet, check_frames, load_clip
-from odvae.shared.errors import InputError
+from odvae.shared.clips import DataSettings, VideoSet, load_clip
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.pictures import strip
 from odvae.shared.pixels import to_float, to_uint8
 from odvae.shared.run_folder import StageClock, install_folder
-from odvae.shared.sampling import StepSampler
-from odvae.shared.seeds import derive_seed, normal_per_sample
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import MetricsLog, progress_bar, progress_over
 from odvae.shared.training import TrainingState
+from odvae.starting_point import ModelSettings, load_image_vae, load_video_vae, make_image_vae
 from odvae.statistics import ChannelSums
-
-
-class ModelSettings(Settings):
-    variant: Literal[1, 2, 3, 4] = 4
-    """Which convolutions see time (paper, section 3.2)."""
-    block_out_channels: tuple[int, int, int, int] = (128, 256, 512, 512)
-    """Widths of the four levels, from full resolution down."""
-    layers_per_block: int = Field(2, ge=1)
-    """Residual blocks a level in the encoder; the decoder has one more."""
-    latent_channels: int = Field(4, ge=1)
-    """Channels of the latents."""
-    norm_num_groups: int = Field(32, ge=1)
-    """Groups of every group norm."""
-    norm: Literal["frame", "clip"] = "frame"
-    """Statistics of each frame (causal, streams exactly) or of the whole clip (the released checkpoints' function)."""
-    temporal_upsample: Literal["nearest", "trilinear"] = "nearest"
-    """How the decoder lengthens time: causal, or as released."""
-
-    @model_validator(mode="after")
-    def _widths_fit_the_groups(self) -> ModelSettings:
-        for width in self.block_out_channels:
-            if width % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels has {width}, which norm_num_groups={self.norm_num_groups} does not divide"
-                )
-        return self
-
-
-class ImagePhaseSettings(OptimizationSettings):
-    images_per_clip: int = Field(1, ge=1)
-    """Frames taken from each decoded clip, spread over it; a micro-step sees batch_size * images_per_clip images.
-    More than one saves decoding and costs variety: frames of one clip are nearly the same picture."""
-
-
-class VideoPhaseSettings(OptimizationSettings):
-    frames: int | None = Field(None, ge=5)
-    """Frames a training clip, 4k+1; null: data.frames. The model is convolutional in time, so it may train on shorter
-    clips than it is used for (the paper trains on 25 and is measured on 33)."""
-    image_every: int | None = Field(None, ge=2)
-    """Every such step trains on single frames instead of clips, to keep the model a good image VAE; null: none."""
-    images_per_step: int = Field(8, ge=1)
-    """Single frames a micro-step of those steps sees."""
-
-    @field_validator("frames")
-    @classmethod
-    def _frames_are_4k_plus_1(cls, frames: int | None) -> int | None:
-        return frames if frames is None else check_frames(frames)
 
 
 class VAESettings(Settings):
@@ -206,60 +152,10 @@ def image_vae_to_begin_from(run: VAERun) -> FrameVAE:
     return image_vae
 
 
-def make_image_vae(model: ModelSettings) -> FrameVAE:
-    """Stable Diffusion's image VAE in the sizes of `model`, with random weights."""
-    image_vae = FrameVAE(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=model.block_out_channels,
-        layers_per_block=model.layers_per_block,
-        latent_channels=model.latent_channels,
-        norm_num_groups=model.norm_num_groups,
-    )
-    initialize_from_scratch(image_vae)
-    return image_vae
-
-
-def load_image_vae(name: str, model: ModelSettings) -> FrameVAE:
-    """An AutoencoderKL from a folder or hub name, its own or a whole pipeline's; its sizes must be those of `model`."""
-    try:
-        try:
-            image_vae = FrameVAE.from_pretrained(name)
-        except OSError:  # no model there; a pipeline (Stable Diffusion's) has one in a folder of its own
-            image_vae = FrameVAE.from_pretrained(name, subfolder="vae")
-    except (OSError, ValueError) as error:
-        raise InputError(f"vae.image_vae={name!r} cannot be loaded as an AutoencoderKL: {error}") from None
-    _check_sizes(image_vae, model, f"the image VAE {name}")
-    return image_vae
-
-
-def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
-    """An OD-VAE with the weights of another, from a folder, hub name or published file, and the function of `model`."""
-    path = Path(name)
-    try:
-        ours = (path / "config.json").is_file() or not path.exists()
-        source = ODVAE.from_pretrained(name) if ours else ODVAE.from_opensora_plan(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"vae.begin_from={name!r} cannot be loaded as an OD-VAE: {error}") from None
-    _check_sizes(source, model, f"the OD-VAE {name}", "variant")
-    if source.config.temporal_resampling != "joint":
-        raise InputError(f"vae.begin_from={name!r} resamples time in layers of its own (v1.1.0), which is not trained")
-    vae = ODVAE(**model.model_dump())
-    vae.load_state_dict(source.state_dict())
-    return vae
-
-
-def _check_sizes(vae: VideoVAE, model: ModelSettings, name: str, *more: str) -> None:
-    for key in ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", *more):
-        found, asked = vae.config[key], getattr(model, key)
-        if (tuple(found) if isinstance(found, list) else found) != asked:
-            raise InputError(f"vae.model.{key}={asked}, but {name} has {found}")
-
-
 def fit(
     network: VideoVAE,
     name: str,
-    optimization: ImagePhaseSettings | VideoPhaseSettings,
+    optimization: PhaseSettings,
     run: VAERun,
     folder: Path,
 ) -> VideoVAE:
@@ -275,13 +171,13 @@ def fit(
     if objective.adversary is not None:
         state.checkpoints.remember(objective.adversary.state)
     done = state.resume()
-    batches = training_batches(run, optimization, accelerator, done)
+    batches = Batches(run.videos, optimization, accelerator, run.seed).from_step(done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
     for step in range(done + 1, optimization.steps + 1):
         for micro_step in range(1, optimization.accumulate + 1):
-            video, noise_name, numbers = next(batches)
-            noise = posterior_noise(video, network, run.seed, noise_name, numbers)
+            batch = next(batches)
+            video, noise = batch.video, batch.posterior_noise(network, run.seed)
             sync = micro_step == optimization.accumulate
             with gradients_synced_at(accelerator, model, sync):
                 with accelerator.autocast():
@@ -319,124 +215,6 @@ def prepare_network(network: VideoVAE, optimization: OptimizationSettings) -> No
         for half, blocks in ((network.encoder, "down_blocks"), (network.decoder, "up_blocks")):
             for block in (*getattr(half, blocks), half.mid_block):
                 block.compile()
-
-
-class Objective:
-    """What a phase minimises: fidelity + KL, and the adversarial term once it has begun.
-
-    Make it before the checkpoint is loaded: the adversary is part of it.
-    """
-
-    def __init__(
-        self,
-        settings: LossSettings,
-        network: VideoVAE,
-        optimization: OptimizationSettings,
-        accelerator: Accelerator,
-    ) -> None:
-        self.settings, self.accelerator = settings, accelerator
-        self.perceptual: LPIPS | None = None
-        self.adversary: Adversary | None = None
-        if settings.lpips is not None:
-            with accelerator.main_process_first():  # which downloads the weights
-                self.perceptual = load_lpips(settings.lpips.network, settings.lpips.weights, accelerator.device)
-        if settings.adversary is not None:
-            last_weight = network.decoder.conv_out.weight
-            self.adversary = Adversary(settings.adversary, optimization, accelerator, last_weight)
-
-    def __call__(
-        self, reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor, step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A loss with the objective's gradient, and the terms by name (detached) for the log.
-
-        All that looks at pixels is differentiated by them first. So LPIPS and discriminator are run back through once,
-        whatever is measured on the way, and their activations are gone before the decoder's backward pass begins.
-        """
-        pixels = reconstruction.detach().float().requires_grad_()
-        with self.accelerator.autocast():
-            fidelity, parts = fidelity_loss(pixels, video, self.settings, self.perceptual)
-        (gradient,) = torch.autograd.grad(fidelity, pixels)
-        if self.adversary is not None and self.adversary.begun(step):
-            with self.accelerator.autocast():
-                adversarial = self.adversary.deceive(pixels)
-            (adversarial_gradient,) = torch.autograd.grad(adversarial, pixels)
-            gradient = self.adversary.weigh(reconstruction, gradient, adversarial_gradient)
-            parts |= {"adversarial": adversarial.detach(), "balance": self.adversary.state.balance.clone()}
-        divergence = kl_per_pixel(mean, logvar, video)
-        parts = {"loss": (fidelity + self.settings.kl * divergence).detach(), **parts, "kl": divergence.detach()}
-        return (reconstruction.float() * gradient).sum() + self.settings.kl * divergence, parts
-
-    def train_adversary(self, reconstruction: Tensor, video: Tensor, step: int, sync: bool) -> dict[str, Tensor]:
-        """The discriminator's part of a micro-step, where it has begun; its numbers for the log."""
-        if self.adversary is None or not self.adversary.begun(step):
-            return {}
-        return self.adversary.learn(video, reconstruction, sync)
-
-    def apply_gradients(self, step: int) -> None:
-        """The discriminator's part of an optimiser step."""
-        if self.adversary is not None and self.adversary.begun(step):
-            self.adversary.apply_gradients(step)
-
-
-def training_batches(
-    run: VAERun, optimization: ImagePhaseSettings | VideoPhaseSettings, accelerator: Accelerator, done: int
-) -> Iterator[tuple[Tensor, str, list[int]]]:
-    """Batches from step `done` on: (video in [-1, 1], and the name and numbers from which its noise follows).
-
-    In the image phase, and in every `image_every`-th step of the video phase, a video is one frame.
-    """
-    if isinstance(optimization, ImagePhaseSettings):
-        yield from image_batches(run, optimization, accelerator, done, optimization.images_per_clip)
-    every = optimization.image_every
-    images_done = done // every if every else 0
-    clips = clip_batches(run, optimization, accelerator, done - images_done)
-    if every is None:
-        yield from clips
-    single = optimization.model_copy(update={"batch_size": optimization.images_per_step})
-    images = image_batches(run, single, accelerator, images_done, images_per_clip=1)
-    for step in count(done + 1):
-        for _ in range(optimization.accumulate):
-            yield next(images if step % every == 0 else clips)
-
-
-def clip_batches(
-    run: VAERun, optimization: VideoPhaseSettings, accelerator: Accelerator, done: int
-) -> Iterator[tuple[Tensor, str, list[int]]]:
-    """Clips (b, 3, t, h, w), from their step `done` on."""
-    data = run.data
-    if optimization.frames is not None:
-        data = data.model_copy(update={"frames": optimization.frames})
-    clips = ClipDataset(run.videos.train, data, run.seed)
-    for batch in endless_loader(clips, sampler_of(optimization, accelerator, done), data.workers):
-        video = batch["video"].to(accelerator.device, non_blocking=True)
-        yield to_float(video), "posterior", batch["number"].tolist()
-
-
-def image_batches(
-    run: VAERun, optimization: OptimizationSettings, accelerator: Accelerator, done: int, images_per_clip: int
-) -> Iterator[tuple[Tensor, str, list[int]]]:
-    """Single frames (b, 3, 1, h, w), from their step `done` on; several of a clip are spread over it."""
-    frames = min(images_per_clip, run.data.frames)
-    data = run.data.model_copy(update={"frames": frames, "stride": max(1, run.data.span // frames)})
-    clips = ClipDataset(run.videos.train, data, derive_seed(run.seed, "images"))
-    for batch in endless_loader(clips, sampler_of(optimization, accelerator, done), data.workers):
-        video = batch["video"].to(accelerator.device, non_blocking=True)
-        numbers = [number * frames + i for number in batch["number"].tolist() for i in range(frames)]
-        yield to_float(rearrange(video, "b t h w c -> (b t) 1 h w c")), "image posterior", numbers
-
-
-def sampler_of(optimization: OptimizationSettings, accelerator: Accelerator, done: int) -> StepSampler:
-    """The sample numbers of this rank, from step `done` on."""
-    ranks = (accelerator.process_index, accelerator.num_processes)
-    return StepSampler(optimization.batch_size, optimization.accumulate, *ranks, done)
-
-
-def posterior_noise(video: Tensor, network: VideoVAE, seed: int, name: str, numbers: list[int]) -> Tensor:
-    """The noise that draws latents from the posterior, (b, c, 1 + k, h/8, w/8), by sample number."""
-    _, _, t, h, w = video.shape
-    frames = (t - 1) // network.time_factor + 1
-    shape = (network.config.latent_channels, frames, h // network.space_factor, w // network.space_factor)
-    return normal_per_sample(shape, seed, name, numbers, video.device)
 
 
 @torch.no_grad()

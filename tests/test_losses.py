@@ -13,11 +13,11 @@ from torch import nn
 from odvae.adversary import Adversary, AdversarySettings, PatchDiscriminator, hinge_loss
 from odvae.losses import LossSettings, fidelity_loss, haar, kl_per_pixel, wavelet_loss
 from odvae.metrics import lpips
+from odvae.objective import Objective
 from odvae.perceptual import LPIPS
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import OptimizationSettings
 from odvae.shared.pixels import to_float
-from odvae.train import Objective
 
 
 @pytest.fixture(scope="module")

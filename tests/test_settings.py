@@ -46,7 +46,7 @@ def load(tmp_path, text, *overrides):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data: {frame: 17}", r"x\.yaml:\n  data\.frame: unknown key; did you mean frames\? allowed: shards, frames"),
+        ("data: {frame: 17}", r"x\.yaml:\n  data\.frame: unknown key; did you mean frames\? allowed: shards, stream, frames"),
         ("vae: {video_phase: {stepz: 3}}", r"vae\.video_phase\.stepz: unknown key; did you mean steps"),
         ("seed: one", r"seed: found 'one'"),
         ("seed: true", r"seed: found True"),

@@ -7,7 +7,8 @@ from torch import nn
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import OptimizationSettings, learning_rate_at
 from odvae.shared.training import TrainingState
-from odvae.train import ModelSettings, VAESettings, load_image_vae, load_video_vae
+from odvae.starting_point import ModelSettings, load_image_vae, load_video_vae
+from odvae.train import VAESettings
 
 
 def make_state(folder, **settings):

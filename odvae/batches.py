@@ -1,0 +1,116 @@
+"""What the VAE sees in each step of a phase: clips, or single frames, and from what its noise follows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+from accelerate import Accelerator
+from einops import rearrange
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from odvae.loading import VideoVAE
+from odvae.shared.clip_dataset import ClipDataset
+from odvae.shared.clip_loader import endless_loader
+from odvae.shared.clips import VideoSet, check_frames, is_held_out
+from odvae.shared.optimization import OptimizationSettings
+from odvae.shared.pixels import to_float
+from odvae.shared.sampling import StepSampler
+from odvae.shared.seeds import derive_seed, normal_per_sample
+
+
+class ImagePhaseSettings(OptimizationSettings):
+    images_per_clip: int = Field(1, ge=1)
+    """Frames taken from each decoded clip, spread over it; a micro-step sees batch_size * images_per_clip images.
+    More than one saves decoding and costs variety: frames of one clip are nearly the same picture."""
+
+
+class VideoPhaseSettings(OptimizationSettings):
+    frames: int | None = Field(None, ge=5)
+    """Frames a training clip, 4k+1; null: data.frames. The model is convolutional in time, so it may train on shorter
+    clips than it is used for (the paper trains on 25 and is measured on 33)."""
+    image_every: int | None = Field(None, ge=2)
+    """Every such step trains on single frames instead of clips, to keep the model a good image VAE; null: none."""
+    images_per_step: int = Field(8, ge=1)
+    """Single frames a micro-step of those steps sees."""
+
+    @field_validator("frames")
+    @classmethod
+    def _frames_are_4k_plus_1(cls, frames: int | None) -> int | None:
+        return frames if frames is None else check_frames(frames)
+
+
+PhaseSettings = ImagePhaseSettings | VideoPhaseSettings
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-step's videos (b, 3, t, h, w) in [-1, 1]; the noise of each follows from `noise` and its number."""
+
+    video: Tensor
+    noise: str
+    numbers: list[int]
+
+    def posterior_noise(self, network: VideoVAE, seed: int) -> Tensor:
+        """The noise that draws latents from the posterior, (b, c, 1 + k, h/8, w/8)."""
+        _, _, t, h, w = self.video.shape
+        frames = (t - 1) // network.time_factor + 1
+        shape = (network.config.latent_channels, frames, h // network.space_factor, w // network.space_factor)
+        return normal_per_sample(shape, seed, self.noise, self.numbers, self.video.device)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The batches of one rank in a phase. Which samples a step sees is a function of its number."""
+
+    videos: VideoSet
+    optimization: PhaseSettings
+    accelerator: Accelerator
+    seed: int
+
+    def from_step(self, done: int) -> Iterator[Batch]:
+        """Endless, after `done` steps. In the image phase, and in every `image_every`-th step of the video phase, a
+        video is one frame."""
+        phase = self.optimization
+        if isinstance(phase, ImagePhaseSettings):
+            yield from self.images(done, phase.batch_size, phase.images_per_clip)
+        every = phase.image_every
+        if every is None:
+            yield from self.clips(done)
+        clips = self.clips(done - done // every)
+        images = self.images(done // every, phase.images_per_step, images_per_clip=1)
+        for step in count(done + 1):
+            for _ in range(phase.accumulate):
+                yield next(images if step % every == 0 else clips)
+
+    def clips(self, done: int) -> Iterator[Batch]:
+        """Clips, after `done` steps of them."""
+        data = self.videos.data
+        if self.optimization.frames is not None:
+            data = data.model_copy(update={"frames": self.optimization.frames})
+        clips = ClipDataset(self.videos.train, data, self.seed)
+        for batch in endless_loader(clips, self._sampler(self.optimization.batch_size, done), data.workers):
+            video = batch["video"].to(self.accelerator.device, non_blocking=True)
+            yield Batch(to_float(video), "posterior", batch["number"].tolist())
+
+    def images(self, done: int, batch_size: int, images_per_clip: int) -> Iterator[Batch]:
+        """Single frames, after `done` steps of them; several of a clip are spread over it.
+
+        One a clip comes from the shards' images too, and from videos that are shorter than a clip.
+        """
+        data, samples = self.videos.data, self.videos.train
+        frames = min(images_per_clip, data.frames)
+        if frames == 1:
+            samples = [sample for sample in self.videos.samples if not is_held_out(sample.key, data.held_out)]
+        data = data.model_copy(update={"frames": frames, "stride": max(1, data.span // frames)})
+        clips = ClipDataset(samples, data, derive_seed(self.seed, "images"))
+        for batch in endless_loader(clips, self._sampler(batch_size, done), data.workers):
+            video = batch["video"].to(self.accelerator.device, non_blocking=True)
+            numbers = [number * frames + i for number in batch["number"].tolist() for i in range(frames)]
+            yield Batch(to_float(rearrange(video, "b t h w c -> (b t) 1 h w c")), "image posterior", numbers)
+
+    def _sampler(self, batch_size: int, done: int) -> StepSampler:
+        ranks = (self.accelerator.process_index, self.accelerator.num_processes)
+        return StepSampler(batch_size, self.optimization.accumulate, *ranks, done)

@@ -71,16 +71,21 @@ def rotary_angles(shape: tuple[int, int, int], head_width: int, theta: float, de
 
 
 def rotation(angles: Tensor) -> tuple[Tensor, Tensor]:
-    """The cosines and signed sines (n, d) with which `rotate` turns by angles (n, d / 2): once for all blocks."""
-    cos, sin = angles.cos(), angles.sin()
+    """The cosines and signed sines (n, 1, d) with which `rotate` turns by angles (n, d / 2): once for all blocks."""
+    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of channels (one of the first half, one of the second) of x (b, heads, n, d) by a `rotation`."""
+    """Turn each pair of channels (one of the first half, one of the second) of x (b, n, heads, d) by a `rotation`."""
     cos, sin = turn
     y = x.float()
     return torch.addcmul(y * cos, y.roll(y.shape[-1] // 2, dims=-1), sin).to(x.dtype)
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    """qk-norm (Dehghani et al. 2023, arXiv 2302.05442, section 2): one kernel on every device."""
+    return nn.LayerNorm(width, eps=1e-6, bias=False)
 
 
 class _Attention(nn.Module):
@@ -101,16 +106,19 @@ class SelfAttention(_Attention):
         super().__init__(width, heads)
         self.span = span
         self.qkv = nn.Linear(width, 3 * width)
-        self.q_norm, self.k_norm = nn.RMSNorm(width // heads, eps=1e-6), nn.RMSNorm(width // heads, eps=1e-6)
+        self.q_norm, self.k_norm = _norm(width // heads), _norm(width // heads)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], frames: int) -> Tensor:
-        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b heads n d", three=3, heads=self.heads)
+        # Heads stay behind the tokens until the last: then a frame's tokens are a view, and nothing is copied.
+        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
         q, k = rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn)
         if self.span == "space":
-            q, k, v = (rearrange(y, "b heads (t s) d -> (b t) heads s d", t=frames) for y in (q, k, v))
+            q, k, v = (rearrange(y, "b (t s) heads d -> (b t) heads s d", t=frames) for y in (q, k, v))
         elif self.span == "time":
-            q, k, v = (rearrange(y, "b heads (t s) d -> (b s) heads t d", t=frames) for y in (q, k, v))
+            q, k, v = (rearrange(y, "b (t s) heads d -> (b s) heads t d", t=frames) for y in (q, k, v))
+        else:
+            q, k, v = (rearrange(y, "b n heads d -> b heads n d") for y in (q, k, v))
         y = attend(q, k, v, None, self.backend)
         if self.span == "space":
             return self.out(rearrange(y, "(b t) heads s d -> b (t s) (heads d)", t=frames))
@@ -123,7 +131,7 @@ class CrossAttention(_Attention):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
-        self.q_norm, self.k_norm = nn.RMSNorm(width // heads, eps=1e-6), nn.RMSNorm(width // heads, eps=1e-6)
+        self.q_norm, self.k_norm = _norm(width // heads), _norm(width // heads)
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:

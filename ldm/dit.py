@@ -154,7 +154,7 @@ class DiT(ModelMixin, ConfigMixin):
         angles = rotary_angles(grid, head_width, self.config.rope_theta, x.device)  # (n, head_width / 2)
         x = self.patch_embedding(x) + self._where(angles).to(x.dtype)  # (b, n, d)
         text = None if condition.text is None else self.text_embedding(condition.text.to(x.dtype))  # (b, m, d)
-        told, turn = self._told(time, text, condition, x.dtype), rotation(angles)  # (b, d), 2 x (n, head_width)
+        told, turn = self._told(time, text, condition, x.dtype), rotation(angles)  # (b, d), 2 x (n, 1, head_width)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, told, text, condition.text_mask, turn, grid[0])

@@ -27,9 +27,11 @@ SCORES = {
 
 
 def export_pipeline(
-    folders: RunFolder, samples: SampleSettings, out: Path, copy_text_encoder: bool = False
+    folders: RunFolder, samples: SampleSettings, out: Path, name: str, copy_text_encoder: bool = False
 ) -> TextToVideoPipeline:
     """Write VAE, network, scheduler, text encoder and card of a run into `out`; the folder appears when it is whole.
+
+    `name` is what the card calls it: a repository of the hub, or a folder.
 
     A text encoder learned by the run is copied. One from elsewhere is named, with the hash of its weights, and loaded
     from there when it is needed, unless `copy_text_encoder`. Raises InputError where a part is missing or does not
@@ -38,7 +40,7 @@ def export_pipeline(
     if out.exists() and not (out / "model_index.json").is_file():
         raise InputError(f"{out} exists and is no pipeline folder: choose another, or remove it")
     pipeline = load_pipeline(folders.vae, folders.ldm, samples.sampler, samples.ema_decay)
-    pipeline.register_to_config(model_card=write_card(pipeline, folders, samples, out.name, copy_text_encoder))
+    pipeline.register_to_config(model_card=write_card(pipeline, folders, samples, name, copy_text_encoder))
     learned_here = pipeline.text_encoder is not None and Path(pipeline.config.text_encoder_name).is_dir()
     if learned_here or copy_text_encoder:
         pipeline.register_to_config(text_encoder_name=None)  # it is in the folder
@@ -79,8 +81,7 @@ def write_card(
         steps=optimization["steps"],
         global_batch=read_json(newest)["global_batch"] if newest else "unknown",
         scheduler=type(pipeline.scheduler).__name__,
-        text_encoder=provenance["text_encoder"] if config.text_width is not None else None,
-        text_encoder_kept="in this folder" if copied or _is_folder(provenance["text_encoder"]) else "loaded by name",
+        text_encoder=_text_encoder(pipeline, copied),
         vae_sha256=provenance["vae_sha256"],
         ldm_sha256=weights_fingerprint(pipeline.transformer),
         code=code_version(),
@@ -118,8 +119,13 @@ def _numbers(folders: RunFolder) -> list[tuple[str, str]]:
     return numbers
 
 
-def _is_folder(name: str) -> bool:
-    return Path(name).is_dir()
+def _text_encoder(pipeline: TextToVideoPipeline, copied: bool) -> str | None:
+    name = pipeline.config.text_encoder_name
+    if name is None:
+        return None
+    if Path(name).is_dir():
+        return "learned from the training captions, in this folder"
+    return f"{name}, {'in this folder' if copied else 'loaded by its name'}"
 
 
 def _template():

@@ -56,7 +56,7 @@ class UNetSettings(Settings):
     """Channels of the levels; each but the last halves height and width and has attention."""
     layers_per_level: int = Field(2, ge=1)
     """Residual blocks a level."""
-    head_width: int = Field(64, ge=8)
+    head_width: int = Field(64, ge=4)
     """Width of an attention head."""
     norm_groups: int = Field(32, ge=1)
     """Groups of the group norms; both this and `head_width` must divide every width."""

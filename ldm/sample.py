@@ -182,7 +182,8 @@ def load_pipeline(
     scheduler = make_scheduler(sampler or ("euler" if objective.prediction == "flow" else "ddim"), objective)
     if transformer.config.text_width is None:
         return TextToVideoPipeline(vae, transformer, scheduler)
-    name, sha256 = provenance["text_encoder"], provenance["text_sha256"]
+    beside, sha256 = ldm_folder / provenance["text_encoder"], provenance["text_sha256"]
+    name = str(beside.resolve()) if beside.is_dir() else provenance["text_encoder"]
     text = load_text_encoder(name)
     if (found := weights_fingerprint(text.model)) != sha256:
         raise InputError(

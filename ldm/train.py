@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -91,7 +92,7 @@ def train_ldm(
             trained.load_state_dict(weights)
             with install_folder(folder / place) as aside:
                 trained.save_pretrained(aside)
-                write_json(aside / PROVENANCE, provenance(manifest, latents_folder))
+                write_json(aside / PROVENANCE, provenance(manifest, latents_folder, folder))
         clock.save(finished=True)
     state.wait_for_everyone()
 
@@ -102,12 +103,15 @@ def new_network(settings: LDMSettings, manifest: Manifest) -> Network:
     )
 
 
-def provenance(manifest: Manifest, latents_folder: Path) -> dict:
-    """What a network was trained on, and what must be there to sample from it."""
+def provenance(manifest: Manifest, latents_folder: Path, folder: Path) -> dict:
+    """What a network was trained on, and what must be there to sample from it.
+
+    A text encoder beside the latents is named by its path from `folder`, so that a run folder may be moved.
+    """
     text_encoder = latents_folder / manifest.text_encoder
     return {
         "vae_sha256": manifest.vae_sha256,
-        "text_encoder": str(text_encoder) if text_encoder.exists() else manifest.text_encoder,
+        "text_encoder": os.path.relpath(text_encoder, folder) if text_encoder.exists() else manifest.text_encoder,
         "text_sha256": manifest.text_sha256,
         "data": manifest.data,
         "latents": str(latents_folder),

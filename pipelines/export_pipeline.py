@@ -22,7 +22,8 @@ def main() -> None:
     folders = experiment.folders
     out = options.out or folders.root / "pipeline"
     if PartialState().is_main_process:
-        pipeline = export_pipeline(folders, experiment.samples, out, options.copy_text_encoder)
+        name = options.push or str(out)
+        pipeline = export_pipeline(folders, experiment.samples, out, name, options.copy_text_encoder)
         if options.push:
             pipeline.push_to_hub(options.push)
     announce(out, None, experiment, options)

@@ -18,7 +18,6 @@ from ldm.encoding_plan import BucketSettings, choose_bucket, clip_starts
 from ldm.latents import held_out_batches, latent_batches, load_entry, open_latents
 from ldm.manifest import check_latents, load_manifest
 from ldm.text import TextSettings, learn_text_encoder, load_text_encoder
-from ldm.train import LatentData
 from ldm.verify import TOLERANCE, find_problems, reencode
 from odvae.shared.clips import DataSettings, VideoSet, is_held_out, load_clip
 from odvae.shared.demo_videos import write_demo_videos
@@ -186,7 +185,7 @@ def test_missing_shards_wrong_counts_and_unknown_formats_are_refused(encoded, tm
     (tmp_path / "elsewhere.tar").rename(tmp_path / "latents/00001.tar")
     dataclasses.replace(manifest, train_entries=3).save(tmp_path / "latents")
     with pytest.raises(InputError, match="its manifest says 3"):
-        LatentData(tmp_path / "latents", load_manifest(tmp_path / "latents"))
+        open_latents(tmp_path / "latents", load_manifest(tmp_path / "latents"))
     values = json.loads((tmp_path / "latents/manifest.json").read_text())
     (tmp_path / "latents/manifest.json").write_text(json.dumps({**values, "format": 99}))
     with pytest.raises(InputError, match="format 99, this version reads 2; update this project"):

@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import REPOSITORY
 
 from ldm.experiment import Experiment
@@ -10,8 +11,9 @@ from ldm.study.runner import record_experiment
 from odvae.shared.errors import InputError
 from odvae.shared.settings import load_settings, read_yaml, settings_help
 
+LAUNCHES = sorted((REPOSITORY / "configs/accelerate").glob("*.yaml"))
 STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
-CONFIGS = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - set(STUDIES))
+CONFIGS = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - {*LAUNCHES, *STUDIES})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -38,6 +40,17 @@ def test_every_study_loads_and_so_does_the_experiment_of_each_of_its_runs(path, 
         assert load_settings(Experiment, tmp_path / f"{run.name}.yaml") == run.experiment
 
 
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_every_launch_config_is_one_that_accelerate_takes(path):
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    assert config.num_processes > 1
+    assert config.use_cpu == path.stem.startswith("cpu")
+    assert (config.fsdp_config.get("fsdp_version") == 2) == path.stem.startswith("fsdp2")
+    command = path.read_text().split("accelerate launch --config_file ")[1].splitlines()[0].split()
+    assert command[0] == str(path.relative_to(REPOSITORY))
+    assert (REPOSITORY / command[-1]).is_file()
+
+
 def load(tmp_path, text, *overrides):
     (tmp_path / "x.yaml").write_text(text)
     return load_settings(Experiment, tmp_path / "x.yaml", overrides)
@@ -46,7 +59,10 @@ def load(tmp_path, text, *overrides):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data: {frame: 17}", r"x\.yaml:\n  data\.frame: unknown key; did you mean frames\? allowed: shards, stream, frames"),
+        (
+            "data: {frame: 17}",
+            r"x\.yaml:\n  data\.frame: unknown key; did you mean frames\? allowed: shards, stream, frames",
+        ),
         ("vae: {video_phase: {stepz: 3}}", r"vae\.video_phase\.stepz: unknown key; did you mean steps"),
         ("seed: one", r"seed: found 'one'"),
         ("seed: true", r"seed: found True"),

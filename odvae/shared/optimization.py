@@ -14,6 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from pydantic import Field
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import make_output_folder
@@ -78,7 +79,8 @@ MAY_CHANGE_ON_RESUME = (
 )  # fmt: skip
 
 
-FUSED_OPTIMIZERS = ("adam", "adamw", "sgd")  # torch's, which then update all weights in one kernel, on CPU too
+# torch's, which then update all weights in one kernel, on CPU too. Not sgd: its kernel cannot take shards (FSDP2).
+FUSED_OPTIMIZERS = ("adam", "adamw")
 
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
@@ -122,7 +124,7 @@ def step_if_finite(optimizer: torch.optim.Optimizer | AcceleratedOptimizer, grad
     if inner.defaults.get("fused"):
         inner.found_inf, inner.grad_scale = (~finite).float(), None  # what torch's GradScaler sets
         optimizer.step()
-    elif finite:
+    elif finite.full_tensor() if isinstance(finite, DTensor) else finite:
         optimizer.step()
 
 

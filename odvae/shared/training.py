@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from odvae.shared.averages import AveragedWeights
 from odvae.shared.checkpoints import Checkpoints, StopRequest
@@ -64,6 +65,8 @@ class TrainingState:
         gradient_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.grad_clip)
         step_if_finite(self.optimizer, gradient_norm)
         self.optimizer.zero_grad()
+        if isinstance(gradient_norm, DTensor):  # under FSDP2
+            gradient_norm = gradient_norm.full_tensor()
         self.guard.watch({**losses, "gradient_norm": gradient_norm})
         for average in self.averages:
             average.update(step)

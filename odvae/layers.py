@@ -30,13 +30,18 @@ class VideoLayer(nn.Module):
 
 
 def to_frames(x: Tensor) -> Tensor:
-    """(b, c, t, h, w) -> (b t, c, h, w), channels-last; no copy where x is channels-last."""
-    return rearrange(x.contiguous(memory_format=torch.channels_last_3d), "b c t h w -> (b t) c h w")
+    """(b, c, t, h, w) -> (b t, c, h, w), channels-last; no copy where x is channels-last.
+
+    Here and in `from_frames` a single frame is only (un)squeezed: flattening would leave it with strides that torch
+    takes for another layout, and convert.
+    """
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    return x.squeeze(2) if x.shape[2] == 1 else rearrange(x, "b c t h w -> (b t) c h w")
 
 
 def from_frames(frames: Tensor, batch: int) -> Tensor:
     """(b t, c, h, w) -> (b, c, t, h, w)"""
-    return rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
+    return frames.unsqueeze(2) if len(frames) == batch else rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
 
 
 class FrameConv2d(VideoLayer, nn.Conv2d):
@@ -64,9 +69,10 @@ class CausalConv3d(VideoLayer, nn.Conv3d):
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
         if kernel > 1:
-            past = None if stream is None else stream.get(self)
             # Where the video begins, copies of its first frame. Not `expand`ed: that would lose the layout in `cat`.
-            x = torch.cat([x[:, :, :1]] * (kernel - 1) + [x] if past is None else [past, x], dim=2)
+            past = [x[:, :, :1]] * (kernel - 1) if not stream or self not in stream else [stream.pop(self)]
+            x = torch.cat([*past, x], dim=2)
+            del past  # or it would stay in memory while the convolution works
             if stream is not None:
                 stream[self] = x[:, :, x.shape[2] - (kernel - stride) :].clone()
         return super().forward(x)
@@ -139,10 +145,10 @@ class FrameAttention(VideoLayer):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        b, _, _, h, _ = x.shape
-        tokens = rearrange(self.group_norm(x), "b c t h w -> (b t) 1 (h w) c")
+        tokens = rearrange(to_frames(self.group_norm(x)), "n c h w -> n 1 (h w) c")
         y = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        return x + rearrange(self.to_out[0](y), "(b t) 1 (h w) c -> b c t h w", b=b, h=h)
+        y = rearrange(self.to_out[0](y), "n 1 (h w) c -> n c h w", h=x.shape[3])
+        return x + from_frames(y, len(x))
 
 
 class Downsample(VideoLayer):

@@ -58,7 +58,7 @@ def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     outputs = []
     for row in (0, 1):
         for column in (0, 1):
-            kernel = torch.einsum("oihw,yh,xw->oiyx", weight, phases[row], phases[column])
+            kernel = F.linear(weight.flatten(2), torch.kron(phases[row], phases[column])).unflatten(2, (2, 2))
             outputs.append(F.conv2d(x[:, :, row : row + h + 1, column : column + w + 1], kernel, bias))
     return rearrange(outputs, "(y x) n c h w -> n (h y) (w x) c", y=2).permute(0, 3, 1, 2)
 
@@ -72,13 +72,14 @@ def doubled_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     _, _, _, h, w = x.shape
     x = F.pad(x, (1, 1, 1, 1))
     phases = PHASES.to(weight)
-    late = phases.flip(0)  # a causal kernel lies one position further back than a centred one
+    late = phases.flip(0).flatten(0, 1)  # a causal kernel lies one position further back than a centred one
     outputs = []
     for row in (0, 1):
         for column in (0, 1):  # both phases of time look at the same frames of x: one convolution
-            kernel = torch.einsum("oithw,pzt,yh,xw->poizyx", weight, late, phases[row], phases[column])
+            sums = torch.kron(late, torch.kron(phases[row], phases[column]))  # (16, 27)
+            kernel = rearrange(F.linear(weight.flatten(2), sums), "o i (p z y x) -> (p o) i z y x", p=2, z=2, y=2)
             window = x[:, :, :, row : row + h + 1, column : column + w + 1]
-            outputs.append(F.conv3d(window, kernel.flatten(0, 1), bias.repeat(2)))
+            outputs.append(F.conv3d(window, kernel, bias.repeat(2)))
     y = rearrange(outputs, "(y x) b (p c) t h w -> b (t p) (h y) (w x) c", y=2, p=2)
     return y.permute(0, 4, 1, 2, 3)
 

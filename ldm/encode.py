@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.latents import Manifest, ShardRecord, entry_key, pack_entry
 from ldm.text import LEARNED, TextEncoder, TextSettings, learn_text_encoder, load_text_encoder
-from odvae.model import ODVAE
+from odvae.loading import VideoVAE, load_vae
 from odvae.shared.checkpoints import begin_stage
 from odvae.shared.clips import DataSettings, VideoSet, frame_count, is_held_out, load_clip
 from odvae.shared.errors import InputError
@@ -113,13 +113,6 @@ def encode_latents(
     state.wait_for_everyone()
 
 
-def load_vae(folder: Path) -> ODVAE:
-    """The trained VAE of a run, in eval mode. Raises InputError that names the command which makes it."""
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no trained VAE; make it with: accelerate launch pipelines/train_vae.py")
-    return ODVAE.from_pretrained(folder).eval().requires_grad_(False)
-
-
 def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: int) -> TextEncoder:
     """The text encoder named by the settings; a learned one is learned once, from the training videos' captions."""
     if text.encoder != LEARNED:
@@ -138,7 +131,7 @@ def _encode_shard(
     settings: LatentSettings,
     text: TextSettings,
     data: DataSettings,
-    vae: ODVAE,
+    vae: VideoVAE,
     vae_sha256: str,
     encoder: TextEncoder,
     folder: Path,
@@ -180,7 +173,7 @@ def _encode_shard(
 
 
 @torch.no_grad()
-def encode_clips(vae: ODVAE, video: Tensor) -> tuple[Tensor, Tensor]:
+def encode_clips(vae: VideoVAE, video: Tensor) -> tuple[Tensor, Tensor]:
     """uint8 clips (b, t, h, w, 3) -> posterior mean and std (b, c, k, h, w) in float32."""
     posterior = vae.encode(to_float(video.to(vae.device))).latent_dist
     return posterior.mean.float(), posterior.std.float()
@@ -217,7 +210,7 @@ def _write_manifest(
     settings: LatentSettings,
     text: TextSettings,
     data: DataSettings,
-    vae: ODVAE,
+    vae: VideoVAE,
     vae_sha256: str,
     encoder: TextEncoder,
     folder: Path,

@@ -14,6 +14,7 @@ from ldm.evaluate import ReportSettings
 from ldm.sample import SampleSettings
 from ldm.text import TextSettings
 from ldm.train import LDMSettings
+from odvae.evaluate import ReconstructionSettings
 from odvae.shared.clips import DataSettings, VideoSet
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
@@ -57,12 +58,14 @@ class Experiment(Settings):
     """The latent diffusion model and its training."""
     samples: SampleSettings = SampleSettings()
     """What is generated, and how."""
+    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    """How the VAE is scored."""
     report: ReportSettings = ReportSettings()
     """What is scored and shown."""
 
     @model_validator(mode="after")
     def _training_clips_are_no_longer_than_the_clips(self) -> Experiment:
-        frames = self.vae.video_phase.frames
+        frames = self.vae.video_phase.frames if self.vae.video_phase else None
         if frames is not None and frames > self.data.frames:
             raise ValueError(f"vae.video_phase.frames={frames} is more than data.frames={self.data.frames}")
         return self

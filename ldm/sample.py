@@ -15,10 +15,10 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from pydantic import Field
 
 from ldm.dit import DiT
-from ldm.encode import load_vae
 from ldm.pipeline import TextToVideoPipeline
 from ldm.text import load_text_encoder
 from ldm.train import PROVENANCE
+from odvae.loading import load_vae
 from odvae.shared.clips import VideoSet
 from odvae.shared.demo_videos import prompts as demo_prompts
 from odvae.shared.errors import InputError

@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from ldm.dit import DiT
-from ldm.encode import EMPTY_TEXT, load_vae
+from ldm.encode import EMPTY_TEXT
 from ldm.latents import LatentDataset, Manifest, check_latents, load_entry, load_manifest, open_latents, unpack_entry
 from ldm.objective import interpolate, logit_normal, velocity
+from odvae.loading import load_vae
 from odvae.shared.checkpoints import StopRequest, begin_stage
 from odvae.shared.clips import StepSampler, endless_loader
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import weights_fingerprint
-from odvae.shared.optimization import OptimizationSettings, Tracker, check_finite, gradients_synced_at
+from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.run_folder import StageClock, install_folder, write_json
 from odvae.shared.seeds import derive_seed, normal_per_sample
 from odvae.shared.settings import Settings
@@ -189,7 +190,7 @@ def fit(
     """
     optimization = settings.optimization
     state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
-    accelerator, model, done = state.accelerator, state.model, state.done
+    accelerator, model, done = state.accelerator, state.model, state.resume()
     batches = latent_batches(data, settings, accelerator, seed, done)
     progress = progress_bar("training the LDM", done, optimization.steps)
 
@@ -200,14 +201,13 @@ def fit(
                 with accelerator.autocast():
                     loss = flow_loss(model, batch).mean()
                 accelerator.backward(loss / optimization.accumulate)
-        gradient_norm, learning_rate = state.apply_gradients(step)
+        gradient_norm, learning_rate = state.apply_gradients(step, {"loss": loss.detach()})
         progress.update()
 
         last = step == optimization.steps
         if step % optimization.log_every == 0 or last:
             row = {"loss": float(loss.detach()), "gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
-            check_finite(row, step, folder)
-            state.log.row(step, **row)
+            state.log.row(step, **row, skipped_steps=state.guard.report(step))
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
             validate(state.ema.module, settings, data, state.log, step, accelerator)

@@ -9,50 +9,64 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from odvae.shared.errors import InputError
+from odvae.inputs import check_latent_values, check_latents, check_pixel_values, check_video
 
 
-class FrameVAE(nn.Module):
+class FrameVAE(AutoencoderKL):
     """A diffusers AutoencoderKL behind ODVAE's interface: video (b, 3, t, h, w) <-> latents (b, c, t, h/8, w/8).
 
-    Any t >= 1; h and w multiples of the image VAE's factor. Streams are exact, since frames do not see each other.
+    Any t >= 1. Folders are an AutoencoderKL's: `FrameVAE.from_pretrained` loads every image VAE of that class, and
+    AutoencoderKL loads what this saves. Streams are exact, since frames do not see each other.
     """
 
-    def __init__(self, image_vae: AutoencoderKL) -> None:
-        super().__init__()
-        self.image_vae = image_vae
-        self.config = image_vae.config
+    time_factor = 1
 
-    def encode(self, video: Tensor) -> AutoencoderKLOutput:
-        if video.ndim != 5 or video.shape[1] != 3:
-            raise InputError(f"a video is (batch, 3, frames, height, width), found {tuple(video.shape)}")
-        frames = rearrange(video, "b c t h w -> (b t) c h w")
-        moments = self.image_vae.encode(frames).latent_dist.parameters
-        moments = rearrange(moments, "(b t) c h w -> b c t h w", b=len(video))
-        return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
+    @property
+    def space_factor(self) -> int:
+        return 2 ** (len(self.config.block_out_channels) - 1)
 
-    def decode(self, latents: Tensor) -> DecoderOutput:
-        frames = self.image_vae.decode(rearrange(latents, "b c t h w -> (b t) c h w")).sample
-        return DecoderOutput(sample=rearrange(frames, "(b t) c h w -> b c t h w", b=len(latents)))
+    def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """As ODVAE.encode, and with its checks."""
+        check_video(video, any_length=True)
+        check_pixel_values(video)
+        distribution = self._encode_frames(video)
+        return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
+
+    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """As ODVAE.decode, and with its checks."""
+        check_latents(latents, self.config.latent_channels)
+        check_latent_values(latents)
+        video = self._decode_frames(latents)
+        return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """As ODVAE.forward: (reconstruction, latent mean, latent log-variance)."""
-        posterior = self.encode(video).latent_dist
+        """As ODVAE.forward: (reconstruction, latent mean, latent log-variance), without reading any value."""
+        check_video(video, any_length=True)
+        posterior = self._encode_frames(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return self.decode(latents).sample, posterior.mean, posterior.logvar
+        return self._decode_frames(latents), posterior.mean, posterior.logvar
+
+    def _encode_frames(self, video: Tensor) -> DiagonalGaussianDistribution:
+        frames = rearrange(video, "b c t h w -> (b t) c h w")
+        moments = super().encode(frames).latent_dist.parameters
+        return DiagonalGaussianDistribution(rearrange(moments, "(b t) c h w -> b c t h w", b=len(video)))
+
+    def _decode_frames(self, latents: Tensor) -> Tensor:
+        frames = super().decode(rearrange(latents, "b c t h w -> (b t) c h w")).sample
+        return rearrange(frames, "(b t) c h w -> b c t h w", b=len(latents))
 
     @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
+        """The distribution of each chunk (b, 3, t_i, h, w)."""
         for chunk in chunks:
-            yield self.encode(chunk).latent_dist
+            if chunk.shape[2]:
+                yield self.encode(chunk).latent_dist
 
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The video of each chunk (b, c, t_i, h, w)."""
         for chunk in chunks:
-            yield self.decode(chunk).sample
-
-    def save_pretrained(self, folder: str) -> None:
-        """Save the image VAE itself, as diffusers does."""
-        self.image_vae.save_pretrained(folder)
+            if chunk.shape[2]:
+                yield self.decode(chunk).sample

@@ -1,26 +1,55 @@
-"""The VAE's training loss: reconstruction and KL, as means a person can read.
+"""What the VAE minimises, term by term, as means a person can read. Videos are (b, 3, t, h, w) in [-1, 1].
 
-The paper sums the reconstruction over a frame's 3*h*w values and the KL over a clip's latents, weighted 1 : 1e-6.
-Here both are divided by the number of pixel values, which leaves the gradient's direction as it is: a weight `kl` on
-`kl_per_pixel` equals the paper's weight kl / t for clips of t frames (1e-6 at 25 frames is kl = 2.5e-5).
+The paper sums reconstruction and LPIPS over a frame's 3*h*w values and the KL over a clip's latents, weighted
+1 : 1 : 1e-6. Here all are divided by the number of pixel values, which leaves the gradient's direction as it is: a
+weight `kl` on `kl_per_pixel` equals the paper's weight kl / t for clips of t frames (1e-6 at 25 frames is kl = 2.5e-5).
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
+from odvae.adversary import AdversarySettings
+from odvae.perceptual import LPIPS, LPIPSSettings
 from odvae.shared.settings import Settings
+
+
+class LPIPSTermSettings(LPIPSSettings):
+    weight: float = Field(1.0, ge=0)
+    """Weight beside the mean error of a pixel value."""
 
 
 class LossSettings(Settings):
     reconstruction: Literal["l1", "l2"] = "l1"
     """Mean absolute or mean squared error of pixels in [-1, 1]."""
+    lpips: LPIPSTermSettings | None = LPIPSTermSettings()
+    """Perceptual term, a frame; null: none."""
+    wavelet: float = Field(0.0, ge=0)
+    """Weight of the L1 error of 3D Haar wavelet coefficients (WF-VAE uses 0.1), which weighs fine detail and motion
+    as much as the coarse picture."""
     kl: float = Field(2.5e-5, ge=0)
     """Weight of the KL divergence to N(0, 1), which is summed over the latents and divided by the pixel values."""
+    adversary: AdversarySettings | None = None
+    """3D patch GAN; null: none."""
+
+    def describe(self) -> str:
+        """The terms in a line."""
+        left_out = [name for name, term in (("LPIPS", self.lpips), ("GAN", self.adversary)) if term is None]
+        terms = [self.reconstruction.upper(), f"{self.kl:g} KL"]
+        if self.lpips is not None:
+            terms.insert(1, f"{self.lpips.weight:g} LPIPS ({self.lpips.network})")
+        if self.wavelet:
+            terms.append(f"{self.wavelet:g} wavelet L1")
+        if self.adversary is not None:
+            terms.append(f"adaptive * {self.adversary.weight:g} GAN from step {self.adversary.start_step}")
+        return " + ".join(terms) + (f"; without {' and '.join(left_out)}" if left_out else "")
 
 
 def reconstruction_loss(reconstruction: Tensor, video: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
@@ -35,12 +64,43 @@ def kl_per_pixel(mean: Tensor, logvar: Tensor, video: Tensor) -> Tensor:
     return 0.5 * torch.sum(mean.square() + logvar.exp() - 1 - logvar) / video.numel()
 
 
-def vae_loss(
-    reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor, settings: LossSettings
+def lpips_per_frame(network: LPIPS, reconstruction: Tensor, video: Tensor) -> Tensor:
+    """Mean LPIPS of all frames."""
+    frames = (rearrange(v, "b c t h w -> (b t) c h w") for v in (reconstruction, video))
+    return network(*frames).mean()
+
+
+def haar(video: Tensor) -> Tensor:
+    """The orthonormal 3D Haar transform of 2x2x2 blocks, (b, c, t, h, w) -> (b, c, 8, (t + 1) // 2, h / 2, w / 2).
+
+    The first frame is repeated where t is odd, so that an image is a still video.
+    """
+    if video.shape[2] % 2:
+        video = torch.cat([video[:, :, :1], video], dim=2)
+    low, high = torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0])
+    kernels = [torch.einsum("t,h,w->thw", *axes) / 8**0.5 for axes in product((low, high), repeat=3)]
+    kernel = torch.stack(kernels).unsqueeze(1).to(video)  # (8, 1, 2, 2, 2)
+    b = len(video)
+    bands = F.conv3d(rearrange(video, "b c t h w -> (b c) 1 t h w"), kernel, stride=2)
+    return rearrange(bands, "(b c) band t h w -> b c band t h w", b=b)
+
+
+def wavelet_loss(reconstruction: Tensor, video: Tensor) -> Tensor:
+    """Mean absolute error of the Haar coefficients (WF-VAE, arXiv 2411.17459); fp32."""
+    return haar(reconstruction.float() - video.float()).abs().mean()
+
+
+def fidelity_loss(
+    reconstruction: Tensor, video: Tensor, settings: LossSettings, perceptual: LPIPS | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to minimise, and its parts (detached) for the log."""
-    difference = reconstruction_loss(reconstruction, video, settings.reconstruction)
-    divergence = kl_per_pixel(mean, logvar, video)
-    loss = difference + settings.kl * divergence
-    parts = {"loss": loss, settings.reconstruction: difference, "kl": divergence}
+    """How far a reconstruction is from its video, by all terms that compare the two; and each term, detached."""
+    loss = reconstruction_loss(reconstruction, video, settings.reconstruction)
+    parts = {settings.reconstruction: loss}
+    if settings.lpips is not None:
+        assert perceptual is not None
+        parts["lpips"] = lpips_per_frame(perceptual, reconstruction, video)
+        loss = loss + settings.lpips.weight * parts["lpips"]
+    if settings.wavelet:
+        parts["wavelet"] = wavelet_loss(reconstruction, video)
+        loss = loss + settings.wavelet * parts["wavelet"]
     return loss, {name: part.detach() for name, part in parts.items()}

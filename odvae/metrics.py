@@ -8,6 +8,7 @@ from einops import rearrange
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
+from odvae.perceptual import Backbone, load_lpips
 from odvae.shared.errors import InputError
 
 # Identical frames have no finite PSNR; the value that public code reports for them.
@@ -35,6 +36,19 @@ def ssim(video: Tensor, reference: Tensor) -> Tensor:
     return torch.tensor(
         [np.mean([_ssim_of_frame(*frames) for frames in zip(*pair, strict=True)]) for pair in zip(a, b, strict=True)]
     )
+
+
+@torch.no_grad()
+def lpips(video: Tensor, reference: Tensor, network: Backbone = "alex", weights: str | None = None) -> Tensor:
+    """LPIPS v0.1 in float32 (`odvae.perceptual`), by the backbone usual for scores: AlexNet.
+
+    `weights` is a file with the backbone's ImageNet weights; None takes torchvision's, downloaded once.
+    Raises InputError where they cannot be had.
+    """
+    _check(video, reference)
+    distance = load_lpips(network, weights, video.device)
+    pairs = zip(video.float(), reference.float(), strict=True)
+    return torch.stack([distance(a.transpose(0, 1), b.transpose(0, 1)).mean() for a, b in pairs])
 
 
 def _ssim_of_frame(frame: np.ndarray, reference: np.ndarray) -> float:

@@ -18,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from odvae.initialization import Init, inflate_state
-from odvae.inputs import TIME_FACTOR, check_latent_values, check_latents, check_pixel_values, check_video
+from odvae.inputs import SPACE_FACTOR, TIME_FACTOR, check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.layer_stack import LayerStack
 from odvae.layers import FrameAttention, NormSiLU, ResnetBlock, Stream, VideoLayer, make_conv
 from odvae.published import infer_settings, read_checkpoint, rename_tensors
@@ -172,6 +172,9 @@ class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
 
     `norm` and `temporal_upsample` change the function, never a tensor's name or shape.
     """
+
+    time_factor = TIME_FACTOR
+    space_factor = SPACE_FACTOR
 
     @register_to_config
     def __init__(
@@ -335,8 +338,13 @@ class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
             if chunk.shape[2]:
                 yield self._decode_in_space(self._to_pixels, chunk, streams)
 
+    @property
+    def streamable(self) -> bool:
+        """Whether a stream equals the whole: no layer sees a later frame."""
+        return self.config.norm == "frame" and self.config.temporal_upsample == "nearest"
+
     def _check_streamable(self) -> None:
-        if self.config.norm != "frame" or self.config.temporal_upsample != "nearest":
+        if not self.streamable:
             raise InputError(
                 f"norm={self.config.norm}, temporal_upsample={self.config.temporal_upsample}: this function needs the "
                 "whole clip, so a stream cannot equal it; set norm=frame and temporal_upsample=nearest, or tile"

@@ -1,17 +1,17 @@
-"""Score the VAE's reconstruction of held-out clips: PSNR, SSIM, and the demo's judge.
+"""Score the VAE's reconstruction of held-out clips: PSNR, SSIM, LPIPS; whole, streamed and tiled; speed and memory.
 
 accelerate launch pipelines/evaluate_vae.py [--config configs/demo.yaml] [section.key=value ...]
 """
 
-from ldm.evaluate import evaluate_vae
 from ldm.experiment import announce, open_videos, parse_experiment
+from odvae.evaluate import evaluate_vae
 from odvae.shared.errors import readable_errors
 
 
 def main() -> None:
     experiment, options = parse_experiment(__doc__)
-    folders, demo = experiment.folders, experiment.demo_videos is not None
-    evaluate_vae(experiment.report, experiment.data, open_videos(experiment), folders, demo)
+    folders, videos = experiment.folders, open_videos(experiment)
+    evaluate_vae(experiment.reconstruction, experiment.data, videos, folders, experiment.seed)
     announce(folders.report, "evaluate_ldm.py", experiment, options)
 
 

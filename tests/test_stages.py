@@ -80,6 +80,9 @@ def test_the_report_has_every_number_with_its_protocol_and_a_page_that_plays(run
         assert set(report[name]["chance"]) == {"color", "shape", "motion"}
     assert "not FVD" in report["frechet"]["features"]
     assert all(report[name]["protocol"] for name in ("reconstruction", "prompt_accuracy", "frechet"))
+    assert report["reconstruction"]["protocol"]["frames"] == 9
+    assert len(report["reconstruction"]["latents"]["std"]) == 4
+    assert set(report["reconstruction"]["ways"]) == {"whole", "streamed", "tiled"}
     assert set(report["minutes"]) == {"vae", "latents", "ldm", "samples", "report"}
     assert report["commit"]
     page = (run / "report/report.html").read_text()
@@ -150,19 +153,29 @@ def same_weights(a: Path, b: Path, tolerance: float):
     return worst
 
 
-def test_two_ranks_train_and_encode_as_one_rank_with_the_same_global_batch(run, tmp_path):
-    """By plain gradient descent: Adam would blow rounding up where a gradient is nearly zero."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    for folder in (one, two):
+def test_ranks_micro_steps_and_batch_make_the_same_vae_when_their_product_is_the_same(run, tmp_path):
+    """With the adversary on. By plain gradient descent: Adam would blow rounding up where a gradient is nearly zero."""
+    common = ["vae.loss.adversary.optimizer=sgd", "vae.loss.adversary.betas=null", "vae.image_phase.images_per_clip=1"]
+    common += [f"vae.{phase}.optimizer=sgd" for phase in ("image_phase", "video_phase")]
+    for ranks, accumulate, batch in ((1, 1, 4), (1, 2, 2), (2, 2, 1)):
+        folder = tmp_path / f"{ranks}x{accumulate}x{batch}"
         shutil.copytree(run / "shards", folder / "shards")
-    descent = [f"vae.{phase}.optimizer=sgd" for phase in ("image_phase", "video_phase")]
-    succeed(command("train_vae.py", one, *descent))
-    on_two_ranks("train_vae.py", two, *descent, "vae.image_phase.batch_size=1", "vae.video_phase.batch_size=1")
-    state = json.loads((two / "vae/checkpoints/step_00000006/state.json").read_text())
-    assert state["ranks"] == 2
-    same_weights(one / "vae", two / "vae", 1e-6)
+        split = [f"vae.video_phase.images_per_step={batch}"]
+        for phase in ("image_phase", "video_phase"):
+            split += [f"vae.{phase}.accumulate={accumulate}", f"vae.{phase}.batch_size={batch}"]
+        if ranks == 1:
+            succeed(command("train_vae.py", folder, *common, *split))
+        else:
+            on_two_ranks("train_vae.py", folder, *common, *split)
+        state = json.loads((folder / "vae/checkpoints/step_00000006/state.json").read_text())
+        assert state["ranks"] == ranks
+        same_weights(tmp_path / "1x1x4/vae", folder / "vae", 1e-6)
 
-    shutil.rmtree(two / "vae")
+
+def test_two_ranks_encode_and_train_the_ldm_as_one_rank_with_the_same_global_batch(run, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    shutil.copytree(run / "shards", two / "shards")
+    one.mkdir()
     shutil.copytree(run / "vae", two / "vae")
     on_two_ranks("encode_latents.py", two)
     for path in (run / "latents").glob("*.tar"):
@@ -258,6 +271,35 @@ def test_a_broken_clip_in_a_shard_is_named(run, tmp_path):
     message = fail(command("train_vae.py", tmp_path / "run"))
     assert "00000.tar:" in message
     assert "cannot be decoded as a video" in message
+
+
+def test_a_tracker_gets_numbers_and_pictures(run, tmp_path):
+    shutil.copytree(run / "shards", tmp_path / "board/shards")
+    succeed(command("train_vae.py", tmp_path / "board", "tracker=tensorboard"))
+    events = sorted((tmp_path / "board/vae").rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_size)
+    assert b"validation_psnr" in events[-1].read_bytes()
+    assert b"strips" in events[-1].read_bytes()
+
+
+def test_wandb_works_offline(run, tmp_path):
+    pytest.importorskip("wandb", reason="needs the wandb extra")
+    shutil.copytree(run / "shards", tmp_path / "offline/shards")
+    offline = environment(WANDB_MODE="offline", WANDB_SILENT="true", HOME=str(tmp_path))
+    succeed(command("train_vae.py", tmp_path / "offline", "tracker=wandb"), env=offline)
+    runs = list((tmp_path / "offline/vae").rglob("offline-run-*/*.wandb"))
+    assert len(runs) == 2  # the image phase and the video phase
+    assert any((path.parent / "files/media/images").is_dir() for path in runs)
+
+
+def test_an_image_vae_stands_in_for_the_video_vae_in_every_stage(run, tmp_path):
+    folder = tmp_path / "frames"
+    shutil.copytree(run / "shards", folder / "shards")
+    for script in ("train_vae", "encode_latents", "train_ldm", "sample_video", "evaluate_vae", "evaluate_ldm"):
+        succeed(command(f"{script}.py", folder, "vae.video_phase=null"))
+    assert json.loads((folder / "vae/config.json").read_text())["_class_name"] == "FrameVAE"
+    assert json.loads((folder / "latents/manifest.json").read_text())["shape"][1] == 9  # one latent a frame
+    report = json.loads((folder / "report/report.json").read_text())
+    assert "frame by frame" in report["reconstruction"]["ways"]["tiled"]["not measured"]
 
 
 def test_help_lists_the_settings_and_a_bad_key_ends_with_status_1(run):

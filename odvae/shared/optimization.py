@@ -10,16 +10,18 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from pydantic import Field
 from timm.optim import create_optimizer_v2
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import make_output_folder
 from odvae.shared.settings import Settings
 
 Tracker = Literal["none", "wandb", "tensorboard"]
+Precision = Literal["auto", "bf16", "fp32"]
 
 
 class OptimizationSettings(Settings):
@@ -45,6 +47,15 @@ class OptimizationSettings(Settings):
     """Decoupled weight decay; biases and norm gains have none."""
     grad_clip: float = Field(1.0, gt=0)
     """The gradient's norm is clipped to this."""
+    max_skipped: int = Field(10, ge=0)
+    """A step with a gradient that is not finite is skipped and counted; more than this many in a row end the run."""
+    precision: Precision = "auto"
+    """Autocast to bf16, or none; auto: bf16 on a GPU that has it, fp32 elsewhere (a CPU without matrix units for bf16
+    is slower with it)."""
+    compile: bool = False
+    """torch.compile the network's blocks: minutes at the start, faster steps after."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay a step of the averaged weights, which are the ones saved, validated and sampled; it warms up from 0."""
     log_every: int = Field(10, ge=1)
@@ -59,7 +70,8 @@ class OptimizationSettings(Settings):
 
 # Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works.
 MAY_CHANGE_ON_RESUME = (
-    "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "workers", "tracker",
+    "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "workers",
+    "tracker",
 )  # fmt: skip
 
 
@@ -102,12 +114,27 @@ def make_ema(model: nn.Module, settings: OptimizationSettings) -> ModelEmaV3:
     return ModelEmaV3(model, decay=settings.ema_decay, use_warmup=True)
 
 
-def make_accelerator(tracker: Tracker, folder: Path, name: str) -> Accelerator:
-    """An accelerator for one training: bf16 autocast where the device has it, fp32 elsewhere; trackers started.
+def step_if_finite(optimizer: torch.optim.Optimizer | AcceleratedOptimizer, gradient_norm: Tensor) -> None:
+    """One optimiser step, or none at all (moments and step counts included) where the gradient is not finite.
 
-    On CPU bf16 stays off: without matrix units for it, it is slower there.
+    torch's fused optimisers decide on the device. For others the host must know, so there a GPU is waited for.
     """
-    bf16 = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    finite = torch.isfinite(gradient_norm)
+    if inner.defaults.get("fused"):
+        inner.found_inf, inner.grad_scale = (~finite).float(), None  # what torch's GradScaler sets
+        optimizer.step()
+    elif finite:
+        optimizer.step()
+
+
+def make_accelerator(
+    precision: Literal["auto", "bf16", "fp32"], tracker: Tracker, folder: Path, name: str
+) -> Accelerator:
+    """An accelerator for one training, trackers started."""
+    bf16 = precision == "bf16" or (
+        precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no",
         log_with=None if tracker == "none" else tracker,
@@ -126,13 +153,3 @@ def gradients_synced_at(accelerator: Accelerator, model: nn.Module, sync: bool) 
     """Within it, ranks exchange gradients in backward only if `sync`: once a step, at its last micro-step."""
     with contextlib.nullcontext() if sync else accelerator.no_sync(model):
         yield
-
-
-def check_finite(row: dict[str, float], step: int, folder: Path) -> None:
-    """Raises FloatingPointError that says which numbers of a logged step are not finite, and where to go back to."""
-    broken = [f"{name}={value}" for name, value in row.items() if not math.isfinite(value)]
-    if broken:
-        raise FloatingPointError(
-            f"step {step}: {', '.join(broken)}; the newest checkpoint in {folder / 'checkpoints'} is from before. "
-            "Lower the learning rate or the gradient clip, then run the same command again"
-        )

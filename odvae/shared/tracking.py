@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ class MetricsLog:
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def row(self, step: int, **values: float) -> None:
+        """One row. A value that is not finite is left out: JSON has no word for it."""
+        values = {name: value for name, value in values.items() if math.isfinite(value)}
         if self.accelerator.is_main_process:
             with open(self.path, "a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -45,7 +48,8 @@ class MetricsLog:
         folder.mkdir(exist_ok=True)
         save_picture(folder / f"{step:06d}.png", picture)
         for tracker in self.accelerator.trackers:
-            tracker.log_images({name: picture[None]}, step=step)
+            layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # its default is NCHW
+            tracker.log_images({name: picture[None]}, step=step, **layout)
 
     def close(self) -> None:
         """End the trackers' runs. Not accelerate's end_training: that also parts the ranks, which have work left."""

@@ -1,9 +1,11 @@
-"""What both training loops do around their own step: set up or resume, apply gradients, save and stop."""
+"""What both training loops do around their own step: set up, resume, apply gradients, save and stop."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -16,36 +18,47 @@ from odvae.shared.optimization import (
     make_ema,
     make_optimizer,
     set_learning_rate,
+    step_if_finite,
 )
 from odvae.shared.run_folder import StageClock
 from odvae.shared.tracking import MetricsLog
 
 
 class TrainingState:
-    """A network in training with its optimiser, average, checkpoints and log, restored from the newest checkpoint.
+    """A network in training with its optimiser, average, checkpoints and log.
 
-    `done` is the number of steps completed before. `model` is the prepared network to call in the loop.
+    `model` is the prepared network to call in the loop. Whatever else belongs into the checkpoints is prepared with
+    `accelerator` before `resume`, which restores the newest one.
     """
 
     def __init__(
         self, network: nn.Module, optimization: OptimizationSettings, folder: Path, tracker: Tracker, name: str
     ) -> None:
         self.network, self.optimization, self.folder = network, optimization, folder
-        self.accelerator: Accelerator = make_accelerator(tracker, folder, name)
+        self.accelerator: Accelerator = make_accelerator(optimization.precision, tracker, folder, name)
         self.ema = make_ema(network, optimization)
         self.model, self.optimizer = self.accelerator.prepare(network, make_optimizer(network, optimization))
-        self.accelerator.register_for_checkpointing(self.ema)
+        self.guard = FiniteGuard(optimization.max_skipped).to(self.accelerator.device)
+        self.accelerator.register_for_checkpointing(self.ema, self.guard)
         self.checkpoints = Checkpoints(folder, self.accelerator, optimization.keep_checkpoints)
-        self.done = self.checkpoints.load_latest()
-        self.log = MetricsLog(folder, self.accelerator, resumed_at=self.done)
 
-    def apply_gradients(self, step: int) -> tuple[Tensor, float]:
-        """Make optimiser step number `step` (from 1) and update the average; returns (gradient norm, learning rate)."""
+    def resume(self) -> int:
+        """Restore the newest checkpoint, and open the log; returns the number of steps completed before."""
+        done = self.checkpoints.load_latest()
+        self.log = MetricsLog(self.folder, self.accelerator, resumed_at=done)
+        return done
+
+    def apply_gradients(self, step: int, losses: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        """Make optimiser step number `step` (from 1) and update the average; returns (gradient norm, learning rate).
+
+        A step whose gradients are not finite changes no weight; `losses` are this step's, to say later what broke.
+        """
         learning_rate = learning_rate_at(step - 1, self.optimization)
         set_learning_rate(self.optimizer, learning_rate)
         gradient_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.grad_clip)
-        self.optimizer.step()
+        step_if_finite(self.optimizer, gradient_norm)
         self.optimizer.zero_grad()
+        self.guard.watch({**losses, "gradient_norm": gradient_norm})
         self.ema.update(self.accelerator.unwrap_model(self.model), step)
         return gradient_norm, learning_rate
 
@@ -63,3 +76,39 @@ class TrainingState:
         """Put the averaged weights into the network and close the log."""
         self.network.load_state_dict(self.ema.module.state_dict())
         self.log.close()
+
+
+class FiniteGuard(nn.Module):
+    """Counts the steps that were skipped because a number in them was not finite, and ends a run that has too many.
+
+    It counts on the device and is read only when a step is logged, so no step waits for it.
+    """
+
+    def __init__(self, most_in_a_row: int) -> None:
+        super().__init__()
+        self.most_in_a_row = most_in_a_row
+        self.broken: dict[str, Tensor] = {}  # whether each number was not finite in the last skipped step
+        self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
+        self.register_buffer("in_a_row", torch.zeros((), dtype=torch.long))
+
+    @torch.no_grad()
+    def watch(self, values: Mapping[str, Tensor]) -> None:
+        """Look at one step's numbers. It was skipped if the gradient's norm is not finite."""
+        broken = {name: ~torch.isfinite(value).all() for name, value in values.items()}
+        skipped = broken["gradient_norm"]
+        self.skipped += skipped
+        self.in_a_row.copy_(torch.where(skipped, self.in_a_row + 1, 0))
+        for name, flag in broken.items():
+            self.broken[name] = torch.where(skipped, flag, self.broken.get(name, flag))
+
+    def report(self, step: int) -> int:
+        """Steps skipped so far. Raises FloatingPointError where too many in a row were, with what was not finite."""
+        in_a_row = int(self.in_a_row)
+        if in_a_row > self.most_in_a_row:
+            names = [name for name, broken in self.broken.items() if broken]
+            raise FloatingPointError(
+                f"step {step}: the last {in_a_row} steps were skipped, since these were not finite: "
+                f"{', '.join(names)}. The weights are those of the last good step. Lower the learning rate or the "
+                "gradient clip, or look at the data, then run the same command again"
+            )
+        return int(self.skipped)

@@ -1,0 +1,263 @@
+"""How well and how fast the VAE reconstructs held-out clips: PSNR, SSIM, LPIPS; whole, streamed and tiled.
+
+Writes `reconstruction` into `report/report.json`, a row a clip into `report/reconstructions.jsonl`, and pictures.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from pydantic import Field
+from torch import Tensor
+
+from odvae.inputs import TIME_FACTOR
+from odvae.loading import VideoVAE, load_vae
+from odvae.metrics import lpips, psnr, ssim
+from odvae.model import ODVAE
+from odvae.perceptual import LPIPSSettings
+from odvae.shared.clips import DataSettings, VideoSet, frame_count, load_clip
+from odvae.shared.errors import InputError
+from odvae.shared.memory import PeakMemory
+from odvae.shared.pictures import save_picture, strip
+from odvae.shared.pixels import to_float, to_uint8
+from odvae.shared.report_file import read_report, update_report
+from odvae.shared.run_folder import RunFolder, StageClock, make_output_folder, write_text
+from odvae.shared.seeds import normal_per_sample
+from odvae.shared.settings import Settings
+from odvae.shared.shards import Sample
+from odvae.shared.tracking import progress_over
+from odvae.shared.video import write_video
+from odvae.statistics import ChannelSums
+
+Way = Literal["whole", "streamed", "tiled"]
+
+
+class ReconstructionSettings(Settings):
+    clips: int = Field(96, ge=1)
+    """Held-out clips that are reconstructed and scored (fewer if there are)."""
+    frames: int | None = Field(None, ge=1)
+    """Frames a clip, 4k+1; null: data.frames. The paper's protocol has 33."""
+    latents: Literal["mean", "sample"] = "mean"
+    """Decode the posterior's mean, or a sample of it."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of encoding and decoding; scores are computed in fp32 or better."""
+    lpips: LPIPSSettings | None = LPIPSSettings(network="alex")
+    """LPIPS; null: not measured."""
+    ways: tuple[Way, ...] = ("streamed", "tiled")
+    """What is compared with whole clips: chunks that stream through, the paper's temporal tiling."""
+    compared_clips: int = Field(4, ge=1)
+    """Clips on which the ways are compared and timed."""
+    chunk: int = Field(4, ge=1)
+    """Frames a chunk when streaming."""
+    tile_frames: int = Field(9, ge=5)
+    """Frames a group when tiling, 4m+1 (the paper's: 33)."""
+    shown: int = Field(12, ge=1)
+    """Clips that are kept as videos for the report page."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What all clips of one evaluation share."""
+
+    settings: ReconstructionSettings
+    data: DataSettings
+    vae: VideoVAE
+    seed: int
+
+    def reconstruct(self, video: Tensor, number: int, way: Way = "whole") -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Video (1, 3, t, h, w) -> (its reconstruction, moments' mean and std side by side, seconds of each half)."""
+        device = self.vae.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            start = _now(device)
+            moments = torch.cat(list(self._encode(video, way)), dim=2)  # (1, 2c, k, h/8, w/8)
+            encoded = _now(device)
+            mean, std = moments.chunk(2, dim=1)
+            latents = mean
+            if self.settings.latents == "sample":
+                noise = normal_per_sample(mean.shape[1:], self.seed, "evaluation", [number], device)
+                latents = mean + std * noise
+            reconstruction = torch.cat(list(self._decode(latents, way)), dim=2)
+            decoded = _now(device)
+        seconds = {"encode": encoded - start, "decode": decoded - encoded}
+        return reconstruction.float().clamp(-1, 1), moments.float(), seconds
+
+    def _encode(self, video: Tensor, way: Way) -> Iterator[Tensor]:
+        if way == "streamed":
+            posteriors = self.vae.encode_stream(video.split(self.settings.chunk, dim=2))
+        else:
+            posteriors = iter([self.vae.encode(video).latent_dist])
+        for posterior in posteriors:
+            yield torch.cat([posterior.mean, posterior.std], dim=1)
+
+    def _decode(self, latents: Tensor, way: Way) -> Iterator[Tensor]:
+        if way == "streamed":
+            return self.vae.decode_stream(latents.split(1, dim=2))
+        return iter([self.vae.decode(latents).sample])
+
+
+def evaluate_vae(
+    settings: ReconstructionSettings, data: DataSettings, videos: VideoSet, folders: RunFolder, seed: int
+) -> dict:
+    """Reconstruct held-out clips and write their scores into the report; returns the report. Ranks share the clips.
+
+    Raises InputError when there is no VAE, or a way is asked for that it does not have.
+    """
+    state, clock = PartialState(), StageClock(folders.report)
+    if state.is_main_process:
+        make_output_folder(folders.report / "videos")
+    state.wait_for_everyone()
+    if settings.frames is not None:
+        data = data.model_copy(update={"frames": settings.frames})
+    vae = load_vae(folders.vae).to(state.device)
+    evaluation = Evaluation(settings, data, vae, seed)
+    chosen = [sample for sample in videos.held_out if frame_count(sample) >= data.span][: settings.clips]
+    if not chosen:
+        raise InputError(f"no held-out video has the {data.span} frames that a clip spans (reconstruction.frames)")
+    mine = list(enumerate(chosen))[state.process_index :: state.num_processes]
+    sums, rows = ChannelSums(), []
+    for number, sample in progress_over(mine, "reconstructing"):
+        rows.append(_reconstruct(evaluation, number, sample, folders.report, sums))
+    rows = sorted(gather_object(rows), key=lambda row: row["number"])
+    sums = sum(gather_object([sums]), ChannelSums())
+    if state.is_main_process:
+        write_text(folders.report / "reconstructions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        part = _summary(rows, sums, evaluation)
+        part["ways"] = compare_ways(evaluation, chosen[: settings.compared_clips], folders.report)
+        update_report(folders, clock, {"reconstruction": part})
+    state.wait_for_everyone()
+    return read_report(folders)
+
+
+@torch.no_grad()
+def _reconstruct(evaluation: Evaluation, number: int, sample: Sample, report: Path, sums: ChannelSums) -> dict:
+    """Scores of one clip; its latents go into `sums`."""
+    settings = evaluation.settings
+    frames = load_clip(sample, evaluation.data)
+    video = to_float(frames).unsqueeze(0).to(evaluation.vae.device)
+    reconstruction, moments, _ = evaluation.reconstruct(video, number)
+    sums.add(*moments[0].chunk(2))
+    row = {
+        "number": number,
+        "key": sample.key,
+        "caption": sample.read_text(),
+        **scores(reconstruction, video, settings),
+    }
+    if number < settings.shown:
+        row |= {"real": f"videos/real_{sample.key}.mp4", "made": f"videos/reconstructed_{sample.key}.mp4"}
+        write_video(report / row["real"], frames.numpy(), fps=8)
+        write_video(report / row["made"], to_uint8(reconstruction[0]), fps=8)
+    return row
+
+
+def scores(reconstruction: Tensor, video: Tensor, settings: ReconstructionSettings) -> dict[str, float]:
+    """PSNR, SSIM and, where asked for, LPIPS of one video (1, 3, t, h, w)."""
+    found = {"psnr": psnr(reconstruction, video), "ssim": ssim(reconstruction, video)}
+    if settings.lpips is not None:
+        found["lpips"] = lpips(reconstruction, video, settings.lpips.network, settings.lpips.weights)
+    return {name: float(value[0]) for name, value in found.items()}
+
+
+def _summary(rows: list[dict], sums: ChannelSums, evaluation: Evaluation) -> dict:
+    """Means over clips, the latents' statistics, and the protocol as data."""
+    part: dict = {}
+    for name in ("psnr", "ssim", *(["lpips"] if evaluation.settings.lpips else [])):
+        values = [row[name] for row in rows]
+        part |= {name: float(np.mean(values)), f"{name}_std": float(np.std(values))}
+    mean, std = sums.mean_and_std()
+    part["latents"] = {"mean": mean, "std": std, "positions": sums.count}
+    return {**part, "n": len(rows), "protocol": protocol(evaluation, len(rows))}
+
+
+def protocol(evaluation: Evaluation, clips: int) -> dict:
+    """All that the scores depend on besides the weights."""
+    settings, data = evaluation.settings, evaluation.data
+    return {
+        "clips": f"the first {clips} held-out videos, from frame 0",
+        "frames": data.frames,
+        "stride": data.stride,
+        "height": data.height,
+        "width": data.width,
+        "resize": "cover, bicubic, antialiased, centre crop",
+        "range": "[-1, 1], clipped; PSNR's peak is 2",
+        "precision": settings.precision,
+        "latents": settings.latents,
+        "lpips": None if settings.lpips is None else settings.lpips.network,
+        "ssim": "RGB, Gaussian window 11, sigma 1.5",
+        "mean": "over frames, then over clips",
+    }
+
+
+@torch.no_grad()
+def compare_ways(evaluation: Evaluation, samples: list[Sample], report: Path) -> dict:
+    """Quality, speed and peak memory of whole clips and of each other way, on the same clips; and a picture.
+
+    `difference` is the largest pixel difference (of 2) from the whole clip's reconstruction.
+    """
+    videos = [to_float(load_clip(sample, evaluation.data)).unsqueeze(0) for sample in samples]
+    found, whole = {}, []
+    for way in ("whole", *evaluation.settings.ways):
+        if (reason := _impossible(evaluation, way)) is not None:
+            found[way] = {"not measured": reason}
+            continue
+        made, row = _timed(evaluation, videos, way)
+        if way == "whole":
+            whole = made
+        else:
+            row["difference"] = max(float((a - b).abs().max()) for a, b in zip(made, whole, strict=True))
+        found[way] = row
+        if way == "whole":
+            pairs = [to_uint8(v[0]) for pair in zip(videos[:4], made[:4], strict=True) for v in pair]
+            save_picture(report / "reconstructions.png", strip(pairs))
+    return found
+
+
+def _timed(evaluation: Evaluation, videos: list[Tensor], way: Way) -> tuple[list[Tensor], dict]:
+    vae, settings = evaluation.vae, evaluation.settings
+    if way == "tiled":
+        vae.enable_tiling(None, None, settings.tile_frames)
+    device = vae.device
+    memory = PeakMemory(device)
+    evaluation.reconstruct(videos[0].to(device), 0, way)  # apart from the timed ones: it also plans and allocates
+    peak, made, rows = memory.bytes, [], []
+    seconds = {"encode": 0.0, "decode": 0.0}
+    for number, video in enumerate(videos):
+        reconstruction, _, spent = evaluation.reconstruct(video.to(device), number, way)
+        seconds = {half: seconds[half] + spent[half] for half in seconds}
+        made.append(reconstruction.cpu())
+        rows.append(scores(made[-1], video, settings))
+    if way == "tiled":
+        vae.disable_tiling()
+    frames = sum(video.shape[2] for video in videos)
+    return made, {
+        **{name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
+        **{f"{half}_frames_per_second": frames / spent for half, spent in seconds.items()},
+        "peak_memory_growth_mb": None if peak is None else peak / 1e6,
+        "clips": len(videos),
+    }
+
+
+def _impossible(evaluation: Evaluation, way: Way) -> str | None:
+    """Why the VAE cannot go this way, if it cannot."""
+    vae, group = evaluation.vae, evaluation.settings.tile_frames
+    if way == "tiled" and not isinstance(vae, ODVAE):
+        return "an image VAE works frame by frame: there is nothing to tile in time"
+    if way == "tiled" and group % TIME_FACTOR != 1:
+        raise InputError(f"reconstruction.tile_frames={group}: needs 4m+1 frames")
+    if way == "streamed" and isinstance(vae, ODVAE) and not vae.streamable:
+        return f"norm={vae.config.norm}, temporal_upsample={vae.config.temporal_upsample} needs the whole clip"
+    return None
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -27,17 +27,24 @@ class LayerStack(nn.Module):
 
     gradient_checkpointing = False  # set by diffusers' enable_gradient_checkpointing, with _gradient_checkpointing_func
 
-    def layers(self) -> list[VideoLayer]:
-        """The layers in the order of computation."""
+    def parts(self) -> list[VideoLayer | LayerStack]:
+        """What the video goes through, in order."""
         raise NotImplementedError
+
+    def layers(self) -> list[VideoLayer]:
+        """The parts, and in place of a stack among them its layers."""
+        return [layer for part in self.parts() for layer in (part.layers() if isinstance(part, LayerStack) else [part])]
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         """The layers over a video, or over the next piece of the one whose `stream` is given (empty: it begins)."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if not torch.is_grad_enabled():
             return torch.cat(list(in_pieces(self.layers(), x, {} if stream is None else stream)), dim=2)
-        for layer in self.layers():
-            x = self._gradient_checkpointing_func(layer, x) if self.gradient_checkpointing else layer(x, stream)
+        for part in self.parts():
+            if self.gradient_checkpointing and isinstance(part, VideoLayer):
+                x = self._gradient_checkpointing_func(part, x, stream)
+            else:
+                x = part(x, stream)
         return x
 
 

@@ -39,24 +39,24 @@ SEES_TIME = {
 }
 
 
-class MidBlock(nn.Module):
+class MidBlock(LayerStack):
     def __init__(self, channels: int, groups: int, temporal: tuple[bool, bool], over_time: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups, temporal, over_time) for _ in range(2))
         self.attentions = nn.ModuleList([FrameAttention(channels, groups, over_time)])
 
-    def layers(self) -> list[VideoLayer]:
+    def parts(self) -> list[VideoLayer]:
         return [self.resnets[0], self.attentions[0], self.resnets[1]]
 
 
-class Level(nn.Module):
+class Level(LayerStack):
     """The residual blocks of one resolution, then a change of resolution where there is one."""
 
     def __init__(self, resnets: Sequence[ResnetBlock]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
 
-    def layers(self) -> list[VideoLayer]:
+    def parts(self) -> list[VideoLayer]:
         return [*self.resnets, *getattr(self, "downsamplers", []), *getattr(self, "upsamplers", [])]
 
 
@@ -96,11 +96,11 @@ class Encoder(LayerStack):
         self.conv_norm_out = NormSiLU(groups, widths[-1], over_time)
         self.conv_out = make_conv(inner[0], widths[-1], 2 * latent_channels)
 
-    def layers(self) -> list[VideoLayer]:
+    def parts(self) -> list[VideoLayer | LayerStack]:
         return [
             self.conv_in,  # (b, w0, t, h, w)
-            *[layer for level in self.down_blocks for layer in level.layers()],  # (b, w_i, ..., h/2^i, w/2^i)
-            *self.mid_block.layers(),  # (b, w3, 1 + k, h/8, w/8)
+            *self.down_blocks,  # (b, w_i, ..., h/2^i, w/2^i)
+            self.mid_block,  # (b, w3, 1 + k, h/8, w/8)
             self.conv_norm_out,
             self.conv_out,  # (b, 2c, 1 + k, h/8, w/8)
         ]
@@ -143,11 +143,11 @@ class Decoder(LayerStack):
         self.conv_norm_out = NormSiLU(groups, widths[-1], clip_norm and any(outer))
         self.conv_out = make_conv(outer[0], widths[-1], 3)
 
-    def layers(self) -> list[VideoLayer]:
+    def parts(self) -> list[VideoLayer | LayerStack]:
         return [
             self.conv_in,  # (b, w3, 1 + k, h/8, w/8)
-            *self.mid_block.layers(),
-            *[layer for level in self.up_blocks for layer in level.layers()],
+            self.mid_block,
+            *self.up_blocks,
             self.conv_norm_out,
             self.conv_out,  # (b, 3, 1 + 4k, h, w)
         ]
@@ -173,6 +173,7 @@ class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
     `norm` and `temporal_upsample` change the function, never a tensor's name or shape.
     """
 
+    _supports_gradient_checkpointing = True
     time_factor = TIME_FACTOR
     space_factor = SPACE_FACTOR
 

@@ -42,7 +42,10 @@ def load(tmp_path, text, *overrides):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("data: {frame: 17}", r"x\.yaml:\n  data\.frame: unknown key; did you mean frames\? allowed: shards, stream, frames"),
+        (
+            "data: {frame: 17}",
+            r"x\.yaml:\n  data\.frame: unknown key; did you mean frames\? allowed: shards, stream",
+        ),
         ("vae: {video_phase: {stepz: 3}}", r"vae\.video_phase\.stepz: unknown key; did you mean steps"),
         ("seed: one", r"seed: found 'one'"),
         ("seed: true", r"seed: found True"),

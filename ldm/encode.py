@@ -50,7 +50,7 @@ def encode_latents(
     """
     state = PartialState()
     vae = load_vae(vae_folder).to(state.device)
-    keep_channels_last(vae)  # faster, and on CPU the same bits for any number of threads, so of ranks too
+    keep_channels_last(vae)
     clock = StageClock(folder)
     begin_stage(folder, {"latents": settings, "text": text, "data": data})
     with sole_writer(folder) if state.is_main_process else contextlib.nullcontext():

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
+from ldm.compute_threads import ComputeThreads
 from ldm.encoding_plan import DeclaredClip, LatentSettings, Unit
 from ldm.latents import entry_key, pack_entry
 from ldm.text import TextEncoder
@@ -31,8 +32,6 @@ from odvae.shared.run_folder import write_json
 from odvae.shared.shards import Sample, shard_writer
 from odvae.shared.tracking import progress_bar
 from odvae.statistics import ChannelSums
-
-T = TypeVar("T")
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -77,24 +76,24 @@ def encode_units(encoder: Encoder, units: Sequence[Unit], folder: Path, videos: 
         for clip in batch
     ]
     shapes = [(piece.frames, piece.height, piece.width, 3) for _, piece, _ in pieces]
-    slots = max(2 * settings.batch_size, 4) if data.workers else 1
     failures = Failures(videos, data.failures_allowed, "videos")
     total, begin = sum(len(unit.clips) for unit in units), time.monotonic()
-    with (
-        ClipPool(_load_piece, max(shapes, key=math.prod), slots, data.workers, data) as pool,
-        ThreadPoolExecutor(1) as hasher,
-        progress_bar("encoding", 0, total, unit="clip") as bar,
-    ):
-        decoded = TimedIterator(pool.in_order(zip(pieces, shapes, strict=True)))
-        for unit in units:
-            source_sha256 = hasher.submit(file_fingerprint, unit.source)
-            result = _encode_unit(encoder, unit, decoded, failures, folder, bar)
-            _write_record(encoder, unit, result, source_sha256.result(), folder)
+    with ComputeThreads(next(encoder.vae.parameters()).device) as threads, ThreadPoolExecutor(1) as hasher:
+        slots = (threads.count + 1) * settings.batch_size if data.workers else 1
+        with (
+            ClipPool(_load_piece, max(shapes, key=math.prod), slots, data.workers, data) as pool,
+            progress_bar("encoding", 0, total, unit="clip") as bar,
+        ):
+            decoded = pool.in_order(zip(pieces, shapes, strict=True))
+            for unit in units:
+                source_sha256 = hasher.submit(file_fingerprint, unit.source)
+                batches = _encoded_batches(encoder, unit, decoded, threads)
+                result = _write_unit(encoder, unit, batches, failures, folder, bar)
+                _write_record(encoder, unit, result, source_sha256.result(), folder)
+        idle, seconds = threads.idle_share, time.monotonic() - begin
     if PartialState().is_main_process:
-        seconds = time.monotonic() - begin
-        waited = decoded.seconds / seconds
-        print(f"{total / seconds:.1f} clips/s; {waited:.1%} of the time went by waiting for decoded clips", flush=True)
-        write_json(folder / "speed.json", {"clips": total, "seconds": round(seconds, 3), "waiting": round(waited, 4)})
+        print(f"{total / seconds:.1f} clips/s; the encoder waited for clips {idle:.1%} of the time", flush=True)
+        write_json(folder / "speed.json", {"clips": total, "seconds": round(seconds, 3), "waiting": round(idle, 4)})
 
 
 def _load_piece(task: tuple[DeclaredClip, DataSettings, int]) -> Tensor:
@@ -102,48 +101,46 @@ def _load_piece(task: tuple[DeclaredClip, DataSettings, int]) -> Tensor:
     return load_clip(clip.sample, piece, start, flip=clip.flip)
 
 
-def _encode_unit(
-    encoder: Encoder, unit: Unit, decoded: Iterator[Tensor | Failure], failures: Failures, folder: Path, bar: tqdm
-) -> UnitResult:
-    """Write one latent shard; each batch is written while the device works on the next."""
-    result = UnitResult()
-    with shard_writer(folder / unit.name) as shard:
-        before: EncodedBatch | None = None
-        for clips in unit.batches(encoder.settings):
-            encoded = _encode_batch(encoder, unit, clips, decoded)
-            if before is not None:
-                _write_batch(encoder, unit, before, shard, failures, result)
-            before = encoded
-            bar.update(len(clips))
-        assert before is not None  # no unit is without clips
-        _write_batch(encoder, unit, before, shard, failures, result)
-    if not result.entries:
-        (folder / unit.name).unlink()
-    return result
-
-
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Clips and what became of them; where `reasons` has one, the clip could not be read and its rows mean nothing."""
+    """Clips and what becomes of them; where `reasons` has one, the clip could not be read and its rows mean nothing."""
 
     clips: list[DeclaredClip]
-    reasons: list[str | None]
     captions: list[str]
-    mean: Tensor  # (b, c, k, h, w)
-    std: Tensor  # (b, c, k, h, w)
-    text: Tensor  # (b, m, d)
-    text_mask: Tensor  # (b, m)
+    reasons: list[str | None]
+    tensors: Future[tuple[Tensor, ...]]  # mean, std (b, c, k, h, w), text (b, m, d), text_mask (b, m), on CPU
+
+
+def _encoded_batches(
+    encoder: Encoder,
+    unit: Unit,
+    decoded: Iterator[Tensor | Failure],
+    threads: ComputeThreads,
+) -> Iterator[EncodedBatch]:
+    """The unit's batches in order; as many more as there are threads are encoded meanwhile."""
+    pending: deque[EncodedBatch] = deque()
+    pieces = unit.pieces(encoder.settings, encoder.data)
+    for clips in unit.batches(encoder.settings):
+        found = [caption_of(clip.sample) for clip in clips]
+        reasons = [caption.reason if isinstance(caption, Failure) else None for caption in found]
+        captions = ["" if isinstance(caption, Failure) else caption for caption in found]
+        videos = _read_pieces(pieces, decoded, reasons)
+        if len(pieces) == 1:
+            videos = iter(list(videos))
+        job = threads.submit(_encode_batch, encoder, videos, captions, len(pieces) > 1)
+        if len(pieces) > 1:
+            wait([job])  # it reads the pieces itself, one after the other, so that no more is in memory
+        pending.append(EncodedBatch(clips, captions, reasons, job))
+        if len(pending) > threads.count:
+            yield pending.popleft()
+    yield from pending
 
 
 def _encode_batch(
-    encoder: Encoder, unit: Unit, clips: list[DeclaredClip], decoded: Iterator[Tensor | Failure]
-) -> EncodedBatch:
-    captions = [caption_of(clip.sample) for clip in clips]
-    reasons = [caption.reason if isinstance(caption, Failure) else None for caption in captions]
-    texts = ["" if isinstance(caption, Failure) else caption for caption in captions]
-    pieces = unit.pieces(encoder.settings, encoder.data)
-    mean, std = encode_pieces(encoder.vae, _read_pieces(pieces, decoded, reasons), len(pieces) > 1)
-    return EncodedBatch(clips, reasons, texts, mean, std, *encoder.text.encode(texts, encoder.max_tokens))
+    encoder: Encoder, videos: Iterator[Tensor], captions: list[str], streamed: bool
+) -> tuple[Tensor, ...]:
+    moments = encode_pieces(encoder.vae, videos, streamed)
+    return tuple(tensor.cpu() for tensor in (*moments, *encoder.text.encode(captions, encoder.max_tokens)))
 
 
 def _read_pieces(
@@ -175,11 +172,24 @@ def encode_pieces(vae: VideoVAE, pieces: Iterator[Tensor], streamed: bool) -> tu
     return torch.cat(mean, dim=2), torch.cat(std, dim=2)
 
 
+def _write_unit(
+    encoder: Encoder, unit: Unit, batches: Iterator[EncodedBatch], failures: Failures, folder: Path, bar: tqdm
+) -> UnitResult:
+    """Write one latent shard; none where no clip could be read."""
+    result = UnitResult()
+    with shard_writer(folder / unit.name) as shard:
+        for batch in batches:
+            _write_batch(encoder, unit, batch, shard, failures, result)
+            bar.update(len(batch.clips))
+    if not result.entries:
+        (folder / unit.name).unlink()
+    return result
+
+
 def _write_batch(
     encoder: Encoder, unit: Unit, batch: EncodedBatch, shard: TarWriter, failures: Failures, result: UnitResult
 ) -> None:
-    settings, data = encoder.settings, encoder.data
-    tensors = [tensor.cpu() for tensor in (batch.mean, batch.std, batch.text, batch.text_mask)]
+    settings, data, tensors = encoder.settings, encoder.data, batch.tensors.result()
     for clip, reason, caption, mean, std, text, mask in zip(
         batch.clips, batch.reasons, batch.captions, *tensors, strict=True
     ):
@@ -248,20 +258,3 @@ def class_name(sample: Sample) -> str | None:
     """The class a video shows, from its .json (`label`, a name or a number); None where it has none."""
     label = sample.read_json().get("label")
     return None if label is None else str(label)
-
-
-class TimedIterator(Generic[T]):
-    """An iterator that sums up the seconds spent waiting for it."""
-
-    def __init__(self, items: Iterator[T]) -> None:
-        self.items, self.seconds = items, 0.0
-
-    def __iter__(self) -> TimedIterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        begin = time.monotonic()
-        try:
-            return next(self.items)
-        finally:
-            self.seconds += time.monotonic() - begin

@@ -1,72 +1,131 @@
-"""Scores of generated videos: how well they follow their prompts, how far they are from real ones.
+"""Scores of generated videos: do they follow their prompts, how far are they from real ones, how restless are they.
 
-Writes its parts of `report/report.json`, each number with its protocol, and the page made of it.
+Every distance stands beside two floors: other real videos (what the number of videos alone gives) and the VAE's
+reconstructions (what no generator on its latents can beat; on I3D's features it is called rFVD).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from pydantic import Field
 
-from ldm.features import NAME, extract_features
-from ldm.judge import judge, prompt_accuracy
-from ldm.metrics import frechet_distance, gaussian, kernel_distance
+from ldm.clip_score import CLIPScorer
+from ldm.features import FeatureNetwork, NetworkName, load_networks
+from ldm.judge import Verdict, prompt_accuracy
+from ldm.measure import Instruments, measure_real, measure_reconstructions, measure_samples
+from ldm.protocol import PROTOCOLS, ProtocolName
+from ldm.reference_cache import cached_features, describe_clips, given_features
 from ldm.report import render_report
 from ldm.sample import HELD_OUT, UNSEEN
-from odvae.loading import VideoVAE, load_vae
-from odvae.shared.clips import DataSettings, VideoSet, load_clip
+from ldm.scores import distance_part
+from odvae.flicker import seam_ratio
+from odvae.loading import load_vae
+from odvae.shared.clips import DataSettings, VideoSet, frame_count
 from odvae.shared.errors import InputError
-from odvae.shared.pixels import to_float, to_uint8
+from odvae.shared.fingerprints import weights_fingerprint
 from odvae.shared.report_file import read_report, update_report
-from odvae.shared.run_folder import RunFolder, StageClock, read_json_lines
+from odvae.shared.run_folder import RunFolder, StageClock, make_output_folder, read_json_lines
 from odvae.shared.settings import Settings
-from odvae.shared.tracking import progress_over
-from odvae.shared.video import decode
+from odvae.shared.shards import Sample
 
 SAMPLES_COMMAND = "accelerate launch pipelines/sample_video.py (with this experiment's --config, no --prompt)"
+ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
+JUDGE_PROTOCOL = "exact judge on {what} (colour by hue, shape by overlap, motion by displacement); unclear is wrong"
 
 
 class ReportSettings(Settings):
     clips: int = Field(96, ge=2)
-    """Held-out clips that the distances compare with (fewer if there are)."""
+    """Videos of each kind whose distances are measured (fewer where there are fewer)."""
     shown: int = Field(12, ge=1)
     """Videos of each kind that the page plays."""
+    batch_size: int = Field(8, ge=1)
+    """Videos reconstructed and measured at a time on each rank."""
+    protocol: ProtocolName = "clip"
+    """Which frames are compared (ldm/protocol.py): whole clips, StyleGAN-V's three, or VideoGPT's 16 frames."""
+    networks: tuple[NetworkName, ...] = ("random",)
+    """Feature networks of the distances: "random" needs no download, "i3d" gives FVD and KVD, "videomae" follows
+    motion better."""
+    i3d: str | None = None
+    """I3D's weights: a state dict or a TorchScript file; null: StyleGAN-V's, downloaded once."""
+    i3d_sha256: str | None = None
+    """What the file's sha256 must be; null: known for StyleGAN-V's, unchecked for a state dict."""
+    videomae: str | None = None
+    """Folder or hub name of a VideoMAE classifier, for "videomae"."""
+    clip_model: str | None = None
+    """Folder or hub name of a CLIP model; null: no CLIP score."""
+    reference: str | None = None
+    """Folder of real videos' features from another evaluation (its report/features); null: measured, and kept there."""
+    bootstrap: int = Field(100, ge=0)
+    """Resamplings that make an interval; 0: no intervals."""
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The videos compared: as many generated as real and as other real ones."""
+
+    generated: list[dict]
+    reference: list[tuple[Sample, int]]
+    other_real: list[tuple[Sample, int]]
 
 
 def evaluate_ldm(
-    settings: ReportSettings, data: DataSettings, videos: VideoSet, folders: RunFolder, demo: bool
+    settings: ReportSettings, data: DataSettings, videos: VideoSet, folders: RunFolder, seed: int, demo: bool
 ) -> dict:
-    """Score the samples and write `prompt_accuracy` and `frechet` into the report, then its page. One process works.
+    """Score the samples, write the scores into report.json, and make the page. Ranks share the videos.
 
-    Raises InputError when samples, or the reconstructions they are compared with, are missing, or a sample is not of
-    the size asked for.
+    Raises InputError when samples are missing, of another size or unreadable, when there are too few videos or frames
+    for what is asked, or when a network's or a reference's file is not what it should be.
     """
     state, clock = PartialState(), StageClock(folders.report)
+    protocol = PROTOCOLS[settings.protocol]
+    protocol.check(data.frames)
+    rows = read_samples(folders.samples)
+    sets = choose_sets(settings, data, videos, rows, seed)
     if state.is_main_process:
-        rows = _sample_rows(folders.samples)
-        reconstructions = _reconstruct(load_vae(folders.vae), settings, data, videos)
-        generated = {
-            group: _load_samples([row for row in rows if row["group"] == group], folders.samples, data)
-            for group in (HELD_OUT, UNSEEN)
-        }
-        parts = {"prompt_accuracy": None, "prompt_accuracy_unseen": None}
-        if demo:
-            captions = [sample.read_text() for sample in videos.held_out[: len(reconstructions)]]
-            parts = _accuracy_parts(rows, generated)
-            parts["prompt_accuracy_reconstructed"] = prompt_accuracy([judge(v) for v in reconstructions], captions)
-        parts["frechet"] = _distance_part(settings, generated[HELD_OUT], reconstructions, data, videos)
+        make_output_folder(folders.report)
+    vae = load_vae(folders.vae).to(state.device)
+    networks = load_networks(settings.networks, settings.i3d, settings.i3d_sha256, settings.videomae, state.device)
+    for network in networks:
+        network.check_frames(protocol.frames_of(data.frames))
+    clip = CLIPScorer(settings.clip_model, state.device) if settings.clip_model else None
+    tools = Instruments(networks, protocol, data, demo, settings.batch_size, clip)
+
+    generated = measure_samples(rows, folders.samples, tools, {row["file"] for row in sets.generated})
+    reconstructed = measure_reconstructions(sets.reference, vae, tools)
+    real = measure_real_sets(settings, sets, tools, protocol.describe(data, seed), folders.report)
+
+    if state.is_main_process:
+        parts: dict[str, Any] = {"duplicates": duplicates_part(generated)}
+        parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(ACCURACIES)
+        parts["clip_score"] = clip_part(generated, settings) if clip else None
+        parts["flicker"] = flicker_part(generated, reconstructed, vae.time_factor)
+        parts["distances"] = {}
+        for network in networks:
+            features = {
+                "generated": stack(generated, network),
+                "reconstructed": stack(reconstructed, network),
+                "real": real[network.name]["other_real"],
+            }
+            how = {**protocol.describe(data, seed), **network.describe(), **provenance(rows, vae)}
+            reference = real[network.name]["reference"]
+            part = distance_part(network, reference, features, how, settings.bootstrap, seed)
+            parts["distances"][network.name] = part
+        announce_warnings(parts)
         update_report(folders, clock, parts)
         render_report(folders, read_report(folders), settings.shown)
     state.wait_for_everyone()
     return read_report(folders)
 
 
-def _sample_rows(samples: Path) -> list[dict]:
+def read_samples(samples: Path) -> list[dict]:
+    """The rows of samples.jsonl that an evaluation scores. Raises InputError for none, and for those of two LDMs."""
     path = samples / "samples.jsonl"
     rows = [row for row in read_json_lines(path) if row["group"] in (HELD_OUT, UNSEEN)] if path.is_file() else []
     if not rows:
@@ -76,60 +135,122 @@ def _sample_rows(samples: Path) -> list[dict]:
     return rows
 
 
-@torch.no_grad()
-def _reconstruct(vae: VideoVAE, settings: ReportSettings, data: DataSettings, videos: VideoSet) -> np.ndarray:
-    """Held-out clips through the VAE, uint8 (n, t, h, w, 3)."""
-    made = []
-    for sample in progress_over(videos.held_out[: settings.clips], "reconstructing"):
-        made.append(to_uint8(vae(to_float(load_clip(sample, data)).unsqueeze(0))[0])[0])
-    return np.stack(made)
+def choose_sets(settings: ReportSettings, data: DataSettings, videos: VideoSet, rows: list[dict], seed: int) -> Sets:
+    """The same number of each kind: held-out captions' samples, held-out clips, training clips.
+
+    Raises InputError for fewer than two of a kind.
+    """
+    protocol = PROTOCOLS[settings.protocol]
+    held_out = [row for row in rows if row["group"] == HELD_OUT]
+    there = {"samples": len(held_out), "held-out videos": len(videos.held_out), "training videos": len(videos.train)}
+    n = min(settings.clips, *there.values(), *([protocol.most] if protocol.most else []))
+    if n < 2:
+        raise InputError(f"distances need at least 2 videos of each kind, found {there}")
+
+    def start(sample: Sample, number: int) -> int:
+        if protocol.start == "first":
+            return 0
+        return protocol.random_start(frame_count(sample, data), data, seed, number)
+
+    def clips(samples: list[Sample], first: int) -> list[tuple[Sample, int]]:
+        return [(sample, start(sample, first + i)) for i, sample in enumerate(samples[:n])]
+
+    return Sets(held_out[:n], clips(videos.held_out, 0), clips(videos.train, n))
 
 
-def _load_samples(rows: Sequence[dict], samples: Path, data: DataSettings) -> np.ndarray:
-    """uint8 (n, t, h, w, 3); n may be 0."""
-    expected = (data.frames, data.height, data.width, 3)
-    videos = []
-    for row in progress_over(rows, "reading samples"):
-        video = np.stack(list(decode(samples / row["file"], row["file"])))
-        if video.shape != expected:
-            raise InputError(f"{samples / row['file']}: (t, h, w, 3) is {video.shape}, expected {expected}")
-        videos.append(video)
-    return np.stack(videos) if videos else np.zeros((0, *expected), np.uint8)
+def measure_real_sets(
+    settings: ReportSettings, sets: Sets, tools: Instruments, protocol: dict, report: Path
+) -> dict[str, dict[str, np.ndarray]]:
+    """Features of the real videos: network's name -> {"reference", "other_real"} -> (n, d); cached, or given."""
+    real: dict[str, dict[str, np.ndarray]] = {}
+    for network in tools.networks:
+        real[network.name] = {}
+        for kind, clips in (("reference", sets.reference), ("other_real", sets.other_real)):
+            description = {"kind": kind, **protocol, **network.describe(), **describe_clips(clips)}
+
+            def measure(network: FeatureNetwork = network, clips: list = clips) -> np.ndarray:
+                one = Instruments([network], tools.protocol, tools.data, False, tools.batch_size)
+                return stack(measure_real(clips, one), network)
+
+            if settings.reference is None:
+                found = cached_features(report / "features", description, measure)
+            else:
+                found = given_features(Path(settings.reference), description)
+            real[network.name][kind] = found
+    return real
 
 
-def _accuracy_parts(rows: Sequence[dict], generated: dict[str, np.ndarray]) -> dict:
-    protocol = (
-        "exact judge on the mp4 files (colour by hue, shape by overlap, motion by displacement); unclear is wrong"
-    )
-    parts = {}
+def stack(rows: list[dict], network: FeatureNetwork) -> np.ndarray:
+    """The features (n, d) in measured rows."""
+    return np.stack([row["features"][network.name] for row in rows if "features" in row])
+
+
+def accuracy_parts(generated: list[dict], reconstructed: list[dict]) -> dict:
+    """How often the judge reads in a video what its caption says: generated, of unseen combinations, reconstructed."""
+    parts: dict = {}
     for group, name in ((HELD_OUT, "prompt_accuracy"), (UNSEEN, "prompt_accuracy_unseen")):
-        prompts = [row["prompt"] for row in rows if row["group"] == group]
-        verdicts = [judge(video) for video in generated[group]]
-        parts[name] = {**prompt_accuracy(verdicts, prompts), "protocol": protocol} if prompts else None
+        rows = [row for row in generated if row["group"] == group]
+        parts[name] = accuracy_part(rows, "prompt", "the mp4 files") if rows else None
+    parts["prompt_accuracy_reconstructed"] = accuracy_part(reconstructed, "caption", "reconstructions of real clips")
     return parts
 
 
-def _distance_part(
-    settings: ReportSettings, generated: np.ndarray, reconstructions: np.ndarray, data: DataSettings, videos: VideoSet
-) -> dict | None:
-    """Distances of generated, reconstructed and other real videos to held-out real ones, all with the same n."""
-    n = min(settings.clips, len(generated), len(reconstructions), len(videos.train))
-    if n < 2:
+def accuracy_part(rows: list[dict], caption: str, what: str) -> dict:
+    verdicts = [Verdict(**row["verdict"]) for row in rows]
+    accuracy = prompt_accuracy(verdicts, [row[caption] for row in rows])
+    return {**accuracy, "protocol": JUDGE_PROTOCOL.format(what=what)}
+
+
+def clip_part(generated: list[dict], settings: ReportSettings) -> dict | None:
+    scores = [row["clip_score"] for row in generated if row["group"] == HELD_OUT and "clip_score" in row]
+    if not scores:
         return None
-    real = extract_features(np.stack([load_clip(sample, data).numpy() for sample in videos.held_out[:n]]))
-    other_real = np.stack([load_clip(sample, data).numpy() for sample in videos.train[:n]])
-    compared = {
-        "generated": extract_features(generated[:n]),
-        "floor_reconstructed": extract_features(reconstructions[:n]),
-        "floor_real": extract_features(other_real),
+    error = float(np.std(scores, ddof=1) / np.sqrt(len(scores))) if len(scores) > 1 else None
+    protocol = f"cosine of prompt and frame, mean over frames, then videos; model {settings.clip_model}"
+    return {"value": float(np.mean(scores)), "standard_error": error, "n": len(scores), "protocol": protocol}
+
+
+def flicker_part(generated: list[dict], reconstructed: list[dict], time_factor: int) -> dict:
+    """How restless videos are, and what the VAE adds to it."""
+    flicker = torch.from_numpy(np.stack([row["flicker"] for row in reconstructed]))  # (n, t - 1)
+    made = [row["steadiness"] for row in generated if row["group"] == HELD_OUT]
+    return {
+        "added": float(flicker.mean()),
+        "added_by_step": flicker.mean(axis=0).tolist(),
+        "seam_ratio": seam_ratio(flicker, time_factor),
+        "steadiness": {
+            "real": float(np.mean([row["real_steadiness"] for row in reconstructed])),
+            "reconstructed": float(np.mean([row["steadiness"] for row in reconstructed])),
+            "generated": float(np.mean(made)) if made else None,
+        },
+        "n": len(reconstructed),
+        "protocol": "added: mean |frame-to-frame change of reconstruction - of the real clip|, in 8-bit levels; "
+        "seam_ratio: of it, between frames of different latents over within one; steadiness: (255 - mean |change|) / "
+        "255 as VBench's temporal flickering; generated from mp4",
     }
-    part: dict = {"features": NAME, "n": n}
-    for name, features in compared.items():
-        part[name] = frechet_distance(*gaussian(features), *gaussian(real))
-        part[f"{name}_kernel"] = kernel_distance(features, real)
-    part["protocol"] = (
-        f"{n} videos each, against the held-out clips' first {data.frames} frames (stride {data.stride}, "
-        f"{data.height}x{data.width}); generated: held-out captions, from mp4; floor_real: training clips; "
-        "covariance with ddof 1; with so few videos the values are biased upwards: compare with the floors"
-    )
-    return part
+
+
+def duplicates_part(generated: list[dict]) -> dict:
+    """Generated videos that are equal to the last pixel: a broken seed, or a collapsed model."""
+    times = Counter(row["digest"] for row in generated)
+    repeated = [row["file"] for row in generated if times[row["digest"]] > 1]
+    return {"n": len(generated), "different": len(times), "repeated": repeated, "protocol": "equal decoded frames"}
+
+
+def provenance(rows: list[dict], vae: Any) -> dict:
+    """Which models made what is compared."""
+    return {
+        "generated": "read from H.264 mp4 files (crf 12); held-out captions",
+        "reference": "held-out videos; floors: training videos, and reconstructions of the reference",
+        "ldm_sha256": rows[0]["ldm_sha256"],
+        "vae_sha256": weights_fingerprint(vae),
+    }
+
+
+def announce_warnings(parts: dict) -> None:
+    """Say at once what the report says too."""
+    warnings = [f"{part['name']}: {text}" for part in parts["distances"].values() for text in part["warnings"]]
+    if repeated := parts["duplicates"]["repeated"]:
+        warnings.append(f"{len(repeated)} samples are not the only ones of their pixels: {', '.join(repeated[:5])} ...")
+    for warning in warnings:
+        print(f"warning: {warning}", flush=True)

@@ -7,6 +7,7 @@ has a manifest (`ldm.manifest`); its entries are grouped in buckets, one for eac
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ from odvae.shared.errors import InputError
 from odvae.shared.sampling import BucketSampler, Draw
 from odvae.shared.seeds import shuffled_index
 from odvae.shared.shards import Sample, index_shard
+
+# Batches of entries that are fetched from disk ahead of their use.
+_FORESEEN = 8
 
 
 def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
@@ -110,9 +114,10 @@ def latent_batches(
     sampler = BucketSampler(
         [len(entries) for entries in buckets], seed, batch_size, accumulate, rank, ranks, start_step
     )
+    batches = _DrawnBatches(buckets, latents.classes, seed)
     loader = DataLoader(
-        _DrawnBatches(buckets, latents.classes, seed),
-        sampler=sampler,  # type: ignore[arg-type] - it yields lists of draws
+        batches,
+        sampler=_Foreseen(sampler, batches),  # type: ignore[arg-type] - it yields lists of draws
         batch_size=None,  # a draw list is a batch
         num_workers=workers,
         prefetch_factor=4 if workers else None,
@@ -142,9 +147,30 @@ class _DrawnBatches(Dataset):
         self.buckets, self.classes, self.seed = buckets, classes, seed
 
     def __getitem__(self, draws: list[Draw]) -> dict[str, Tensor]:
+        return load_entries(self.chosen(draws), [draw.number for draw in draws], self.classes)
+
+    def chosen(self, draws: list[Draw]) -> list[Sample]:
         entries = self.buckets[draws[0].bucket]
-        chosen = [entries[shuffled_index(draw.place, len(entries), self.seed)] for draw in draws]
-        return load_entries(chosen, [draw.number for draw in draws], self.classes)
+        return [entries[shuffled_index(draw.place, len(entries), self.seed)] for draw in draws]
+
+
+class _Foreseen:
+    """The sampler's draws; those of the next batches are being fetched from disk when a batch is asked for.
+
+    Entries lie in no order, so one read at a time would wait for the disk each time.
+    """
+
+    def __init__(self, sampler: BucketSampler, batches: _DrawnBatches) -> None:
+        self.sampler, self.batches = sampler, batches
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        coming: deque[list[Draw]] = deque()
+        for draws in self.sampler:
+            for entry in self.batches.chosen(draws):
+                entry.expect()
+            coming.append(draws)
+            if len(coming) > _FORESEEN:
+                yield coming.popleft()
 
 
 def _one_thread(_worker: int) -> None:

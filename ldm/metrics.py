@@ -1,17 +1,76 @@
-"""Generation metrics as pure functions of features: Frechet distance, kernel distance, inception score."""
+"""Generation metrics as pure functions of features: Frechet distance, kernel distance, inception score.
+
+All in float64. How sure a value is, and what it tends to with more videos, is in `ldm/uncertainty.py`.
+"""
 
 from __future__ import annotations
+
+import functools
+import operator
+from dataclasses import dataclass
 
 import numpy as np
 
 from odvae.shared.errors import InputError
 
+CHUNK = 4096  # features turned into float64 at a time
+
+
+@dataclass(frozen=True)
+class GaussianSums:
+    """Mean and scatter of features, float64, without the features: parts of a set (of ranks, shards) join by `+`.
+
+    Joining is Chan et al. 1983's update: exact, whatever the offset of the features from zero.
+    """
+
+    count: int
+    mean: np.ndarray  # (d,)
+    scatter: np.ndarray  # (d, d): sum of (x - mean)(x - mean)^T
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> GaussianSums:
+        """Of features (n, d), n >= 1, of any float type. Raises InputError for another shape or NaN."""
+        features = np.asarray(features)
+        if features.ndim != 2 or len(features) < 1:
+            raise InputError(f"expected features (n, d), found {features.shape}")
+        chunks = (cls._of_chunk(features[i : i + CHUNK]) for i in range(0, len(features), CHUNK))
+        return functools.reduce(operator.add, chunks)
+
+    @classmethod
+    def _of_chunk(cls, features: np.ndarray) -> GaussianSums:
+        features = features.astype(np.float64)
+        if not np.isfinite(features).all():
+            bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+            raise InputError(f"{len(bad)} of {len(features)} features are not finite, the first at row {bad[0]}")
+        mean = features.mean(axis=0)
+        centred = features - mean
+        return cls(len(features), mean, centred.T @ centred)
+
+    def __add__(self, other: GaussianSums) -> GaussianSums:
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        mean = self.mean + shift * (other.count / count)
+        scatter = self.scatter + other.scatter + np.outer(shift, shift) * (self.count * other.count / count)
+        return GaussianSums(count, mean, scatter)
+
+    def covariance(self, ddof: int = 1) -> np.ndarray:
+        """(d, d), divided by count - ddof. Raises InputError for too few features."""
+        if self.count <= ddof:
+            raise InputError(f"a covariance needs at least {ddof + 1} features, found {self.count}")
+        return self.scatter / (self.count - ddof)
+
+
+def gaussian(features: np.ndarray, ddof: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (d,) and covariance (d, d) of features (n, d), n >= 2."""
+    sums = GaussianSums.of(features)
+    return sums.mean, sums.covariance(ddof)
+
 
 def frechet_distance(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray) -> float:
     """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of Gaussians: means (d,), covariances (d, d) (Heusel et al. 2017).
 
-    In float64; the trace of the root comes from the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric, so no
-    complex or huge values arise where a covariance is singular (fewer samples than features).
+    The trace of the root comes from the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric, so no complex or
+    huge values arise where a covariance is singular (fewer samples than features). Equal sets may give about -1e-3.
     Raises InputError for arrays of other shapes or with values that are not finite.
     """
     mean_1, cov_1, mean_2, cov_2 = (np.asarray(array, dtype=np.float64) for array in (mean_1, cov_1, mean_2, cov_2))
@@ -32,30 +91,34 @@ def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
-def gaussian(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (d,) and sample covariance (d, d), ddof 1, of features (n, d), in float64."""
-    features = np.asarray(features, dtype=np.float64)
-    if features.ndim != 2 or len(features) < 2:
-        raise InputError(f"expected features (n, d) of at least 2 samples, found {features.shape}")
-    return features.mean(axis=0), np.cov(features, rowvar=False).reshape(features.shape[1], features.shape[1])
-
-
 def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased MMD^2 of features (n, d), (m, d) under the kernel (a.b / d + 1)^3 (Binkowski et al. 2018, section 4)."""
+    kernels = cubic_kernels(x, y)
+    return mmd_squared(kernels, np.ones(len(x)), np.ones(len(y)))
+
+
+def cubic_kernels(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The kernel (a.b / d + 1)^3 within x (n, n), within y (m, m) and across (n, m)."""
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or min(len(x), len(y)) < 2:
         raise InputError(f"expected features (n, d) and (m, d) with n, m of at least 2, found {x.shape}, {y.shape}")
-    n, m = len(x), len(y)
-    within_x, within_y, across = _cubic(x, x), _cubic(y, y), _cubic(x, y)
-    return float(
-        (within_x.sum() - np.trace(within_x)) / (n * (n - 1))
-        + (within_y.sum() - np.trace(within_y)) / (m * (m - 1))
-        - 2 * across.mean()
-    )
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise InputError("features hold values that are not finite")
+    return tuple((a @ b.T / a.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
 
 
-def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x @ y.T / x.shape[1] + 1) ** 3
+def mmd_squared(
+    kernels: tuple[np.ndarray, np.ndarray, np.ndarray], weights_x: np.ndarray, weights_y: np.ndarray
+) -> float:
+    """Unbiased MMD^2 in which sample i of x counts weights_x[i] times; pairs of a sample with itself never count."""
+    within_x, within_y, across = kernels
+
+    def without_self(kernel: np.ndarray, weights: np.ndarray) -> float:
+        pairs = weights.sum() ** 2 - np.square(weights).sum()
+        return (weights @ kernel @ weights - np.square(weights) @ np.diag(kernel)) / pairs
+
+    mean_across = weights_x @ across @ weights_y / (weights_x.sum() * weights_y.sum())
+    return float(without_self(within_x, weights_x) + without_self(within_y, weights_y) - 2 * mean_across)
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> tuple[float, float]:
@@ -66,7 +129,8 @@ def inception_score(probabilities: np.ndarray, splits: int = 1) -> tuple[float, 
     probabilities = np.asarray(probabilities, dtype=np.float64)
     if probabilities.ndim != 2 or len(probabilities) < splits or splits < 1:
         raise InputError(f"expected probabilities (n, classes) with n >= splits={splits}, found {probabilities.shape}")
-    if (probabilities < 0).any() or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
+    # written so that NaN is refused too
+    if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise InputError("every row must hold probabilities: not negative, sum 1")
     scores = []
     for part in np.array_split(probabilities, splits):

@@ -4,8 +4,8 @@ Every layer takes an optional `stream`: a dict in which it keeps the few frames 
 still needs. A video given in pieces with one dict gives the same frames as the whole video without.
 Tensor names are those of diffusers' AutoencoderKL, so an image VAE's weights find their place by name.
 
-Memory layout: all convolution weights are kept channels-last. A frame-by-frame view of a channels-last video costs
-nothing, so the 2D layers, the per-frame norms and the 3D convolutions follow each other without copies.
+Memory layout: activations are channels-last in all layers. The frames of a channels-last video are channels-last
+pictures, so 2D layers, norms and 3D convolutions follow each other without copies.
 """
 
 from __future__ import annotations
@@ -18,29 +18,63 @@ from torch import Tensor, nn
 Stream = dict[nn.Module, Tensor]
 
 
-class FrameConv2d(nn.Conv2d):
+class VideoLayer(nn.Module):
+    """(b, c, t, h, w) -> (b, c', t', h', w'), and what `LayerStack` must know to give it a video in pieces."""
+
+    width: int
+    """The most values that it holds for one position of its input: sets how many frames it takes at once."""
+    halves_time: bool = False
+    """It joins frames after the first two by two, so a piece must hold pairs."""
+    needs_whole_clip: bool = False
+    """Its function cannot be had in pieces."""
+
+
+def to_frames(x: Tensor) -> Tensor:
+    """(b, c, t, h, w) -> (b t, c, h, w), channels-last; no copy where x is channels-last.
+
+    Here and in `from_frames` a single frame is only (un)squeezed: flattening would leave it with strides that torch
+    takes for another layout, and convert.
+    """
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    return x.squeeze(2) if x.shape[2] == 1 else rearrange(x, "b c t h w -> (b t) c h w")
+
+
+def from_frames(frames: Tensor, batch: int) -> Tensor:
+    """(b t, c, h, w) -> (b, c, t, h, w)"""
+    return frames.unsqueeze(2) if len(frames) == batch else rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
+
+
+class FrameConv2d(VideoLayer, nn.Conv2d):
     """A 2D convolution on every frame. (b, c, t, h, w) -> (b, c', t, h', w')"""
 
+    @property
+    def width(self) -> int:
+        return max(self.in_channels, self.out_channels)
+
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        frames = rearrange(x, "b c t h w -> (b t) c h w")
-        return rearrange(super().forward(frames), "(b t) c h w -> b c t h w", b=x.shape[0])
+        return from_frames(super().forward(to_frames(x)), len(x))
 
 
-class CausalConv3d(nn.Conv3d):
+class CausalConv3d(VideoLayer, nn.Conv3d):
     """A 3D convolution that never sees a later frame. (b, c, t, h, w) -> (b, c', (t - 1) // stride + 1, h', w')
 
     Time is padded in front only, with copies of the first frame; space with zeros. So an image is a video with
     t = 1, and 1 + k*stride frames become 1 + k. In a stream, later pieces hold a multiple of stride frames.
     """
 
+    @property
+    def width(self) -> int:
+        return max(self.in_channels, self.out_channels)
+
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        past = None if stream is None else stream.get(self)
-        if past is None:  # the video begins here
-            past = x[:, :, :1].expand(-1, -1, kernel - 1, -1, -1)
-        x = torch.cat([past, x], dim=2) if past.shape[2] else x
-        if stream is not None:
-            stream[self] = x[:, :, x.shape[2] - (kernel - stride) :]
+        if kernel > 1:
+            # Where the video begins, copies of its first frame. Not `expand`ed: that would lose the layout in `cat`.
+            past = [x[:, :, :1]] * (kernel - 1) if not stream or self not in stream else [stream.pop(self)]
+            x = torch.cat([*past, x], dim=2)
+            del past  # or it would stay in memory while the convolution works
+            if stream is not None:
+                stream[self] = x[:, :, x.shape[2] - (kernel - stride) :].clone()
         return super().forward(x)
 
 
@@ -52,7 +86,7 @@ def make_conv(temporal: bool, channels: int, out_channels: int, kernel: int = 3)
     return FrameConv2d(channels, out_channels, kernel, padding=pad)
 
 
-class VideoGroupNorm(nn.GroupNorm):
+class VideoGroupNorm(VideoLayer, nn.GroupNorm):
     """Group norm with statistics of each frame, or (`over_time`) of the whole clip, as the released model has it.
 
     Over time it lets every frame see every other: such a model is not causal and cannot be streamed.
@@ -60,25 +94,31 @@ class VideoGroupNorm(nn.GroupNorm):
 
     def __init__(self, groups: int, channels: int, over_time: bool) -> None:
         super().__init__(groups, channels, eps=1e-6)
-        self.over_time = over_time
+        self.width, self.needs_whole_clip = channels, over_time
 
-    def forward(self, x: Tensor) -> Tensor:
-        if self.over_time:
-            return super().forward(x)
-        frames = rearrange(x, "b c t h w -> (b t) c h w")
-        return rearrange(super().forward(frames), "(b t) c h w -> b c t h w", b=x.shape[0])
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        y = super().forward(x) if self.needs_whole_clip else from_frames(super().forward(to_frames(x)), len(x))
+        return y.contiguous(memory_format=torch.channels_last_3d)  # on CUDA torch's group norm returns another layout
 
 
-class ResnetBlock(nn.Module):
+class NormSiLU(VideoGroupNorm):
+    """Group norm, then SiLU."""
+
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        return F.silu(super().forward(x), inplace=not torch.is_grad_enabled())
+
+
+class ResnetBlock(VideoLayer):
     """norm, SiLU, conv, norm, SiLU, conv, plus the input. `temporal` says which of the two convs see time."""
 
     def __init__(
         self, channels: int, out_channels: int, groups: int, temporal: tuple[bool, bool], over_time: bool
     ) -> None:
         super().__init__()
-        self.norm1 = VideoGroupNorm(groups, channels, over_time)
+        self.width, self.needs_whole_clip = max(channels, out_channels), over_time
+        self.norm1 = NormSiLU(groups, channels, over_time)
         self.conv1 = make_conv(temporal[0], channels, out_channels)
-        self.norm2 = VideoGroupNorm(groups, out_channels, over_time)
+        self.norm2 = NormSiLU(groups, out_channels, over_time)
         self.conv2 = make_conv(temporal[1], out_channels, out_channels)
         if channels != out_channels:
             self.conv_shortcut = make_conv(temporal[0], channels, out_channels, kernel=1)
@@ -86,34 +126,37 @@ class ResnetBlock(nn.Module):
             self.conv_shortcut = None
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        y = self.conv1(F.silu(self.norm1(x)), stream)
-        y = self.conv2(F.silu(self.norm2(y)), stream)
-        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x, stream))
+        y = self.conv1(self.norm1(x), stream)
+        y = self.conv2(self.norm2(y), stream)
+        y += x if self.conv_shortcut is None else self.conv_shortcut(x, stream)
+        return y
 
 
-class FrameAttention(nn.Module):
+class FrameAttention(VideoLayer):
     """Self-attention among the pixels of each frame, one head, plus the input. (b, c, t, h, w)"""
 
     def __init__(self, channels: int, groups: int, over_time: bool) -> None:
         super().__init__()
+        self.width, self.needs_whole_clip = channels, over_time
         self.group_norm = VideoGroupNorm(groups, channels, over_time)
         self.to_q = nn.Linear(channels, channels)
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
-    def forward(self, x: Tensor) -> Tensor:
-        b, _, _, h, _ = x.shape
-        tokens = rearrange(self.group_norm(x), "b c t h w -> (b t) 1 (h w) c")
+    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+        tokens = rearrange(to_frames(self.group_norm(x)), "n c h w -> n 1 (h w) c")
         y = F.scaled_dot_product_attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens))
-        return x + rearrange(self.to_out[0](y), "(b t) 1 (h w) c -> b c t h w", b=b, h=h)
+        y = rearrange(self.to_out[0](y), "n 1 (h w) c -> n c h w", h=x.shape[3])
+        return x + from_frames(y, len(x))
 
 
-class Downsample(nn.Module):
-    """Halves the size, and (`temporal`) the frames after the first. Zeros are padded right and below by one."""
+class Downsample(VideoLayer):
+    """Halves the size, and (`halves_time`) the frames after the first. Zeros are padded right and below by one."""
 
     def __init__(self, channels: int, sees_time: bool, halves_time: bool) -> None:
         super().__init__()
+        self.width, self.halves_time = channels, halves_time
         if sees_time or halves_time:
             self.conv = CausalConv3d(channels, channels, 3, stride=(2 if halves_time else 1, 2, 2))
         else:
@@ -121,44 +164,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)), stream)
-
-
-class Upsample(nn.Module):
-    """Doubles the size, and (`doubles_time`) the frames after the first: t -> 2(t - 1) + 1; then a convolution.
-
-    `trilinear` is the released model's function: frames after the first are interpolated as one block, which sees up
-    to one frame ahead. `nearest` repeats frames and is causal.
-    """
-
-    def __init__(self, channels: int, sees_time: bool, doubles_time: bool, trilinear: bool) -> None:
-        super().__init__()
-        self.doubles_time, self.trilinear = doubles_time, trilinear
-        if sees_time and doubles_time:
-            self.conv: nn.Module = CausalConv3d(channels, channels, 3, padding=(0, 1, 1))
-        else:
-            self.conv = FrameConv2d(channels, channels, 3, padding=1)
-
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        if self.trilinear and self.doubles_time:
-            return self.conv(self._trilinear(x), stream)
-        x = x.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4)
-        if self.doubles_time:
-            first = stream is None or self not in stream
-            x = (
-                torch.cat([x[:, :, :1], x[:, :, 1:].repeat_interleave(2, dim=2)], 2)
-                if first
-                else x.repeat_interleave(2, 2)
-            )
-            if stream is not None:
-                stream[self] = x[:, :, :0]  # only the fact that the video has begun
-        return self.conv(x, stream)
-
-    @staticmethod
-    def _trilinear(x: Tensor) -> Tensor:
-        first = F.interpolate(x[:, :, :1], scale_factor=(1, 2, 2), mode="trilinear")
-        if x.shape[2] == 1:
-            return first
-        return torch.cat([first, F.interpolate(x[:, :, 1:], scale_factor=(2, 2, 2), mode="trilinear")], dim=2)
 
 
 def keep_channels_last(model: nn.Module) -> None:

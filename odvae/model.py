@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 from odvae.initialization import Init, inflate_state
 from odvae.inputs import SPACE_FACTOR, TIME_FACTOR, check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.layers import FrameAttention, ResnetBlock, Stream, VideoGroupNorm, make_conv
+from odvae.layer_stack import LayerStack
+from odvae.layers import FrameAttention, NormSiLU, ResnetBlock, Stream, VideoLayer, make_conv
 from odvae.published import infer_settings, read_checkpoint, rename_tensors
 from odvae.shared.errors import InputError
 from odvae.tiling import TileStreams, TilingMixin
@@ -39,34 +39,28 @@ SEES_TIME = {
 }
 
 
-class MidBlock(nn.Module):
+class MidBlock(LayerStack):
     def __init__(self, channels: int, groups: int, temporal: tuple[bool, bool], over_time: bool) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups, temporal, over_time) for _ in range(2))
         self.attentions = nn.ModuleList([FrameAttention(channels, groups, over_time)])
 
-    def forward(self, x: Tensor, stream: Stream | None) -> Tensor:
-        x = self.resnets[0](x, stream)
-        x = self.attentions[0](x)
-        return self.resnets[1](x, stream)
+    def parts(self) -> list[VideoLayer]:
+        return [self.resnets[0], self.attentions[0], self.resnets[1]]
 
 
-class Level(nn.Module):
+class Level(LayerStack):
     """The residual blocks of one resolution, then a change of resolution where there is one."""
 
     def __init__(self, resnets: Sequence[ResnetBlock]) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
 
-    def forward(self, x: Tensor, stream: Stream | None) -> Tensor:
-        for resnet in self.resnets:
-            x = resnet(x, stream)
-        for change in [*getattr(self, "downsamplers", []), *getattr(self, "upsamplers", [])]:
-            x = change(x, stream)
-        return x
+    def parts(self) -> list[VideoLayer]:
+        return [*self.resnets, *getattr(self, "downsamplers", []), *getattr(self, "upsamplers", [])]
 
 
-class Encoder(nn.Module):
+class Encoder(LayerStack):
     """Video (b, 3, 1 + 4k, h, w) -> moments (b, 2c, 1 + k, h/8, w/8)."""
 
     def __init__(
@@ -99,18 +93,20 @@ class Encoder(nn.Module):
             previous = width
         over_time = clip_norm and any(inner)
         self.mid_block = MidBlock(widths[-1], groups, inner, over_time)
-        self.conv_norm_out = VideoGroupNorm(groups, widths[-1], over_time)
+        self.conv_norm_out = NormSiLU(groups, widths[-1], over_time)
         self.conv_out = make_conv(inner[0], widths[-1], 2 * latent_channels)
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        x = self.conv_in(x, stream)  # (b, w0, t, h, w)
-        for level in self.down_blocks:
-            x = level(x, stream)  # (b, w_i, ..., h/2^i, w/2^i)
-        x = self.mid_block(x, stream)  # (b, w3, 1 + k, h/8, w/8)
-        return self.conv_out(F.silu(self.conv_norm_out(x)), stream)  # (b, 2c, 1 + k, h/8, w/8)
+    def parts(self) -> list[VideoLayer | LayerStack]:
+        return [
+            self.conv_in,  # (b, w0, t, h, w)
+            *self.down_blocks,  # (b, w_i, ..., h/2^i, w/2^i)
+            self.mid_block,  # (b, w3, 1 + k, h/8, w/8)
+            self.conv_norm_out,
+            self.conv_out,  # (b, 2c, 1 + k, h/8, w/8)
+        ]
 
 
-class Decoder(nn.Module):
+class Decoder(LayerStack):
     """Latents (b, c, 1 + k, h/8, w/8) -> video (b, 3, 1 + 4k, h, w)."""
 
     def __init__(
@@ -144,15 +140,17 @@ class Decoder(nn.Module):
                 level.upsamplers = make_upsamplers(width, any(temporal[i]), i < 2, trilinear, separate_time)
             self.up_blocks.append(level)
             previous = width
-        self.conv_norm_out = VideoGroupNorm(groups, widths[-1], clip_norm and any(outer))
+        self.conv_norm_out = NormSiLU(groups, widths[-1], clip_norm and any(outer))
         self.conv_out = make_conv(outer[0], widths[-1], 3)
 
-    def forward(self, z: Tensor, stream: Stream | None = None) -> Tensor:
-        x = self.conv_in(z, stream)  # (b, w3, 1 + k, h/8, w/8)
-        x = self.mid_block(x, stream)
-        for level in self.up_blocks:
-            x = level(x, stream)
-        return self.conv_out(F.silu(self.conv_norm_out(x)), stream)  # (b, 3, 1 + 4k, h, w)
+    def parts(self) -> list[VideoLayer | LayerStack]:
+        return [
+            self.conv_in,  # (b, w3, 1 + k, h/8, w/8)
+            self.mid_block,
+            *self.up_blocks,
+            self.conv_norm_out,
+            self.conv_out,  # (b, 3, 1 + 4k, h, w)
+        ]
 
 
 class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
@@ -175,6 +173,7 @@ class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
     `norm` and `temporal_upsample` change the function, never a tensor's name or shape.
     """
 
+    _supports_gradient_checkpointing = True
     time_factor = TIME_FACTOR
     space_factor = SPACE_FACTOR
 

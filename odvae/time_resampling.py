@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odvae.layers import CausalConv3d, Downsample, Stream, Upsample
+from odvae.layers import CausalConv3d, Downsample, Stream, VideoLayer
+from odvae.upsampling import Upsample
 
 
-class TimeDownsample(nn.Module):
+class TimeDownsample(VideoLayer):
     """a * mean of three frames + (1 - a) * convolution, every second frame. (b, c, t, h, w) -> (b, c, (t-1)//2+1, h, w)
 
     Causal as CausalConv3d is: time is padded in front with copies of the first frame, for the mean too.
@@ -21,21 +22,20 @@ class TimeDownsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
+        self.width, self.halves_time = channels, True
         self.conv = nn.Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         past = None if stream is None else stream.get(self)
-        if past is None:  # the video begins here
-            past = x[:, :, :1].expand(-1, -1, 2, -1, -1)
-        x = torch.cat([past, x], dim=2)
+        x = torch.cat([x[:, :, :1]] * 2 + [x] if past is None else [past, x], dim=2)
         if stream is not None:
-            stream[self] = x[:, :, -1:]
+            stream[self] = x[:, :, -1:].clone()
         mix = self.mix_factor.sigmoid()
         return mix * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - mix) * self.conv(x)
 
 
-class TimeUpsample(nn.Module):
+class TimeUpsample(VideoLayer):
     """Doubles the frames after the first, then a * those frames + (1 - a) * their causal convolution.
 
     (b, c, t, h, w) -> (b, c, 2(t-1)+1, h, w). `trilinear` interpolates the frames after the first as one block, as
@@ -44,7 +44,7 @@ class TimeUpsample(nn.Module):
 
     def __init__(self, channels: int, trilinear: bool) -> None:
         super().__init__()
-        self.trilinear = trilinear
+        self.width, self.needs_whole_clip = 2 * channels, trilinear
         self.conv = CausalConv3d(channels, channels, 3, padding=(0, 1, 1))
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
@@ -60,7 +60,7 @@ class TimeUpsample(nn.Module):
         return mix * x + (1 - mix) * self.conv(x, stream)
 
     def _double(self, x: Tensor) -> Tensor:
-        if self.trilinear:
+        if self.needs_whole_clip:
             return F.interpolate(x, scale_factor=(2, 1, 1), mode="trilinear")
         return x.repeat_interleave(2, dim=2)
 

@@ -211,10 +211,11 @@ def prepare_network(network: VideoVAE, optimization: OptimizationSettings) -> No
         network.enable_gradient_checkpointing()
     if optimization.compile:
         # By blocks, and not the last convolution: the adversary asks for the gradient there alone, and a compiled
-        # network would answer with a whole backward pass.
+        # network would answer with a whole backward pass. Blocks are the same code in other sizes, compiled for each.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for half, blocks in ((network.encoder, "down_blocks"), (network.decoder, "up_blocks")):
             for block in (*getattr(half, blocks), half.mid_block):
-                block.compile()
+                block.compile(dynamic=False)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Score the generated videos (prompt accuracy, Frechet and kernel distance) and write the report page.
+"""Score the generated videos (prompt accuracy, FVD and the like, flicker) and write the report page.
 
 accelerate launch pipelines/evaluate_ldm.py [--config configs/demo.yaml] [section.key=value ...]
 """
@@ -11,7 +11,8 @@ from odvae.shared.errors import readable_errors
 def main() -> None:
     experiment, options = parse_experiment(__doc__)
     folders, demo = experiment.folders, experiment.demo_videos is not None
-    evaluate_ldm(experiment.report, experiment.data, open_videos(experiment), folders, demo)
+    videos = open_videos(experiment)
+    evaluate_ldm(experiment.report, experiment.data, videos, folders, experiment.seed, demo)
     announce(folders.report, None, experiment, options)
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.features import extract_features
-from ldm.metrics import frechet_distance, gaussian, inception_score, kernel_distance
+from ldm.metrics import GaussianSums, frechet_distance, gaussian, inception_score, kernel_distance
+from ldm.uncertainty import at_infinity, bootstrap_intervals, frechet_by_count, frechet_of_features
 from odvae.metrics import PSNR_CEILING, psnr, ssim
 from odvae.shared.errors import InputError
 
@@ -86,10 +86,41 @@ def test_arrays_that_make_no_sense_are_errors(call):
         call()
 
 
-def test_features_tell_still_from_moving_and_do_not_depend_on_the_batch():
-    still = np.repeat(rng.integers(0, 256, (1, 1, 32, 32, 3), dtype=np.uint8), 8, axis=1)
-    moving = np.stack([np.roll(still[:, 0], 2 * i, axis=2) for i in range(8)], axis=1)
-    features = extract_features(np.concatenate([still, moving, still]), batch_size=2)
-    assert features.shape == (3, 64)
-    assert np.allclose(features[0], features[2], atol=1e-5)
-    assert np.abs(features[0] - features[1]).max() > 0.05
+@pytest.mark.parametrize("cuts", [[1], [7, 8], [10, 20, 30]])
+def test_sums_of_parts_join_to_the_whole_however_far_from_zero_features_lie(cuts):
+    features = rng.normal(size=(40, 6)) + 1e5
+    parts = [GaussianSums.of(part) for part in np.split(features, cuts)]
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined + part
+    assert joined.count == 40
+    assert joined.mean == pytest.approx(features.mean(axis=0), rel=1e-12)
+    assert joined.covariance() == pytest.approx(np.cov(features, rowvar=False), rel=1e-8)
+
+
+def test_features_that_are_not_finite_are_refused_by_their_row():
+    features = np.ones((5, 3))
+    features[3, 1] = np.nan
+    with pytest.raises(InputError, match="1 of 5 features are not finite, the first at row 3"):
+        GaussianSums.of(features)
+
+
+def test_extrapolation_over_the_number_of_videos_finds_the_distance_that_few_videos_overstate():
+    x, y = rng.normal(size=(600, 20)), rng.normal(size=(600, 20)) + 0.5  # true distance: 20 * 0.25
+    curve = frechet_by_count(x, y, ddof=1, seed=0)
+    assert [n for n, _ in curve] == sorted((n for n, _ in curve), reverse=True)
+    assert curve[-1][1] > curve[0][1] > 5
+    assert abs(at_infinity(curve) - 5) < abs(curve[0][1] - 5)
+
+
+def test_intervals_hold_the_value_and_narrow_with_more_videos():
+    widths = []
+    for n in (40, 400):
+        x, y = rng.normal(size=(n, 5)), rng.normal(size=(n, 5)) + 1
+        intervals = bootstrap_intervals(x, y, ddof=1, repeats=60, seed=0)
+        for name, value in (("frechet", frechet_of_features(x, y)), ("kernel", kernel_distance(x, y))):
+            low, high = intervals[name]
+            assert low < value < high
+        widths.append(high - low)
+    assert widths[1] < widths[0] / 2
+    assert bootstrap_intervals(x, y, ddof=1, repeats=0, seed=0) == {"frechet": None, "kernel": None}

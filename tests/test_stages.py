@@ -85,8 +85,17 @@ def test_the_report_has_every_number_with_its_protocol_and_a_page_that_plays(run
     for name in ("prompt_accuracy", "prompt_accuracy_unseen"):
         assert set(report[name]) >= {"color", "shape", "motion", "n", "chance", "unclear", "protocol"}
         assert set(report[name]["chance"]) == {"color", "shape", "motion"}
-    assert "not FVD" in report["frechet"]["features"]
-    assert all(report[name]["protocol"] for name in ("reconstruction", "prompt_accuracy", "frechet"))
+    distances = report["distances"]["random"]
+    assert "not FVD" in distances["name"]
+    for floor in ("generated", "reconstructed", "real"):
+        assert distances[floor]["frechet"] == pytest.approx(distances[floor]["frechet_by_n"][0][1], rel=1e-6)
+    parts = [report[name] for name in ("reconstruction", "prompt_accuracy", "prompt_accuracy_reconstructed", "flicker")]
+    assert all(part["protocol"] and part["command"] and part["commit"] for part in parts)
+    assert distances["protocol"]["frames"] == 9
+    table = (run / "report/numbers.csv").read_text()
+    assert table.startswith("name,value,low,high,n,protocol,command,commit\n")
+    assert "distances.random.generated.frechet," in table
+    assert "minutes.vae," in table
     assert report["reconstruction"]["protocol"]["frames"] == 9
     assert len(report["reconstruction"]["latents"]["std"]) == 4
     assert set(report["reconstruction"]["ways"]) == {"whole", "streamed", "tiled"}
@@ -217,6 +226,20 @@ def test_two_ranks_encode_and_train_the_ldm_as_one_rank_with_the_same_global_bat
     halves = ["ldm.optimization.batch_size=1", "ldm.optimization.accumulate=2"]
     on_two_ranks("train_ldm.py", two, "ldm.optimization.optimizer=sgd", *halves)
     same_weights(one / "ldm", two / "ldm", 1e-6)
+
+
+def test_two_ranks_report_the_scores_of_one(run, tmp_path):
+    for stage in ("shards", "vae", "samples"):
+        shutil.copytree(run / stage, tmp_path / "run" / stage)
+    on_two_ranks("evaluate_ldm.py", tmp_path / "run")
+    one, two = (json.loads((folder / "report/report.json").read_text()) for folder in (run, tmp_path / "run"))
+    for part in ("generated", "reconstructed", "real"):
+        assert two["distances"]["random"][part]["frechet"] == pytest.approx(
+            one["distances"]["random"][part]["frechet"], rel=1e-3, abs=1e-4
+        )
+    for name in ("prompt_accuracy", "prompt_accuracy_reconstructed"):
+        assert {k: two[name][k] for k in ("color", "shape", "n")} == {k: one[name][k] for k in ("color", "shape", "n")}
+    assert two["flicker"]["added"] == pytest.approx(one["flicker"]["added"], rel=1e-3)
 
 
 def test_ctrl_c_saves_a_checkpoint_says_so_and_the_same_command_goes_on(run, tmp_path):

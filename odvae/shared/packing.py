@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field
 from tqdm import tqdm
 
 from odvae.shared.captions import CaptionTable, Description, caption_beside, find_table
@@ -24,53 +21,15 @@ from odvae.shared.fingerprints import file_fingerprint
 from odvae.shared.folder_lock import LOCK, sole_writer
 from odvae.shared.guarded import Failure, GuardedPool
 from odvae.shared.images import IMAGE_EXTENSIONS, decode_image
+from odvae.shared.packing_filters import PackingSettings
 from odvae.shared.packing_report import PackingReport, list_rejects
 from odvae.shared.run_folder import make_output_folder, read_json, read_json_lines, write_json
 from odvae.shared.scenes import check_scene_detection, cut_scene, find_scenes
-from odvae.shared.settings import Settings
 from odvae.shared.shards import scene_key, shard_writer
 from odvae.shared.video import VIDEO_EXTENSIONS, examine
 
 REPORT = "packing.json"
 _JOURNAL = "examined.jsonl"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class PackingSettings(Settings):
-    samples_per_shard: int = Field(500, ge=1)
-    """Videos a tar."""
-    workers: int = Field(default_factory=_cores, ge=0)
-    """Processes that decode; 0 decodes in this one, where nothing guards it."""
-    captions: str | None = None
-    """Caption table (.jsonl, .csv or .json); null: metadata.jsonl, metadata.csv, captions.jsonl, captions.csv or
-    captions.json in the source folder, else the .txt beside each video."""
-    labels: Literal["table", "folders"] = "table"
-    """Where classes come from: a column of the table, or the name of the folder that holds the video."""
-    min_frames: int = Field(1, ge=1)
-    """Videos with fewer frames are left out. Images have one frame, and only size and aspect are asked of them."""
-    min_seconds: float = Field(0.0, ge=0)
-    """Shorter videos are left out."""
-    max_seconds: float | None = Field(None, gt=0)
-    """Longer videos are left out; null: none are."""
-    min_side: int = Field(1, ge=1)
-    """Videos whose shorter side has fewer pixels are left out."""
-    min_fps: float = Field(0.0, ge=0)
-    """Videos of a lower rate are left out."""
-    max_fps: float | None = Field(None, gt=0)
-    """Videos of a higher rate are left out; null: none are."""
-    min_aspect: float = Field(0.0, ge=0)
-    """Videos narrower than this (width over height) are left out."""
-    max_aspect: float | None = Field(None, gt=0)
-    """Videos wider than this (width over height) are left out; null: none are."""
-    cut_scenes: bool = False
-    """Cut videos where the scene changes; each scene becomes a sample, encoded anew. Needs PySceneDetect."""
-    seconds_per_file: float = Field(300.0, gt=0)
-    """A file that takes longer to decode is left out."""
-    memory_gib: float = Field(4.0, gt=0)
-    """A file that needs more memory to decode is left out."""
 
 
 @dataclass(frozen=True)
@@ -208,7 +167,7 @@ def _accepted(
         if not reason:
             assert one.about is not None
             twin = first_with_hash.setdefault(one.key, one.name)
-            reason = _why_not(one.about, settings) if twin == one.name else f"same bytes as {twin}"
+            reason = settings.why_not(one.about) if twin == one.name else f"same bytes as {twin}"
         if not reason:
             try:
                 description = table.find(one.name) if table else caption_beside(source / one.name)
@@ -231,28 +190,6 @@ def _label(name: str, description: Description, settings: PackingSettings) -> st
         return description.label
     folder = Path(name).parent.name
     return folder or None
-
-
-def _why_not(about: dict, settings: PackingSettings) -> str:
-    """Which filter a video does not pass; empty where it passes all."""
-    height, width = about["height"], about["width"]
-    aspect = width / height
-    found = [
-        (min(height, width), "pixels on its shorter side", "min_side", settings.min_side, None),
-        (round(aspect, 3), "wide for its height", "aspect", settings.min_aspect, settings.max_aspect),
-    ]
-    if about["fps"]:
-        found += [
-            (about["frames"], "frames", "min_frames", settings.min_frames, None),
-            (round(about["seconds"], 3), "seconds", "seconds", settings.min_seconds, settings.max_seconds),
-            (round(about["fps"], 3), "frames per second", "fps", settings.min_fps, settings.max_fps),
-        ]
-    for value, what, name, low, high in found:
-        if value < low:
-            return f"{value} {what}, {name if name.startswith('min') else f'min_{name}'} is {low}"
-        if high is not None and value > high:
-            return f"{value} {what}, max_{name} is {high}"
-    return ""
 
 
 def _examine_files(source: Path, files: list[Path], settings: PackingSettings, folder: Path) -> Iterator[Examined]:

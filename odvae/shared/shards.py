@@ -53,12 +53,22 @@ class Sample:
 
     def read_all(self) -> dict[str, bytes]:
         """Every member's bytes, by one read."""
-        first = min(offset for offset, _ in self.members.values())
-        end = max(offset + size for offset, size in self.members.values())
+        first, end = self._extent()
         data = _read_at(self.shard, end - first, first)
         if len(data) < end - first:
             raise InputError(f"{self.name}: the shard ends inside it; it was cut after it was indexed")
         return {name: data[offset - first : offset - first + size] for name, (offset, size) in self.members.items()}
+
+    def expect(self) -> None:
+        """Have the system fetch the sample's bytes from disk in the background: `read_all` comes soon."""
+        first, end = self._extent()
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(_open_now(self.shard).fileno(), first, end - first, os.POSIX_FADV_WILLNEED)
+
+    def _extent(self) -> tuple[int, int]:
+        """Where its first member begins and its last ends."""
+        first = min(offset for offset, _ in self.members.values())
+        return first, max(offset + size for offset, size in self.members.values())
 
     def open(self, extension: str) -> MemberFile:
         """One member as a file, of which only what is asked for is read."""
@@ -127,8 +137,12 @@ def _open_file(path: Path, _identity: tuple[int, ...]) -> BinaryIO:
 
 def _read_at(path: Path, size: int, offset: int) -> bytes:
     """Bytes of a file that stays open for the next read: opening one can cost more than reading it."""
+    return os.pread(_open_now(path).fileno(), size, offset)
+
+
+def _open_now(path: Path) -> BinaryIO:
     now = os.stat(path)  # a shard that was replaced is another file under the same name
-    return os.pread(_open_file(path, (now.st_dev, now.st_ino, now.st_mtime_ns)).fileno(), size, offset)
+    return _open_file(path, (now.st_dev, now.st_ino, now.st_mtime_ns))
 
 
 def scene_key(video_key: str, scene: int) -> str:

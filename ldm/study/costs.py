@@ -1,0 +1,115 @@
+"""What a trained run costs, measured alone in a process: FLOPs and speed of a VAE, speed and memory of a training."""
+
+from __future__ import annotations
+
+import time
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.batches import Batch, LatentData, squared_errors
+from ldm.manifest import load_manifest
+from ldm.network import Network
+from ldm.train import LDMSettings, new_network, switch_on
+from odvae.loading import VideoVAE, load_vae
+from odvae.shared.clips import DataSettings
+from odvae.shared.memory import PeakMemory
+from odvae.shared.optimization import make_accelerator, make_optimizer
+from odvae.shared.seeds import torch_generator
+
+
+def vae_cost(folder: Path, data: DataSettings, device: torch.device) -> dict:
+    """Parameters, FLOPs and frames a second of encoding and decoding one clip of the experiment's size."""
+    vae = load_vae(folder).to(device)
+    shape = (1, 3, data.frames, data.height, data.width)
+    video = torch.rand(shape, generator=torch_generator("cpu", 0, "cost")).mul(2).sub(1).to(device)
+    with torch.no_grad():
+        latents = vae.encode(video).latent_dist.mean
+        encode = _cost_of(lambda: vae.encode(video), data.frames, device)
+        decode = _cost_of(lambda: vae.decode(latents), data.frames, device)
+    return {
+        "parameters": _count(vae),
+        "encoder_parameters": _count(vae.encoder),
+        "decoder_parameters": _count(vae.decoder),
+        "compression": _compression(vae),
+        **{f"encode_{name}": value for name, value in encode.items()},
+        **{f"decode_{name}": value for name, value in decode.items()},
+        "protocol": f"one clip {data.frames}x{data.height}x{data.width}, fp32, best of 3; FLOPs are 2 a product",
+    }
+
+
+def _compression(vae: VideoVAE) -> str:
+    return f"{vae.time_factor}x{vae.space_factor}x{vae.space_factor}"
+
+
+def _cost_of(work, frames: int, device: torch.device) -> dict[str, float]:
+    with FlopCounterMode(display=False) as counter:
+        work()
+    seconds = []
+    for _ in range(3):
+        start = _now(device)
+        work()
+        seconds.append(_now(device) - start)
+    return {"gflops": counter.get_total_flops() / 1e9, "frames_per_second": frames / min(seconds)}
+
+
+def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, device: torch.device) -> dict:
+    """Steps a second and memory growth of the generator's training at its batch size, on real latents.
+
+    Growth is the peak above what is held before the step: weights, optimiser state and gradients are there by then,
+    from a step on one sample.
+    """
+    manifest, optimization = load_manifest(latents), settings.optimization
+    torch.manual_seed(seed)
+    network = new_network(settings, manifest).to(device)
+    switch_on(network, settings)
+    accelerator = make_accelerator(optimization.precision, "none", latents, "cost")
+    optimizer = make_optimizer(network, optimization)
+    data = LatentData(latents, manifest, settings.conditioning, settings.objective, device)
+
+    def step(batch: Batch) -> None:
+        with accelerator.autocast():
+            errors = squared_errors(network, batch)
+        (batch.weight * errors).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+
+    def batches(size: int, count: int) -> list[Batch]:
+        return list(islice(data.training_batches(size, 1, 0, 0, 1, seed, 0), count))
+
+    step(batches(1, 1)[0])
+    first, *timed = batches(optimization.batch_size, 1 + steps)
+    memory = PeakMemory(device)
+    step(first)
+    growth, seconds = memory.bytes, []
+    for batch in timed:
+        start = _now(device)
+        step(batch)
+        seconds.append(_now(device) - start)
+    return {
+        "parameters": _count(network),
+        "latent_shape": list(first.noisy.shape[1:]),
+        "tokens": tokens(network, first),
+        "steps_per_second": 1 / sorted(seconds)[len(seconds) // 2],
+        "memory_growth_mb": None if growth is None else growth / 1e6,
+        "batch_size": optimization.batch_size,
+        "protocol": f"batch {optimization.batch_size}, median of {steps} steps on one device; memory: one step's peak "
+        "growth over weights, gradients and optimiser state",
+    }
+
+
+def tokens(network: Network, batch: Batch) -> int:
+    t, h, w = network.token_grid(batch.noisy)
+    return t * h * w
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

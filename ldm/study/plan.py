@@ -1,0 +1,160 @@
+"""Which runs a study is made of. Each is an ordinary experiment in its own run folder, made by the pipeline scripts.
+
+Paper: arXiv 2409.01199; a. Table 3 and Figure 4 a-c, b. Figure 4 d-f, c. Table 4, d. Table 2.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ldm.experiment import Experiment
+from ldm.train import LDMSettings
+from odvae.initialization import Init
+from odvae.shared.clips import check_frames
+from odvae.shared.settings import Settings
+
+Variant = Literal[1, 2, 3, 4]
+Budget = Literal["steps", "time"]
+IMAGE = "image_vae"
+
+
+class LongClipSettings(Settings):
+    frames: int = Field(33, ge=9)
+    """Frames of the clips that are encoded whole, streamed and tiled, 4k+1."""
+    count: int = Field(24, ge=2)
+    """Demo videos rendered for it (half of them are held out and measured)."""
+    tile_frames: int = Field(9, ge=5)
+    """Frames a group of the temporal tiling, 4m+1."""
+
+    @field_validator("frames", "tile_frames")
+    @classmethod
+    def _frames_are_4k_plus_1(cls, frames: int) -> int:
+        return check_frames(frames)
+
+
+class StudySettings(Settings):
+    run: str = "runs/study"
+    """Folder of the study: a run folder for each run, and the page."""
+    experiment: Experiment = Experiment()
+    """What all runs share: an experiment as in configs/*.yaml. Its `run` and `ldm` are not used."""
+    variants: tuple[Variant, ...] = (1, 2, 3, 4)
+    """a. Which variants are trained; the experiment's own always is."""
+    initializations: tuple[Init, ...] = ("tail", "average", "random")
+    """b. Which initialisations are trained; tail always is."""
+    long_clips: LongClipSettings | None = LongClipSettings()
+    """c. Whole, streamed and tiled clips; null: not compared."""
+    generators: dict[str, LDMSettings] = Field(default_factory=dict)
+    """d. Generators trained on image-VAE latents and on OD-VAE latents: a name and an `ldm` section each."""
+    measured_steps: int = Field(8, ge=2)
+    """Training steps that are timed for the cost of a generator."""
+    processes: int = Field(1, ge=1)
+    """Ranks of each stage."""
+
+    @model_validator(mode="after")
+    def _there_is_something_to_compare(self) -> StudySettings:
+        if self.experiment.vae.init != "tail" or self.experiment.vae.video_phase is None:
+            raise ValueError("experiment.vae must have init=tail and a video_phase: the other runs vary it")
+        if self.experiment.vae.begin_from is not None:
+            raise ValueError("experiment.vae.begin_from must be null: all runs begin from one image VAE")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run)
+
+    @property
+    def main_vae(self) -> str:
+        """The run whose VAE stands for OD-VAE."""
+        return variant_name(self.experiment.vae.model.variant)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its experiment, the pipeline scripts it goes through, and stage folders it takes from other runs."""
+
+    name: str
+    experiment: Experiment
+    scripts: tuple[str, ...]
+    borrowed: dict[str, str] = field(default_factory=dict)  # stage folder -> run that made it
+
+
+def variant_name(variant: int) -> str:
+    return f"variant_{variant}"
+
+
+def vae_runs(settings: StudySettings) -> list[Run]:
+    """The VAEs: the image VAE that all begin from, the variants, the initialisations; and the long clips."""
+    base = settings.experiment
+    compared = ("train_vae", "evaluate_vae")
+    image = _vary(settings, IMAGE, video_phase=None)
+    runs = [Run(IMAGE, image, (*compared, *(["encode_latents"] if settings.generators else [])))]
+    begun = {"image_vae": str(settings.folder / IMAGE / "vae"), "image_phase": None}
+    for variant in sorted({*settings.variants, base.vae.model.variant}):
+        name = variant_name(variant)
+        model = base.vae.model.model_copy(update={"variant": variant})
+        scripts = (*compared, "encode_latents") if name == settings.main_vae and settings.generators else compared
+        runs.append(Run(name, _vary(settings, name, model=model, **begun), scripts))
+    for init in settings.initializations:
+        if init != "tail":
+            begin = dict.fromkeys(("image_vae", "image_phase"), None) if init == "random" else begun
+            runs.append(Run(init_name(init), _vary(settings, init_name(init), init=init, **begin), compared))
+    if settings.long_clips is not None:
+        runs.append(_long_clips_run(settings, settings.long_clips))
+    return runs
+
+
+def init_name(init: Init) -> str:
+    return f"init_{init}"
+
+
+def _long_clips_run(settings: StudySettings, long: LongClipSettings) -> Run:
+    base = settings.experiment
+    data = {"frames": long.frames, "shards": str(_shards(settings))}
+    update: dict = {}
+    if base.demo_videos is not None:  # videos of its own, that are long enough
+        data |= {"shards": None, "held_out": 0.5}
+        update["demo_videos"] = base.demo_videos.model_copy(update={"count": long.count})
+    clips = {
+        "ways": ("streamed", "tiled"),
+        "compared_clips": base.reconstruction.clips,
+        "tile_frames": long.tile_frames,
+        "frames": None,
+    }
+    update["reconstruction"] = base.reconstruction.model_copy(update=clips)
+    update |= {"run": str(settings.folder / "long_clips"), "data": base.data.model_copy(update=data)}
+    return Run("long_clips", base.model_copy(update=update), ("evaluate_vae",), {"vae": settings.main_vae})
+
+
+def generator_run(settings: StudySettings, generator: str, vae: str, budget: Budget, steps: int | None = None) -> Run:
+    """One generator on the latents of one VAE, trained for its settings' steps or for `steps`."""
+    name = generator_name(generator, vae, budget)
+    ldm = settings.generators[generator]
+    if steps is not None:
+        ldm = ldm.model_copy(update={"optimization": ldm.optimization.model_copy(update={"steps": steps})})
+    experiment = _vary(settings, name).model_copy(update={"ldm": ldm})
+    return Run(name, experiment, ("train_ldm", "sample_video", "evaluate_ldm"), {"vae": vae, "latents": vae})
+
+
+def generator_name(generator: str, vae: str, budget: Budget) -> str:
+    return f"{generator}_on_{'image' if vae == IMAGE else 'odvae'}_equal_{budget}"
+
+
+def _shards(settings: StudySettings) -> Path:
+    """All runs read the same videos."""
+    given = settings.experiment.data.shards
+    return Path(given) if given else settings.folder / "shards"
+
+
+def _vary(settings: StudySettings, name: str, **vae) -> Experiment:
+    base = settings.experiment
+    return base.model_copy(
+        update={
+            "run": str(settings.folder / name),
+            "data": base.data.model_copy(update={"shards": str(_shards(settings))}),
+            "vae": base.vae.model_copy(update=vae),
+        }
+    )

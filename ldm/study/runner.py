@@ -1,0 +1,132 @@
+"""Runs a study's pipeline scripts, one process a stage, and goes on after any stop where it stood."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from ldm.study.plan import IMAGE, Run, StudySettings, generator_run, vae_runs
+from odvae.shared.errors import InputError
+from odvae.shared.run_folder import code_version, read_json, write_json, write_text
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GRACE = 120  # seconds that a stage has to save its checkpoint when time is up
+
+
+class OutOfTime(Exception):
+    """The time allowed is used up; everything done is kept."""
+
+
+@dataclass(frozen=True)
+class Runner:
+    """What all stages of a study share: where it is, how it is launched, until when it may work."""
+
+    config: Path
+    settings: StudySettings
+    overrides: tuple[str, ...]
+    deadline: float | None  # time.monotonic()
+
+    def run_all(self) -> None:
+        """Every run of the study, in order; what is done is skipped. Raises OutOfTime at the deadline."""
+        settings = self.settings
+        for run in vae_runs(settings):
+            self.execute(run)
+            self.measure_cost(run.name)
+        for generator, ldm in settings.generators.items():
+            image = generator_run(settings, generator, IMAGE, "steps")
+            ours = generator_run(settings, generator, settings.main_vae, "steps")
+            for run in (image, ours):
+                self.execute(run)
+                self.measure_cost(run.name)
+            steps = self.steps_in_equal_time(ldm.optimization.steps, image.name, ours.name)
+            self.execute(generator_run(settings, generator, settings.main_vae, "time", steps))
+
+    def steps_in_equal_time(self, steps: int, slow: str, fast: str) -> int:
+        """Steps the faster run makes in the slower one's time; decided once, so that a restart finds the same run."""
+        path = self.settings.folder / fast / "equal_time.json"
+        if not path.is_file():
+            minutes = [
+                read_json(self.settings.folder / name / "ldm" / "stage.json")["minutes"] for name in (slow, fast)
+            ]
+            write_json(path, {"steps": round(steps * minutes[0] / minutes[1]), "minutes": minutes})
+        return read_json(path)["steps"]
+
+    def execute(self, run: Run) -> None:
+        """The run's scripts that have not finished yet."""
+        folder = self.settings.folder / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        config = folder / "experiment.yaml"
+        record_experiment(config, run)
+        for stage, lender in run.borrowed.items():
+            link = folder / stage
+            if not link.is_symlink():
+                link.symlink_to(Path("..") / lender / stage, target_is_directory=True)
+        for script in run.scripts:
+            words = [*self.launcher(), f"pipelines/{script}.py", "--config", str(config)]
+            self.once(folder / "done" / f"{script}.json", words)
+
+    def measure_cost(self, name: str) -> None:
+        """Speed, memory and FLOPs of what the run trained, in a process of its own."""
+        words = [sys.executable, "tools/compression_study.py", str(self.config), *self.overrides, "--cost", name]
+        self.once(self.settings.folder / name / "done" / "cost.json", words)
+
+    def once(self, marker: Path, words: list[str]) -> None:
+        """Run a command to its end unless the marker says that it was; the marker records command, commit, minutes."""
+        if marker.is_file():
+            return
+        print(f"\n{shlex.join(words)}", flush=True)
+        start = time.monotonic()
+        process = subprocess.Popen(words, cwd=REPOSITORY, env=environment())
+        status = self.wait(process)
+        if status != 0:
+            raise InputError(f"the study stopped: exit status {status} of: {shlex.join(words)}")
+        marker.parent.mkdir(exist_ok=True)
+        minutes = round((time.monotonic() - start) / 60, 3)
+        write_json(marker, {"command": shlex.join(words), "minutes": minutes, **code_version()})
+
+    def wait(self, process: subprocess.Popen) -> int:
+        """The exit status. At the deadline, and when the study itself is stopped, the stage saves and ends first."""
+        left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+        try:
+            return process.wait(left)
+        except subprocess.TimeoutExpired:
+            stop(process)
+            raise OutOfTime from None
+        except BaseException:  # Ctrl-C or SIGTERM
+            stop(process)
+            raise
+
+    def launcher(self) -> list[str]:
+        count = self.settings.processes
+        return [sys.executable] if count == 1 else ["accelerate", "launch", "--num_processes", str(count)]
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ask a stage to save a checkpoint and end; kill it where it does not."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(GRACE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+
+
+def record_experiment(path: Path, run: Run) -> None:
+    """Write the run's whole experiment, so that its commands can be given by hand; refuse a changed one."""
+    text = yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False)
+    if path.is_file() and path.read_text() != text:
+        raise InputError(f"{path.parent} was begun with other settings; choose another study folder (run=...)")
+    write_text(path, text)
+
+
+def environment() -> dict[str, str]:
+    """The scripts find the packages of this checkout, wherever the study was started from."""
+    path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}

@@ -1,0 +1,75 @@
+"""Time, peak memory and arithmetic of encoding and decoding one clip: OD-VAE beside other video VAEs.
+
+    python tools/bench_vae.py                                     # 17x128x128; a quarter of an hour on two cores
+    python tools/bench_vae.py --frames 33 --size 512 --dtypes bf16 fp32 --device cuda
+    python tools/bench_vae.py --models odvae cogvideox --halves encode
+    python tools/bench_vae.py --smallest                          # tiny networks: does it run at all?
+
+Memory is the growth of its peak over the loaded weights. The table goes to standard output, all numbers to --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from odvae.benchmark import DTYPES, MODELS, Case, measure_alone, table
+from odvae.inputs import SPACE_FACTOR
+from odvae.shared.clips import check_frames
+from odvae.shared.errors import InputError, readable_errors
+from odvae.shared.run_folder import code_version, make_output_folder, write_json
+from odvae.shared.tracking import progress_over
+
+SMALLEST = {"frames": 9, "size": 32, "repeats": 1}
+
+
+def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
+    parser.add_argument("--halves", nargs="+", choices=["encode", "decode"], default=["encode", "decode"])
+    parser.add_argument("--frames", type=int, default=17, help="frames of the clip, 8k+1 (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="its height and width, px (default: %(default)s)")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="default: fp32")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=2, help="the best time counts (default: %(default)s)")
+    parser.add_argument("--json", type=Path, default=Path("runs/bench_vae.json"), help="default: %(default)s")
+    parser.add_argument("--smallest", action="store_true", help="tiny networks on a tiny clip, in seconds")
+    options = parser.parse_args()
+    if options.smallest:
+        options.frames, options.size, options.repeats = SMALLEST["frames"], SMALLEST["size"], SMALLEST["repeats"]
+    check(options)
+    make_output_folder(options.json.parent)
+
+    cases = [
+        Case(model, half, options.frames, options.size, options.size, options.device, dtype, options.repeats,
+             options.smallest)
+        for dtype in options.dtypes for model in options.models for half in options.halves
+    ]  # fmt: skip
+    rows: dict[tuple[str, str], dict] = {}
+    for case in progress_over(cases, "measuring", unit="half"):
+        row = rows.setdefault((case.model, case.dtype), {"model": case.model, "dtype": case.dtype})
+        row[case.half] = measure_alone(case)
+    clip = f"{options.frames}x{options.size}x{options.size}"
+    machine = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} CPU threads"
+    about = {"clip": clip, "machine": machine, "torch": torch.__version__, **code_version()}
+    write_json(options.json, {**about, "rows": list(rows.values())})
+    print(f"{clip}, {machine}, torch {torch.__version__}\n\n{table(list(rows.values()))}\n\noutput: {options.json}")
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise InputError for a clip or device that cannot be measured."""
+    check_frames(options.frames)
+    if options.size < SPACE_FACTOR or options.size % SPACE_FACTOR:
+        raise InputError(f"--size must be a multiple of {SPACE_FACTOR}, found {options.size}")
+    if options.repeats < 1:
+        raise InputError(f"--repeats must be at least 1, found {options.repeats}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no CUDA device that torch can use")
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

@@ -26,7 +26,7 @@ from odvae.loading import VideoVAE
 from odvae.shared.clips import check_frames
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import weights_fingerprint
-from odvae.shared.run_folder import write_text
+from odvae.shared.run_folder import read_json, write_text
 
 # What a saved pipeline holds beside its parts, so that DiffusionPipeline.from_pretrained finds the class.
 PIPELINE_MODULE = '''"""The class of this pipeline, from the installed package odvae."""
@@ -328,12 +328,31 @@ class TextToVideoPipeline(DiffusionPipeline):
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> TextToVideoPipeline:
+        """Load as any diffusers pipeline. Raises InputError for a folder with a missing part, naming it."""
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir():
+            check_parts(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict:
         """Loaded by this class there is no foreign file to run: the class is here already."""
         values = super()._dict_from_json_file(json_file)
         if isinstance(values.get("_class_name"), list):
             values["_class_name"] = values["_class_name"][-1]
         return values
+
+
+def check_parts(folder: Path) -> None:
+    """Raise InputError for a folder that is no pipeline's, or lacks a part that its index names."""
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder} is no pipeline folder: it has no model_index.json")
+    index = read_json(folder / "model_index.json")
+    parts = [name for name, value in index.items() if isinstance(value, list) and value[0] and name != "_class_name"]
+    missing = [name for name in parts if not (folder / name).is_dir()]
+    if missing:
+        raise InputError(f"{folder}: missing parts: {', '.join(missing)}; export the run again")
 
 
 def check_same_latents(vae: VideoVAE, transformer: Network) -> None:

@@ -62,7 +62,7 @@ def run(tmp_path_factory, vae) -> Path:
     """A run folder with vae/ and latents/ of 16 rendered videos, labelled by colour."""
     folder = tmp_path_factory.mktemp("ldm")
     write_demo_videos(folder / "videos", 16, 9, 32, 8, seed=3, progress=False)
-    pack_folder(folder / "videos", folder / "packed", samples_per_shard=16)
+    pack_folder(folder / "videos", folder / "packed")
     (folder / "shards").mkdir()
     samples = index_shards([folder / "packed/00000.tar"])
     with shard_writer(folder / "shards/00000.tar") as writer:

@@ -11,8 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import REPOSITORY
 from safetensors.torch import load_file
+
+from ldm import TextToVideoPipeline
+from odvae.shared.errors import InputError
+from odvae.shared.pixels import to_uint8
+from odvae.shared.run_folder import read_json_lines
+from odvae.shared.video import write_video
 
 BIN = Path(sys.executable).parent
 SMALLEST = ["--config", "configs/smallest.yaml"]
@@ -108,6 +115,30 @@ def test_a_prompt_makes_its_video_and_the_same_seed_the_same_file(run, tmp_path)
     printed = succeed(command("sample_video.py", run, "--prompts", str(tmp_path / "prompts.txt"), "--seed", "5"))
     assert str(path) in printed
     assert path.read_bytes() == first
+
+
+def test_the_exported_pipeline_makes_the_very_videos_of_the_sampling_stage(run):
+    printed = succeed(command("export_pipeline.py", run))
+    folder = run / "pipeline"
+    assert f"output: {folder}" in printed
+    card = (folder / "README.md").read_text()
+    for words in ("told | text, up to 8 tokens", "held-out loss: ", "reconstruction PSNR", "learning_rate: 0.001"):
+        assert words in card
+    pipeline = TextToVideoPipeline.from_pretrained(folder)
+    row = read_json_lines(run / "samples/samples.jsonl")[0]
+    generator = torch.Generator().manual_seed(row["seed"])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(row["threads"])
+    asked = {"num_inference_steps": row["steps"], "guidance_scale": row["guidance"], "generator": generator}
+    frames = pipeline(row["prompt"], output_type="pt", **asked).frames
+    torch.set_num_threads(threads)
+    write_video(run / "again.mp4", to_uint8(frames.transpose(1, 2) * 2 - 1)[0], row["fps"])
+    assert (run / "again.mp4").read_bytes() == (run / "samples" / row["file"]).read_bytes()
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(InputError, match="missing parts: vae; export the run again"):
+        TextToVideoPipeline.from_pretrained(folder)
+    (run / "x").mkdir()
+    assert "is no pipeline folder" in fail(command("export_pipeline.py", run, "--out", str(run / "x")))
 
 
 def test_running_a_finished_stage_again_changes_nothing(run):

@@ -19,7 +19,6 @@ from ldm.encoder import DTYPES, Encoder, caption_of, encode_units
 from ldm.encoding_plan import LatentSettings, Unit, plan_units
 from ldm.manifest import EMPTY_TEXT, HASHES, MANIFEST, Manifest, ShardRecord
 from ldm.text import LEARNED, TextEncoder, TextSettings, learn_text_encoder, load_text_encoder
-from odvae.layers import keep_channels_last
 from odvae.loading import load_vae
 from odvae.shared.checkpoints import begin_stage
 from odvae.shared.clips import DataSettings, VideoSet
@@ -50,7 +49,6 @@ def encode_latents(
     """
     state = PartialState()
     vae = load_vae(vae_folder).to(state.device)
-    keep_channels_last(vae)
     clock = StageClock(folder)
     begin_stage(folder, {"latents": settings, "text": text, "data": data})
     with sole_writer(folder) if state.is_main_process else contextlib.nullcontext():

@@ -12,9 +12,10 @@ from einops import rearrange
 from torch import Tensor
 
 from odvae.inputs import check_latent_values, check_latents, check_pixel_values, check_video
+from odvae.layers import ChannelsLastMixin
 
 
-class FrameVAE(AutoencoderKL):
+class FrameVAE(ChannelsLastMixin, AutoencoderKL):
     """A diffusers AutoencoderKL behind ODVAE's interface: video (b, 3, t, h, w) <-> latents (b, c, t, h/8, w/8).
 
     Any t >= 1. Folders are an AutoencoderKL's: `FrameVAE.from_pretrained` loads every image VAE of that class, and

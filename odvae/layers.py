@@ -175,3 +175,17 @@ def keep_channels_last(model: nn.Module) -> None:
         if isinstance(module, (nn.Conv2d, nn.Conv3d)) and min(module.in_channels, module.out_channels) >= 8:
             layout = torch.channels_last_3d if isinstance(module, nn.Conv3d) else torch.channels_last
             module.weight.data = module.weight.data.to(memory_format=layout)
+
+
+class ChannelsLastMixin:
+    """A diffusers model whose weights lie channels-last however it was loaded.
+
+    The layout chooses the kernels, and those round differently: with one layout, one model gives one result.
+    """
+
+    @classmethod
+    def from_pretrained(cls, *arguments, **options):
+        """As diffusers' ModelMixin.from_pretrained."""
+        loaded = super().from_pretrained(*arguments, **options)
+        keep_channels_last(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded

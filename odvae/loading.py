@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from odvae.frame_vae import FrameVAE
-from odvae.layers import keep_channels_last
 from odvae.model import ODVAE
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import read_json
@@ -24,6 +23,4 @@ def load_vae(folder: Path) -> VideoVAE:
     name = read_json(folder / "config.json").get("_class_name")
     if name not in _CLASSES:
         raise InputError(f"{folder / 'config.json'}: _class_name is {name!r}; allowed are {', '.join(_CLASSES)}")
-    vae = _CLASSES[name].from_pretrained(folder).eval().requires_grad_(False)
-    keep_channels_last(vae)
-    return vae
+    return _CLASSES[name].from_pretrained(folder).eval().requires_grad_(False)

@@ -20,7 +20,16 @@ from torch import Tensor, nn
 from odvae.initialization import Init, inflate_state
 from odvae.inputs import SPACE_FACTOR, TIME_FACTOR, check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.layer_stack import LayerStack
-from odvae.layers import FrameAttention, NormSiLU, ResnetBlock, Stream, VideoLayer, make_conv
+from odvae.layers import (
+    ChannelsLastMixin,
+    FrameAttention,
+    NormSiLU,
+    ResnetBlock,
+    Stream,
+    VideoLayer,
+    keep_channels_last,
+    make_conv,
+)
 from odvae.published import infer_settings, read_checkpoint, rename_tensors
 from odvae.shared.errors import InputError
 from odvae.tiling import TileStreams, TilingMixin
@@ -153,7 +162,7 @@ class Decoder(LayerStack):
         ]
 
 
-class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
+class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
     """The video VAE of arXiv 2409.01199 as a diffusers model.
 
     Videos are float (b, 3, 4k+1, h, w) in [-1, 1], h and w multiples of 8; latents are (b, c, k+1, h/8, w/8).
@@ -211,6 +220,7 @@ class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
         self.decoder = Decoder(*common, separate_time, trilinear=temporal_upsample == "trilinear")
         self.quant_conv = make_conv(True, 2 * latent_channels, 2 * latent_channels, kernel=1)
         self.post_quant_conv = make_conv(True, latent_channels, latent_channels, kernel=1)
+        keep_channels_last(self)
 
     @classmethod
     def from_image_vae(cls, image_vae: AutoencoderKL, variant: int = 4, init: Init = "tail", **settings) -> ODVAE:
@@ -255,6 +265,7 @@ class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
         with torch.device("meta"):
             vae = cls(**infer_settings(published, path))
         vae.load_state_dict(rename_tensors(published, vae, path), assign=True)
+        keep_channels_last(vae)
         return vae.eval()
 
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:

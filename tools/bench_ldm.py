@@ -163,7 +163,7 @@ def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
         state = TrainingState(network, demo.optimization, folder / "ldm", "none", "bench")
         state.resume()
         batches = data.training_batches(demo.optimization.batch_size, 1, demo.workers, 0, 1, 0, 0)
-        whole, inner = [], []
+        parts: list[tuple[float, float, float]] = []  # seconds of data, forward and backward, and the rest
         for step in range(1, 10 * steps + 3):
             start = now(device)
             batch = next(batches)
@@ -173,12 +173,13 @@ def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
             state.accelerator.backward(loss)
             after = now(device)
             state.apply_gradients(step, {"loss": loss.detach()})
-            if step > 2:
-                whole.append(now(device) - start)
-                inner.append(after - before)
-    share = 1 - sum(inner) / sum(whole)
-    print(f"demo: {1e3 * statistics.median(whole):.1f} ms a step, {100 * share:.1f}% not forward or backward")
-    return {"demo ms a step": 1e3 * statistics.median(whole), "demo overhead share": share}
+            parts.append((before - start, after - before, now(device) - after))
+    reading, inner, updating = (statistics.median(values) for values in zip(*parts[2:], strict=True))
+    whole = reading + inner + updating
+    print(f"demo: {1e3 * whole:.1f} ms a step; {100 * inner / whole:.1f}% forward and backward, ", end="")
+    print(f"{100 * reading / whole:.1f}% data and noise, {100 * updating / whole:.1f}% clipping, ", end="")
+    print(f"{demo.optimization.optimizer}, averages")
+    return {"demo ms a step": 1e3 * whole, "demo data share": reading / whole, "demo update share": updating / whole}
 
 
 def write_random_latents(folder: Path, shape: tuple[int, int, int, int], entries: int) -> Manifest:

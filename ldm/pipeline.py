@@ -21,7 +21,6 @@ from ldm.objective import ObjectiveSettings
 from ldm.pipeline_folder import PipelineFolderMixin
 from ldm.samplers import Guidance, check_scheduler, guided_answer, sample_latents
 from ldm.text import check_prompts, encode_captions, load_text_encoder
-from odvae.layers import keep_channels_last
 from odvae.loading import VideoVAE
 from odvae.shared.clips import check_frames
 from odvae.shared.errors import InputError
@@ -68,7 +67,6 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         self.register_to_config(text_encoder_name=text_encoder_name, text_sha256=text_sha256, model_card=model_card)
         check_scheduler(scheduler, self.objective)
         check_same_latents(vae, transformer)
-        keep_channels_last(vae)  # wherever it comes from: another layout rounds otherwise
 
     @property
     def objective(self) -> ObjectiveSettings:

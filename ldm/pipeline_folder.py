@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Self
-
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import read_json, write_text
 
@@ -52,7 +50,7 @@ class PipelineFolderMixin:
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> PipelineFolderMixin:
         """Load as any diffusers pipeline. Raises InputError for a folder with a missing part, naming it."""
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from odvae.initialization import Init, inflate_state
 from odvae.inputs import SPACE_FACTOR, TIME_FACTOR, check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.layer_stack import LayerStack
-from odvae.layers import FrameAttention, NormSiLU, ResnetBlock, Stream, VideoLayer, make_conv
+from odvae.layers import FrameAttention, NormSiLU, ResnetBlock, Stream, VideoLayer, keep_channels_last, make_conv
 from odvae.published import infer_settings, read_checkpoint, rename_tensors
 from odvae.shared.errors import InputError
 from odvae.tiling import TileStreams, TilingMixin
@@ -211,6 +211,15 @@ class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
         self.decoder = Decoder(*common, separate_time, trilinear=temporal_upsample == "trilinear")
         self.quant_conv = make_conv(True, 2 * latent_channels, 2 * latent_channels, kernel=1)
         self.post_quant_conv = make_conv(True, latent_channels, latent_channels, kernel=1)
+        keep_channels_last(self)
+
+    @classmethod
+    def from_pretrained(cls, *arguments, **options) -> ODVAE | tuple[ODVAE, dict]:
+        """As in diffusers: a folder or hub name, and its options."""
+        loaded = super().from_pretrained(*arguments, **options)
+        # diffusers puts the file's tensors in the place of those made by __init__
+        keep_channels_last(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @classmethod
     def from_image_vae(cls, image_vae: AutoencoderKL, variant: int = 4, init: Init = "tail", **settings) -> ODVAE:
@@ -255,6 +264,7 @@ class ODVAE(ModelMixin, TilingMixin, ConfigMixin):
         with torch.device("meta"):
             vae = cls(**infer_settings(published, path))
         vae.load_state_dict(rename_tensors(published, vae, path), assign=True)
+        keep_channels_last(vae)
         return vae.eval()
 
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:

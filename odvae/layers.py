@@ -4,8 +4,8 @@ Every layer takes an optional `stream`: a dict in which it keeps the few frames 
 still needs. A video given in pieces with one dict gives the same frames as the whole video without.
 Tensor names are those of diffusers' AutoencoderKL, so an image VAE's weights find their place by name.
 
-Memory layout: activations are channels-last in all layers. The frames of a channels-last video are channels-last
-pictures, so 2D layers, norms and 3D convolutions follow each other without copies.
+Memory layout: activations are channels-last in all layers, and so are the convolutions' weights. The frames of a
+channels-last video are channels-last pictures, so 2D layers, norms and 3D layers follow each other without copies.
 """
 
 from __future__ import annotations
@@ -44,6 +44,20 @@ def from_frames(frames: Tensor, batch: int) -> Tensor:
     return frames.unsqueeze(2) if len(frames) == batch else rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
 
 
+def join_past(stream: Stream | None, layer: nn.Module, past: Tensor, x: Tensor, kept: int) -> Tensor:
+    """The frames before a piece and the piece, in one; its last `kept` frames are remembered for the next piece.
+
+    What is remembered stays where it is in memory from the first piece on, and is put there before the join: with
+    lasting tensors among passing ones, freed memory would lie in holes too small to be used again.
+    """
+    if stream is None:
+        return torch.cat([past, x], dim=2)
+    stream.setdefault(layer, past[:, :, :kept])
+    joined = torch.cat([past, x], dim=2)
+    stream[layer].copy_(joined[:, :, joined.shape[2] - kept :])
+    return joined
+
+
 class FrameConv2d(VideoLayer, nn.Conv2d):
     """A 2D convolution on every frame. (b, c, t, h, w) -> (b, c', t, h', w')"""
 
@@ -69,12 +83,10 @@ class CausalConv3d(VideoLayer, nn.Conv3d):
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
         if kernel > 1:
-            # Where the video begins, copies of its first frame. Not `expand`ed: that would lose the layout in `cat`.
-            past = [x[:, :, :1]] * (kernel - 1) if not stream or self not in stream else [stream.pop(self)]
-            x = torch.cat([*past, x], dim=2)
-            del past  # or it would stay in memory while the convolution works
-            if stream is not None:
-                stream[self] = x[:, :, x.shape[2] - (kernel - stride) :].clone()
+            past = stream.get(self) if stream else None
+            if past is None:  # the video begins here; not `expand`ed, which would lose the layout in `cat`
+                past = torch.cat([x[:, :, :1]] * (kernel - 1), dim=2)
+            x = join_past(stream, self, past, x, kernel - stride)
         return super().forward(x)
 
 

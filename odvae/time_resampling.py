@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from odvae.layers import CausalConv3d, Downsample, Stream, VideoLayer
+from odvae.layers import CausalConv3d, Downsample, Stream, VideoLayer, join_past
 from odvae.upsampling import Upsample
 
 
@@ -27,10 +27,10 @@ class TimeDownsample(VideoLayer):
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        past = None if stream is None else stream.get(self)
-        x = torch.cat([x[:, :, :1]] * 2 + [x] if past is None else [past, x], dim=2)
-        if stream is not None:
-            stream[self] = x[:, :, -1:].clone()
+        past = stream.get(self) if stream else None
+        if past is None:  # the video begins here
+            past = torch.cat([x[:, :, :1]] * 2, dim=2)
+        x = join_past(stream, self, past, x, kept=1)
         mix = self.mix_factor.sigmoid()
         return mix * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - mix) * self.conv(x)
 

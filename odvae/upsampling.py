@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from odvae.layers import CausalConv3d, FrameConv2d, Stream, VideoLayer, from_frames, to_frames
+from odvae.layers import CausalConv3d, FrameConv2d, Stream, VideoLayer, from_frames, join_past, to_frames
 
 # Doubling repeats each value, so of three taps in a row two meet the same value: adding them up leaves two taps. Which
 # two it are differs between even and odd output positions. PHASES[position][tap of two][tap of three]:
@@ -35,16 +35,16 @@ class Upsample(VideoLayer):
             return self.conv(_interpolate(x))
         if not self.doubles_time:
             return from_frames(doubled_conv2d(to_frames(x), self.conv.weight, self.conv.bias), len(x))
-        past = None if stream is None else stream.get(self)
-        if stream is not None:
-            stream[self] = x[:, :, -1:].clone()
+        begins = not stream or self not in stream
+        past = x[:, :, :1].clone() if begins else stream[self]
+        x = join_past(stream, self, past, x, kept=1)
         if isinstance(self.conv, CausalConv3d):
-            before = x[:, :, :1] if past is None else past
-            y = doubled_conv3d(torch.cat([before, x], dim=2), self.conv.weight, self.conv.bias)
+            y = doubled_conv3d(x, self.conv.weight, self.conv.bias)
         else:
-            frames = doubled_conv2d(to_frames(x), self.conv.weight, self.conv.bias)
+            frames = doubled_conv2d(to_frames(x[:, :, 1:]), self.conv.weight, self.conv.bias)
             y = from_frames(frames, len(x)).repeat_interleave(2, dim=2)
-        return y[:, :, 1:] if past is None else y  # the video's first frame is not doubled
+        # The video's first frame is not doubled.
+        return y[:, :, 1:].contiguous(memory_format=torch.channels_last_3d) if begins else y
 
 
 def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -52,15 +52,17 @@ def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Equal up to rounding to `conv2d(interpolate(x, scale_factor=2), padding=1)` with 4/9 of its multiplications.
     """
-    _, _, h, w = x.shape
+    n, _, h, w = x.shape
     x = F.pad(x, (1, 1, 1, 1))
     phases = PHASES.to(weight)
-    outputs = []
+    y = None
     for row in (0, 1):
         for column in (0, 1):
             kernel = F.linear(weight.flatten(2), torch.kron(phases[row], phases[column])).unflatten(2, (2, 2))
-            outputs.append(F.conv2d(x[:, :, row : row + h + 1, column : column + w + 1], kernel, bias))
-    return rearrange(outputs, "(y x) n c h w -> n (h y) (w x) c", y=2).permute(0, 3, 1, 2)
+            part = F.conv2d(x[:, :, row : row + h + 1, column : column + w + 1], kernel, bias)  # (n, c', h, w)
+            y = _empty(part, n, len(bias), 2 * h, 2 * w) if y is None else y
+            y[:, :, row::2, column::2] = part
+    return y
 
 
 def doubled_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -69,19 +71,26 @@ def doubled_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Causal in time: the first frame of x, which is the one before those that are doubled, is only looked back at. Zero-
     padded in space. Equal up to rounding to the convolution of the repeated values, with 8/27 of its multiplications.
     """
-    _, _, _, h, w = x.shape
+    b, _, frames, h, w = x.shape
     x = F.pad(x, (1, 1, 1, 1))
     phases = PHASES.to(weight)
-    late = phases.flip(0).flatten(0, 1)  # a causal kernel lies one position further back than a centred one
-    outputs = []
+    time_phases = phases.flip(0).flatten(0, 1)  # flipped: a causal kernel lies one position back from a centred one
+    y = None
     for row in (0, 1):
         for column in (0, 1):  # both phases of time look at the same frames of x: one convolution
-            sums = torch.kron(late, torch.kron(phases[row], phases[column]))  # (16, 27)
+            sums = torch.kron(time_phases, torch.kron(phases[row], phases[column]))  # (16, 27)
             kernel = rearrange(F.linear(weight.flatten(2), sums), "o i (p z y x) -> (p o) i z y x", p=2, z=2, y=2)
             window = x[:, :, :, row : row + h + 1, column : column + w + 1]
-            outputs.append(F.conv3d(window, kernel, bias.repeat(2)))
-    y = rearrange(outputs, "(y x) b (p c) t h w -> b (t p) (h y) (w x) c", y=2, p=2)
-    return y.permute(0, 4, 1, 2, 3)
+            part = F.conv3d(window, kernel, bias.repeat(2))  # (b, 2c', t, h, w)
+            y = _empty(part, b, len(bias), 2 * (frames - 1), 2 * h, 2 * w) if y is None else y
+            y[:, :, 0::2, row::2, column::2], y[:, :, 1::2, row::2, column::2] = part.chunk(2, dim=1)
+    return y
+
+
+def _empty(like: Tensor, *shape: int) -> Tensor:
+    """Room for values of the type of `like`, channels-last."""
+    layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def _interpolate(x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """OD-VAE's promises: causality, streaming, initialisation from an image VAE, shapes, errors."""
 
+import gc
+
 import pytest
 import torch
 from conftest import SMALL, relative_error
@@ -159,3 +161,25 @@ def test_an_image_vae_without_quant_convolutions_is_refused():
     )
     with pytest.raises(InputError, match="no quant convolutions"):
         ODVAE.from_image_vae(other)
+
+
+def held_bytes() -> int:
+    """Bytes of all tensors that are alive, each memory counted once."""
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    memories = {
+        t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.layout == torch.strided
+    }
+    return sum(memories.values())
+
+
+@pytest.mark.parametrize("half", ["encode", "decode"])
+def test_a_stream_holds_no_more_memory_after_513_frames_than_after_33(vae, half):
+    """Between two pieces; what a piece needs while it is computed depends on its own size alone."""
+    frames, latents = torch.zeros(1, 3, 4, 16, 16), torch.zeros(1, 4, 1, 2, 2)
+    if half == "encode":
+        parts = vae.encode_stream(frames[:, :, : 4 if i else 1] for i in range(129))
+    else:
+        parts = vae.decode_stream(latents for _ in range(129))
+    held = [held_bytes() for i, _ in enumerate(parts) if i in (8, 128)]
+    assert len(held) == 2
+    assert held[1] <= held[0] * 1.001

@@ -51,7 +51,7 @@ class LDMSettings(Settings):
     validation_clips: int = Field(256, ge=1)
     """Held-out clips whose loss is measured (fewer if there are)."""
     show_every: int = Field(5000, ge=1)
-    """Steps between videos of fixed held-out conditions, in `videos/` and to the tracker."""
+    """Steps between videos of fixed held-out conditions, in `videos/` and `strips/` and to the tracker."""
     shown: int = Field(4, ge=1)
     """How many of them."""
     workers: int = Field(0, ge=0)

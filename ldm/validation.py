@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
@@ -18,7 +19,7 @@ from odvae.shared.pixels import to_uint8
 from odvae.shared.tracking import MetricsLog
 
 QUARTERS = ("q1", "q2", "q3", "q4")
-SHOWN_STEPS, SHOWN_GUIDANCE = 20, 3.0
+SHOWN_STEPS, SHOWN_GUIDANCE, SHOWN_FPS = 20, 3.0, 8.0
 
 
 @torch.no_grad()
@@ -63,11 +64,11 @@ def _equal_shares(count: int, batch_size: int, rank: int, ranks: int) -> Iterato
 def show_videos(
     network: Network, vae: nn.Module, data: LatentData, count: int, log: MetricsLog, step: int, accelerator: Accelerator
 ) -> None:
-    """Videos of the first held-out clips' conditions, as strips under one another; from the same noise every time.
+    """Videos of the first held-out clips' conditions, side by side and as strips; from the same noise every time.
 
     All ranks compute the same, as sharded networks need; the main process decodes and logs.
     """
-    objective, strips = data.objective, []
+    objective, videos = data.objective, []
     scheduler = make_scheduler("euler" if objective.prediction == "flow" else "ddim", objective)
     guidance = Guidance(SHOWN_GUIDANCE)
     for noise, condition in data.shown(count):
@@ -77,7 +78,8 @@ def show_videos(
         if accelerator.is_main_process:
             mean, std = network.config.latents_mean, network.config.latents_std
             pieces = list(decode_in_pieces(vae.to(accelerator.device), latents.float(), mean, std))
-            strips.append(to_uint8(torch.cat(pieces, dim=2)[0]))
+            videos.append(to_uint8(torch.cat(pieces, dim=2)[0]))
     vae.to("cpu")  # it is needed only now and then
     if accelerator.is_main_process:
-        log.picture(step, "videos", strip(strips))
+        log.picture(step, "strips", strip(videos))
+        log.video(step, "videos", np.concatenate(videos, axis=2), SHOWN_FPS)

@@ -24,13 +24,15 @@ from odvae.model import ODVAE
 from odvae.objective import Objective
 from odvae.perceptual import LPIPS
 from odvae.shared.checkpoints import StopRequest, begin_stage
-from odvae.shared.clips import DataSettings, VideoSet, load_clip
+from odvae.shared.clip_loader import each_clip
+from odvae.shared.clips import DataSettings, VideoSet
+from odvae.shared.errors import InputError
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.pictures import strip
 from odvae.shared.pixels import to_float, to_uint8
 from odvae.shared.run_folder import StageClock, install_folder
 from odvae.shared.settings import Settings
-from odvae.shared.tracking import MetricsLog, progress_bar, progress_over
+from odvae.shared.tracking import MetricsLog, progress_bar
 from odvae.shared.training import TrainingState
 from odvae.starting_point import ModelSettings, load_image_vae, load_video_vae, make_image_vae
 from odvae.statistics import ChannelSums
@@ -226,20 +228,23 @@ def validate(
     network.eval()
     chosen = run.videos.held_out[: run.settings.validation_clips]
     names = ["psnr", "ssim", *(["lpips"] if perceptual else [])]
-    total, pairs = torch.zeros(len(names), device=accelerator.device), []
-    for sample in chosen[accelerator.process_index :: accelerator.num_processes]:
-        video = to_float(load_clip(sample, run.data)).unsqueeze(0).to(accelerator.device)
+    total, pairs = torch.zeros(len(names) + 1, device=accelerator.device), []  # the last counts the clips
+    for clip in each_clip(chosen[accelerator.process_index :: accelerator.num_processes], run.videos):
+        video = to_float(clip).unsqueeze(0).to(accelerator.device)
         with accelerator.autocast():
             reconstruction = network(video)[0].float().clamp(-1, 1)
         scores = [psnr(reconstruction, video)[0], ssim(reconstruction, video)[0]]
         if perceptual is not None:
             scores.append(lpips_per_frame(perceptual, reconstruction, video))
-        total += torch.stack([score.to(total) for score in scores])
+        total += torch.stack([*(score.to(total) for score in scores), torch.ones_like(total[-1])])
         if len(pairs) < 6:
             pairs += [to_uint8(video[0]), to_uint8(reconstruction[0])]
-    mean = (accelerator.reduce(total, "sum") / len(chosen)).tolist()
-    log.row(step, **{f"validation_{name}": value for name, value in zip(names, mean, strict=True)})
-    log.picture(step, "strips", strip(pairs))
+    *sums, count = accelerator.reduce(total, "sum").tolist()
+    if not count:
+        raise InputError(f"none of the {len(chosen)} held-out videos of a validation could be decoded")
+    log.row(step, **{f"validation_{name}": value / count for name, value in zip(names, sums, strict=True)})
+    if pairs:
+        log.picture(step, "strips", strip(pairs))
 
 
 @torch.no_grad()
@@ -247,10 +252,11 @@ def latent_statistics(
     vae: VideoVAE, videos: VideoSet, clips: int, device: torch.device
 ) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of each latent channel over training clips, posterior noise included, in float64."""
-    sums = ChannelSums()
+    sums, chosen = ChannelSums(), videos.train[:clips]
     vae.to(device)
-    for sample in progress_over(videos.train[:clips], "latent statistics"):
-        video = to_float(load_clip(sample, videos.data)).unsqueeze(0).to(device)
-        posterior = vae.encode(video).latent_dist
-        sums.add(posterior.mean[0], posterior.std[0])
+    with progress_bar("latent statistics", 0, len(chosen), unit="clip") as bar:
+        for clip in each_clip(chosen, videos):
+            posterior = vae.encode(to_float(clip).unsqueeze(0).to(device)).latent_dist
+            sums.add(posterior.mean[0], posterior.std[0])
+            bar.update()
     return sums.mean_and_std()

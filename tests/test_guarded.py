@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from odvae.shared import clip_loader
 from odvae.shared.clip_dataset import ClipDataset
-from odvae.shared.clip_loader import endless_loader
-from odvae.shared.clips import DataSettings, VideoSet
+from odvae.shared.clip_loader import each_clip, endless_loader
+from odvae.shared.clips import DataSettings, VideoSet, load_clip
 from odvae.shared.errors import InputError
 from odvae.shared.guarded import Failure, Failures, GuardedPool
 from odvae.shared.packing import PackingSettings, pack_folder
@@ -113,3 +114,20 @@ def test_training_ends_past_the_share_of_failures(videos):
     dataset.deadly = {sample.key for sample in videos.train[:4]}
     with pytest.raises(InputError, match=r"of 1?[0-9] training videos could not be used"):
         batches(dataset, workers=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_for_validation_come_in_order_without_those_that_cannot_be_decoded(videos, workers, monkeypatch, capsys):
+    broken = videos.samples[2].key
+
+    def load(sample, data):
+        if sample.key == broken:
+            raise InputError(f"{sample.name}: ends before frame 3")
+        return load_clip(sample, data)
+
+    monkeypatch.setattr(clip_loader, "load_clip", load)
+    monkeypatch.setattr(videos, "data", DATA.model_copy(update={"workers": workers}))
+    clips = [clip.clone() for clip in each_clip(videos.samples, videos)]
+    expected = [load_clip(sample, DATA) for sample in videos.samples if sample.key != broken]
+    assert torch.equal(torch.stack(clips), torch.stack(expected))
+    assert f"ends before frame 3 (1 of {len(videos.samples)} videos so far)" in capsys.readouterr().err

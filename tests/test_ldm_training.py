@@ -105,7 +105,8 @@ def test_every_condition_trains_on_rendered_videos_and_samples(run, tmp_path, ne
     conditioning, asked = KINDS[kind]
     chosen = settings(network=network, conditioning=ConditioningSettings(**conditioning), show_every=4, shown=1)
     train(run, tmp_path / "ldm", chosen)
-    assert (tmp_path / "ldm/videos/000004.png").is_file()
+    assert (tmp_path / "ldm/strips/000004.png").is_file()
+    assert len(list(decode(tmp_path / "ldm/videos/000004.mp4", "x"))) == 9
     image = None
     if kind == "first frame":
         image = tmp_path / "first.png"
@@ -392,3 +393,5 @@ def test_sharded_ranks_train_save_and_load_like_one_process(one_rank, tmp_path):
     stop_at(tmp_path, 4)
     assert list((tmp_path / "ldm/checkpoints/step_00000004/pytorch_model_fsdp_0").glob("*.distcp"))
     assert worst(launch(2, tmp_path, "ldm.optimization.batch_size=2", sharded=True), sharded) == 0
+    stop_at(tmp_path, 4)
+    assert worst(launch(4, tmp_path, "ldm.optimization.batch_size=1", sharded=True), sharded) < 1e-6

@@ -345,6 +345,15 @@ def test_wandb_works_offline(run, tmp_path):
     assert any((path.parent / "files/media/images").is_dir() for path in runs)
 
 
+def test_wandb_gets_the_videos_of_fixed_prompts(run, tmp_path):
+    pytest.importorskip("wandb", reason="needs the wandb extra")
+    for stage in ("shards", "vae", "latents"):
+        shutil.copytree(run / stage, tmp_path / stage)
+    offline = environment(WANDB_MODE="offline", WANDB_SILENT="true", HOME=str(tmp_path))
+    succeed(command("train_ldm.py", tmp_path, "tracker=wandb", "ldm.show_every=6"), env=offline)
+    assert list((tmp_path / "ldm").rglob("offline-run-*/files/media/videos/*.mp4"))
+
+
 def test_an_image_vae_stands_in_for_the_video_vae_in_every_stage(run, tmp_path):
     folder = tmp_path / "frames"
     shutil.copytree(run / "shards", folder / "shards")

@@ -1,17 +1,19 @@
-"""Batches of training clips, decoded ahead by guarded worker processes."""
+"""Batches of training clips, and clips one after the other, decoded ahead by guarded worker processes."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from odvae.shared.clip_dataset import ClipDataset
 from odvae.shared.clip_pool import AHEAD, ClipPool, ClipTicket
+from odvae.shared.clips import VideoSet, load_clip
 from odvae.shared.guarded import Failure, Failures
 from odvae.shared.sampling import StepSampler
+from odvae.shared.shards import Sample
 from odvae.shared.streamed_clips import streamed_loader
 
 
@@ -49,3 +51,20 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) -> 
                     ticket = pool.submit((number, attempt), shape)
                 video[i] = clip
             yield {"video": video, "number": torch.tensor([number for (number, _), _ in batch])}
+
+
+def each_clip(samples: Sequence[Sample], videos: VideoSet) -> Iterator[Tensor]:
+    """The clip from frame 0 of each of these videos of the set, uint8 (t, h, w, 3); it lasts until the next.
+
+    A video that cannot be decoded is named and left out. Raises InputError past `data.failures_allowed` of the set.
+    """
+    data = videos.data
+    failures = Failures(len(videos.samples), data.failures_allowed, "videos")
+    shape, slots = (data.frames, data.height, data.width, 3), AHEAD * max(1, data.workers)
+    with ClipPool(lambda sample: load_clip(sample, data), shape, slots, data.workers, data) as pool:
+        clips = pool.in_order((sample, shape) for sample in samples)
+        for sample, clip in zip(samples, clips, strict=True):
+            if isinstance(clip, Failure):
+                failures.add(sample.name, clip.reason)
+            else:
+                yield clip

@@ -15,12 +15,13 @@ from tqdm import tqdm
 
 from odvae.shared.pictures import save_picture
 from odvae.shared.run_folder import read_json_lines, write_text
+from odvae.shared.video import write_video
 
 T = TypeVar("T")
 
 
 class MetricsLog:
-    """Rows of numbers in `metrics.jsonl`, one JSON object a line with its `step`; pictures as PNG beside it.
+    """Rows of numbers in `metrics.jsonl`, one JSON object a line with its `step`; pictures and videos beside it.
 
     On resume, rows after the checkpoint's step are dropped: the steps they describe are done again.
     Only the main process writes.
@@ -50,6 +51,19 @@ class MetricsLog:
         for tracker in self.accelerator.trackers:
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # its default is NCHW
             tracker.log_images({name: picture[None]}, step=step, **layout)
+
+    def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
+        """uint8 (t, h, w, 3), h and w even, as `NAME/STEP.mp4`, and to wandb (TensorBoard plays no files)."""
+        if not self.accelerator.is_main_process:
+            return
+        path = self.folder / name / f"{step:06d}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        write_video(path, frames, fps)
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "wandb":
+                import wandb  # an extra, there if its tracker is
+
+                tracker.log({name: wandb.Video(str(path), format="mp4")}, step=step)
 
     def close(self) -> None:
         """End the trackers' runs. Not accelerate's end_training: that also parts the ranks, which have work left."""

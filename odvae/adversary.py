@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from odvae.shared.optimization import (
     OptimizationSettings,
+    clipped_step,
     gradients_synced_at,
     learning_rate_at,
     make_optimizer,
     set_learning_rate,
-    step_if_finite,
 )
 from odvae.shared.settings import Settings
 
@@ -166,8 +166,7 @@ class Adversary:
     def apply_gradients(self, step: int) -> None:
         """Make the discriminator's step, and measure what the next step needs, over all ranks."""
         set_learning_rate(self.optimizer, learning_rate_at(step - 1, self.optimization))
-        norm = self.accelerator.clip_grad_norm_(self.discriminator.parameters(), self.optimization.grad_clip)
-        step_if_finite(self.optimizer, norm)
+        clipped_step(self.optimizer, self.discriminator.parameters(), self.optimization.grad_clip)
         self.optimizer.zero_grad()
 
         fidelity, adversarial = self.accelerator.reduce(self.gradients, "mean").flatten(1).norm(dim=1)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,7 +34,7 @@ from odvae.shared.run_folder import RunFolder, StageClock, make_output_folder, w
 from odvae.shared.seeds import normal_per_sample
 from odvae.shared.settings import Settings
 from odvae.shared.shards import Sample
-from odvae.shared.tracking import progress_over
+from odvae.shared.tracking import progress_bar
 from odvae.shared.video import write_video
 from odvae.statistics import ChannelSums
 
@@ -44,6 +44,8 @@ Way = Literal["whole", "streamed", "tiled"]
 class ReconstructionSettings(Settings):
     clips: int = Field(96, ge=1)
     """Held-out clips that are reconstructed and scored (fewer if there are)."""
+    batch_size: int = Field(4, ge=1)
+    """Clips that are reconstructed at a time."""
     frames: int | None = Field(None, ge=1)
     """Frames a clip, 4k+1; null: data.frames. The paper's protocol has 33."""
     latents: Literal["mean", "sample"] = "mean"
@@ -73,17 +75,22 @@ class Evaluation:
     vae: VideoVAE
     seed: int
 
-    def reconstruct(self, video: Tensor, number: int, way: Way = "whole") -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Video (1, 3, t, h, w) -> (its reconstruction, moments' mean and std side by side, seconds of each half)."""
+    def reconstruct(
+        self, video: Tensor, numbers: Sequence[int], way: Way = "whole"
+    ) -> tuple[Tensor, Tensor, dict[str, float]]:
+        """Video (b, 3, t, h, w) -> (its reconstruction, moments' mean and std side by side, seconds of each half).
+
+        `numbers` (b) are the clips' in the evaluation, from which sampled latents take their noise.
+        """
         device = self.vae.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             start = _now(device)
-            moments = torch.cat(list(self._encode(video, way)), dim=2)  # (1, 2c, k, h/8, w/8)
+            moments = torch.cat(list(self._encode(video, way)), dim=2)  # (b, 2c, k, h/8, w/8)
             encoded = _now(device)
             mean, std = moments.chunk(2, dim=1)
             latents = mean
             if self.settings.latents == "sample":
-                noise = normal_per_sample(mean.shape[1:], self.seed, "evaluation", [number], device)
+                noise = normal_per_sample(mean.shape[1:], self.seed, "evaluation", numbers, device)
                 latents = mean + std * noise
             reconstruction = torch.cat(list(self._decode(latents, way)), dim=2)
             decoded = _now(device)
@@ -124,8 +131,11 @@ def evaluate_vae(
         raise InputError(f"no held-out video has the {data.span} frames that a clip spans (reconstruction.frames)")
     mine = list(enumerate(chosen))[state.process_index :: state.num_processes]
     sums, rows = ChannelSums(), []
-    for number, sample in progress_over(mine, "reconstructing"):
-        rows.append(_reconstruct(evaluation, number, sample, folders.report, sums))
+    with progress_bar("reconstructing", 0, len(mine), unit="clip") as bar:
+        for first in range(0, len(mine), settings.batch_size):
+            batch = mine[first : first + settings.batch_size]
+            rows += _reconstruct(evaluation, batch, folders.report, sums)
+            bar.update(len(batch))
     rows = sorted(gather_object(rows), key=lambda row: row["number"])
     sums = sum(gather_object([sums]), ChannelSums())
     if state.is_main_process:
@@ -138,24 +148,25 @@ def evaluate_vae(
 
 
 @torch.no_grad()
-def _reconstruct(evaluation: Evaluation, number: int, sample: Sample, report: Path, sums: ChannelSums) -> dict:
-    """Scores of one clip; its latents go into `sums`."""
+def _reconstruct(
+    evaluation: Evaluation, batch: Sequence[tuple[int, Sample]], report: Path, sums: ChannelSums
+) -> list[dict]:
+    """Scores of each of these numbered clips; their latents go into `sums`."""
     settings = evaluation.settings
-    frames = load_clip(sample, evaluation.data)
-    video = to_float(frames).unsqueeze(0).to(evaluation.vae.device)
-    reconstruction, moments, _ = evaluation.reconstruct(video, number)
-    sums.add(*moments[0].chunk(2))
-    row = {
-        "number": number,
-        "key": sample.key,
-        "caption": sample.read_text(),
-        **scores(reconstruction, video, settings),
-    }
-    if number < settings.shown:
-        row |= {"real": f"videos/real_{sample.key}.mp4", "made": f"videos/reconstructed_{sample.key}.mp4"}
-        write_video(report / row["real"], frames.numpy(), fps=8)
-        write_video(report / row["made"], to_uint8(reconstruction[0]), fps=8)
-    return row
+    clips = torch.stack([load_clip(sample, evaluation.data) for _, sample in batch])
+    videos = to_float(clips).to(evaluation.vae.device)
+    reconstructions, moments, _ = evaluation.reconstruct(videos, [number for number, _ in batch])
+    rows = []
+    for i, (number, sample) in enumerate(batch):
+        sums.add(*moments[i].chunk(2))
+        row = {"number": number, "key": sample.key, "caption": sample.read_text()}
+        row |= scores(reconstructions[i : i + 1], videos[i : i + 1], settings)
+        if number < settings.shown:
+            row |= {"real": f"videos/real_{sample.key}.mp4", "made": f"videos/reconstructed_{sample.key}.mp4"}
+            write_video(report / row["real"], clips[i].numpy(), fps=8)
+            write_video(report / row["made"], to_uint8(reconstructions[i]), fps=8)
+        rows.append(row)
+    return rows
 
 
 def scores(reconstruction: Tensor, video: Tensor, settings: ReconstructionSettings) -> dict[str, float]:
@@ -226,11 +237,11 @@ def _timed(evaluation: Evaluation, videos: list[Tensor], way: Way) -> tuple[list
         vae.enable_tiling(None, None, settings.tile_frames)
     device = vae.device
     memory = PeakMemory(device)
-    evaluation.reconstruct(videos[0].to(device), 0, way)  # apart from the timed ones: it also plans and allocates
+    evaluation.reconstruct(videos[0].to(device), [0], way)  # apart from the timed ones: it also plans and allocates
     peak, made, rows = memory.bytes, [], []
     seconds = {"encode": 0.0, "decode": 0.0}
     for number, video in enumerate(videos):
-        reconstruction, _, spent = evaluation.reconstruct(video.to(device), number, way)
+        reconstruction, _, spent = evaluation.reconstruct(video.to(device), [number], way)
         seconds = {half: seconds[half] + spent[half] for half in seconds}
         made.append(reconstruction.cpu())
         rows.append(scores(made[-1], video, settings))

@@ -29,10 +29,12 @@ def test_a_sampled_reconstruction_follows_from_seed_and_clip_number(vae):
     torch.manual_seed(0)
     video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
     sampling = evaluation(vae, latents="sample")
-    first, again, other = (sampling.reconstruct(video, number)[0] for number in (3, 3, 4))
+    first, again, other = (sampling.reconstruct(video, [number])[0] for number in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
-    mean = evaluation(vae).reconstruct(video, 3)[0]
+    together = sampling.reconstruct(torch.cat([video, video]), [3, 4])[0]
+    assert torch.allclose(together, torch.cat([first, other]), atol=1e-5)
+    mean = evaluation(vae).reconstruct(video, [3])[0]
     assert not torch.equal(first, mean)
     assert mean.abs().max() <= 1
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from odvae.shared.errors import InputError
-from odvae.shared.optimization import OptimizationSettings, learning_rate_at
+from odvae.shared.optimization import OptimizationSettings, clipped_step, learning_rate_at
 from odvae.shared.training import TrainingState
 from odvae.starting_point import ModelSettings, load_image_vae, load_video_vae
 from odvae.train import VAESettings
@@ -36,6 +36,21 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, opti
         weights.append(state.network.weight.detach().clone())
         assert state.guard.report(step) == len(values) - 2
     assert torch.equal(*weights)
+
+
+def test_long_gradients_are_shortened_alike_whether_the_optimizer_is_fused_or_not():
+    weights = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 1)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
+        for length in (100.0, 0.5):
+            layer.weight.grad, layer.bias.grad = torch.tensor([[length, 0.0, 0.0]]), torch.zeros(1)
+            assert clipped_step(optimizer, layer.parameters(), max_norm=1.0) == length
+        moment = optimizer.state[layer.weight]["exp_avg"][0, 0]
+        assert moment == pytest.approx(0.9 * 0.1 * 1.0 + 0.1 * 0.5, rel=1e-4)
+        weights.append(layer.weight.detach().clone())
+    assert torch.allclose(*weights, rtol=1e-5)
 
 
 def test_too_many_broken_steps_in_a_row_end_the_run_and_say_what_broke(tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -114,18 +114,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group.get("lr_scale", 1.0)
 
 
-def step_if_finite(optimizer: torch.optim.Optimizer | AcceleratedOptimizer, gradient_norm: Tensor) -> None:
-    """One optimiser step, or none at all (moments and step counts included) where the gradient is not finite.
+def clipped_step(
+    optimizer: torch.optim.Optimizer | AcceleratedOptimizer, parameters: Iterable[nn.Parameter], max_norm: float
+) -> Tensor:
+    """One optimiser step along the gradient, shortened to `max_norm` where it is longer; returns its norm before.
 
-    torch's fused optimisers decide on the device. For others the host must know, so there a GPU is waited for.
+    No step at all (moments and step counts included) where the gradient is not finite. torch's fused optimisers do
+    both on the device while they step. For others the host must know, so there a GPU is waited for.
     """
     inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
-    finite = torch.isfinite(gradient_norm)
-    if inner.defaults.get("fused"):
-        inner.found_inf, inner.grad_scale = (~finite).float(), None  # what torch's GradScaler sets
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if isinstance(norm, DTensor):  # under FSDP2
+        norm = norm.full_tensor()
+    finite = torch.isfinite(norm)
+    if inner.defaults.get("fused"):  # what torch's GradScaler sets
+        inner.found_inf, inner.grad_scale = (~finite).float(), (norm / max_norm).clamp(min=1)
         optimizer.step()
-    elif finite.full_tensor() if isinstance(finite, DTensor) else finite:
+    elif finite:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
         optimizer.step()
+    return norm
 
 
 def make_accelerator(

@@ -8,18 +8,17 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from odvae.shared.averages import AveragedWeights
 from odvae.shared.checkpoints import Checkpoints, StopRequest
 from odvae.shared.optimization import (
     OptimizationSettings,
     Tracker,
+    clipped_step,
     learning_rate_at,
     make_accelerator,
     make_optimizer,
     set_learning_rate,
-    step_if_finite,
 )
 from odvae.shared.run_folder import StageClock
 from odvae.shared.tracking import MetricsLog
@@ -62,11 +61,8 @@ class TrainingState:
         """
         learning_rate = learning_rate_at(step - 1, self.optimization)
         set_learning_rate(self.optimizer, learning_rate)
-        gradient_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.optimization.grad_clip)
-        step_if_finite(self.optimizer, gradient_norm)
+        gradient_norm = clipped_step(self.optimizer, self.model.parameters(), self.optimization.grad_clip)
         self.optimizer.zero_grad()
-        if isinstance(gradient_norm, DTensor):  # under FSDP2
-            gradient_norm = gradient_norm.full_tensor()
         self.guard.watch({**losses, "gradient_norm": gradient_norm})
         for average in self.averages:
             average.update(step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 
 from ldm import charts
@@ -52,13 +53,12 @@ def same_captions(folder: Path, rows: list[dict]) -> list[dict]:
     """The first held-out captions, each with the video of every run."""
     found: dict[str, dict] = {}
     for row in rows:
-        for sample in read_json_lines(folder / row["run"] / "samples" / "samples.jsonl"):
-            if sample["group"] == "held_out":
-                entry = found.setdefault(sample["file"], {"caption": asked_for(sample), "videos": {}})
-                path = folder / row["run"] / "samples" / sample["file"]
-                if len(found) <= SHOWN:
-                    entry["videos"][row["label"]] = data_uri(path.read_bytes(), "video/mp4")
-    return [entry for entry in list(found.values())[:SHOWN] if len(entry["videos"]) == len(rows)]
+        samples = folder / row["run"] / "samples"
+        held_out = (sample for sample in read_json_lines(samples / "samples.jsonl") if sample["group"] == "held_out")
+        for sample in islice(held_out, SHOWN):
+            entry = found.setdefault(sample["file"], {"caption": asked_for(sample), "videos": {}})
+            entry["videos"][row["label"]] = data_uri((samples / sample["file"]).read_bytes(), "video/mp4")
+    return [entry for entry in found.values() if len(entry["videos"]) == len(rows)]
 
 
 def by_name(found: dict) -> dict:

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import yaml
 
+from ldm.experiment import Experiment
 from ldm.study.plan import IMAGE, Run, StudySettings, generator_run, vae_runs
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import code_version, read_json, write_json, write_text
+from odvae.shared.settings import differing_keys, load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRACE = 120  # seconds that a stage has to save its checkpoint when time is up
@@ -119,11 +121,19 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def record_experiment(path: Path, run: Run) -> None:
-    """Write the run's whole experiment, so that its commands can be given by hand; refuse a changed one."""
-    text = yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False)
-    if path.is_file() and path.read_text() != text:
-        raise InputError(f"{path.parent} was begun with other settings; choose another study folder (run=...)")
-    write_text(path, text)
+    """Write the run's whole experiment, so that its commands can be given by hand; refuse a changed one.
+
+    Keys that the file lacks, since an earlier version wrote it, count as their defaults.
+    """
+    now = run.experiment.model_dump(mode="json")
+    if path.is_file():
+        before = load_settings(Experiment, path).model_dump(mode="json")
+        if changed := [f"  {k}: was {a!r}, now {b!r}" for k, (a, b) in differing_keys(before, now).items()]:
+            raise InputError(
+                f"{path.parent} was begun with other settings; choose another study folder (run=...):\n"
+                + "\n".join(changed)
+            )
+    write_text(path, yaml.safe_dump(now, sort_keys=False))
 
 
 def environment() -> dict[str, str]:

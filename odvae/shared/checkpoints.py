@@ -24,7 +24,7 @@ from odvae.shared.averages import AveragedWeights
 from odvae.shared.errors import InputError, write_errors_named
 from odvae.shared.optimization import MAY_CHANGE_ON_RESUME
 from odvae.shared.run_folder import make_output_folder, read_json, write_json, write_text
-from odvae.shared.settings import Settings, read_yaml
+from odvae.shared.settings import Settings, differing_keys, read_yaml
 
 
 class Checkpoints:
@@ -159,26 +159,19 @@ def record_settings(path: Path, sections: dict[str, Settings | int]) -> bool:
         name: section.model_dump(mode="json") if isinstance(section, Settings) else section
         for name, section in sections.items()
     }
-    before = None
-    now = _flatten(resolved)
+    same = False
     if path.exists():
-        before = _flatten(read_yaml(path.read_text(), str(path)))
+        differing = differing_keys(read_yaml(path.read_text(), str(path)), resolved)
         changed = [
-            f"  {key}: was {before.get(key)!r}, now {now.get(key)!r}"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key) and key.rsplit(".", 1)[-1] not in MAY_CHANGE_ON_RESUME
+            f"  {key}: was {before!r}, now {now!r}"
+            for key, (before, now) in differing.items()
+            if key.rsplit(".", 1)[-1] not in MAY_CHANGE_ON_RESUME
         ]
         if changed:
             raise InputError(
                 f"{path.parent} holds a run with other settings; choose another run folder (run=...) or remove it:\n"
                 + "\n".join(changed)
             )
+        same = not differing
     write_text(path, yaml.safe_dump(resolved, sort_keys=False))
-    return before == now
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+    return same

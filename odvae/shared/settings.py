@@ -68,6 +68,19 @@ def read_yaml(text: str, name: str) -> Any:
         raise InputError(f"{name} is not valid YAML: {error}") from None
 
 
+def differing_keys(before: dict, now: dict) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (before, now) of every value in which two nested mappings differ; None where one lacks it."""
+    old, new = _flatten(before), _flatten(now)
+    return {key: (old.get(key), new.get(key)) for key in sorted(old | new) if old.get(key) != new.get(key)}
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
 def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[str] = ()) -> SettingsT:
     """Read `kind` from a YAML file, with `section.key=value` overrides (values are YAML) on top.
 

@@ -37,6 +37,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: Attent
 def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
+    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast qk-norm answers in fp32
     bias = None
     if mask is not None:  # its kernels want the bias in memory laid out for a multiple of eight keys
         b, m = mask.shape

@@ -17,8 +17,15 @@ from safetensors.torch import save as save_safetensors
 
 from ldm.encoder import DTYPES, Encoder, caption_of, encode_units
 from ldm.encoding_plan import LatentSettings, Unit, plan_units
-from ldm.manifest import EMPTY_TEXT, HASHES, MANIFEST, Manifest, ShardRecord
-from ldm.text import LEARNED, TextEncoder, TextSettings, learn_text_encoder, load_text_encoder
+from ldm.manifest import EMPTY_TEXT, HASHES, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
+from ldm.text import (
+    LEARNED,
+    TextEncoder,
+    TextSettings,
+    check_max_tokens,
+    learn_text_encoder,
+    load_text_encoder,
+)
 from odvae.loading import load_vae
 from odvae.shared.checkpoints import begin_stage
 from odvae.shared.clips import DataSettings, VideoSet
@@ -29,8 +36,6 @@ from odvae.shared.guarded import Failure
 from odvae.shared.hash_cache import HashCache
 from odvae.shared.run_folder import StageClock, code_version, read_json, written_aside
 from odvae.statistics import ChannelSums
-
-TEXT_ENCODER_FOLDER = "text_encoder"
 
 
 def encode_latents(
@@ -50,7 +55,7 @@ def encode_latents(
     state = PartialState()
     vae = load_vae(vae_folder).to(state.device)
     clock = StageClock(folder)
-    begin_stage(folder, {"latents": settings, "text": text, "data": data})
+    begin_stage(folder, {"latents": settings, "text": text, "data": data}, clock)
     with sole_writer(folder) if state.is_main_process else contextlib.nullcontext():
         state.wait_for_everyone()
         vae_sha256 = weights_fingerprint(vae)
@@ -59,14 +64,16 @@ def encode_latents(
         if state.is_main_process:
             _check_same_videos(folder, units)
         text_encoder = open_text_encoder(text, videos, folder, seed)
+        check_max_tokens(text_encoder, text.max_tokens)
         text_encoder.model.to(state.device)
         encoder = Encoder(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
         (waiting,) = broadcast_object_list([[unit.name for unit in units if not unit.is_done(folder)]])
         todo = [unit for unit in units if unit.name in set(waiting)]
         encode_units(encoder, todo[state.process_index :: state.num_processes], folder, len(videos.samples))
         state.wait_for_everyone()
-        if state.is_main_process and (todo or not (folder / MANIFEST).is_file()):
-            _write_manifest(encoder, units, text, vae_folder, folder)
+        if state.is_main_process:
+            if todo or not _manifest_lists(units, folder):
+                _write_manifest(encoder, units, text, vae_folder, folder)
             clock.save(finished=True)
         state.wait_for_everyone()
 
@@ -80,7 +87,7 @@ def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: 
         captions = [caption_of(sample) for sample in videos.train]
         readable = [caption for caption in captions if caption and not isinstance(caption, Failure)]
         with one_thread():
-            learn_text_encoder(readable, text, learned, seed)
+            learn_text_encoder(readable or [""], text, learned, seed)
     state.wait_for_everyone()
     return load_text_encoder(learned)
 
@@ -127,6 +134,27 @@ def _write_empty_text(encoder: Encoder, folder: Path) -> None:
         file.write(save_safetensors(tensors))
 
 
+def _manifest_lists(units: Sequence[Unit], folder: Path) -> bool:
+    """Whether there is a manifest of just these units' shards: a kill may have come before the last was written."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    records = [read_json(unit.record(folder)) for unit in units]
+    written = {record["name"]: record["sha256"] for record in records if record["entries"]}
+    return written == {record.name: record.sha256 for record in load_manifest(folder).shards}
+
+
+def _by_number_or_name(name: str) -> tuple[bool, int, str]:
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
+def _in_order_of_settings(records: Sequence[dict], encoder: Encoder) -> dict[str, tuple[int, ...]]:
+    """Shapes of the buckets that hold something; first that of the experiment's own clips, which is sampled unasked."""
+    shapes = {record["bucket"]: tuple(record["shape"]) for record in records}
+    own = LatentSettings().buckets_for(encoder.data)
+    names = [bucket.name for bucket in (*own, *encoder.settings.buckets)]
+    return {name: shapes[name] for name in dict.fromkeys(names) if name in shapes}
+
+
 def _write_manifest(
     encoder: Encoder, units: Sequence[Unit], text: TextSettings, vae_folder: Path, folder: Path
 ) -> None:
@@ -154,10 +182,10 @@ def _write_manifest(
         stored=settings.stored,
         dtype=settings.dtype,
         held_out=data.held_out,
-        buckets={record["bucket"]: tuple(record["shape"]) for record in full},
+        buckets=_in_order_of_settings(full, encoder),
         train_entries=train,
         held_out_entries=sum(record["entries"] for record in records) - train,
-        classes=sorted({name for record in records for name in record["classes"]}),
+        classes=sorted({name for record in records for name in record["classes"]}, key=_by_number_or_name),
         latents_mean=latents_mean,
         latents_std=latents_std,
         failed={key: reason for record in records for key, reason in record["failed"].items()},

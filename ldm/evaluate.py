@@ -124,14 +124,28 @@ def evaluate_ldm(
     return read_report(folders)
 
 
+# What all videos of one score have in common, of the settings they were sampled with.
+SAMPLED_ALIKE = (
+    "scheduler", "steps", "guidance", "guidance_interval", "guidance_rescale", "ema_decay", "frames", "height", "width",
+)  # fmt: skip
+
+
 def read_samples(samples: Path) -> list[dict]:
-    """The rows of samples.jsonl that an evaluation scores. Raises InputError for none, and for those of two LDMs."""
+    """The rows of samples.jsonl that an evaluation scores.
+
+    Raises InputError for none, and for those of several LDMs or made with several settings.
+    """
     path = samples / "samples.jsonl"
     rows = [row for row in read_json_lines(path) if row["group"] in (HELD_OUT, UNSEEN)] if path.is_file() else []
     if not rows:
         raise InputError(f"{samples} holds no samples to score; make them with: {SAMPLES_COMMAND}")
-    if len({row["ldm_sha256"] for row in rows}) > 1:
-        raise InputError(f"{path} mixes samples of several LDMs; remove {samples} and run: {SAMPLES_COMMAND}")
+    for name in ("ldm_sha256", *SAMPLED_ALIKE):
+        found = sorted({str(row.get(name)) for row in rows})
+        if len(found) > 1:
+            raise InputError(
+                f"{path} mixes samples of several {name}: {', '.join(found)}; remove {samples} and run: "
+                f"{SAMPLES_COMMAND}"
+            )
     return rows
 
 
@@ -189,7 +203,7 @@ def accuracy_parts(generated: list[dict], reconstructed: list[dict]) -> dict:
     """How often the judge reads in a video what its caption says: generated, of unseen combinations, reconstructed."""
     parts: dict = {}
     for group, name in ((HELD_OUT, "prompt_accuracy"), (UNSEEN, "prompt_accuracy_unseen")):
-        rows = [row for row in generated if row["group"] == group]
+        rows = [row for row in generated if row["group"] == group and row["prompt"]]
         parts[name] = accuracy_part(rows, "prompt", "the mp4 files") if rows else None
     parts["prompt_accuracy_reconstructed"] = accuracy_part(reconstructed, "caption", "reconstructions of real clips")
     return parts

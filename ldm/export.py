@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from ldm.manifest import TEXT_ENCODER_FOLDER
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sample import SampleSettings, load_pipeline
 from ldm.train import PROVENANCE, ema_folder
@@ -41,8 +42,7 @@ def export_pipeline(
         raise InputError(f"{out} exists and is no pipeline folder: choose another, or remove it")
     pipeline = load_pipeline(folders.vae, folders.ldm, samples.sampler, samples.ema_decay)
     pipeline.register_to_config(model_card=write_card(pipeline, folders, samples, name, copy_text_encoder))
-    learned_here = pipeline.text_encoder is not None and Path(pipeline.config.text_encoder_name).is_dir()
-    if learned_here or copy_text_encoder:
+    if _learned_here(pipeline, folders) or copy_text_encoder:
         pipeline.register_to_config(text_encoder_name=None)  # it is in the folder
     elif pipeline.text_encoder is not None:
         pipeline.register_modules(text_encoder=None, tokenizer=None)
@@ -81,7 +81,7 @@ def write_card(
         steps=optimization["steps"],
         global_batch=read_json(newest)["global_batch"] if newest else "unknown",
         scheduler=type(pipeline.scheduler).__name__,
-        text_encoder=_text_encoder(pipeline, copied),
+        text_encoder=_text_encoder(pipeline, folders, copied),
         vae_sha256=provenance["vae_sha256"],
         ldm_sha256=weights_fingerprint(pipeline.transformer),
         code=code_version(),
@@ -119,11 +119,17 @@ def _numbers(folders: RunFolder) -> list[tuple[str, str]]:
     return numbers
 
 
-def _text_encoder(pipeline: TextToVideoPipeline, copied: bool) -> str | None:
+def _learned_here(pipeline: TextToVideoPipeline, folders: RunFolder) -> bool:
+    """Whether the text encoder was learned by the run itself, beside its latents."""
+    name = pipeline.config.text_encoder_name
+    return name is not None and Path(name).resolve() == (folders.latents / TEXT_ENCODER_FOLDER).resolve()
+
+
+def _text_encoder(pipeline: TextToVideoPipeline, folders: RunFolder, copied: bool) -> str | None:
     name = pipeline.config.text_encoder_name
     if name is None:
         return None
-    if Path(name).is_dir():
+    if _learned_here(pipeline, folders):
         return "learned from the training captions, in this folder"
     return f"{name}, {'in this folder' if copied else 'loaded by its name'}"
 

@@ -19,6 +19,7 @@ from odvae.shared.tracking import progress_bar
 FORMAT = 2
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
+TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was learned from the captions
 ENCODE_COMMAND = "accelerate launch pipelines/encode_latents.py (with this experiment's --config)"
 
 # Hashes of files as they were last seen, so that the trainer need not read all of them at every start.
@@ -66,7 +67,7 @@ class Manifest:
     train_entries: int
     held_out_entries: int
     classes: list[str]
-    """Names of all classes, sorted; empty where no video had one."""
+    """Names of all classes, sorted, numbers by their value; empty where no video had one."""
     latents_mean: list[float]
     latents_std: list[float]
     failed: dict[str, str]

@@ -91,10 +91,14 @@ def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
     return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
 
 
-def kernel_distance(x: np.ndarray, y: np.ndarray) -> float:
-    """Unbiased MMD^2 of features (n, d), (m, d) under the kernel (a.b / d + 1)^3 (Binkowski et al. 2018, section 4)."""
+def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float:
+    """Unbiased MMD^2 of features (n, d), (m, d) under the kernel (a.b / d + 1)^3 (Binkowski et al. 2018, section 4).
+
+    `paired`: x[i] was made from y[i], as a reconstruction is, and is not compared with it; else the sets are taken to
+    be independent.
+    """
     kernels = cubic_kernels(x, y)
-    return mmd_squared(kernels, np.ones(len(x)), np.ones(len(y)))
+    return mmd_squared(kernels, np.ones(len(x)), np.ones(len(y)), paired)
 
 
 def cubic_kernels(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -108,16 +112,25 @@ def cubic_kernels(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray,
 
 
 def mmd_squared(
-    kernels: tuple[np.ndarray, np.ndarray, np.ndarray], weights_x: np.ndarray, weights_y: np.ndarray
+    kernels: tuple[np.ndarray, np.ndarray, np.ndarray],
+    weights_x: np.ndarray,
+    weights_y: np.ndarray,
+    paired: bool = False,
 ) -> float:
-    """Unbiased MMD^2 in which sample i of x counts weights_x[i] times; pairs of a sample with itself never count."""
+    """Unbiased MMD^2 in which sample i of x counts weights_x[i] times; pairs of a sample with itself never count.
+
+    With `paired` those of x[i] and y[i] do not either.
+    """
     within_x, within_y, across = kernels
 
     def without_self(kernel: np.ndarray, weights: np.ndarray) -> float:
         pairs = weights.sum() ** 2 - np.square(weights).sum()
         return (weights @ kernel @ weights - np.square(weights) @ np.diag(kernel)) / pairs
 
-    mean_across = weights_x @ across @ weights_y / (weights_x.sum() * weights_y.sum())
+    total, pairs = weights_x @ across @ weights_y, weights_x.sum() * weights_y.sum()
+    if paired:
+        total, pairs = total - (weights_x * weights_y) @ np.diag(across), pairs - weights_x @ weights_y
+    mean_across = total / pairs
     return float(without_self(within_x, weights_x) + without_self(within_y, weights_y) - 2 * mean_across)
 
 

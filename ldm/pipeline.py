@@ -46,7 +46,6 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         model_card: what a saved or published pipeline says of itself: its README.md.
     """
 
-    model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' name and type)
 
     def __init__(
@@ -97,7 +96,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
 
         Args:
             negative_prompt: what guidance leads away from; one for all, or one each.
-            class_label: a class by its name or number, for networks that are told one.
+            class_label: a class by its name, or by its number where no class has that for a name.
             image: the first frame, float (3, h, w) in [-1, 1]; one for all, or one each. For networks that take one.
             num_frames, height, width: 4k+1 frames, multiples of 8 pixels; by default what the model was trained on.
             guidance_scale: 1 follows the condition as trained; larger follows it more (classifier-free guidance).
@@ -254,10 +253,10 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
 
     def _class_number(self, label: int | str) -> int:
         names = list(self.transformer.config.class_names)
-        if isinstance(label, str) and label in names:
-            return names.index(label)
-        if isinstance(label, int) and 0 <= label < len(names):
-            return label
+        if str(label) in names:
+            return names.index(str(label))
+        if str(label).isdecimal() and int(label) < len(names):
+            return int(label)
         shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
         raise InputError(f"class {label!r} is unknown; allowed are 0 to {len(names) - 1} or their names: {shown}")
 

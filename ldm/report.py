@@ -40,6 +40,8 @@ def render_report(folders: RunFolder, report: dict, shown: int) -> Path:
         report=report,
         rows=rows,
         groups=[
+            ("Generated", "For the evaluation, beside which no real video has the same caption.",
+             [] if rows else sample_cells(folders, samples, "held_out", shown)),
             ("Combinations that training never saw",
              "Each word was in training; this combination of shape, colour and motion was not.",
              sample_cells(folders, samples, "unseen", shown)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -143,7 +144,7 @@ def asked_requests(
     if any(not prompt.strip() for prompt in prompts):
         raise InputError("a prompt is empty")
     asked: list[tuple[str, dict]] = [(prompt, {"prompt": prompt}) for prompt in prompts]
-    asked += [(label, {"class_label": int(label) if label.isdecimal() else label}) for label in class_labels]
+    asked += [(label, {"class_label": label}) for label in class_labels]
     return [
         Request(
             f"{_slug(name)}_seed{seed + i}.mp4",
@@ -159,7 +160,11 @@ def asked_requests(
 
 
 def _slug(name: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60] or "video"
+    """A file name of a prompt; with a part of its hash, where the name alone could be another prompt's too."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].strip("-") or "video"
+    if slug.replace("-", " ") == name:
+        return slug
+    return f"{slug}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def load_pipeline(

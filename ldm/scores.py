@@ -32,13 +32,14 @@ def distance_part(
         )
     for name, features in compared.items():
         curve = frechet_by_count(features, reference, ddof, seed)
-        intervals = bootstrap_intervals(features, reference, ddof, bootstrap, seed)
+        paired = name == "reconstructed"  # of the reference's own clips
+        intervals = bootstrap_intervals(features, reference, ddof, bootstrap, seed, paired)
         part[name] = {
             "frechet": frechet_of_features(features, reference, ddof),
             "frechet_interval": intervals["frechet"],
             "frechet_by_n": curve,
             "frechet_at_infinity": at_infinity(curve),
-            "kernel": kernel_distance(features, reference),
+            "kernel": kernel_distance(features, reference, paired),
             "kernel_interval": intervals["kernel"],
             "n": len(features),
         }

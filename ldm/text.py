@@ -29,13 +29,13 @@ from transformers import (
 )
 
 from odvae.shared.errors import InputError
-from odvae.shared.run_folder import folder_aside
+from odvae.shared.run_folder import folder_aside, read_json
 from odvae.shared.seeds import torch_generator
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import progress_over
 
 LEARNED = "learned"
-_PAD, _UNKNOWN, _START, _END, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+_SPECIAL = _PAD, _UNKNOWN, _START, _END, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
 
 class TextSettings(Settings):
@@ -89,6 +89,15 @@ def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], ma
             )
 
 
+def check_max_tokens(encoder: TextEncoder, max_tokens: int) -> None:
+    """Raise InputError where the encoder has fewer positions than captions are given."""
+    most = getattr(encoder.model.config, "max_position_embeddings", None)
+    if encoder.model.config.model_type in ("roberta", "xlm-roberta", "camembert") and most is not None:
+        most -= 2  # theirs begin at 2
+    if most is not None and max_tokens > most:
+        raise InputError(f"text.max_tokens={max_tokens}: {encoder.name} takes at most {most} tokens")
+
+
 def load_text_encoder(name: str | Path) -> TextEncoder:
     """A text encoder from a transformers folder or hub name. Raises InputError where it cannot be loaded as one."""
     try:
@@ -120,14 +129,11 @@ def quiet_transformers() -> Iterator[None]:
 def learn_text_encoder(captions: Sequence[str], settings: TextSettings, folder: Path, seed: int) -> None:
     """Learn words and their context from captions alone, and save the encoder as a transformers folder.
 
-    The vocabulary is every word of the captions; a small BERT learns to tell each word, a fifth of them hidden.
+    The vocabulary is every word of the captions (none, where videos have none and the network will not be told text);
+    a small BERT learns to tell each word, a fifth of them hidden.
     The folder appears when it is whole.
     """
     words = sorted({word for caption in captions for word in _words(caption)})
-    if not words:
-        raise InputError(
-            "text.encoder=learned needs captions, but the training videos have none; name an encoder instead"
-        )
     tokenizer = _word_tokenizer(words, settings.max_tokens)
     torch.manual_seed(seed)
     model = BertForMaskedLM(
@@ -168,12 +174,17 @@ def learn_text_encoder(captions: Sequence[str], settings: TextSettings, folder: 
         tokenizer.save_pretrained(aside)
 
 
+def knows_words(folder: Path) -> bool:
+    """Whether a learned encoder's captions had a word in them."""
+    return read_json(folder / "config.json")["vocab_size"] > len(_SPECIAL)
+
+
 def _words(caption: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", caption.lower())
 
 
 def _word_tokenizer(words: Sequence[str], max_tokens: int) -> PreTrainedTokenizerFast:
-    vocabulary = {word: i for i, word in enumerate([_PAD, _UNKNOWN, _START, _END, _MASK, *words])}
+    vocabulary = {word: i for i, word in enumerate([*_SPECIAL, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.batches import Batch
 from ldm.network import Network
+from odvae.shared.compute import count_flops
 
 
 def forward_flops(network: Network, batch: Batch) -> int:
@@ -21,31 +21,9 @@ def forward_flops(network: Network, batch: Batch) -> int:
     Nothing is computed: a copy of the network without values runs on shapes alone.
     """
     shapes = copy.deepcopy(network).to("meta")
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        shapes(batch.noisy.to("meta"), batch.time.to("meta"), batch.condition.map(lambda part: part.to("meta")))
-    return counter.get_total_flops()
-
-
-def measure_matmul_rate(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """FLOP/s of large square matrix products on the device: the best of several tries, in a fraction of a second.
-
-    What a training can reach; below the data sheet's number.
-    """
-    size = size or (8192 if device.type == "cuda" else 1024)
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(6):
-        start = _now(device)
-        for _ in range(4):
-            torch.mm(a, b)
-        best = min(best, (_now(device) - start) / 4)
-    return 2 * size**3 / best
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
+    noisy, time_, condition = batch.noisy.to("meta"), batch.time.to("meta"), batch.condition.map(lambda x: x.to("meta"))
+    with torch.no_grad():
+        return count_flops(lambda: shapes(noisy, time_, condition))
 
 
 class StepMeter:

@@ -14,13 +14,16 @@ from torch import Tensor
 from ldm.attention import AttentionBackend, check_backend
 from ldm.batches import LatentData, squared_errors
 from ldm.conditioning import ConditioningSettings
-from ldm.manifest import Manifest, check_latents, load_manifest
+from ldm.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
 from ldm.network import DiTSettings, Network, UNetSettings, make_network
 from ldm.objective import ObjectiveSettings
-from ldm.throughput import StepMeter, measure_matmul_rate
+from ldm.text import knows_words
+from ldm.throughput import StepMeter
 from ldm.validation import show_videos, validate
 from odvae.loading import VideoVAE, load_vae
 from odvae.shared.checkpoints import StopRequest, begin_stage
+from odvae.shared.compute import matmul_rate
+from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import weights_fingerprint
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.run_folder import StageClock, install_folder, write_json
@@ -76,13 +79,14 @@ def train_ldm(
     state, manifest = PartialState(), load_manifest(latents_folder)
     vae = load_vae(vae_folder)
     check_latents(latents_folder, manifest, weights_fingerprint(vae), vae_folder)
+    check_can_be_learned(settings, manifest, latents_folder)
     check_backend(settings.attention_backend, state.device)
     torch.manual_seed(seed)
     network = new_network(settings, manifest)
     for shape in manifest.buckets.values():
         network.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide the latents
     clock, stop = StageClock(folder), StopRequest()
-    if begin_stage(folder, {"seed": seed, "ldm": settings}) and clock.finished:
+    if begin_stage(folder, {"seed": seed, "ldm": settings, "latents": identity(manifest)}, clock):
         return
     data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
     averages = fit(network, vae, settings, data, folder, seed, tracker, clock, stop)
@@ -97,6 +101,30 @@ def train_ldm(
     state.wait_for_everyone()
 
 
+def check_can_be_learned(settings: LDMSettings, manifest: Manifest, latents_folder: Path) -> None:
+    """Raise InputError for latents that cannot teach, or not judge, what the settings want."""
+    if not manifest.held_out_entries:
+        raise InputError(
+            f"{latents_folder}: no held-out clip was encoded, so no loss could be measured (data.held_out)"
+        )
+    learned = latents_folder / TEXT_ENCODER_FOLDER
+    if (
+        settings.conditioning.kind == "text"
+        and manifest.text_encoder == TEXT_ENCODER_FOLDER
+        and not knows_words(learned)
+    ):
+        raise InputError(
+            f"{latents_folder}: no training video has a caption, so nothing can be learned from text; "
+            "set ldm.conditioning.kind to class or none"
+        )
+
+
+def identity(manifest: Manifest) -> dict[str, str | int]:
+    """What a run must find again in its latents to go on."""
+    names = ("vae_sha256", "text_sha256", "train_entries", "held_out_entries")
+    return {name: getattr(manifest, name) for name in names}
+
+
 def new_network(settings: LDMSettings, manifest: Manifest) -> Network:
     return make_network(
         settings.network, settings.model, settings.unet, settings.conditioning, settings.objective, manifest
@@ -108,10 +136,12 @@ def provenance(manifest: Manifest, latents_folder: Path, folder: Path) -> dict:
 
     A text encoder beside the latents is named by its path from `folder`, so that a run folder may be moved.
     """
-    text_encoder = latents_folder / manifest.text_encoder
+    learned_here = manifest.text_encoder == TEXT_ENCODER_FOLDER
     return {
         "vae_sha256": manifest.vae_sha256,
-        "text_encoder": os.path.relpath(text_encoder, folder) if text_encoder.exists() else manifest.text_encoder,
+        "text_encoder": os.path.relpath(latents_folder / TEXT_ENCODER_FOLDER, folder)
+        if learned_here
+        else manifest.text_encoder,
         "text_sha256": manifest.text_sha256,
         "data": manifest.data,
         "latents": str(latents_folder),
@@ -201,4 +231,4 @@ def peak_flops(settings: LDMSettings, device: torch.device, mixed_precision: str
     """FLOP/s of a device that `peak_share` compares with, set or measured."""
     if settings.peak_tflops is not None:
         return settings.peak_tflops * 1e12
-    return measure_matmul_rate(device, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)
+    return matmul_rate(device, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)

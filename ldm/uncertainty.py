@@ -51,10 +51,10 @@ def at_infinity(curve: list[tuple[int, float]]) -> float | None:
 
 
 def bootstrap_intervals(
-    x: np.ndarray, y: np.ndarray, ddof: int, repeats: int, seed: int
+    x: np.ndarray, y: np.ndarray, ddof: int, repeats: int, seed: int, paired: bool = False
 ) -> dict[str, tuple[float, float] | None]:
     """95% intervals of the Frechet and the kernel distance, from `repeats` resamplings of both sets (in pairs where
-    they are of one size, as `frechet_by_count`).
+    they are of one size, as `frechet_by_count`). `paired` as for `kernel_distance`.
 
     Resampling repeats videos, which moves a Frechet distance up; so the resampled distances are shifted to have the
     distance itself as their mean, and the interval shows their spread alone. None where repeats is 0 or a set has
@@ -72,19 +72,14 @@ def bootstrap_intervals(
         counts = (
             np.bincount(chosen, minlength=n).astype(float) for chosen, n in ((chosen_x, len(x)), (chosen_y, len(y)))
         )
-        kernel.append(mmd_squared(kernels, *counts))
+        kernel.append(mmd_squared(kernels, *counts, paired))
     measured = {
         "frechet": frechet_of_features(x, y, ddof),
-        "kernel": mmd_squared(kernels, np.ones(len(x)), np.ones(len(y))),
+        "kernel": mmd_squared(kernels, np.ones(len(x)), np.ones(len(y)), paired),
     }
     return {
         name: _interval(measured[name], np.array(values)) for name, values in (("frechet", frechet), ("kernel", kernel))
     }
-
-
-def _times(chosen: np.ndarray, n: int) -> np.ndarray:
-    """How often each of n samples was chosen."""
-    return np.bincount(chosen, minlength=n).astype(np.float64)
 
 
 def _interval(measured: float, resampled: np.ndarray) -> tuple[float, float]:

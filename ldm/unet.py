@@ -64,6 +64,9 @@ class UNet(ModelMixin, ConfigMixin):
             cross_attention_dim=told_width,
             attention_head_dim=head_width,
         )
+        for module in self.unet.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # diffusers' temporal layers have 0.1: its noise is no function of the step
         self.nothing = nn.Parameter(0.02 * torch.randn(told_width))  # stands for padding, and for no class
         if text_width is not None:
             self.text_embedding = nn.Sequential(nn.RMSNorm(text_width, eps=1e-6), nn.Linear(text_width, told_width))

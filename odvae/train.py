@@ -99,7 +99,7 @@ def train_vae(
     """
     state = PartialState()
     clock, stop = StageClock(folder), StopRequest()
-    if begin_stage(folder, {"seed": seed, "vae": settings, "data": data}) and clock.finished:
+    if begin_stage(folder, {"seed": seed, "vae": settings, "data": data}, clock):
         return
     run = VAERun(settings, data, videos, folder, seed, tracker, clock, stop)
     if state.is_main_process:

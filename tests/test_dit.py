@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from ldm.attention import check_backend, rotary_angles, rotate, rotation
 from ldm.conditioning import Condition, beside_first_frame
@@ -249,3 +250,7 @@ def test_sizes_and_conditions_that_do_not_fit_are_errors():
         make_dit()(*inputs(classes=True))
     with pytest.raises(InputError, match="must be multiples of 2"):
         make_unet()(*inputs(shape=(3, 5, 4)))
+
+
+def test_the_unet_has_no_dropout_whose_noise_would_not_follow_from_the_step():
+    assert not [part for part in make_unet().modules() if isinstance(part, nn.Dropout) and part.p > 0]

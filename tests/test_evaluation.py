@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import types
 
 import numpy as np
@@ -19,9 +20,10 @@ from transformers import (
 )
 
 from ldm.clip_score import CLIPScorer
-from ldm.evaluate import ReportSettings, announce_warnings, choose_sets, duplicates_part, read_samples
+from ldm.evaluate import ReportSettings, accuracy_parts, announce_warnings, choose_sets, duplicates_part, read_samples
 from ldm.features import extract_features, load_network, to_square
 from ldm.i3d import I3D, load_i3d
+from ldm.judge import Verdict
 from ldm.measure import SampleFiles
 from ldm.numbers import flatten, to_csv
 from ldm.protocol import PROTOCOLS
@@ -207,6 +209,21 @@ def test_sets_have_equal_size_and_too_few_videos_are_refused():
     assert len(sets.generated) == len(sets.reference) == len(sets.other_real) == 2
     with pytest.raises(InputError, match="at least 2 videos of each kind"):
         choose_sets(ReportSettings(), DATA, videos, rows[:1], 0)
+
+
+def test_an_unconditional_run_has_no_prompts_to_obey():
+    rows = [{"group": "held_out", "prompt": None}]
+    reconstructed = [{"caption": "a large red circle moves left", "verdict": vars(Verdict("red", "circle", "left"))}]
+    parts = accuracy_parts(rows, reconstructed)
+    assert parts["prompt_accuracy"] is parts["prompt_accuracy_unseen"] is None
+    assert parts["prompt_accuracy_reconstructed"]["color"] == 1
+
+
+def test_samples_made_with_several_settings_are_refused(tmp_path):
+    rows = [{"file": f"{i}.mp4", "group": "held_out", "ldm_sha256": "a", "guidance": 3.0 + i} for i in range(2)]
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=r"mixes samples of several guidance: 3\.0, 4\.0"):
+        read_samples(tmp_path)
 
 
 def test_samples_missing_broken_or_of_another_size_are_named(tmp_path):

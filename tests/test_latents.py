@@ -13,11 +13,11 @@ from conftest import REPOSITORY
 from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from ldm.encode import LatentSettings, encode_latents
+from ldm.encode import LatentSettings, _by_number_or_name, encode_latents
 from ldm.encoding_plan import BucketSettings, choose_bucket, clip_starts
 from ldm.latents import held_out_batches, latent_batches, load_entry, open_latents
 from ldm.manifest import check_latents, load_manifest
-from ldm.text import TextSettings, learn_text_encoder, load_text_encoder
+from ldm.text import TextSettings, check_max_tokens, knows_words, learn_text_encoder, load_text_encoder
 from ldm.verify import TOLERANCE, find_problems, reencode
 from odvae.shared.clips import DataSettings, VideoSet, is_held_out, load_clip
 from odvae.shared.demo_videos import write_demo_videos
@@ -432,8 +432,38 @@ def test_learning_is_the_same_for_the_same_captions_and_seed(tmp_path):
     assert one == two
 
 
-def test_an_encoder_that_is_not_there_and_captions_that_are_not_there_are_errors(tmp_path):
+def test_an_encoder_that_is_not_there_or_too_short_is_an_error(tmp_path):
     with pytest.raises(InputError, match=r"text\.encoder=.*nowhere"):
         load_text_encoder(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="needs captions"):
-        learn_text_encoder([], TEXT, tmp_path / "learned", seed=0)
+    learn_text_encoder(["a cat"], TEXT, tmp_path / "learned", seed=0)
+    encoder = load_text_encoder(tmp_path / "learned")
+    check_max_tokens(encoder, 8)
+    with pytest.raises(InputError, match=r"text\.max_tokens=9: .*learned takes at most 8 tokens"):
+        check_max_tokens(encoder, 9)
+
+
+def test_videos_without_captions_are_encoded_for_networks_that_are_not_told_text(encoded, tmp_path):
+    for name in ("vae", "shards"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(encoded / "vae", tmp_path / "vae", dirs_exist_ok=True)
+    with shard_writer(tmp_path / "shards/00000.tar") as writer:
+        for sample in index_shards(sorted((encoded / "shards").glob("*.tar"))):
+            members = {extension: sample.read(extension) for extension in sample.members}
+            writer.write({"__key__": sample.key, **members, "txt": b""})
+    encode(tmp_path, tmp_path / "latents")
+    assert not knows_words(tmp_path / "latents/text_encoder")
+    assert knows_words(encoded / "latents/text_encoder")
+    captions = [load_entry(entry, 0, {})["text_mask"].sum() for entry in entries_of(tmp_path / "latents")[0]]
+    assert set(map(int, captions)) == {2}  # begin and end
+
+
+def test_a_manifest_that_a_kill_left_behind_is_written_anew(encoded, tmp_path):
+    shutil.copytree(encoded / "latents", tmp_path / "latents")
+    manifest = load_manifest(tmp_path / "latents")
+    dataclasses.replace(manifest, shards=manifest.shards[:-1]).save(tmp_path / "latents")
+    encode(encoded, tmp_path / "latents")
+    assert load_manifest(tmp_path / "latents").shards == manifest.shards
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_their_values():
+    assert sorted(["10", "b", "2", "a", "0"], key=_by_number_or_name) == ["0", "2", "10", "a", "b"]

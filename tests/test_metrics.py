@@ -58,6 +58,12 @@ def test_frechet_distance_is_symmetric_turns_with_the_axes_and_stays_real_where_
     assert frechet_distance(*gaussian(few), *gaussian(few)) == pytest.approx(0, abs=1e-4)
 
 
+def test_the_kernel_distance_of_pairs_does_not_compare_a_sample_with_what_was_made_from_it():
+    x = np.random.default_rng(0).normal(size=(40, 5))
+    assert kernel_distance(x, x) < -1e-2
+    assert kernel_distance(x, x, paired=True) == pytest.approx(0, abs=1e-9)
+
+
 def test_kernel_distance_is_unbiased():
     same = [kernel_distance(rng.normal(size=(40, 5)), rng.normal(size=(40, 5))) for _ in range(200)]
     assert abs(np.mean(same)) < 3 * np.std(same) / np.sqrt(200)

@@ -97,6 +97,8 @@ def test_class_labels_go_by_name_or_number_and_guidance_leads_away_from_no_class
     assert np.abs(one("jump") - one("swim")).max() > 1e-3
     assert np.abs(one("jump") - one("jump", guidance_scale=1.0)).max() > 1e-3
     assert generate(pipeline, None, [0, 1], class_label=["run", 2]).shape[0] == 2
+    numbered = make_pipeline(vae, make=make, class_names=["10", "2"])
+    assert [numbered._class_number(label) for label in ("2", 2, "10", 0, "1")] == [1, 1, 0, 0, 1]
     for unknown in ("fly", 3, -1):
         with pytest.raises(InputError, match="is unknown; allowed are 0 to 2 or their names: run, jump, swim"):
             one(unknown)

@@ -16,7 +16,6 @@ import json
 import math
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,9 +29,10 @@ from ldm.dit import SIZES, DiT
 from ldm.experiment import DEFAULT_CONFIG, Experiment
 from ldm.latents import pack_entry
 from ldm.manifest import EMPTY_TEXT, Manifest, ShardRecord
-from ldm.throughput import forward_flops, measure_matmul_rate
+from ldm.throughput import forward_flops
 from ldm.train import LDMSettings, new_network
 from odvae import ODVAE
+from odvae.shared.compute import matmul_rate, now
 from odvae.shared.errors import readable_errors
 from odvae.shared.run_folder import write_json
 from odvae.shared.settings import load_settings
@@ -146,12 +146,6 @@ def time_in_turn(calls: dict[str, Callable[[], None]], steps: int, device: torch
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
     """Everything but forward and backward: data, noise, clipping, optimiser, averages, of the demo's training.
 
@@ -259,7 +253,7 @@ def measure_peak_share(device: torch.device, steps: int, compiled: bool) -> dict
         for _ in range(batch_size):
             vae.encode(video)
 
-    rate = measure_matmul_rate(device, dtype)
+    rate = matmul_rate(device, dtype)
     seconds = time_in_turn({"step": step, "encode": encode}, steps, device)
     share = flops / seconds["step"] / rate
     ratio = 1 + seconds["encode"] / seconds["step"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.batches import Batch, LatentData, squared_errors
 from ldm.manifest import load_manifest
@@ -15,6 +13,7 @@ from ldm.network import Network
 from ldm.train import LDMSettings, new_network, switch_on
 from odvae.loading import VideoVAE, load_vae
 from odvae.shared.clips import DataSettings
+from odvae.shared.compute import count_flops, now
 from odvae.shared.memory import PeakMemory
 from odvae.shared.optimization import make_accelerator, make_optimizer
 from odvae.shared.seeds import torch_generator
@@ -45,14 +44,12 @@ def _compression(vae: VideoVAE) -> str:
 
 
 def _cost_of(work, frames: int, device: torch.device) -> dict[str, float]:
-    with FlopCounterMode(display=False) as counter:
-        work()
-    seconds = []
+    flops, seconds = count_flops(work), []
     for _ in range(3):
-        start = _now(device)
+        start = now(device)
         work()
-        seconds.append(_now(device) - start)
-    return {"gflops": counter.get_total_flops() / 1e9, "frames_per_second": frames / min(seconds)}
+        seconds.append(now(device) - start)
+    return {"gflops": flops / 1e9, "frames_per_second": frames / min(seconds)}
 
 
 def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, device: torch.device) -> dict:
@@ -85,9 +82,9 @@ def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, d
     step(first)
     growth, seconds = memory.bytes, []
     for batch in timed:
-        start = _now(device)
+        start = now(device)
         step(batch)
-        seconds.append(_now(device) - start)
+        seconds.append(now(device) - start)
     return {
         "parameters": _count(network),
         "latent_shape": list(first.noisy.shape[1:]),
@@ -107,9 +104,3 @@ def tokens(network: Network, batch: Batch) -> int:
 
 def _count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

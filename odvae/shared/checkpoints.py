@@ -23,7 +23,7 @@ from torch import nn
 from odvae.shared.averages import AveragedWeights
 from odvae.shared.errors import InputError, write_errors_named
 from odvae.shared.optimization import MAY_CHANGE_ON_RESUME
-from odvae.shared.run_folder import make_output_folder, read_json, write_json, write_text
+from odvae.shared.run_folder import StageClock, make_output_folder, read_json, write_json, write_text
 from odvae.shared.settings import Settings, differing_keys, read_yaml
 
 
@@ -136,20 +136,23 @@ class StopRequest:
         raise SystemExit(128 + (self.received or signal.SIGINT))
 
 
-def begin_stage(folder: Path, sections: dict[str, Settings | int]) -> bool:
+def begin_stage(folder: Path, sections: dict[str, Settings | dict | int], clock: StageClock) -> bool:
     """Make a stage's folder and record its settings there (`experiment.yaml`); ranks wait for the main process.
 
-    Returns whether an earlier run had the very same settings. Raises InputError as `record_settings` does.
+    Returns whether an earlier run with the very same settings came to its end. Where none did, the stage is marked as
+    unfinished at once. Raises InputError as `record_settings` does.
     """
     state = PartialState()
-    same = False
+    done = False
     if state.is_main_process:
         make_output_folder(folder)
-        same = record_settings(folder / "experiment.yaml", sections)
-    return broadcast_object_list([same])[0]
+        done = record_settings(folder / "experiment.yaml", sections) and clock.finished
+        if not done:
+            clock.save(finished=False)
+    return broadcast_object_list([done])[0]
 
 
-def record_settings(path: Path, sections: dict[str, Settings | int]) -> bool:
+def record_settings(path: Path, sections: dict[str, Settings | dict | int]) -> bool:
     """Write the resolved settings of a run, or check that a run already there was started with the same ones.
 
     Returns whether they are the same to the last key. Raises InputError naming each key that differs, except those in

@@ -14,6 +14,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from pydantic import Field
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from odvae.shared.errors import InputError
@@ -149,6 +150,10 @@ def make_accelerator(
         log_with=None if tracker == "none" else tracker,
         project_dir=str(folder),
     )
+    if bf16 and accelerator.is_fsdp2:
+        # Autocast alone decides, as without sharding. accelerate would round all that blocks are given, noise levels
+        # and the residual stream too, and sum gradients in bf16.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     if accelerator.is_main_process:
         make_output_folder(folder)
     accelerator.wait_for_everyone()

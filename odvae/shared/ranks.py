@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+
+# How long ranks wait for each other. The usual ten minutes are too short where one of them counts frames, hashes
+# terabytes or finishes its last shard while the others are done.
+PATIENCE = timedelta(hours=12)
 
 
 def join_ranks() -> PartialState:
@@ -14,7 +19,8 @@ def join_ranks() -> PartialState:
 
     Left to itself, accelerate takes several ranks on a machine without an accelerator for as many single runs.
     """
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
+    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
     if state.device.type == "cpu":
         share_cores()
     return state

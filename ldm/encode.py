@@ -31,7 +31,7 @@ from odvae.shared.checkpoints import begin_stage
 from odvae.shared.clips import DataSettings, VideoSet
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import file_fingerprint, weights_fingerprint
-from odvae.shared.folder_lock import sole_writer
+from odvae.shared.folder_lock import main_process_writes
 from odvae.shared.guarded import Failure
 from odvae.shared.hash_cache import HashCache
 from odvae.shared.run_folder import StageClock, code_version, read_json, written_aside
@@ -56,8 +56,7 @@ def encode_latents(
     vae = load_vae(vae_folder).to(state.device)
     clock = StageClock(folder)
     begin_stage(folder, {"latents": settings, "text": text, "data": data}, clock)
-    with sole_writer(folder) if state.is_main_process else contextlib.nullcontext():
-        state.wait_for_everyone()
+    with main_process_writes(folder):
         vae_sha256 = weights_fingerprint(vae)
         _check_same_vae(folder, vae_sha256, vae_folder)
         units = plan_units(videos.samples, settings, data)

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from ldm.manifest import ENCODE_COMMAND, Manifest
 from odvae.shared.clips import is_held_out
 from odvae.shared.errors import InputError
+from odvae.shared.ranks import uses_cuda
 from odvae.shared.sampling import BucketSampler, Draw
 from odvae.shared.seeds import shuffled_index
 from odvae.shared.shards import Sample, index_shard
@@ -121,7 +122,7 @@ def latent_batches(
         batch_size=None,  # a draw list is a batch
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=uses_cuda(),
         worker_init_fn=_one_thread,
     )
     return iter(loader)

@@ -25,6 +25,7 @@ from odvae.shared.checkpoints import StopRequest, begin_stage
 from odvae.shared.compute import matmul_rate
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import weights_fingerprint
+from odvae.shared.folder_lock import main_process_writes
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.run_folder import StageClock, install_folder, write_json
 from odvae.shared.settings import Settings
@@ -89,16 +90,18 @@ def train_ldm(
     if begin_stage(folder, {"seed": seed, "ldm": settings, "latents": identity(manifest)}, clock):
         return
     data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
-    averages = fit(network, vae, settings, data, folder, seed, tracker, clock, stop)
-    if state.is_main_process:
-        for place, weights in averages.items():
-            trained = new_network(settings, manifest)
-            trained.load_state_dict(weights)
-            with install_folder(folder / place) as aside:
-                trained.save_pretrained(aside)
-                write_json(aside / PROVENANCE, provenance(manifest, latents_folder, folder))
-        clock.save(finished=True)
-    state.wait_for_everyone()
+    with main_process_writes(folder):
+        averages = fit(network, vae, settings, data, folder, seed, tracker, clock, stop)
+        stop.restore()
+        if state.is_main_process:
+            for place, weights in averages.items():
+                trained = new_network(settings, manifest)
+                trained.load_state_dict(weights)
+                with install_folder(folder / place) as aside:
+                    trained.save_pretrained(aside)
+                    write_json(aside / PROVENANCE, provenance(manifest, latents_folder, folder))
+            clock.save(finished=True)
+        state.wait_for_everyone()
 
 
 def check_can_be_learned(settings: LDMSettings, manifest: Manifest, latents_folder: Path) -> None:

@@ -15,6 +15,7 @@ from odvae.loading import VideoVAE
 from odvae.shared.clip_dataset import ClipDataset
 from odvae.shared.clip_loader import endless_loader
 from odvae.shared.clips import VideoSet, check_frames, is_held_out
+from odvae.shared.errors import InputError
 from odvae.shared.optimization import OptimizationSettings
 from odvae.shared.pixels import to_float
 from odvae.shared.sampling import StepSampler
@@ -34,7 +35,7 @@ class VideoPhaseSettings(OptimizationSettings):
     image_every: int | None = Field(None, ge=2)
     """Every such step trains on single frames instead of clips, to keep the model a good image VAE; null: none."""
     images_per_step: int = Field(8, ge=1)
-    """Single frames a micro-step of those steps sees."""
+    """Single frames each of those steps sees, over all ranks and micro-steps, which must divide it."""
 
     @field_validator("frames")
     @classmethod
@@ -80,7 +81,13 @@ class Batches:
         if every is None:
             yield from self.clips(done)
         clips = self.clips(done - done // every)
-        images = self.images(done // every, phase.images_per_step, images_per_clip=1)
+        parts = self.accelerator.num_processes * phase.accumulate
+        if phase.images_per_step % parts:
+            raise InputError(
+                f"vae.video_phase.images_per_step={phase.images_per_step} is not divisible by the "
+                f"{self.accelerator.num_processes} ranks times {phase.accumulate} micro-steps that share it"
+            )
+        images = self.images(done // every, phase.images_per_step // parts, images_per_clip=1)
         for step in count(done + 1):
             for _ in range(phase.accumulate):
                 yield next(images if step % every == 0 else clips)

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from odvae.inputs import TIME_FACTOR
 from odvae.loading import VideoVAE, load_vae
 from odvae.metrics import lpips, psnr, ssim
 from odvae.model import ODVAE
 from odvae.perceptual import LPIPSSettings
-from odvae.shared.clips import DataSettings, VideoSet, frame_count, load_clip
+from odvae.shared.clip_loader import each_clip
+from odvae.shared.clips import DataSettings, VideoSet, check_frames, frame_count, load_clip
+from odvae.shared.compute import fp32_is_fp32
 from odvae.shared.errors import InputError
 from odvae.shared.memory import PeakMemory
 from odvae.shared.pictures import save_picture, strip
@@ -64,6 +65,11 @@ class ReconstructionSettings(Settings):
     """Frames a group when tiling, 4m+1 (the paper's: 33)."""
     shown: int = Field(12, ge=1)
     """Clips that are kept as videos for the report page."""
+
+    @field_validator("frames", "tile_frames")
+    @classmethod
+    def _frames_are_4k_plus_1(cls, frames: int | None) -> int | None:
+        return frames if frames is None else check_frames(frames)
 
 
 @dataclass(frozen=True)
@@ -119,6 +125,7 @@ def evaluate_vae(
     Raises InputError when there is no VAE, or a way is asked for that it does not have.
     """
     state, clock = PartialState(), StageClock(folders.report)
+    fp32_is_fp32()
     if state.is_main_process:
         make_output_folder(folders.report / "videos")
     state.wait_for_everyone()
@@ -132,38 +139,56 @@ def evaluate_vae(
     mine = list(enumerate(chosen))[state.process_index :: state.num_processes]
     sums, rows = ChannelSums(), []
     with progress_bar("reconstructing", 0, len(mine), unit="clip") as bar:
-        for first in range(0, len(mine), settings.batch_size):
-            batch = mine[first : first + settings.batch_size]
+        for batch in _batches(mine, settings.batch_size, data, len(videos.samples)):
             rows += _reconstruct(evaluation, batch, folders.report, sums)
             bar.update(len(batch))
     rows = sorted(gather_object(rows), key=lambda row: row["number"])
     sums = sum(gather_object([sums]), ChannelSums())
+    if not rows:
+        raise InputError(f"none of the {len(chosen)} held-out videos could be decoded")
     if state.is_main_process:
         write_text(folders.report / "reconstructions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         part = _summary(rows, sums, evaluation)
-        part["ways"] = compare_ways(evaluation, chosen[: settings.compared_clips], folders.report)
+        decoded = [chosen[row["number"]] for row in rows]
+        part["ways"] = compare_ways(evaluation, decoded[: settings.compared_clips], folders.report)
         update_report(folders, clock, {"reconstruction": part})
     state.wait_for_everyone()
     return read_report(folders)
 
 
+# A clip's number in the evaluation, its video, its frames as uint8 (t, h, w, 3).
+NumberedClip = tuple[int, Sample, Tensor]
+
+
+def _batches(
+    numbered: Sequence[tuple[int, Sample]], size: int, data: DataSettings, of: int
+) -> Iterator[list[NumberedClip]]:
+    """The videos' clips, `size` at a time, without those that cannot be decoded."""
+    batch: list[NumberedClip] = []
+    for place, clip in each_clip([sample for _, sample in numbered], data, of):
+        batch.append((*numbered[place], clip.clone()))
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
 @torch.no_grad()
-def _reconstruct(
-    evaluation: Evaluation, batch: Sequence[tuple[int, Sample]], report: Path, sums: ChannelSums
-) -> list[dict]:
+def _reconstruct(evaluation: Evaluation, batch: Sequence[NumberedClip], report: Path, sums: ChannelSums) -> list[dict]:
     """Scores of each of these numbered clips; their latents go into `sums`."""
     settings = evaluation.settings
-    clips = torch.stack([load_clip(sample, evaluation.data) for _, sample in batch])
+    clips = torch.stack([clip for _, _, clip in batch])
     videos = to_float(clips).to(evaluation.vae.device)
-    reconstructions, moments, _ = evaluation.reconstruct(videos, [number for number, _ in batch])
+    reconstructions, moments, _ = evaluation.reconstruct(videos, [number for number, _, _ in batch])
     rows = []
-    for i, (number, sample) in enumerate(batch):
+    for i, (number, sample, clip) in enumerate(batch):
         sums.add(*moments[i].chunk(2))
         row = {"number": number, "key": sample.key, "caption": sample.read_text()}
         row |= scores(reconstructions[i : i + 1], videos[i : i + 1], settings)
         if number < settings.shown:
-            row |= {"real": f"videos/real_{sample.key}.mp4", "made": f"videos/reconstructed_{sample.key}.mp4"}
-            write_video(report / row["real"], clips[i].numpy(), fps=8)
+            row |= {"real": f"videos/real_{number:04d}.mp4", "made": f"videos/reconstructed_{number:04d}.mp4"}
+            write_video(report / row["real"], clip.numpy(), fps=8)
             write_video(report / row["made"], to_uint8(reconstructions[i]), fps=8)
         rows.append(row)
     return rows
@@ -258,11 +283,9 @@ def _timed(evaluation: Evaluation, videos: list[Tensor], way: Way) -> tuple[list
 
 def _impossible(evaluation: Evaluation, way: Way) -> str | None:
     """Why the VAE cannot go this way, if it cannot."""
-    vae, group = evaluation.vae, evaluation.settings.tile_frames
+    vae = evaluation.vae
     if way == "tiled" and not isinstance(vae, ODVAE):
         return "an image VAE works frame by frame: there is nothing to tile in time"
-    if way == "tiled" and group % TIME_FACTOR != 1:
-        raise InputError(f"reconstruction.tile_frames={group}: needs 4m+1 frames")
     if way == "streamed" and isinstance(vae, ODVAE) and not vae.streamable:
         return f"norm={vae.config.norm}, temporal_upsample={vae.config.temporal_upsample} needs the whole clip"
     return None

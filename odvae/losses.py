@@ -79,7 +79,7 @@ def haar(video: Tensor) -> Tensor:
         video = torch.cat([video[:, :, :1], video], dim=2)
     low, high = torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0])
     kernels = [torch.einsum("t,h,w->thw", *axes) / 8**0.5 for axes in product((low, high), repeat=3)]
-    kernel = torch.stack(kernels).unsqueeze(1).to(video)  # (8, 1, 2, 2, 2)
+    kernel = torch.stack(kernels).unsqueeze(1).to(video.device, video.dtype, non_blocking=True)  # (8, 1, 2, 2, 2)
     b = len(video)
     bands = F.conv3d(rearrange(video, "b c t h w -> (b c) 1 t h w"), kernel, stride=2)
     return rearrange(bands, "(b c) band t h w -> b c band t h w", b=b)
@@ -87,7 +87,8 @@ def haar(video: Tensor) -> Tensor:
 
 def wavelet_loss(reconstruction: Tensor, video: Tensor) -> Tensor:
     """Mean absolute error of the Haar coefficients (WF-VAE, arXiv 2411.17459); fp32."""
-    return haar(reconstruction.float() - video.float()).abs().mean()
+    with torch.autocast(video.device.type, enabled=False):
+        return haar(reconstruction.float() - video.float()).abs().mean()
 
 
 def fidelity_loss(

@@ -27,10 +27,12 @@ from odvae.shared.checkpoints import StopRequest, begin_stage
 from odvae.shared.clip_loader import each_clip
 from odvae.shared.clips import DataSettings, VideoSet
 from odvae.shared.errors import InputError
+from odvae.shared.folder_lock import main_process_writes
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.pictures import strip
 from odvae.shared.pixels import to_float, to_uint8
-from odvae.shared.run_folder import StageClock, install_folder
+from odvae.shared.run_folder import StageClock, install_folder, read_json
+from odvae.shared.seeds import derive_seed
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import MetricsLog, progress_bar
 from odvae.shared.training import TrainingState
@@ -68,6 +70,11 @@ class VAESettings(Settings):
             raise ValueError(f"init=random begins from nothing; set to null: {', '.join(given)}")
         if self.init != "random" and len(given) != 1:
             raise ValueError(f"init={self.init} needs exactly one of {', '.join(sources)}; found {given or 'none'}")
+        phases = [phase for phase in (self.image_phase, self.video_phase) if phase is not None]
+        if len({phase.precision for phase in phases}) > 1:
+            raise ValueError(
+                "image_phase.precision and video_phase.precision must be the same: one process trains both"
+            )
         if self.begin_from is not None and self.video_phase is None:
             raise ValueError("begin_from names a video VAE; video_phase=null makes an image VAE")
         if self.init == "random" and self.video_phase is None:
@@ -102,16 +109,18 @@ def train_vae(
     if begin_stage(folder, {"seed": seed, "vae": settings, "data": data}, clock):
         return
     run = VAERun(settings, data, videos, folder, seed, tracker, clock, stop)
-    if state.is_main_process:
-        print(f"loss: {settings.loss.describe()}", flush=True)
-    vae = make_vae(run)
-    mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
-    vae.register_to_config(latents_mean=mean, latents_std=std)
-    if state.is_main_process:
-        with install_folder(folder) as aside:
-            vae.save_pretrained(aside)
-        run.clock.save(finished=True)
-    state.wait_for_everyone()
+    with main_process_writes(folder):
+        if state.is_main_process:
+            print(f"loss: {settings.loss.describe()}", flush=True)
+        vae = make_vae(run)
+        stop.restore()
+        mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
+        vae.register_to_config(latents_mean=mean, latents_std=std)
+        if state.is_main_process:
+            with install_folder(folder) as aside:
+                vae.save_pretrained(aside)
+            run.clock.save(finished=True)
+        state.wait_for_everyone()
 
 
 def make_vae(run: VAERun) -> VideoVAE:
@@ -142,9 +151,17 @@ def image_vae_to_begin_from(run: VAERun) -> FrameVAE:
     if settings.image_vae is not None:
         return load_image_vae(settings.image_vae, settings.model)
     folder = run.folder / "image_vae"
-    if (folder / "config.json").exists():
-        return FrameVAE.from_pretrained(folder)
     assert settings.image_phase is not None  # the settings' validator saw to it
+    if (folder / "config.json").exists():
+        trained = [read_json(path)["step"] for path in folder.glob("checkpoints/step_*/state.json")]
+        wanted, begun = settings.image_phase.steps, (run.folder / "checkpoints").exists()
+        if begun and trained and max(trained) != wanted:
+            raise InputError(
+                f"{folder} was trained for {max(trained)} steps and the video VAE began from it, but "
+                f"vae.image_phase.steps is {wanted}: choose another run folder (run=...)"
+            )
+        if not trained or max(trained) >= wanted:
+            return FrameVAE.from_pretrained(folder)
     torch.manual_seed(run.seed)
     image_vae = fit(make_image_vae(settings.model), "image VAE", settings.image_phase, run, folder)
     if PartialState().is_main_process:
@@ -169,6 +186,7 @@ def fit(
     prepare_network(network, optimization)
     state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
     accelerator, model = state.accelerator, state.model
+    torch.manual_seed(derive_seed(run.seed, name))  # the discriminator's start, wherever this process came from
     objective = Objective(run.settings.loss, network, optimization, accelerator)
     if objective.adversary is not None:
         state.checkpoints.remember(objective.adversary.state)
@@ -229,7 +247,8 @@ def validate(
     chosen = run.videos.held_out[: run.settings.validation_clips]
     names = ["psnr", "ssim", *(["lpips"] if perceptual else [])]
     total, pairs = torch.zeros(len(names) + 1, device=accelerator.device), []  # the last counts the clips
-    for clip in each_clip(chosen[accelerator.process_index :: accelerator.num_processes], run.videos):
+    mine = chosen[accelerator.process_index :: accelerator.num_processes]
+    for _, clip in each_clip(mine, run.data, len(run.videos.samples)):
         video = to_float(clip).unsqueeze(0).to(accelerator.device)
         with accelerator.autocast():
             reconstruction = network(video)[0].float().clamp(-1, 1)
@@ -255,7 +274,7 @@ def latent_statistics(
     sums, chosen = ChannelSums(), videos.train[:clips]
     vae.to(device)
     with progress_bar("latent statistics", 0, len(chosen), unit="clip") as bar:
-        for clip in each_clip(chosen, videos):
+        for _, clip in each_clip(chosen, videos.data, len(videos.samples)):
             posterior = vae.encode(to_float(clip).unsqueeze(0).to(device)).latent_dist
             sums.add(posterior.mean[0], posterior.std[0])
             bar.update()

@@ -54,7 +54,7 @@ def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     n, _, h, w = x.shape
     x = F.pad(x, (1, 1, 1, 1))
-    phases = PHASES.to(weight)
+    phases = PHASES.to(weight.device, weight.dtype, non_blocking=True)
     y = None
     for row in (0, 1):
         for column in (0, 1):
@@ -73,7 +73,7 @@ def doubled_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     b, _, frames, h, w = x.shape
     x = F.pad(x, (1, 1, 1, 1))
-    phases = PHASES.to(weight)
+    phases = PHASES.to(weight.device, weight.dtype, non_blocking=True)
     time_phases = phases.flip(0).flatten(0, 1)  # flipped: a causal kernel lies one position back from a centred one
     y = None
     for row in (0, 1):

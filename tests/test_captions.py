@@ -42,6 +42,15 @@ def test_a_row_of_one_video_is_never_lent_to_another_of_the_same_name(tmp_path):
         CaptionTable(tmp_path / "metadata.jsonl", tmp_path).find("b.mp4")
 
 
+def test_only_the_end_of_a_line_ends_a_row(tmp_path):
+    """JSON may hold other characters that Python takes for the end of a line."""
+    rows = [{"file_name": "a.mp4", "text": "one\u2028two\x85three"}, {"file_name": "b.mp4", "text": "b"}]
+    (tmp_path / "metadata.jsonl").write_text("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    table = CaptionTable(tmp_path / "metadata.jsonl", tmp_path)
+    assert table.find("a.mp4").caption.split() == ["one", "two", "three"]
+    assert table.find("b.mp4").caption == "b"
+
+
 def test_a_caption_that_is_not_utf_8_costs_its_video_alone(tmp_path):
     latin = "un chien près".encode("latin-1")
     (tmp_path / "a.txt").write_bytes(latin)

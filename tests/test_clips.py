@@ -1,5 +1,6 @@
 """Which clip sample n is: a function of (seed, n) alone, whoever reads it."""
 
+import types
 from itertools import islice
 
 import numpy as np
@@ -14,6 +15,7 @@ from odvae.shared.errors import InputError
 from odvae.shared.packing import PackingSettings, pack_folder
 from odvae.shared.sampling import BucketSampler, StepSampler
 from odvae.shared.seeds import normal_per_sample, shuffled_index
+from odvae.shared.streamed_clips import _wanted
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3)
 
@@ -85,6 +87,21 @@ def test_a_rate_is_reached_by_frames_shown_at_its_moments(shards):
     assert (frame_count(source, DATA), frame_count(source, slow)) == (9, 4)  # 9 frames at 8 a second
     every_second = load_clip(source, DATA.model_copy(update={"stride": 2, "frames": 4}), 0)
     assert torch.equal(load_clip(source, slow.model_copy(update={"frames": 4}), 0), every_second)
+
+
+@pytest.mark.parametrize(
+    ("members", "wanted"),
+    [
+        ({"mp4": b"", "json": b'{"seconds": 2.0}'}, True),
+        ({"mp4": b"", "json": b'{"seconds": 0.5}'}, False),
+        ({"mp4": b"", "json": b'{"frames": 3}'}, True),  # whose seconds are not told: decoding will tell
+        ({"JPG": b"", "json": b"{}"}, False),
+        ({"mp4": b"", "json": b"no json"}, False),
+    ],
+)
+def test_streamed_videos_that_say_they_are_too_short_are_passed_over_at_any_rate(members, wanted):
+    dataset = types.SimpleNamespace(data=DATA.model_copy(update={"fps": 8.0, "frames": 9, "held_out": 1e-9}))
+    assert _wanted({"__key__": "a", "__url__": "x.tar", **members}, dataset) == wanted
 
 
 def test_streamed_shards_give_training_videos_of_their_own_and_say_that_order_is_approximate(shards, tmp_path, capsys):

@@ -126,8 +126,10 @@ def test_clips_for_validation_come_in_order_without_those_that_cannot_be_decoded
         return load_clip(sample, data)
 
     monkeypatch.setattr(clip_loader, "load_clip", load)
-    monkeypatch.setattr(videos, "data", DATA.model_copy(update={"workers": workers}))
-    clips = [clip.clone() for clip in each_clip(videos.samples, videos)]
+    data = DATA.model_copy(update={"workers": workers})
+    found = [(place, clip.clone()) for place, clip in each_clip(videos.samples, data, len(videos.samples))]
+    assert [place for place, _ in found] == [place for place in range(len(videos.samples)) if place != 2]
+    clips = [clip for _, clip in found]
     expected = [load_clip(sample, DATA) for sample in videos.samples if sample.key != broken]
     assert torch.equal(torch.stack(clips), torch.stack(expected))
     assert f"ends before frame 3 (1 of {len(videos.samples)} videos so far)" in capsys.readouterr().err

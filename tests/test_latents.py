@@ -290,6 +290,7 @@ def test_verify_sees_a_wrong_entry_under_right_hashes(encoded, tmp_path):
 
 
 def test_two_writers_into_one_folder_are_refused(encoded, tmp_path):
+    (tmp_path / "latents/.text_encoder.partial").mkdir(parents=True)  # as a kill may leave it: it keeps nobody out
     with sole_writer(tmp_path / "latents"), pytest.raises(InputError, match="is being written by another process"):
         encode(encoded, tmp_path / "latents")
 

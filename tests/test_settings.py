@@ -66,6 +66,8 @@ def load(tmp_path, text, *overrides):
         ("ldm: {optimization: {learning_rate: fast}}", r"ldm\.optimization\.learning_rate: found 'fast'"),
         ("data: {frames: 16}", r"data\.frames: frames must be 4k\+1, found 16; nearest: 13 or 17"),
         ("data: {height: 50}", r"data\.height: found 50; .*multiple of 8"),
+        ("reconstruction: {tile_frames: 10}", r"reconstruction\.tile_frames: frames must be 4k\+1, found 10"),
+        ("vae: {image_phase: {precision: bf16}}", "image_phase.precision and video_phase.precision must be the same"),
         ("vae: {init: random}", "init=random begins from nothing; set to null: image_phase"),
         ("vae: {model: {block_out_channels: [16, 20, 32, 32], norm_num_groups: 8}}", "8 does not divide"),
         ("ldm: {model: {width: 100, heads: 3}}", "width / heads must be even"),

@@ -1,9 +1,12 @@
 """What both training loops share (steps that are not finite, the learning rate), and where the VAE's begins."""
 
+import types
+
 import pytest
 import torch
 from torch import nn
 
+from odvae.batches import Batches, VideoPhaseSettings
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import OptimizationSettings, clipped_step, learning_rate_at
 from odvae.shared.training import TrainingState
@@ -70,6 +73,13 @@ def test_the_count_of_skipped_steps_survives_a_resume(tmp_path):
     again = TrainingState(nn.Linear(3, 1), state.optimization, tmp_path, "none", "test")
     assert again.resume() == 1
     assert again.guard.report(1) == 1
+
+
+def test_single_frames_of_a_step_are_shared_out_evenly_or_refused():
+    phase = VideoPhaseSettings(image_every=2, images_per_step=8, accumulate=2)
+    three_ranks = types.SimpleNamespace(num_processes=3, process_index=0)
+    with pytest.raises(InputError, match=r"images_per_step=8 is not divisible by the 3 ranks times 2 micro-steps"):
+        next(Batches(None, phase, three_ranks, seed=0).from_step(0))
 
 
 def test_the_learning_rate_rises_stays_and_falls():

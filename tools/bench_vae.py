@@ -30,7 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--halves", nargs="+", choices=["encode", "decode"], default=["encode", "decode"])
-    parser.add_argument("--frames", type=int, default=17, help="frames of the clip, 8k+1 (default: %(default)s)")
+    parser.add_argument(
+        "--frames",
+        type=int,
+        default=17,
+        help="frames of the clip, 4k+1 (default: %(default)s)",
+    )
     parser.add_argument("--size", type=int, default=128, help="its height and width, px (default: %(default)s)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="default: fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")

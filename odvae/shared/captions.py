@@ -124,7 +124,7 @@ def _read_rows(path: Path) -> list[Any]:
         return list(csv.DictReader(io.StringIO(text, newline="")))
     if path.suffix not in (".json", ".jsonl"):
         raise InputError(f"caption table {path}: allowed are .jsonl, .csv and .json")
-    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+    lines = text.split("\n") if path.suffix == ".jsonl" else [text]
     rows = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from odvae.shared.clip_dataset import ClipDataset
 from odvae.shared.clip_pool import AHEAD, ClipPool, ClipTicket
-from odvae.shared.clips import VideoSet, load_clip
+from odvae.shared.clips import DataSettings, load_clip
 from odvae.shared.guarded import Failure, Failures
+from odvae.shared.ranks import uses_cuda
 from odvae.shared.sampling import StepSampler
 from odvae.shared.shards import Sample
 from odvae.shared.streamed_clips import streamed_loader
@@ -42,7 +43,7 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) -> 
             pending.append([(task, pool.submit(task, shape)) for task in tasks])
             if len(pending) < ahead:
                 continue
-            video = torch.empty((len(numbers), *shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            video = torch.empty((len(numbers), *shape), dtype=torch.uint8, pin_memory=uses_cuda())
             batch = pending.popleft()
             for i, ((number, attempt), ticket) in enumerate(batch):
                 while isinstance(clip := pool.clip(ticket), Failure):
@@ -53,18 +54,19 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) -> 
             yield {"video": video, "number": torch.tensor([number for (number, _), _ in batch])}
 
 
-def each_clip(samples: Sequence[Sample], videos: VideoSet) -> Iterator[Tensor]:
-    """The clip from frame 0 of each of these videos of the set, uint8 (t, h, w, 3); it lasts until the next.
+def each_clip(samples: Sequence[Sample], data: DataSettings, of: int) -> Iterator[tuple[int, Tensor]]:
+    """The clip from frame 0 of each of these videos: (its place among them, uint8 (t, h, w, 3), which lasts until the
+    next).
 
-    A video that cannot be decoded is named and left out. Raises InputError past `data.failures_allowed` of the set.
+    A video that cannot be decoded is named and left out. Raises InputError past the share `data.failures_allowed` of
+    the set's `of` videos.
     """
-    data = videos.data
-    failures = Failures(len(videos.samples), data.failures_allowed, "videos")
+    failures = Failures(of, data.failures_allowed, "videos")
     shape, slots = (data.frames, data.height, data.width, 3), AHEAD * max(1, data.workers)
     with ClipPool(lambda sample: load_clip(sample, data), shape, slots, data.workers, data) as pool:
         clips = pool.in_order((sample, shape) for sample in samples)
-        for sample, clip in zip(samples, clips, strict=True):
+        for place, clip in enumerate(clips):
             if isinstance(clip, Failure):
-                failures.add(sample.name, clip.reason)
+                failures.add(samples[place].name, clip.reason)
             else:
-                yield clip
+                yield place, clip

@@ -108,13 +108,25 @@ def frame_count(sample: Sample, data: DataSettings) -> int:
 
     From the sample's .json (`frames`, `seconds`); a video without these entries is decoded and counted.
     """
+    told = _told_frames(sample, data)
+    if told is not None:
+        return told
+    facts = examine(sample.open(video_member(sample)), sample.name)
+    return _frames_at_rate(facts.frames, facts.seconds, data)
+
+
+def _told_frames(sample: Sample, data: DataSettings) -> int | None:
+    """What `frame_count` answers, where it need decode nothing for it."""
     if video_member(sample) in IMAGE_EXTENSIONS:
         return 1
     about = sample.read_json()
     frames, seconds = about.get("frames"), about.get("seconds")
     if not isinstance(frames, int) or (data.fps and not isinstance(seconds, int | float)):
-        facts = examine(sample.open(video_member(sample)), sample.name)
-        frames, seconds = facts.frames, facts.seconds
+        return None
+    return _frames_at_rate(frames, seconds, data)
+
+
+def _frames_at_rate(frames: int, seconds: float, data: DataSettings) -> int:
     return int(seconds * data.fps + 1e-6) if data.fps else frames
 
 
@@ -216,8 +228,18 @@ class VideoSet:
 
 
 def frame_counts(samples: list[Sample], data: DataSettings) -> Iterable[int | Failure]:
-    """Frames of each video; those whose .json does not tell are decoded in guarded workers, where there are any."""
-    told = all("frames" in sample.read_json() for sample in samples[:1])
-    workers = 0 if told else data.workers
+    """Frames of each video; those whose .json does not tell are decoded in guarded workers."""
+
+    def told_frames(sample: Sample) -> int | Failure | None:
+        try:
+            return _told_frames(sample, data)
+        except InputError as error:
+            return Failure(str(error))
+
+    told = [told_frames(sample) for sample in samples]
+    untold = [sample for sample, frames in zip(samples, told, strict=True) if frames is None]
+    workers = data.workers if untold else 0
     with GuardedPool(lambda sample: frame_count(sample, data), workers, data.decode_seconds, data.decode_gib) as pool:
-        yield from pool.map(samples, ahead=4 * workers)
+        decoded = pool.map(untold, ahead=4 * workers)
+        for frames in told:
+            yield next(decoded) if frames is None else frames

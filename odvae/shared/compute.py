@@ -36,3 +36,8 @@ def now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def fp32_is_fp32() -> None:
+    """Have CUDA convolutions of fp32 tensors computed as such: torch's default rounds their factors to TF32."""
+    torch.backends.cudnn.allow_tf32 = False

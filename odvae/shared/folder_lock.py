@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+from accelerate import PartialState
 
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import make_output_folder
@@ -34,5 +37,14 @@ def sole_writer(folder: Path) -> Iterator[None]:
         lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         lock.flush()
         for leftover in folder.glob(".*.partial"):
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        yield
+
+
+@contextlib.contextmanager
+def main_process_writes(folder: Path) -> Iterator[None]:
+    """The launch's main process is the folder's sole writer; the other ranks wait until it is."""
+    state = PartialState()
+    with sole_writer(folder) if state.is_main_process else contextlib.nullcontext():
+        state.wait_for_everyone()
         yield

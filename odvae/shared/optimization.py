@@ -18,6 +18,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
 from odvae.shared.errors import InputError
+from odvae.shared.ranks import uses_cuda
 from odvae.shared.run_folder import make_output_folder
 from odvae.shared.settings import Settings
 
@@ -45,7 +46,7 @@ class OptimizationSettings(Settings):
     betas: tuple[float, float] | None = None
     """Decay rates of the first and second moment; null: the optimiser's own. Optimisers without them refuse."""
     weight_decay: float = Field(0.0, ge=0)
-    """Decoupled weight decay; biases and norm gains have none."""
+    """Weight decay, decoupled except in optimisers that know no other ("adam"); biases and norm gains have none."""
     grad_clip: float = Field(1.0, gt=0)
     """The gradient's norm is clipped to this."""
     max_skipped: int = Field(10, ge=0)
@@ -143,7 +144,7 @@ def make_accelerator(
 ) -> Accelerator:
     """An accelerator for one training, trackers started."""
     bf16 = precision == "bf16" or (
-        precision == "auto" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision == "auto" and uses_cuda() and torch.cuda.is_bf16_supported(including_emulation=False)
     )
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no",

@@ -36,3 +36,8 @@ def share_cores() -> None:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         torch.set_num_threads(max(1, cores // ranks_here))
+
+
+def uses_cuda() -> bool:
+    """Whether this launch computes on a CUDA GPU: a machine may have one and still be told to use its CPU."""
+    return PartialState().device.type == "cuda"

@@ -24,6 +24,8 @@ from odvae.shared.clip_dataset import ClipDataset
 from odvae.shared.clip_pool import AHEAD, ClipPool, ClipTicket
 from odvae.shared.clips import is_held_out
 from odvae.shared.guarded import Failure, Failures
+from odvae.shared.images import IMAGE_EXTENSIONS
+from odvae.shared.ranks import uses_cuda
 from odvae.shared.sampling import StepSampler
 from odvae.shared.seeds import derive_seed
 from odvae.shared.shards import Sample, check_member_name
@@ -65,7 +67,7 @@ def streamed_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) ->
             if len(pending) < ahead:
                 continue
             batch_numbers, batch = pending.popleft()
-            video = torch.empty((len(batch), *shape), dtype=torch.uint8, pin_memory=torch.cuda.is_available())
+            video = torch.empty((len(batch), *shape), dtype=torch.uint8, pin_memory=uses_cuda())
             for i, (sample, ticket) in enumerate(batch):
                 while isinstance(clip := pool.clip(ticket), Failure):
                     failures.add(sample.key, clip.reason)
@@ -99,11 +101,16 @@ def _wanted(members: dict, dataset: ClipDataset) -> bool:
             check_member_name(f"{key}.{name}", members["__url__"])
     if is_held_out(key, data.held_out):
         return False
+    if data.span > 1 and any(name.lower() in IMAGE_EXTENSIONS for name in members):
+        return False
     try:
-        frames = json.loads(members.get("json", b"{}")).get("frames")
+        about = json.loads(members.get("json", b"{}"))
     except ValueError:
         return False
-    return not isinstance(frames, int) or data.fps is not None or frames >= data.span
+    told = about.get("seconds" if data.fps else "frames")
+    if not isinstance(told, int | float):
+        return True
+    return (int(told * data.fps + 1e-6) if data.fps else told) >= data.span
 
 
 def _spool(members: dict, path: Path) -> Sample:

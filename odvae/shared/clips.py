@@ -167,7 +167,7 @@ def clip_frames(sample: Sample, data: DataSettings, start: int) -> Iterator[np.n
         keyframes = [tuple(keyframe) for keyframe in about.get("keyframes", [])]
         return read_frames(file, sample.name, start, data.frames, data.stride, keyframes)
     times = [(start + i * data.stride) / data.fps for i in range(data.frames)]
-    return read_frames_at(file, sample.name, times, tail=1 / about["fps"] if about.get("fps") else 0.0)
+    return read_frames_at(file, sample.name, times, tail=1 / about["fps"] if about.get("fps") else None)
 
 
 def fit_frames(

@@ -82,17 +82,18 @@ def read_frames(
 
 
 def read_frames_at(
-    data: bytes | Path | BinaryIO, name: str, times: Sequence[float], tail: float
+    data: bytes | Path | BinaryIO, name: str, times: Sequence[float], tail: float | None = None
 ) -> Iterator[np.ndarray]:
     """The frames shown at `times` (seconds after the first frame, ascending), uint8 (h, w, 3), one for each time.
 
     This is what a clip at a given rate is, also of a video whose own rate varies; a frame may come several times.
-    The last frame is taken to be shown for `tail` seconds at least. Raises VideoError where the file is unreadable or
+    The last frame is taken to be shown for `tail` seconds at least; None: as long as one at the file's own rate. Raises VideoError where the file is unreadable or
     ends too early.
     """
     to_rgb, waiting, shown, time = VideoReformatter(), list(times), None, 0.0
     with _Stream(data, name) as stream:
         rounding = 0.25 / stream.rate  # containers round times, some to whole milliseconds
+        tail = 1 / stream.rate if tail is None else tail
         for time, frame in stream.timed_frames(times[0]):
             while waiting and shown is not None and time > waiting[0] + rounding:
                 yield _upright_rgb(shown, to_rgb)

@@ -87,8 +87,8 @@ def read_frames_at(
     """The frames shown at `times` (seconds after the first frame, ascending), uint8 (h, w, 3), one for each time.
 
     This is what a clip at a given rate is, also of a video whose own rate varies; a frame may come several times.
-    The last frame is taken to be shown for `tail` seconds at least; None: as long as one at the file's own rate. Raises VideoError where the file is unreadable or
-    ends too early.
+    The last frame is taken to be shown for `tail` seconds at least; None: as long as one at the file's own rate.
+    Raises VideoError where the file is unreadable or ends too early.
     """
     to_rgb, waiting, shown, time = VideoReformatter(), list(times), None, 0.0
     with _Stream(data, name) as stream:

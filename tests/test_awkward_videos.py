@@ -91,7 +91,8 @@ def test_a_frame_in_the_middle_is_the_same_by_seeking_as_by_decoding_from_the_st
 
 def test_the_last_frame_is_shown_as_long_as_one_at_the_files_rate_where_nobody_says_how_long(tmp_path):
     write_video(tmp_path / "x.mp4", np.stack(grey_frames([10, 20, 30])), 12)
-    assert shown(read_frames_at(tmp_path / "x.mp4", "x", [i / 24 for i in range(6)])) == [10, 10, 20, 20, 30, 30]
+    twice = shown(read_frames_at(tmp_path / "x.mp4", "x", [i / 24 for i in range(6)]))
+    assert twice == pytest.approx([10, 10, 20, 20, 30, 30], abs=2)
     with pytest.raises(VideoError, match=r"ends before 0\.25 s"):
         list(read_frames_at(tmp_path / "x.mp4", "x", [6 / 24]))
 

@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator, PartialState
 from pydantic import Field, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from odvae.batches import Batches, ImagePhaseSettings, PhaseSettings, VideoPhaseSettings
 from odvae.frame_vae import FrameVAE
@@ -191,6 +192,7 @@ def fit(
     if objective.adversary is not None:
         state.checkpoints.remember(objective.adversary.state)
     done = state.resume()
+    held_out = held_out_clips(run, accelerator)  # before the training clips' workers are there: fewer at a time
     batches = Batches(run.videos, optimization, accelerator, run.seed).from_step(done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
@@ -217,7 +219,7 @@ def fit(
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
             with state.ema.in_network():
-                validate(network, run, objective.perceptual, state.log, step, accelerator)
+                validate(network, held_out, objective.perceptual, state.log, step, accelerator)
         state.save_and_stop_when_due(step, run.clock, run.stop)
     progress.close()
     state.finish()
@@ -238,17 +240,27 @@ def prepare_network(network: VideoVAE, optimization: OptimizationSettings) -> No
                 block.compile(dynamic=False)
 
 
+def held_out_clips(run: VAERun, accelerator: Accelerator) -> list[Tensor]:
+    """This rank's share of the clips that validations reconstruct, uint8 (t, h, w, 3): decoded once."""
+    chosen = run.videos.held_out[: run.settings.validation_clips]
+    mine = chosen[accelerator.process_index :: accelerator.num_processes]
+    return [clip.clone() for _, clip in each_clip(mine, run.data, len(run.videos.samples))]
+
+
 @torch.no_grad()
 def validate(
-    network: nn.Module, run: VAERun, perceptual: LPIPS | None, log: MetricsLog, step: int, accelerator: Accelerator
+    network: nn.Module,
+    clips: Sequence[Tensor],
+    perceptual: LPIPS | None,
+    log: MetricsLog,
+    step: int,
+    accelerator: Accelerator,
 ) -> None:
     """PSNR, SSIM and (where training has it) LPIPS of held-out clips, each rank its share, and a strip."""
     network.eval()
-    chosen = run.videos.held_out[: run.settings.validation_clips]
     names = ["psnr", "ssim", *(["lpips"] if perceptual else [])]
     total, pairs = torch.zeros(len(names) + 1, device=accelerator.device), []  # the last counts the clips
-    mine = chosen[accelerator.process_index :: accelerator.num_processes]
-    for _, clip in each_clip(mine, run.data, len(run.videos.samples)):
+    for clip in clips:
         video = to_float(clip).unsqueeze(0).to(accelerator.device)
         with accelerator.autocast():
             reconstruction = network(video)[0].float().clamp(-1, 1)
@@ -260,7 +272,7 @@ def validate(
             pairs += [to_uint8(video[0]), to_uint8(reconstruction[0])]
     *sums, count = accelerator.reduce(total, "sum").tolist()
     if not count:
-        raise InputError(f"none of the {len(chosen)} held-out videos of a validation could be decoded")
+        raise InputError("none of the held-out videos of a validation could be decoded")
     log.row(step, **{f"validation_{name}": value / count for name, value in zip(names, sums, strict=True)})
     if pairs:
         log.picture(step, "strips", strip(pairs))

@@ -420,6 +420,4 @@ def test_sharded_ranks_train_save_and_load_like_one_process(one_rank, tmp_path):
     assert worst(sharded, expected) < 1e-6
     stop_at(tmp_path, 4)
     assert list((tmp_path / "ldm/checkpoints/step_00000004/pytorch_model_fsdp_0").glob("*.distcp"))
-    assert worst(launch(2, tmp_path, "ldm.optimization.batch_size=2", sharded=True), sharded) == 0
-    stop_at(tmp_path, 4)
     assert worst(launch(4, tmp_path, "ldm.optimization.batch_size=1", sharded=True), sharded) < 1e-6

@@ -146,7 +146,8 @@ def code_version() -> dict[str, str]:
     record = {"version": version("odvae"), "commit": "unknown (not a git checkout)"}
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / ".git").exists():
-        git = ["git", "-c", f"safe.directory={checkout}", "-C", str(checkout)]
+        # Only reading: `status` would lock the index to refresh it, and a run killed then would leave it locked.
+        git = ["git", "--no-optional-locks", "-c", f"safe.directory={checkout}", "-C", str(checkout)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)
         if commit.returncode == 0:

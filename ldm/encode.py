@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors.torch import save as save_safetensors
 
 from ldm.encoder import DTYPES, Encoder, caption_of, encode_units
-from ldm.encoding_plan import LatentSettings, Unit, plan_units
+from ldm.encoding_plan import BucketSettings, LatentSettings, Unit, plan_units
 from ldm.manifest import EMPTY_TEXT, HASHES, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
 from ldm.text import (
     LEARNED,
@@ -55,8 +55,8 @@ def encode_latents(
     state = PartialState()
     vae = load_vae(vae_folder).to(state.device)
     clock = StageClock(folder)
-    begin_stage(folder, {"latents": settings, "text": text, "data": data}, clock)
     with main_process_writes(folder):
+        begin_stage(folder, {"latents": settings, "text": text, "data": data}, clock)
         vae_sha256 = weights_fingerprint(vae)
         _check_same_vae(folder, vae_sha256, vae_folder)
         units = plan_units(videos.samples, settings, data)
@@ -149,9 +149,8 @@ def _by_number_or_name(name: str) -> tuple[bool, int, str]:
 def _in_order_of_settings(records: Sequence[dict], encoder: Encoder) -> dict[str, tuple[int, ...]]:
     """Shapes of the buckets that hold something; first that of the experiment's own clips, which is sampled unasked."""
     shapes = {record["bucket"]: tuple(record["shape"]) for record in records}
-    own = LatentSettings().buckets_for(encoder.data)
-    names = [bucket.name for bucket in (*own, *encoder.settings.buckets)]
-    return {name: shapes[name] for name in dict.fromkeys(names) if name in shapes}
+    buckets = (BucketSettings.of_clips(encoder.data), *encoder.settings.buckets)
+    return {bucket.name: shapes[bucket.name] for bucket in buckets if bucket.name in shapes}
 
 
 def _write_manifest(

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from odvae.shared.clips import DataSettings, check_frames, frame_count, frame_size
+from odvae.shared.clips import DataSettings, FrameCount, frame_count, frame_size
 from odvae.shared.errors import InputError
 from odvae.shared.run_folder import read_json
 from odvae.shared.settings import Settings
@@ -25,21 +25,21 @@ from odvae.shared.shards import Sample
 class BucketSettings(Settings):
     """One size of clips: videos and images of different shapes go where they fit best."""
 
-    frames: int = Field(ge=1)
+    frames: FrameCount = Field(ge=1)
     """Frames a clip, 4k+1; a bucket of 1 frame is for images, and for videos too short for the others."""
     height: int = Field(ge=8, multiple_of=8)
     """Clip height in pixels, a multiple of 8."""
     width: int = Field(ge=8, multiple_of=8)
     """Clip width in pixels, a multiple of 8."""
 
-    @field_validator("frames")
-    @classmethod
-    def _frames_are_4k_plus_1(cls, frames: int) -> int:
-        return check_frames(frames)
-
     @property
     def name(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
+
+    @classmethod
+    def of_clips(cls, data: DataSettings) -> BucketSettings:
+        """The size of the experiment's own clips."""
+        return cls(frames=data.frames, height=data.height, width=data.width)
 
     @classmethod
     def from_name(cls, name: str) -> BucketSettings:
@@ -78,7 +78,7 @@ class LatentSettings(Settings):
 
     def buckets_for(self, data: DataSettings) -> tuple[BucketSettings, ...]:
         """The buckets, or the only one."""
-        return self.buckets or (BucketSettings(frames=data.frames, height=data.height, width=data.width),)
+        return self.buckets or (BucketSettings.of_clips(data),)
 
 
 @dataclass(frozen=True)

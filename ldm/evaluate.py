@@ -28,7 +28,7 @@ from ldm.scores import distance_part
 from odvae.flicker import seam_ratio
 from odvae.loading import load_vae
 from odvae.shared.clips import DataSettings, VideoSet, frame_count
-from odvae.shared.compute import fp32_is_fp32
+from odvae.shared.compute import forbid_tf32
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import weights_fingerprint
 from odvae.shared.report_file import read_report, update_report
@@ -85,7 +85,7 @@ def evaluate_ldm(
     for what is asked, or when a network's or a reference's file is not what it should be.
     """
     state, clock = PartialState(), StageClock(folders.report)
-    fp32_is_fp32()
+    forbid_tf32()
     protocol = PROTOCOLS[settings.protocol]
     protocol.check(data.frames)
     rows = read_samples(folders.samples)

@@ -10,6 +10,7 @@ from ldm.manifest import TEXT_ENCODER_FOLDER
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sample import SampleSettings, load_pipeline
 from ldm.train import PROVENANCE, ema_folder
+from odvae.shared.checkpoints import checkpoint_facts, checkpoints_of
 from odvae.shared.errors import InputError, write_errors_named
 from odvae.shared.fingerprints import weights_fingerprint
 from odvae.shared.report_file import read_report
@@ -61,7 +62,7 @@ def write_card(
     provenance, config, vae = read_json(place / PROVENANCE), pipeline.transformer.config, pipeline.vae
     t, h, w = config.sample_size
     told, call, task = _told(pipeline)
-    newest = max((folders.ldm / "checkpoints").glob("step_*/state.json"), default=None)
+    checkpoints = checkpoints_of(folders.ldm)
     return _template().render(
         name=name,
         task=task,
@@ -79,7 +80,7 @@ def write_card(
         width=w * vae.space_factor,
         data=provenance["data"],
         steps=optimization["steps"],
-        global_batch=read_json(newest)["global_batch"] if newest else "unknown",
+        global_batch=checkpoint_facts(checkpoints[-1])["global_batch"] if checkpoints else "unknown",
         scheduler=type(pipeline.scheduler).__name__,
         text_encoder=_text_encoder(pipeline, folders, copied),
         vae_sha256=provenance["vae_sha256"],

@@ -87,10 +87,10 @@ def train_ldm(
     for shape in manifest.buckets.values():
         network.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide the latents
     clock, stop = StageClock(folder), StopRequest()
-    if begin_stage(folder, {"seed": seed, "ldm": settings, "latents": identity(manifest)}, clock):
-        return
-    data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
     with main_process_writes(folder):
+        if begin_stage(folder, {"seed": seed, "ldm": settings, "latents": latents_identity(manifest)}, clock):
+            return
+        data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
         averages = fit(network, vae, settings, data, folder, seed, tracker, clock, stop)
         stop.restore()
         if state.is_main_process:
@@ -122,7 +122,7 @@ def check_can_be_learned(settings: LDMSettings, manifest: Manifest, latents_fold
         )
 
 
-def identity(manifest: Manifest) -> dict[str, str | int]:
+def latents_identity(manifest: Manifest) -> dict[str, str | int]:
     """What a run must find again in its latents to go on."""
     names = ("vae_sha256", "text_sha256", "train_entries", "held_out_entries")
     return {name: getattr(manifest, name) for name in names}

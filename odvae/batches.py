@@ -8,13 +8,13 @@ from itertools import count
 
 from accelerate import Accelerator
 from einops import rearrange
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from odvae.loading import VideoVAE
 from odvae.shared.clip_dataset import ClipDataset
 from odvae.shared.clip_loader import endless_loader
-from odvae.shared.clips import VideoSet, check_frames, is_held_out
+from odvae.shared.clips import FrameCount, VideoSet, is_held_out
 from odvae.shared.errors import InputError
 from odvae.shared.optimization import OptimizationSettings
 from odvae.shared.pixels import to_float
@@ -29,18 +29,13 @@ class ImagePhaseSettings(OptimizationSettings):
 
 
 class VideoPhaseSettings(OptimizationSettings):
-    frames: int | None = Field(None, ge=5)
+    frames: FrameCount | None = Field(None, ge=5)
     """Frames a training clip, 4k+1; null: data.frames. The model is convolutional in time, so it may train on shorter
     clips than it is used for (the paper trains on 25 and is measured on 33)."""
     image_every: int | None = Field(None, ge=2)
     """Every such step trains on single frames instead of clips, to keep the model a good image VAE; null: none."""
     images_per_step: int = Field(8, ge=1)
     """Single frames each of those steps sees, over all ranks and micro-steps, which must divide it."""
-
-    @field_validator("frames")
-    @classmethod
-    def _frames_are_4k_plus_1(cls, frames: int | None) -> int | None:
-        return frames if frames is None else check_frames(frames)
 
 
 PhaseSettings = ImagePhaseSettings | VideoPhaseSettings

@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyua
 from torch import Tensor, nn
 
 from odvae.model import ODVAE
-from odvae.shared.compute import count_flops, matmul_rate, now
+from odvae.shared.compute import count_flops, forbid_tf32, matmul_rate, now
 from odvae.shared.memory import PeakMemory
 
 Half = Literal["encode", "decode"]
@@ -109,6 +109,7 @@ def measure(case: Case) -> dict[str, float | None]:
 
     To be called in a fresh process: memory that an earlier work left free would hide growth.
     """
+    forbid_tf32()
     device, dtype = torch.device(case.device), DTYPES[case.dtype]
     encode, decode = MODELS[case.model].encode, MODELS[case.model].decode
     shapes = case.build("meta")

@@ -6,7 +6,6 @@ Writes `reconstruction` into `report/report.json`, a row a clip into `report/rec
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from pydantic import Field, field_validator
+from pydantic import Field
 from torch import Tensor
 
 from odvae.loading import VideoVAE, load_vae
@@ -24,8 +23,8 @@ from odvae.metrics import lpips, psnr, ssim
 from odvae.model import ODVAE
 from odvae.perceptual import LPIPSSettings
 from odvae.shared.clip_loader import each_clip
-from odvae.shared.clips import DataSettings, VideoSet, check_frames, frame_count, load_clip
-from odvae.shared.compute import fp32_is_fp32
+from odvae.shared.clips import DataSettings, FrameCount, VideoSet, frame_count, load_clip
+from odvae.shared.compute import forbid_tf32, now
 from odvae.shared.errors import InputError
 from odvae.shared.memory import PeakMemory
 from odvae.shared.pictures import save_picture, strip
@@ -47,7 +46,7 @@ class ReconstructionSettings(Settings):
     """Held-out clips that are reconstructed and scored (fewer if there are)."""
     batch_size: int = Field(4, ge=1)
     """Clips that are reconstructed at a time."""
-    frames: int | None = Field(None, ge=1)
+    frames: FrameCount | None = Field(None, ge=1)
     """Frames a clip, 4k+1; null: data.frames. The paper's protocol has 33."""
     latents: Literal["mean", "sample"] = "mean"
     """Decode the posterior's mean, or a sample of it."""
@@ -61,15 +60,10 @@ class ReconstructionSettings(Settings):
     """Clips on which the ways are compared and timed."""
     chunk: int = Field(4, ge=1)
     """Frames a chunk when streaming."""
-    tile_frames: int = Field(9, ge=5)
+    tile_frames: FrameCount = Field(9, ge=5)
     """Frames a group when tiling, 4m+1 (the paper's: 33)."""
     shown: int = Field(12, ge=1)
     """Clips that are kept as videos for the report page."""
-
-    @field_validator("frames", "tile_frames")
-    @classmethod
-    def _frames_are_4k_plus_1(cls, frames: int | None) -> int | None:
-        return frames if frames is None else check_frames(frames)
 
 
 @dataclass(frozen=True)
@@ -90,16 +84,16 @@ class Evaluation:
         """
         device = self.vae.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            start = _now(device)
+            start = now(device)
             moments = torch.cat(list(self._encode(video, way)), dim=2)  # (b, 2c, k, h/8, w/8)
-            encoded = _now(device)
+            encoded = now(device)
             mean, std = moments.chunk(2, dim=1)
             latents = mean
             if self.settings.latents == "sample":
                 noise = normal_per_sample(mean.shape[1:], self.seed, "evaluation", numbers, device)
                 latents = mean + std * noise
             reconstruction = torch.cat(list(self._decode(latents, way)), dim=2)
-            decoded = _now(device)
+            decoded = now(device)
         seconds = {"encode": encoded - start, "decode": decoded - encoded}
         return reconstruction.float().clamp(-1, 1), moments.float(), seconds
 
@@ -125,7 +119,7 @@ def evaluate_vae(
     Raises InputError when there is no VAE, or a way is asked for that it does not have.
     """
     state, clock = PartialState(), StageClock(folders.report)
-    fp32_is_fp32()
+    forbid_tf32()
     if state.is_main_process:
         make_output_folder(folders.report / "videos")
     state.wait_for_everyone()
@@ -289,9 +283,3 @@ def _impossible(evaluation: Evaluation, way: Way) -> str | None:
     if way == "streamed" and isinstance(vae, ODVAE) and not vae.streamable:
         return f"norm={vae.config.norm}, temporal_upsample={vae.config.temporal_upsample} needs the whole clip"
     return None
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -24,7 +24,7 @@ from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
 from odvae.objective import Objective
 from odvae.perceptual import LPIPS
-from odvae.shared.checkpoints import StopRequest, begin_stage
+from odvae.shared.checkpoints import StopRequest, begin_stage, checkpoint_facts, checkpoints_of
 from odvae.shared.clip_loader import each_clip
 from odvae.shared.clips import DataSettings, VideoSet
 from odvae.shared.errors import InputError
@@ -32,7 +32,7 @@ from odvae.shared.folder_lock import main_process_writes
 from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.shared.pictures import strip
 from odvae.shared.pixels import to_float, to_uint8
-from odvae.shared.run_folder import StageClock, install_folder, read_json
+from odvae.shared.run_folder import StageClock, install_folder
 from odvae.shared.seeds import derive_seed
 from odvae.shared.settings import Settings
 from odvae.shared.tracking import MetricsLog, progress_bar
@@ -107,10 +107,10 @@ def train_vae(
     """
     state = PartialState()
     clock, stop = StageClock(folder), StopRequest()
-    if begin_stage(folder, {"seed": seed, "vae": settings, "data": data}, clock):
-        return
-    run = VAERun(settings, data, videos, folder, seed, tracker, clock, stop)
     with main_process_writes(folder):
+        if begin_stage(folder, {"seed": seed, "vae": settings, "data": data}, clock):
+            return
+        run = VAERun(settings, data, videos, folder, seed, tracker, clock, stop)
         if state.is_main_process:
             print(f"loss: {settings.loss.describe()}", flush=True)
         vae = make_vae(run)
@@ -154,14 +154,14 @@ def image_vae_to_begin_from(run: VAERun) -> FrameVAE:
     folder = run.folder / "image_vae"
     assert settings.image_phase is not None  # the settings' validator saw to it
     if (folder / "config.json").exists():
-        trained = [read_json(path)["step"] for path in folder.glob("checkpoints/step_*/state.json")]
-        wanted, begun = settings.image_phase.steps, (run.folder / "checkpoints").exists()
-        if begun and trained and max(trained) != wanted:
+        checkpoints, wanted = checkpoints_of(folder), settings.image_phase.steps
+        trained = checkpoint_facts(checkpoints[-1])["step"] if checkpoints else wanted  # removed: taken as it is
+        if trained != wanted and checkpoints_of(run.folder):
             raise InputError(
-                f"{folder} was trained for {max(trained)} steps and the video VAE began from it, but "
+                f"{folder} was trained for {trained} steps and the video VAE began from it, but "
                 f"vae.image_phase.steps is {wanted}: choose another run folder (run=...)"
             )
-        if not trained or max(trained) >= wanted:
+        if trained >= wanted:
             return FrameVAE.from_pretrained(folder)
     torch.manual_seed(run.seed)
     image_vae = fit(make_image_vae(settings.model), "image VAE", settings.image_phase, run, folder)
@@ -241,10 +241,16 @@ def prepare_network(network: VideoVAE, optimization: OptimizationSettings) -> No
 
 
 def held_out_clips(run: VAERun, accelerator: Accelerator) -> list[Tensor]:
-    """This rank's share of the clips that validations reconstruct, uint8 (t, h, w, 3): decoded once."""
+    """This rank's share of the clips that validations reconstruct, uint8 (t, h, w, 3): decoded once.
+
+    Raises InputError where none of any rank's can be decoded.
+    """
     chosen = run.videos.held_out[: run.settings.validation_clips]
     mine = chosen[accelerator.process_index :: accelerator.num_processes]
-    return [clip.clone() for _, clip in each_clip(mine, run.data, len(run.videos.samples))]
+    clips = [clip.clone() for _, clip in each_clip(mine, run.data, len(run.videos.samples))]
+    if not accelerator.reduce(torch.tensor(len(clips), device=accelerator.device), "sum"):
+        raise InputError(f"none of the {len(chosen)} held-out videos of a validation could be decoded")
+    return clips
 
 
 @torch.no_grad()
@@ -271,8 +277,6 @@ def validate(
         if len(pairs) < 6:
             pairs += [to_uint8(video[0]), to_uint8(reconstruction[0])]
     *sums, count = accelerator.reduce(total, "sum").tolist()
-    if not count:
-        raise InputError("none of the held-out videos of a validation could be decoded")
     log.row(step, **{f"validation_{name}": value / count for name, value in zip(names, sums, strict=True)})
     if pairs:
         log.picture(step, "strips", strip(pairs))

@@ -1,13 +1,22 @@
 """What several test files share: small networks, clips, and the reference folder where it is there."""
 
+import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from small_ldm import DATA
 
+from ldm.encode import LatentSettings, encode_latents
+from ldm.text import TextSettings
 from odvae import ODVAE
+from odvae.shared.clips import VideoSet
+from odvae.shared.demo_videos import write_demo_videos
+from odvae.shared.packing import pack_folder
+from odvae.shared.shards import index_shards, shard_writer
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
@@ -45,6 +54,35 @@ def vae(image_vae: AutoencoderKL) -> ODVAE:
     for parameter in vae.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     return vae.eval()
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before():
+    """Training takes over Ctrl-C and SIGTERM; pytest gets them back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def ldm_run(tmp_path_factory, vae) -> Path:
+    """A run folder with vae/ and latents/ of 16 rendered videos, labelled by colour."""
+    folder = tmp_path_factory.mktemp("ldm")
+    write_demo_videos(folder / "videos", 16, 9, 32, 8, seed=3, progress=False)
+    pack_folder(folder / "videos", folder / "packed")
+    (folder / "shards").mkdir()
+    samples = index_shards([folder / "packed/00000.tar"])
+    with shard_writer(folder / "shards/00000.tar") as writer:
+        for sample in samples:
+            members = {extension: sample.read(extension) for extension in sample.members}
+            about = json.loads(members["json"]) | {"label": sample.read_text().split()[2]}
+            writer.write({"__key__": sample.key, **members, "json": json.dumps(about).encode()})
+    vae.save_pretrained(folder / "vae")
+    videos = VideoSet(folder / "shards", DATA, "?")
+    text = TextSettings(max_tokens=8, width=16, steps=3)
+    encode_latents(LatentSettings(), text, DATA, videos, folder / "vae", folder / "latents", seed=0)
+    return folder
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -6,20 +6,18 @@ import shutil
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from small_latents import DATA, encode
 
-from ldm.encode import LatentSettings, _by_number_or_name, encode_latents
-from ldm.encoding_plan import BucketSettings, choose_bucket, clip_starts
-from ldm.latents import held_out_batches, latent_batches, load_entry, open_latents
+from ldm.encode import LatentSettings, _by_number_or_name
+from ldm.latents import load_entry, open_latents
 from ldm.manifest import check_latents, load_manifest
-from ldm.text import TextSettings, check_max_tokens, knows_words, learn_text_encoder, load_text_encoder
+from ldm.text import knows_words
 from ldm.verify import TOLERANCE, find_problems, reencode
-from odvae.shared.clips import DataSettings, VideoSet, is_held_out, load_clip
+from odvae.shared.clips import VideoSet, is_held_out, load_clip
 from odvae.shared.demo_videos import write_demo_videos
 from odvae.shared.errors import InputError
 from odvae.shared.fingerprints import file_fingerprint, weights_fingerprint
@@ -27,11 +25,6 @@ from odvae.shared.folder_lock import sole_writer
 from odvae.shared.packing import PackingSettings, pack_folder
 from odvae.shared.pixels import to_float
 from odvae.shared.shards import index_shards, shard_writer
-from odvae.shared.video import write_video
-
-DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=0)
-TEXT = TextSettings(max_tokens=8, width=16, steps=3)
-LATENTS = LatentSettings(batch_size=3, clips_per_video=2)
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +43,6 @@ def entries_of(folder):
     manifest = load_manifest(folder)
     latents, (bucket,) = open_latents(folder, manifest), manifest.buckets
     return latents.train[bucket], latents.held_out[bucket]
-
-
-def encode(folder, out, **changes):
-    settings = {"latents": LATENTS, "text": TEXT, "data": DATA, **changes}
-    videos = VideoSet(folder / "shards", settings["data"], "?")
-    arguments = (settings["latents"], settings["text"], settings["data"], videos)
-    encode_latents(*arguments, folder / "vae", out, seed=0)
 
 
 def test_every_declared_clip_is_there_with_its_posterior_caption_and_start(encoded, vae):
@@ -105,12 +91,6 @@ def test_means_alone_take_half_the_room_and_have_no_spread(encoded, tmp_path):
     assert torch.equal(mean["mean"], both["mean"])
     assert mean["std"].abs().max() == 0 < both["std"].min()
     assert manifest.latents_std == pytest.approx(load_manifest(encoded / "latents").latents_std)
-
-
-def test_clips_of_a_video_are_spread_over_it():
-    assert clip_starts(30, 10, 3) == [0, 10, 20]
-    assert clip_starts(30, 10, 1) == [0]
-    assert clip_starts(11, 10, 4) == [0, 1]  # none twice
 
 
 def test_the_manifest_says_what_the_latents_are(encoded, vae):
@@ -319,128 +299,6 @@ def test_a_video_that_cannot_be_decoded_is_left_out_and_stands_in_the_manifest(e
     assert manifest.train_entries + manifest.held_out_entries == 22
     with pytest.raises(InputError, match=r"1 of 12 videos could not be used, more than the share of 0\.05"):
         encode(tmp_path, tmp_path / "strict")
-
-
-BUCKETS = (
-    BucketSettings(frames=5, height=32, width=32),
-    BucketSettings(frames=5, height=16, width=64),
-    BucketSettings(frames=1, height=32, width=32),
-)
-
-
-def test_a_video_goes_to_the_longest_bucket_it_fills_and_there_to_the_nearest_shape():
-    def name(frames, height, width):
-        bucket = choose_bucket(frames, height, width, (*BUCKETS, BucketSettings(frames=5, height=64, width=64)), DATA)
-        return bucket and bucket.name
-
-    assert name(30, 48, 48) == "5x32x32"  # larger than that bucket, too small for 64x64
-    assert name(30, 100, 100) == "5x64x64"
-    assert name(30, 20, 90) == "5x16x64"
-    assert name(4, 20, 90) == "1x32x32"  # too short for the others
-    assert choose_bucket(4, 20, 90, BUCKETS[:2], DATA) is None
-
-
-@pytest.fixture(scope="module")
-def bucketed(tmp_path_factory, vae):
-    """Latents of square and wide videos and of images, in three buckets."""
-    folder = tmp_path_factory.mktemp("bucketed")
-    write_demo_videos(folder / "videos", 9, 9, 32, 8, seed=3, progress=False)
-    rng = np.random.default_rng(0)
-    for i in range(6):
-        wide = rng.integers(0, 255, (1, 24, 96, 3), dtype=np.uint8).repeat(9, axis=0)
-        write_video(folder / f"videos/wide{i}.mp4", wide, 8)
-        Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"videos/image{i}.png")
-    pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=8, workers=0))
-    vae.save_pretrained(folder / "vae")
-    encode(folder, folder / "latents", latents=LatentSettings(batch_size=4, buckets=BUCKETS))
-    return folder
-
-
-def test_buckets_have_shards_of_their_own_and_images_are_clips_of_one_frame(bucketed):
-    manifest = load_manifest(bucketed / "latents")
-    assert manifest.buckets == {"5x32x32": (4, 2, 4, 4), "5x16x64": (4, 2, 2, 8), "1x32x32": (4, 1, 4, 4)}
-    counts = {name: 0 for name in manifest.buckets}
-    for record in manifest.shards:
-        assert record.name.startswith(record.bucket)
-        counts[record.bucket] += record.entries
-    assert counts == {"5x32x32": 9, "5x16x64": 6, "1x32x32": 6}
-
-
-def test_every_batch_of_a_step_is_of_one_bucket_on_every_rank_and_resumes_exactly(bucketed):
-    latents = open_latents(bucketed / "latents", load_manifest(bucketed / "latents"))
-    ranks = [latent_batches(latents, 7, 1, 2, rank, 2, start_step=0, workers=0) for rank in range(2)]
-    shapes = set()
-    for step in range(12):
-        batches = [next(rank) for _ in range(2) for rank in ranks]
-        assert len({batch["mean"].shape for batch in batches}) == 1
-        assert sorted(n for batch in batches for n in batch["number"].tolist()) == list(range(4 * step, 4 * step + 4))
-        shapes.add(batches[0]["mean"].shape)
-    assert len(shapes) == 3
-    resumed = latent_batches(latents, 7, 1, 2, 1, 2, start_step=12, workers=1)
-    for _ in range(4):
-        assert all(torch.equal(a, b) for a, b in zip(next(ranks[1]).values(), next(resumed).values(), strict=True))
-
-
-def test_every_held_out_entry_comes_once_over_all_ranks(bucketed):
-    latents = open_latents(bucketed / "latents", load_manifest(bucketed / "latents"))
-    total = sum(map(len, latents.held_out.values()))
-    numbers = [
-        n for rank in range(2) for batch in held_out_batches(latents, 2, rank, 2) for n in batch["number"].tolist()
-    ]
-    assert sorted(numbers) == list(range(total))
-
-
-CAPTIONS = ["a red circle moves left", "a blue square moves up", "a red square moves right"] * 5
-
-
-def test_a_learned_encoder_and_any_transformers_folder_go_through_the_same_code(tmp_path):
-    learn_text_encoder(CAPTIONS, TEXT, tmp_path / "learned", seed=0)
-    learned = load_text_encoder(tmp_path / "learned")
-    torch.manual_seed(0)
-    small = {"vocab_size": len(learned.tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
-    t5 = T5Config(vocab_size=len(learned.tokenizer), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
-    clip = CLIPTextConfig(num_hidden_layers=1, max_position_embeddings=8, **small)
-    for name, model in (("t5", T5EncoderModel(t5)), ("clip", CLIPTextModel(clip))):
-        model.save_pretrained(tmp_path / name)
-        learned.tokenizer.save_pretrained(tmp_path / name)
-    for name in ("learned", "t5", "clip"):
-        encoder = load_text_encoder(tmp_path / name)
-        embeddings, mask = encoder.encode([CAPTIONS[0], ""], 8)
-        assert embeddings.shape == (2, 8, encoder.width) == (2, 8, 16)
-        assert mask.sum(dim=1).tolist() == [7, 2]  # five words, start and end
-        again, _ = load_text_encoder(tmp_path / name).encode([CAPTIONS[0], ""], 8)
-        assert torch.equal(embeddings, again)
-
-
-def test_a_learned_encoder_tells_every_word_of_the_captions_apart(tmp_path):
-    learn_text_encoder(CAPTIONS, TextSettings(max_tokens=8, width=16, steps=60), tmp_path / "learned", seed=0)
-    encoder = load_text_encoder(tmp_path / "learned")
-    changed = [
-        "a blue circle moves left",
-        "a red square moves left",
-        "a red circle moves up",
-        "a red circle moves right",
-    ]
-    embeddings, _ = encoder.encode([CAPTIONS[0], *changed], 8)
-    distances = (embeddings[1:] - embeddings[0]).norm(dim=-1).amax(dim=1)
-    assert distances.min() > 0.3 * embeddings[0].norm(dim=-1).mean()
-
-
-def test_learning_is_the_same_for_the_same_captions_and_seed(tmp_path):
-    for name in ("one", "two"):
-        learn_text_encoder(CAPTIONS, TEXT, tmp_path / name, seed=0)
-    one, two = (weights_fingerprint(load_text_encoder(tmp_path / name).model) for name in ("one", "two"))
-    assert one == two
-
-
-def test_an_encoder_that_is_not_there_or_too_short_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"text\.encoder=.*nowhere"):
-        load_text_encoder(tmp_path / "nowhere")
-    learn_text_encoder(["a cat"], TEXT, tmp_path / "learned", seed=0)
-    encoder = load_text_encoder(tmp_path / "learned")
-    check_max_tokens(encoder, 8)
-    with pytest.raises(InputError, match=r"text\.max_tokens=9: .*learned takes at most 8 tokens"):
-        check_max_tokens(encoder, 9)
 
 
 def test_videos_without_captions_are_encoded_for_networks_that_are_not_told_text(encoded, tmp_path):

@@ -13,6 +13,7 @@ from test_dit import CLASSES, awake, make_dit, make_unet
 from ldm import TextToVideoPipeline
 from ldm.decode import PIECE, decode_in_pieces
 from ldm.objective import ObjectiveSettings
+from ldm.sample import asked_requests
 from ldm.samplers import make_scheduler
 from ldm.text import TextSettings, learn_text_encoder, load_text_encoder
 from odvae.frame_vae import FrameVAE
@@ -251,3 +252,10 @@ def test_parts_of_other_runs_are_refused(vae, text):
         TextToVideoPipeline(vae, other, make_scheduler("euler", ObjectiveSettings()), text.model, text.tokenizer)
     with pytest.raises(InputError, match="DDIMScheduler does not fit a network that predicts flow"):
         TextToVideoPipeline(vae, make_dit(), DDIMScheduler(), text.model, text.tokenizer)
+
+
+def test_every_prompt_has_a_file_of_its_own():
+    prompts = ["a red circle", "A red circle!", "一只猫在跑步", "一只狗在游泳", "x" * 80, "x" * 81]
+    files = [request.file for request in asked_requests(prompts, [], seed=3)]
+    assert files[0] == "a-red-circle_seed3.mp4"
+    assert len(set(files)) == len(prompts)

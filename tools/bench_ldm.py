@@ -30,7 +30,7 @@ from ldm.experiment import DEFAULT_CONFIG, Experiment
 from ldm.latents import pack_entry
 from ldm.manifest import EMPTY_TEXT, Manifest, ShardRecord
 from ldm.throughput import forward_flops
-from ldm.train import LDMSettings, new_network
+from ldm.train import new_network
 from odvae import ODVAE
 from odvae.shared.compute import matmul_rate, now
 from odvae.shared.errors import readable_errors
@@ -147,37 +147,16 @@ def time_in_turn(calls: dict[str, Callable[[], None]], steps: int, device: torch
 
 
 def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
-    """Everything but forward and backward: data, noise, clipping, optimiser, averages, of the demo's training.
-
-    Once with the demo's optimiser, and once with fused AdamW, which shows what the loop itself costs.
-    """
-    demo, numbers = load_settings(Experiment, DEFAULT_CONFIG).ldm, {}
-    for optimizer in dict.fromkeys((demo.optimization.optimizer, "adamw")):
-        optimization = demo.optimization.model_copy(update={"optimizer": optimizer})
-        reading, inner, updating = _parts_of_a_step(
-            demo.model_copy(update={"optimization": optimization}), device, steps
-        )
-        whole = reading + inner + updating
-        print(
-            f"demo, {optimizer}: {1e3 * whole:.1f} ms a step; {100 * inner / whole:.1f}% forward and backward, ", end=""
-        )
-        print(f"{100 * reading / whole:.1f}% data and noise, {100 * updating / whole:.1f}% clipping, update, averages")
-        shares = {"ms a step": 1e3 * whole, "data share": reading / whole, "update share": updating / whole}
-        numbers |= {f"demo, {optimizer}, {name}": value for name, value in shares.items()}
-    return numbers
-
-
-def _parts_of_a_step(settings: LDMSettings, device: torch.device, steps: int) -> tuple[float, float, float]:
-    """Median seconds of data, of forward and backward, and of the rest."""
-    optimization = settings.optimization
+    """Everything but forward and backward: data, noise, clipping, optimiser, averages, of the demo's training."""
+    demo = load_settings(Experiment, DEFAULT_CONFIG).ldm
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        manifest = write_random_latents(folder, (8, 5, 6, 6), optimization.batch_size * 16)
-        data = LatentData(folder, manifest, settings.conditioning, settings.objective, device)
-        state = TrainingState(new_network(settings, manifest), optimization, folder / "ldm", "none", "bench")
+        manifest = write_random_latents(folder, (8, 5, 6, 6), demo.optimization.batch_size * 16)
+        data = LatentData(folder, manifest, demo.conditioning, demo.objective, device)
+        state = TrainingState(new_network(demo, manifest), demo.optimization, folder / "ldm", "none", "bench")
         state.resume()
-        batches = data.training_batches(optimization.batch_size, 1, settings.workers, 0, 1, 0, 0)
-        parts: list[tuple[float, float, float]] = []
+        batches = data.training_batches(demo.optimization.batch_size, 1, demo.workers, 0, 1, 0, 0)
+        parts: list[tuple[float, float, float]] = []  # seconds of data, forward and backward, and the rest
         for step in range(1, 10 * steps + 3):
             start = now(device)
             batch = next(batches)
@@ -189,7 +168,11 @@ def _parts_of_a_step(settings: LDMSettings, device: torch.device, steps: int) ->
             state.apply_gradients(step, {"loss": loss.detach()})
             parts.append((before - start, after - before, now(device) - after))
     reading, inner, updating = (statistics.median(values) for values in zip(*parts[2:], strict=True))
-    return reading, inner, updating
+    whole = reading + inner + updating
+    print(f"demo: {1e3 * whole:.1f} ms a step; {100 * inner / whole:.1f}% forward and backward, ", end="")
+    print(f"{100 * reading / whole:.1f}% data and noise, {100 * updating / whole:.1f}% clipping, ", end="")
+    print(f"{demo.optimization.optimizer}, averages")
+    return {"demo ms a step": 1e3 * whole, "demo data share": reading / whole, "demo update share": updating / whole}
 
 
 def write_random_latents(folder: Path, shape: tuple[int, int, int, int], entries: int) -> Manifest:

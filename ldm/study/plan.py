@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from ldm.experiment import Experiment
 from ldm.train import LDMSettings
 from odvae.initialization import Init
-from odvae.shared.clips import check_frames
+from odvae.shared.clips import FrameCount
 from odvae.shared.settings import Settings
 
 Variant = Literal[1, 2, 3, 4]
@@ -23,17 +23,12 @@ IMAGE = "image_vae"
 
 
 class LongClipSettings(Settings):
-    frames: int = Field(33, ge=9)
+    frames: FrameCount = Field(33, ge=9)
     """Frames of the clips that are encoded whole, streamed and tiled, 4k+1."""
     count: int = Field(24, ge=2)
     """Demo videos rendered for it (half of them are held out and measured)."""
-    tile_frames: int = Field(9, ge=5)
+    tile_frames: FrameCount = Field(9, ge=5)
     """Frames a group of the temporal tiling, 4m+1."""
-
-    @field_validator("frames", "tile_frames")
-    @classmethod
-    def _frames_are_4k_plus_1(cls, frames: int) -> int:
-        return check_frames(frames)
 
 
 class StudySettings(Settings):

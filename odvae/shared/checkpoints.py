@@ -23,7 +23,7 @@ from torch import nn
 from odvae.shared.averages import AveragedWeights
 from odvae.shared.errors import InputError, write_errors_named
 from odvae.shared.optimization import MAY_CHANGE_ON_RESUME
-from odvae.shared.run_folder import StageClock, make_output_folder, read_json, write_json, write_text
+from odvae.shared.run_folder import StageClock, read_json, write_json, write_text
 from odvae.shared.settings import Settings, differing_keys, read_yaml
 
 
@@ -33,7 +33,8 @@ class Checkpoints:
     def __init__(
         self, folder: Path, accelerator: Accelerator, averages: list[AveragedWeights], keep: int, global_batch: int
     ) -> None:
-        self.folder, self.accelerator, self.averages, self.keep = folder / "checkpoints", accelerator, averages, keep
+        self.stage, self.folder, self.keep = folder, folder / "checkpoints", keep
+        self.accelerator, self.averages = accelerator, averages
         self.small_states: list[nn.Module] = []
         self.facts = {"ranks": accelerator.num_processes, "global_batch": global_batch, "sharded": accelerator.is_fsdp2}
 
@@ -47,10 +48,10 @@ class Checkpoints:
         The number of ranks may be another than when it was saved. Raises InputError where the global batch differs, or
         sharded (FSDP2) and whole checkpoints would mix.
         """
-        found = self._all()
+        found = checkpoints_of(self.stage)
         if not found:
             return 0
-        state = read_json(found[-1] / "state.json")
+        state = checkpoint_facts(found[-1])
         self._check_continues(found[-1], state)
         self.accelerator.load_state(str(found[-1]))
         for number, average in enumerate(self.averages):
@@ -93,12 +94,19 @@ class Checkpoints:
                 save_model(small, str(aside / f"state_{number}.safetensors"))
             write_json(aside / "state.json", {"step": step, **self.facts})
             aside.rename(final)
-            for old in self._all()[: -self.keep]:
+            for old in checkpoints_of(self.stage)[: -self.keep]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
-    def _all(self) -> list[Path]:
-        return sorted(self.folder.glob("step_*"))
+
+def checkpoints_of(folder: Path) -> list[Path]:
+    """The checkpoints of the training in a stage's folder, the newest last."""
+    return sorted((folder / "checkpoints").glob("step_*"))
+
+
+def checkpoint_facts(checkpoint: Path) -> dict:
+    """Its completed `step`s, `ranks`, `global_batch` and whether it is `sharded`."""
+    return read_json(checkpoint / "state.json")
 
 
 class StopRequest:
@@ -141,7 +149,7 @@ class StopRequest:
 
 
 def begin_stage(folder: Path, sections: dict[str, Settings | dict | int], clock: StageClock) -> bool:
-    """Make a stage's folder and record its settings there (`experiment.yaml`); ranks wait for the main process.
+    """Record a stage's settings in its folder (`experiment.yaml`); the main process has locked it, the others wait.
 
     Returns whether an earlier run with the very same settings came to its end. Where none did, the stage is marked as
     unfinished at once. Raises InputError as `record_settings` does.
@@ -149,7 +157,6 @@ def begin_stage(folder: Path, sections: dict[str, Settings | dict | int], clock:
     state = PartialState()
     done = False
     if state.is_main_process:
-        make_output_folder(folder)
         done = record_settings(folder / "experiment.yaml", sections) and clock.finished
         if not done:
             clock.save(finished=False)

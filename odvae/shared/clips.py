@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
@@ -29,13 +29,29 @@ Resize = Literal["bicubic", "bilinear"]
 CENTRE = (0.5, 0.5)
 
 
+def check_frames(frames: int) -> int:
+    """`frames`, which must be 4k+1; else InputError with the nearest numbers that are."""
+    if frames % 4 != 1:
+        raise InputError(f"frames must be 4k+1, found {frames}; nearest: {nearest_frame_counts(frames)}")
+    return frames
+
+
+def nearest_frame_counts(frames: int) -> str:
+    below = max(1, (frames - 1) // 4 * 4 + 1)
+    return f"{below} or {below + 4}"
+
+
+# The type of a setting that counts a clip's frames.
+FrameCount = Annotated[int, AfterValidator(check_frames)]
+
+
 class DataSettings(Settings):
     shards: str | None = None
     """Folder of video shards (KEY.mp4 KEY.txt KEY.json); null: `shards/` in the run folder."""
     stream: str | None = None
     """Further shards to train the VAE on, streamed by webdataset in place of those in `shards`, which then serve
     validation: URLs with braces, or "pipe:COMMAND". Order and resume are approximate then."""
-    frames: int = Field(17, ge=1)
+    frames: FrameCount = Field(17, ge=1)
     """Frames a clip, 4k+1: the first frame is compressed alone, the others four by four."""
     height: int = Field(48, ge=8, multiple_of=8)
     """Clip height in pixels, a multiple of 8."""
@@ -64,27 +80,10 @@ class DataSettings(Settings):
     failures_allowed: float = Field(0.05, ge=0, le=1)
     """The run ends when more than this share of the videos could not be decoded; until then they are left out."""
 
-    @field_validator("frames")
-    @classmethod
-    def _frames_are_4k_plus_1(cls, frames: int) -> int:
-        return check_frames(frames)
-
     @property
     def span(self) -> int:
         """Video frames from a clip's first to its last, both counted."""
         return (self.frames - 1) * self.stride + 1
-
-
-def check_frames(frames: int) -> int:
-    """`frames`, which must be 4k+1; else InputError with the nearest numbers that are."""
-    if frames % 4 != 1:
-        raise InputError(f"frames must be 4k+1, found {frames}; nearest: {nearest_frame_counts(frames)}")
-    return frames
-
-
-def nearest_frame_counts(frames: int) -> str:
-    below = max(1, (frames - 1) // 4 * 4 + 1)
-    return f"{below} or {below + 4}"
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -112,7 +111,7 @@ def frame_count(sample: Sample, data: DataSettings) -> int:
     if told is not None:
         return told
     facts = examine(sample.open(video_member(sample)), sample.name)
-    return _frames_at_rate(facts.frames, facts.seconds, data)
+    return told_frames({"frames": facts.frames, "seconds": facts.seconds}, data)
 
 
 def _told_frames(sample: Sample, data: DataSettings) -> int | None:
@@ -120,14 +119,15 @@ def _told_frames(sample: Sample, data: DataSettings) -> int | None:
     if video_member(sample) in IMAGE_EXTENSIONS:
         return 1
     about = sample.read_json()
-    frames, seconds = about.get("frames"), about.get("seconds")
-    if not isinstance(frames, int) or (data.fps and not isinstance(seconds, int | float)):
+    return told_frames(about, data) if isinstance(about.get("frames"), int) else None
+
+
+def told_frames(about: dict, data: DataSettings) -> int | None:
+    """Frames of a video, at the rate `data.fps` where it is set, as its .json tells; None where it does not."""
+    told = about.get("seconds" if data.fps else "frames")
+    if not isinstance(told, int | float):
         return None
-    return _frames_at_rate(frames, seconds, data)
-
-
-def _frames_at_rate(frames: int, seconds: float, data: DataSettings) -> int:
-    return int(seconds * data.fps + 1e-6) if data.fps else frames
+    return int(told * data.fps + 1e-6) if data.fps else int(told)
 
 
 def frame_size(sample: Sample) -> tuple[int, int]:

@@ -38,6 +38,6 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def fp32_is_fp32() -> None:
-    """Have CUDA convolutions of fp32 tensors computed as such: torch's default rounds their factors to TF32."""
+def forbid_tf32() -> None:
+    """Have CUDA compute convolutions of fp32 tensors in fp32: torch's default rounds their factors to TF32."""
     torch.backends.cudnn.allow_tf32 = False

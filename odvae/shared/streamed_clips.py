@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from odvae.shared.clip_dataset import ClipDataset
 from odvae.shared.clip_pool import AHEAD, ClipPool, ClipTicket
-from odvae.shared.clips import is_held_out
+from odvae.shared.clips import is_held_out, told_frames
 from odvae.shared.guarded import Failure, Failures
 from odvae.shared.images import IMAGE_EXTENSIONS
 from odvae.shared.ranks import uses_cuda
@@ -107,10 +107,8 @@ def _wanted(members: dict, dataset: ClipDataset) -> bool:
         about = json.loads(members.get("json", b"{}"))
     except ValueError:
         return False
-    told = about.get("seconds" if data.fps else "frames")
-    if not isinstance(told, int | float):
-        return True
-    return (int(told * data.fps + 1e-6) if data.fps else told) >= data.span
+    frames = told_frames(about, data)
+    return frames is None or frames >= data.span
 
 
 def _spool(members: dict, path: Path) -> Sample:

@@ -8,7 +8,7 @@ __all__ = ["DiT", "TextToVideoPipeline"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for: the pipeline pulls in all of diffusers and transformers, which most stages do not need.
     if name == "DiT":
-        from ldm.dit import DiT
+        from ldm.networks.dit import DiT
 
         return DiT
     if name == "TextToVideoPipeline":

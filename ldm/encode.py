@@ -15,10 +15,10 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save as save_safetensors
 
-from ldm.encoder import DTYPES, Encoder, caption_of, encode_units
-from ldm.encoding_plan import BucketSettings, LatentSettings, Unit, plan_units
-from ldm.manifest import EMPTY_TEXT, HASHES, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
-from ldm.text import (
+from ldm.encoding.plan import BucketSettings, LatentSettings, Unit, plan_units
+from ldm.encoding.worker import DTYPES, Encoder, caption_of, encode_units
+from ldm.latents.manifest import EMPTY_TEXT, HASHES, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
+from ldm.networks.text_encoder import (
     LEARNED,
     TextEncoder,
     TextSettings,
@@ -26,16 +26,16 @@ from ldm.text import (
     learn_text_encoder,
     load_text_encoder,
 )
-from odvae.loading import load_vae
-from odvae.shared.checkpoints import begin_stage
-from odvae.shared.clips import DataSettings, VideoSet
-from odvae.shared.errors import InputError
-from odvae.shared.fingerprints import file_fingerprint, weights_fingerprint
-from odvae.shared.folder_lock import main_process_writes
-from odvae.shared.guarded import Failure
-from odvae.shared.hash_cache import HashCache
-from odvae.shared.run_folder import StageClock, code_version, read_json, written_aside
-from odvae.statistics import ChannelSums
+from odvae.clips.clip import DataSettings, VideoSet
+from odvae.latent_statistics import ChannelSums
+from odvae.running.errors import InputError
+from odvae.running.folder_lock import main_process_writes
+from odvae.running.hash_cache import HashCache
+from odvae.running.hashing import file_fingerprint, weights_fingerprint
+from odvae.running.run_folder import StageClock, code_version, read_json, written_aside
+from odvae.running.worker_pool import Failure
+from odvae.training.checkpoints import begin_stage
+from odvae.video_vae import load_vae
 
 
 def encode_latents(

@@ -16,25 +16,25 @@ import torch
 from accelerate import PartialState
 from pydantic import Field
 
-from ldm.clip_score import CLIPScorer
-from ldm.features import FeatureNetwork, NetworkName, load_networks
-from ldm.judge import Verdict, prompt_accuracy
-from ldm.measure import Instruments, measure_real, measure_reconstructions, measure_samples
-from ldm.protocol import PROTOCOLS, ProtocolName
-from ldm.reference_cache import cached_features, describe_clips, given_features
-from ldm.report import render_report
+from ldm.demo.judge import Verdict, prompt_accuracy
+from ldm.evaluation.clip_score import CLIPScorer
+from ldm.evaluation.features import FeatureNetwork, NetworkName, load_networks
+from ldm.evaluation.protocols import PROTOCOLS, ProtocolName
+from ldm.evaluation.reference_cache import cached_features, describe_clips, given_features
+from ldm.evaluation.scorers import Instruments, measure_real, measure_reconstructions, measure_samples
+from ldm.evaluation.scores import distance_part
+from ldm.report.page import render_report
 from ldm.sample import HELD_OUT, UNSEEN
-from ldm.scores import distance_part
+from odvae.clips.clip import DataSettings, VideoSet, frame_count
 from odvae.flicker import seam_ratio
-from odvae.loading import load_vae
-from odvae.shared.clips import DataSettings, VideoSet, frame_count
-from odvae.shared.compute import forbid_tf32
-from odvae.shared.errors import InputError
-from odvae.shared.fingerprints import weights_fingerprint
-from odvae.shared.report_file import read_report, update_report
-from odvae.shared.run_folder import RunFolder, StageClock, make_output_folder, read_json_lines
-from odvae.shared.settings import Settings
-from odvae.shared.shards import Sample
+from odvae.running.benchmarking import forbid_tf32
+from odvae.running.errors import InputError
+from odvae.running.hashing import weights_fingerprint
+from odvae.running.report_file import read_report, update_report
+from odvae.running.run_folder import RunFolder, StageClock, make_output_folder, read_json_lines
+from odvae.running.settings import Settings
+from odvae.shards.tars import Sample
+from odvae.video_vae import load_vae
 
 SAMPLES_COMMAND = "accelerate launch pipelines/sample_video.py (with this experiment's --config, no --prompt)"
 ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")

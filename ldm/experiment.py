@@ -9,22 +9,22 @@ from pathlib import Path
 from accelerate import PartialState
 from pydantic import Field, model_validator
 
+from ldm.demo.videos import write_demo_videos
 from ldm.encode import LatentSettings
 from ldm.evaluate import ReportSettings
+from ldm.networks.text_encoder import TextSettings
 from ldm.sample import SampleSettings
-from ldm.text import TextSettings
 from ldm.train import LDMSettings
+from odvae.clips.clip import DataSettings, VideoSet
 from odvae.evaluate import ReconstructionSettings
-from odvae.shared.clips import DataSettings, VideoSet
-from odvae.shared.demo_videos import write_demo_videos
-from odvae.shared.errors import InputError
-from odvae.shared.optimization import Tracker
-from odvae.shared.packing import pack_folder
-from odvae.shared.packing_report import describe
-from odvae.shared.ranks import join_ranks
-from odvae.shared.run_folder import RunFolder
-from odvae.shared.settings import Settings, parse_command_line
+from odvae.running.distributed import join_ranks
+from odvae.running.errors import InputError
+from odvae.running.run_folder import RunFolder
+from odvae.running.settings import Settings, parse_command_line
+from odvae.shards.packing import pack_folder
+from odvae.shards.report import describe
 from odvae.train import VAESettings
+from odvae.training.optimization import Tracker
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 

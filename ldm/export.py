@@ -6,16 +6,16 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ldm.manifest import TEXT_ENCODER_FOLDER
+from ldm.latents.manifest import TEXT_ENCODER_FOLDER
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sample import SampleSettings, load_pipeline
 from ldm.train import PROVENANCE, ema_folder
-from odvae.shared.checkpoints import checkpoint_facts, checkpoints_of
-from odvae.shared.errors import InputError, write_errors_named
-from odvae.shared.fingerprints import weights_fingerprint
-from odvae.shared.report_file import read_report
-from odvae.shared.run_folder import RunFolder, code_version, folder_aside, read_json, read_json_lines
-from odvae.shared.settings import read_yaml
+from odvae.running.errors import InputError, write_errors_named
+from odvae.running.hashing import weights_fingerprint
+from odvae.running.report_file import read_report
+from odvae.running.run_folder import RunFolder, code_version, folder_aside, read_json, read_json_lines
+from odvae.running.settings import read_yaml
+from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 
 # Scores of the report that a card shows, where there are any: name in report.json and words for it.
 SCORES = {
@@ -136,5 +136,5 @@ def _text_encoder(pipeline: TextToVideoPipeline, folders: RunFolder, copied: boo
 
 
 def _template():
-    loader = PackageLoader("ldm", "templates")
+    loader = PackageLoader("ldm.report", "templates")
     return Environment(loader=loader, undefined=StrictUndefined, autoescape=False).get_template("model_card.md.j2")

@@ -1,6 +1,6 @@
 """Generation metrics as pure functions of features: Frechet distance, kernel distance, inception score.
 
-All in float64. How sure a value is, and what it tends to with more videos, is in `ldm/uncertainty.py`.
+All in float64. How sure a value is, and what it tends to with more videos, is in `ldm/evaluation/uncertainty.py`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from odvae.shared.errors import InputError
+from odvae.running.errors import InputError
 
 CHUNK = 4096  # features turned into float64 at a time
 

@@ -14,17 +14,17 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ldm.conditioning import NO_LABEL, Condition
-from ldm.decode import decode_in_pieces
-from ldm.network import Network
-from ldm.objective import ObjectiveSettings
-from ldm.pipeline_folder import PipelineFolderMixin
-from ldm.samplers import Guidance, check_scheduler, guided_answer, sample_latents
-from ldm.text import check_prompts, encode_captions, load_text_encoder
-from odvae.loading import VideoVAE
-from odvae.shared.clips import check_frames
-from odvae.shared.errors import InputError
-from odvae.shared.fingerprints import weights_fingerprint
+from ldm.diffusion import ObjectiveSettings
+from ldm.networks.conditioning import NO_LABEL, Condition
+from ldm.networks.factory import Network
+from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_encoder
+from ldm.sampling.decode import decode_in_pieces
+from ldm.sampling.pipeline_folder import PipelineFolderMixin
+from ldm.sampling.schedulers import Guidance, check_scheduler, guided_answer, sample_latents
+from odvae.clips.clip import check_frames
+from odvae.running.errors import InputError
+from odvae.running.hashing import weights_fingerprint
+from odvae.video_vae import VideoVAE
 
 
 @dataclass
@@ -100,7 +100,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
             image: the first frame, float (3, h, w) in [-1, 1]; one for all, or one each. For networks that take one.
             num_frames, height, width: 4k+1 frames, multiples of 8 pixels; by default what the model was trained on.
             guidance_scale: 1 follows the condition as trained; larger follows it more (classifier-free guidance).
-            guidance_interval, guidance_rescale: see `ldm.samplers.Guidance`.
+            guidance_interval, guidance_rescale: see `ldm.sampling.schedulers.Guidance`.
             generator: one for all videos, or one each, which makes each independent of the others.
             batch_size: videos computed together. More than 1 is faster for small networks; a video then differs by
                 rounding with its place among others. The last batch is filled up, so all have the same shape.

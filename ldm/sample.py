@@ -15,21 +15,18 @@ from accelerate import PartialState
 from PIL import Image
 from pydantic import Field
 
-from ldm.conditioning import ConditioningSettings
-from ldm.network import load_network
-from ldm.objective import ObjectiveSettings
+from ldm.demo.videos import prompts as demo_prompts
+from ldm.diffusion import ObjectiveSettings
+from ldm.networks.conditioning import ConditioningSettings
+from ldm.networks.factory import load_network
+from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
-from ldm.samplers import SamplerName, make_scheduler
-from ldm.text import load_text_encoder
+from ldm.sampling.schedulers import SamplerName, make_scheduler
 from ldm.train import PROVENANCE, ema_folder
-from odvae.loading import load_vae
-from odvae.shared.clips import VideoSet, fit_frames
-from odvae.shared.demo_videos import prompts as demo_prompts
-from odvae.shared.errors import InputError
-from odvae.shared.fingerprints import file_fingerprint, weights_fingerprint
-from odvae.shared.pictures import save_gif, save_picture, strip
-from odvae.shared.pixels import to_float, to_uint8
-from odvae.shared.run_folder import (
+from odvae.clips.clip import VideoSet, fit_frames
+from odvae.running.errors import InputError
+from odvae.running.hashing import file_fingerprint, weights_fingerprint
+from odvae.running.run_folder import (
     StageClock,
     code_version,
     make_output_folder,
@@ -38,10 +35,13 @@ from odvae.shared.run_folder import (
     write_text,
     written_aside,
 )
-from odvae.shared.seeds import derive_seed
-from odvae.shared.settings import Settings
-from odvae.shared.tracking import progress_bar
-from odvae.shared.video import decode, encode_video
+from odvae.running.seeds import derive_seed
+from odvae.running.settings import Settings
+from odvae.training.tracking import progress_bar
+from odvae.video.files import decode, encode_video
+from odvae.video.frame_grid import save_gif, save_picture, strip
+from odvae.video.pixels import to_float, to_uint8
+from odvae.video_vae import load_vae
 
 HELD_OUT, UNSEEN, ASKED = "held_out", "unseen", "asked"
 ON_CONTACT_SHEET = 16  # videos

@@ -11,26 +11,26 @@ from accelerate import PartialState
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from ldm.attention import AttentionBackend, check_backend
-from ldm.batches import LatentData, squared_errors
-from ldm.conditioning import ConditioningSettings
-from ldm.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
-from ldm.network import DiTSettings, Network, UNetSettings, make_network
-from ldm.objective import ObjectiveSettings
-from ldm.text import knows_words
-from ldm.throughput import StepMeter
-from ldm.validation import show_videos, validate
-from odvae.loading import VideoVAE, load_vae
-from odvae.shared.checkpoints import StopRequest, begin_stage
-from odvae.shared.compute import matmul_rate
-from odvae.shared.errors import InputError
-from odvae.shared.fingerprints import weights_fingerprint
-from odvae.shared.folder_lock import main_process_writes
-from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
-from odvae.shared.run_folder import StageClock, install_folder, write_json
-from odvae.shared.settings import Settings
-from odvae.shared.tracking import progress_bar
-from odvae.shared.training import TrainingState
+from ldm.diffusion import ObjectiveSettings
+from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
+from ldm.networks.attention import AttentionBackend, check_backend
+from ldm.networks.conditioning import ConditioningSettings
+from ldm.networks.factory import DiTSettings, Network, UNetSettings, make_network
+from ldm.networks.text_encoder import knows_words
+from ldm.training.batches import LatentData, squared_errors
+from ldm.training.throughput import StepMeter
+from ldm.training.validation import show_videos, validate
+from odvae.running.benchmarking import matmul_rate
+from odvae.running.errors import InputError
+from odvae.running.folder_lock import main_process_writes
+from odvae.running.hashing import weights_fingerprint
+from odvae.running.run_folder import StageClock, install_folder, write_json
+from odvae.running.settings import Settings
+from odvae.training.checkpoints import StopRequest, begin_stage
+from odvae.training.optimization import OptimizationSettings, Tracker, gradients_synced_at
+from odvae.training.state import TrainingState
+from odvae.training.tracking import progress_bar
+from odvae.video_vae import VideoVAE, load_vae
 
 PROVENANCE = "trained_on.json"
 

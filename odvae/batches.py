@@ -11,15 +11,15 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
-from odvae.loading import VideoVAE
-from odvae.shared.clip_dataset import ClipDataset
-from odvae.shared.clip_loader import endless_loader
-from odvae.shared.clips import FrameCount, VideoSet, is_held_out
-from odvae.shared.errors import InputError
-from odvae.shared.optimization import OptimizationSettings
-from odvae.shared.pixels import to_float
-from odvae.shared.sampling import StepSampler
-from odvae.shared.seeds import derive_seed, normal_per_sample
+from odvae.clips.clip import FrameCount, VideoSet, is_held_out
+from odvae.clips.dataset import ClipDataset
+from odvae.clips.loader import endless_loader
+from odvae.clips.sampling import StepSampler
+from odvae.running.errors import InputError
+from odvae.running.seeds import derive_seed, normal_per_sample
+from odvae.training.optimization import OptimizationSettings
+from odvae.video.pixels import to_float
+from odvae.video_vae import VideoVAE
 
 
 class ImagePhaseSettings(OptimizationSettings):

@@ -17,8 +17,8 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyua
 from torch import Tensor, nn
 
 from odvae.model import ODVAE
-from odvae.shared.compute import count_flops, forbid_tf32, matmul_rate, now
-from odvae.shared.memory import PeakMemory
+from odvae.running.benchmarking import count_flops, forbid_tf32, matmul_rate, now
+from odvae.running.memory import PeakMemory
 
 Half = Literal["encode", "decode"]
 Work = Callable[[nn.Module, Tensor], Tensor]

@@ -18,25 +18,25 @@ from accelerate.utils import gather_object
 from pydantic import Field
 from torch import Tensor
 
-from odvae.loading import VideoVAE, load_vae
+from odvae.clips.clip import DataSettings, FrameCount, VideoSet, frame_count, load_clip
+from odvae.clips.loader import each_clip
+from odvae.latent_statistics import ChannelSums
+from odvae.lpips import LPIPSSettings
 from odvae.metrics import lpips, psnr, ssim
 from odvae.model import ODVAE
-from odvae.perceptual import LPIPSSettings
-from odvae.shared.clip_loader import each_clip
-from odvae.shared.clips import DataSettings, FrameCount, VideoSet, frame_count, load_clip
-from odvae.shared.compute import forbid_tf32, now
-from odvae.shared.errors import InputError
-from odvae.shared.memory import PeakMemory
-from odvae.shared.pictures import save_picture, strip
-from odvae.shared.pixels import to_float, to_uint8
-from odvae.shared.report_file import read_report, update_report
-from odvae.shared.run_folder import RunFolder, StageClock, make_output_folder, write_text
-from odvae.shared.seeds import normal_per_sample
-from odvae.shared.settings import Settings
-from odvae.shared.shards import Sample
-from odvae.shared.tracking import progress_bar
-from odvae.shared.video import write_video
-from odvae.statistics import ChannelSums
+from odvae.running.benchmarking import forbid_tf32, now
+from odvae.running.errors import InputError
+from odvae.running.memory import PeakMemory
+from odvae.running.report_file import read_report, update_report
+from odvae.running.run_folder import RunFolder, StageClock, make_output_folder, write_text
+from odvae.running.seeds import normal_per_sample
+from odvae.running.settings import Settings
+from odvae.shards.tars import Sample
+from odvae.training.tracking import progress_bar
+from odvae.video.files import write_video
+from odvae.video.frame_grid import save_picture, strip
+from odvae.video.pixels import to_float, to_uint8
+from odvae.video_vae import VideoVAE, load_vae
 
 Way = Literal["whole", "streamed", "tiled"]
 

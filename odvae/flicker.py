@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from odvae.shared.errors import InputError
+from odvae.running.errors import InputError
 
 LEVELS = 127.5  # 8-bit levels in a unit of [-1, 1]
 

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from odvae.shared.errors import InputError
+from odvae.running.errors import InputError
 
 Init = Literal["tail", "average", "random"]
 

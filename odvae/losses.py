@@ -16,9 +16,9 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
-from odvae.adversary import AdversarySettings
-from odvae.perceptual import LPIPS, LPIPSSettings
-from odvae.shared.settings import Settings
+from odvae.gan import AdversarySettings
+from odvae.lpips import LPIPS, LPIPSSettings
+from odvae.running.settings import Settings
 
 
 class LPIPSTermSettings(LPIPSSettings):

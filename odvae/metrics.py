@@ -8,8 +8,8 @@ from einops import rearrange
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from odvae.perceptual import Backbone, load_lpips
-from odvae.shared.errors import InputError
+from odvae.lpips import Backbone, load_lpips
+from odvae.running.errors import InputError
 
 # Identical frames have no finite PSNR; the value that public code reports for them.
 PSNR_CEILING = 100.0
@@ -40,7 +40,7 @@ def ssim(video: Tensor, reference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def lpips(video: Tensor, reference: Tensor, network: Backbone = "alex", weights: str | None = None) -> Tensor:
-    """LPIPS v0.1 in float32 (`odvae.perceptual`), by the backbone usual for scores: AlexNet.
+    """LPIPS v0.1 in float32 (`odvae.lpips`), by the backbone usual for scores: AlexNet.
 
     `weights` is a file with the backbone's ImageNet weights; None takes torchvision's, downloaded once.
     Raises InputError where they cannot be had.

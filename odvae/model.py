@@ -18,8 +18,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from odvae.initialization import Init, inflate_state
-from odvae.inputs import SPACE_FACTOR, TIME_FACTOR, check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.layer_stack import LayerStack
+from odvae.input_checks import (
+    SPACE_FACTOR,
+    TIME_FACTOR,
+    check_latent_values,
+    check_latents,
+    check_pixel_values,
+    check_video,
+)
 from odvae.layers import (
     ChannelsLastMixin,
     FrameAttention,
@@ -30,10 +36,11 @@ from odvae.layers import (
     keep_channels_last,
     make_conv,
 )
-from odvae.published import infer_settings, read_checkpoint, rename_tensors
-from odvae.shared.errors import InputError
+from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
+from odvae.resampling import make_downsamplers, make_upsamplers
+from odvae.running.errors import InputError
+from odvae.streaming import LayerStack
 from odvae.tiling import TileStreams, TilingMixin
-from odvae.time_resampling import make_downsamplers, make_upsamplers
 
 # Which convolutions see time, by variant (paper, section 3.2): for the encoder and the decoder, for outer (high
 # resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second) conv of a residual
@@ -271,7 +278,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Video (b, 3, 4k+1, h, w) -> `.latent_dist` over latents (b, c, k+1, h/8, w/8).
 
-        Raises InputError for any other shape, NaN, and pixels that cannot be in [-1, 1] (`odvae.inputs`).
+        Raises InputError for any other shape, NaN, and pixels that cannot be in [-1, 1] (`odvae.input_checks`).
         """
         check_video(video)
         check_pixel_values(video)

@@ -13,10 +13,10 @@ import torch
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from torch import Tensor
 
-from odvae.inputs import SPACE_FACTOR, TIME_FACTOR
+from odvae.clips.clip import nearest_frame_counts
+from odvae.input_checks import SPACE_FACTOR, TIME_FACTOR
 from odvae.layers import Stream
-from odvae.shared.clips import nearest_frame_counts
-from odvae.shared.errors import InputError
+from odvae.running.errors import InputError
 
 Network = Callable[[Tensor, Stream | None], Tensor]
 Spans = list[tuple[int, int]]  # (start, end) of tiles along one direction

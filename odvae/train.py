@@ -15,30 +15,30 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from odvae.batches import Batches, ImagePhaseSettings, PhaseSettings, VideoPhaseSettings
-from odvae.frame_vae import FrameVAE
+from odvae.clips.clip import DataSettings, VideoSet
+from odvae.clips.loader import each_clip
+from odvae.initial_weights import ModelSettings, load_image_vae, load_video_vae, make_image_vae
 from odvae.initialization import Init, initialize_from_scratch
+from odvae.latent_statistics import ChannelSums
 from odvae.layers import keep_channels_last
-from odvae.loading import VideoVAE
 from odvae.losses import LossSettings, lpips_per_frame
+from odvae.lpips import LPIPS
 from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
-from odvae.objective import Objective
-from odvae.perceptual import LPIPS
-from odvae.shared.checkpoints import StopRequest, begin_stage, checkpoint_facts, checkpoints_of
-from odvae.shared.clip_loader import each_clip
-from odvae.shared.clips import DataSettings, VideoSet
-from odvae.shared.errors import InputError
-from odvae.shared.folder_lock import main_process_writes
-from odvae.shared.optimization import OptimizationSettings, Tracker, gradients_synced_at
-from odvae.shared.pictures import strip
-from odvae.shared.pixels import to_float, to_uint8
-from odvae.shared.run_folder import StageClock, install_folder
-from odvae.shared.seeds import derive_seed
-from odvae.shared.settings import Settings
-from odvae.shared.tracking import MetricsLog, progress_bar
-from odvae.shared.training import TrainingState
-from odvae.starting_point import ModelSettings, load_image_vae, load_video_vae, make_image_vae
-from odvae.statistics import ChannelSums
+from odvae.per_frame import FrameVAE
+from odvae.running.errors import InputError
+from odvae.running.folder_lock import main_process_writes
+from odvae.running.run_folder import StageClock, install_folder
+from odvae.running.seeds import derive_seed
+from odvae.running.settings import Settings
+from odvae.training.checkpoints import StopRequest, begin_stage, checkpoint_facts, checkpoints_of
+from odvae.training.optimization import OptimizationSettings, Tracker, gradients_synced_at
+from odvae.training.state import TrainingState
+from odvae.training.tracking import MetricsLog, progress_bar
+from odvae.vae_loss import Objective
+from odvae.video.frame_grid import strip
+from odvae.video.pixels import to_float, to_uint8
+from odvae.video_vae import VideoVAE
 
 
 class VAESettings(Settings):

@@ -5,7 +5,7 @@ accelerate launch pipelines/encode_latents.py [--config configs/demo.yaml] [sect
 
 from ldm.encode import encode_latents
 from ldm.experiment import announce, open_videos, parse_experiment
-from odvae.shared.errors import readable_errors
+from odvae.running.errors import readable_errors
 
 
 def main() -> None:

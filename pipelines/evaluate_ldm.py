@@ -5,7 +5,7 @@ accelerate launch pipelines/evaluate_ldm.py [--config configs/demo.yaml] [sectio
 
 from ldm.evaluate import evaluate_ldm
 from ldm.experiment import announce, open_videos, parse_experiment
-from odvae.shared.errors import readable_errors
+from odvae.running.errors import readable_errors
 
 
 def main() -> None:

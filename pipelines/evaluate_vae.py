@@ -5,7 +5,7 @@ accelerate launch pipelines/evaluate_vae.py [--config configs/demo.yaml] [sectio
 
 from ldm.experiment import announce, open_videos, parse_experiment
 from odvae.evaluate import evaluate_vae
-from odvae.shared.errors import readable_errors
+from odvae.running.errors import readable_errors
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from accelerate import PartialState
 
 from ldm.experiment import announce, parse_experiment
 from ldm.export import export_pipeline
-from odvae.shared.errors import readable_errors
+from odvae.running.errors import readable_errors
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 
 from ldm.experiment import announce, open_videos, parse_experiment
-from ldm.manifest import load_manifest
+from ldm.latents.manifest import load_manifest
 from ldm.sample import asked_requests, evaluation_requests, sample_videos
-from odvae.shared.errors import InputError, readable_errors
+from odvae.running.errors import InputError, readable_errors
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ accelerate launch pipelines/train_ldm.py [--config configs/demo.yaml] [section.k
 
 from ldm.experiment import announce, parse_experiment
 from ldm.train import train_ldm
-from odvae.shared.errors import readable_errors
+from odvae.running.errors import readable_errors
 
 
 def main() -> None:

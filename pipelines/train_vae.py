@@ -4,7 +4,7 @@ accelerate launch pipelines/train_vae.py [--config configs/demo.yaml] [section.k
 """
 
 from ldm.experiment import announce, open_videos, parse_experiment
-from odvae.shared.errors import readable_errors
+from odvae.running.errors import readable_errors
 from odvae.train import train_vae
 
 

@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from small import REPOSITORY, SMALL
 from small_ldm import DATA
 
+from ldm.demo.videos import write_demo_videos
 from ldm.encode import LatentSettings, encode_latents
-from ldm.text import TextSettings
+from ldm.networks.text_encoder import TextSettings
 from odvae import ODVAE
-from odvae.shared.clips import VideoSet
-from odvae.shared.demo_videos import write_demo_videos
-from odvae.shared.packing import pack_folder
-from odvae.shared.shards import index_shards, shard_writer
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-SMALL = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 4}
+from odvae.clips.clip import VideoSet
+from odvae.shards.packing import pack_folder
+from odvae.shards.tars import index_shards, shard_writer
 
 torch.set_num_threads(2)
 
@@ -83,7 +81,3 @@ def ldm_run(tmp_path_factory, vae) -> Path:
     text = TextSettings(max_tokens=8, width=16, steps=3)
     encode_latents(LatentSettings(), text, DATA, videos, folder / "vae", folder / "latents", seed=0)
     return folder
-
-
-def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a - b).norm() / b.norm())

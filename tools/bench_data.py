@@ -32,20 +32,20 @@ import numpy as np
 import torch
 
 from ldm.encode import encode_latents
-from ldm.encoder import encode_pieces
-from ldm.encoding_plan import LatentSettings
-from ldm.latents import LatentSet, latent_batches, open_latents, pack_entry
-from ldm.manifest import load_manifest
-from ldm.text import TextSettings
+from ldm.encoding.plan import LatentSettings
+from ldm.encoding.worker import encode_pieces
+from ldm.latents.entries import LatentSet, latent_batches, open_latents, pack_entry
+from ldm.latents.manifest import load_manifest
+from ldm.networks.text_encoder import TextSettings
 from odvae import ODVAE
-from odvae.shared.clip_dataset import ClipDataset
-from odvae.shared.clip_loader import endless_loader
-from odvae.shared.clips import DataSettings, VideoSet, fit_frames, video_member
-from odvae.shared.errors import readable_errors
-from odvae.shared.ranks import join_ranks
-from odvae.shared.run_folder import read_json
-from odvae.shared.sampling import StepSampler
-from odvae.shared.shards import Sample, index_shards, shard_writer
+from odvae.clips.clip import DataSettings, VideoSet, fit_frames, video_member
+from odvae.clips.dataset import ClipDataset
+from odvae.clips.loader import endless_loader
+from odvae.clips.sampling import StepSampler
+from odvae.running.distributed import join_ranks
+from odvae.running.errors import readable_errors
+from odvae.running.run_folder import read_json
+from odvae.shards.tars import Sample, index_shards, shard_writer
 
 BATCH = 4
 

@@ -23,21 +23,21 @@ import torch
 from diffusers import DiTTransformer2DModel, LatteTransformer3DModel
 from torch import Tensor
 
-from ldm.batches import Batch, LatentData, squared_errors
-from ldm.conditioning import Condition
-from ldm.dit import SIZES, DiT
 from ldm.experiment import DEFAULT_CONFIG, Experiment
-from ldm.latents import pack_entry
-from ldm.manifest import EMPTY_TEXT, Manifest, ShardRecord
-from ldm.throughput import forward_flops
+from ldm.latents.entries import pack_entry
+from ldm.latents.manifest import EMPTY_TEXT, Manifest, ShardRecord
+from ldm.networks.conditioning import Condition
+from ldm.networks.dit import SIZES, DiT
 from ldm.train import new_network
+from ldm.training.batches import Batch, LatentData, squared_errors
+from ldm.training.throughput import forward_flops
 from odvae import ODVAE
-from odvae.shared.compute import matmul_rate, now
-from odvae.shared.errors import readable_errors
-from odvae.shared.run_folder import write_json
-from odvae.shared.settings import load_settings
-from odvae.shared.shards import shard_writer
-from odvae.shared.training import TrainingState
+from odvae.running.benchmarking import matmul_rate, now
+from odvae.running.errors import readable_errors
+from odvae.running.run_folder import write_json
+from odvae.running.settings import load_settings
+from odvae.shards.tars import shard_writer
+from odvae.training.state import TrainingState
 
 # Latents (channels, t, h, w) of the comparisons, and the transformer: small ones on a CPU.
 CPU_CASE = {"latents": (4, 5, 32, 32), "depth": 4, "width": 256, "heads": 4, "batch": 1}

@@ -16,11 +16,11 @@ from pathlib import Path
 import torch
 
 from odvae.benchmark import DTYPES, MODELS, Case, measure_alone, table
-from odvae.inputs import SPACE_FACTOR
-from odvae.shared.clips import check_frames
-from odvae.shared.errors import InputError, readable_errors
-from odvae.shared.run_folder import code_version, make_output_folder, write_json
-from odvae.shared.tracking import progress_over
+from odvae.clips.clip import check_frames
+from odvae.input_checks import SPACE_FACTOR
+from odvae.running.errors import InputError, readable_errors
+from odvae.running.run_folder import code_version, make_output_folder, write_json
+from odvae.training.tracking import progress_over
 
 SMALLEST = {"frames": 9, "size": 32, "repeats": 1}
 

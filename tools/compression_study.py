@@ -14,10 +14,10 @@ from ldm.study.page import write_study
 from ldm.study.plan import StudySettings
 from ldm.study.results import collect
 from ldm.study.runner import OutOfTime, Runner
-from odvae.shared.errors import InputError, readable_errors
-from odvae.shared.ranks import join_ranks
-from odvae.shared.run_folder import write_json
-from odvae.shared.settings import load_settings
+from odvae.running.distributed import join_ranks
+from odvae.running.errors import InputError, readable_errors
+from odvae.running.run_folder import write_json
+from odvae.running.settings import load_settings
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ import argparse
 import shlex
 from pathlib import Path
 
-from odvae.shared.demo_videos import write_demo_videos
-from odvae.shared.errors import readable_errors
+from ldm.demo.videos import write_demo_videos
+from odvae.running.errors import readable_errors
 
 
 def main() -> None:

@@ -12,10 +12,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from odvae.shared.errors import readable_errors
-from odvae.shared.packing import PackingSettings, pack_folder
-from odvae.shared.packing_report import describe, next_command
-from odvae.shared.settings import make_settings, settings_help
+from odvae.running.errors import readable_errors
+from odvae.running.settings import make_settings, settings_help
+from odvae.shards.packing import PackingSettings, pack_folder
+from odvae.shards.report import describe, next_command
 
 
 def main() -> None:

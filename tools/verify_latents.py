@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.manifest import load_manifest
-from ldm.verify import TOLERANCE, find_problems, reencode
-from odvae.shared.errors import readable_errors
-from odvae.shared.pictures import save_picture, strip
+from ldm.encoding.verify import TOLERANCE, find_problems, reencode
+from ldm.latents.manifest import load_manifest
+from odvae.running.errors import readable_errors
+from odvae.video.frame_grid import save_picture, strip
 
 
 def main() -> None:

@@ -1,1 +1,4 @@
-"""The study of what compression buys: the paper's comparisons at equal budget, from one config to one page."""
+"""The compression study: which runs it is made of, their costs and results, the claims, the page.
+
+In: a study YAML. Out: runs, results as JSON, one page.
+"""

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import torch
 
-from ldm.batches import Batch, LatentData, squared_errors
-from ldm.manifest import load_manifest
-from ldm.network import Network
+from ldm.latents.manifest import load_manifest
+from ldm.networks.factory import Network
 from ldm.train import LDMSettings, new_network, switch_on
-from odvae.loading import VideoVAE, load_vae
-from odvae.shared.clips import DataSettings
-from odvae.shared.compute import count_flops, now
-from odvae.shared.memory import PeakMemory
-from odvae.shared.optimization import make_accelerator, make_optimizer
-from odvae.shared.seeds import torch_generator
+from ldm.training.batches import Batch, LatentData, squared_errors
+from odvae.clips.clip import DataSettings
+from odvae.running.benchmarking import count_flops, now
+from odvae.running.memory import PeakMemory
+from odvae.running.seeds import torch_generator
+from odvae.training.optimization import make_accelerator, make_optimizer
+from odvae.video_vae import VideoVAE, load_vae
 
 
 def vae_cost(folder: Path, data: DataSettings, device: torch.device) -> dict:

@@ -6,11 +6,11 @@ import json
 from itertools import islice
 from pathlib import Path
 
-from ldm import charts
-from ldm.numbers import flatten, to_csv
-from ldm.report import asked_for, data_uri, render_page
+from ldm.report import charts
+from ldm.report.flat_table import flatten, to_csv
+from ldm.report.page import asked_for, data_uri, render_page
 from ldm.study.plan import StudySettings
-from odvae.shared.run_folder import read_json_lines, write_json, write_text
+from odvae.running.run_folder import read_json_lines, write_json, write_text
 
 SHOWN = 8  # captions a generator's videos are shown for
 

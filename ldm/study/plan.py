@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 
 from ldm.experiment import Experiment
 from ldm.train import LDMSettings
+from odvae.clips.clip import FrameCount
 from odvae.initialization import Init
-from odvae.shared.clips import FrameCount
-from odvae.shared.settings import Settings
+from odvae.running.settings import Settings
 
 Variant = Literal[1, 2, 3, 4]
 Budget = Literal["steps", "time"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ldm.study.claims import ATTRIBUTES, claims
 from ldm.study.plan import IMAGE, StudySettings, generator_name, init_name, variant_name
-from odvae.shared.run_folder import code_version, read_json, read_json_lines
+from odvae.running.run_folder import code_version, read_json, read_json_lines
 
 SCORES = ("psnr", "ssim", "lpips")
 

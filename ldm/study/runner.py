@@ -15,9 +15,9 @@ import yaml
 
 from ldm.experiment import Experiment
 from ldm.study.plan import IMAGE, Run, StudySettings, generator_run, vae_runs
-from odvae.shared.errors import InputError
-from odvae.shared.run_folder import code_version, read_json, write_json, write_text
-from odvae.shared.settings import differing_keys, load_settings
+from odvae.running.errors import InputError
+from odvae.running.run_folder import code_version, read_json, write_json, write_text
+from odvae.running.settings import differing_keys, load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRACE = 120  # seconds that a stage has to save its checkpoint when time is up

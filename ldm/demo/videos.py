@@ -1,0 +1,229 @@
+"""Captioned demo videos: one coloured shape crossing a grey textured background, rendered from a seed.
+
+Everything a caption says can be measured in the clip exactly (`ldm.demo.judge` does), so a text-to-video model
+trained on these clips gets a true score. `UNSEEN` combinations are never trained on; they ask whether the
+model has learned the words or only the pairings.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from odvae.running.errors import InputError
+from odvae.running.run_folder import folder_aside
+from odvae.video.files import write_video
+
+SHAPES = ("circle", "square", "triangle")
+COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta")  # hue = 60 degrees x position
+SIZES = ("small", "large")
+MOTIONS = ("left", "right", "up", "down")
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y grows downwards
+
+COMBINATIONS = tuple((s, c, m) for s in SHAPES for c in COLORS for m in MOTIONS)
+# n % 3 and n % 4 meet every (shape, motion) pair once in n = 0..11, and n // 2 gives each colour two of them.
+UNSEEN = frozenset((SHAPES[n % 3], COLORS[n // 2], MOTIONS[n % 4]) for n in range(12))
+SEEN = frozenset(COMBINATIONS) - UNSEEN
+
+RADIUS = {"small": (0.19, 0.21), "large": (0.245, 0.265)}  # of the width
+TRAVEL = (0.30, 0.40)  # of the width, over the whole clip
+MARGIN = 0.01  # of the width, kept free between the shape and the frame's border
+HUE_JITTER = 5.0  # degrees either way; a colour's name would change at 30
+SMALLEST_SIZE = 32
+MANIFEST = "demo_videos.json"
+
+# All three shapes have the area of a circle with the same radius, so area tells nothing about the shape.
+SQUARE_HALF_SIDE = math.sqrt(math.pi) / 2
+TRIANGLE_HEIGHT = math.sqrt(2 * math.pi)  # and base: as wide as high, it has the most room to travel
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a clip shows, in the vocabulary's words."""
+
+    shape: str
+    color: str
+    size: str
+    motion: str
+
+    @property
+    def caption(self) -> str:
+        return f"a {self.size} {self.color} {self.shape} moves {self.motion}"
+
+
+def parse_caption(text: str) -> Scene:
+    """The scene a caption describes: the inverse of `Scene.caption`.
+
+    Raises InputError, a ValueError, naming the text and the allowed words, for anything but the exact form.
+    """
+    words = text.split()
+    if len(words) == 6:
+        article, size, color, shape, verb, motion = words
+        known = size in SIZES and color in COLORS and shape in SHAPES and motion in MOTIONS
+        if known and article == "a" and verb == "moves":
+            return Scene(shape, color, size, motion)
+    raise InputError(
+        f"cannot read the caption {text!r}: expected 'a SIZE COLOR SHAPE moves MOTION' with "
+        f"SIZE in {SIZES}, COLOR in {COLORS}, SHAPE in {SHAPES}, MOTION in {MOTIONS}"
+    )
+
+
+def distance_to_shape(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
+    """How far outside the shape each point lies, in the units of x and y (negative inside).
+
+    The shape's centroid is the origin, y grows downwards, and its area is that of a circle of `radius`.
+    Outside, beyond a corner, the distance is to the nearest side's line: corners stay sharp.
+    """
+    if shape == "circle":
+        return np.sqrt(x * x + y * y) - radius
+    if shape == "square":
+        return np.maximum(np.abs(x), np.abs(y)) - SQUARE_HALF_SIDE * radius
+    if shape == "triangle":  # point up, base level
+        height = TRIANGLE_HEIGHT * radius
+        return np.maximum((2 * np.abs(x) - y - 2 / 3 * height) / math.sqrt(5), y - height / 3)
+    raise ValueError(f"unknown shape {shape!r}: expected one of {SHAPES}")
+
+
+def shape_extent(shape: str) -> tuple[float, float, float]:
+    """How far the shape reaches from its centroid, in radii: to either side, upwards, downwards."""
+    if shape == "circle":
+        return 1.0, 1.0, 1.0
+    if shape == "square":
+        return SQUARE_HALF_SIDE, SQUARE_HALF_SIDE, SQUARE_HALF_SIDE
+    return TRIANGLE_HEIGHT / 2, TRIANGLE_HEIGHT * 2 / 3, TRIANGLE_HEIGHT / 3
+
+
+def render(scene: Scene, seed: int | Sequence[int], frames: int = 17, size: int = 48) -> np.ndarray:
+    """The clip of a scene, uint8 (frames, size, size, 3): a pure function of the arguments.
+
+    The shape crosses `TRAVEL` of the width at constant speed, from the first frame to the last, and never
+    leaves the frame. The seed draws its place, exact radius and tone, and the background. It does not depend
+    on `frames` and `size`: another resolution shows the same clip.
+    """
+    if frames < 2 or size < SMALLEST_SIZE:
+        raise InputError(f"cannot render {frames} frames of {size} px: the least is 2 of {SMALLEST_SIZE} px")
+    rng = np.random.default_rng(seed)
+    radius = rng.uniform(*RADIUS[scene.size])
+    (x0, y0), (x1, y1) = _draw_path(scene, radius, rng)
+    color = _draw_color(scene.color, rng)
+    grey, tint = _draw_background(rng, size)
+
+    progress = np.linspace(0, 1, frames, dtype=np.float32)[:, None, None]  # (t, 1, 1)
+    pixels = (np.arange(size, dtype=np.float32) + 0.5) / size
+    x = pixels[None, None, :] - (x0 + (x1 - x0) * progress)  # (t, 1, w)
+    y = pixels[None, :, None] - (y0 + (y1 - y0) * progress)  # (t, h, 1)
+    # A pixel's coverage falls from 1 to 0 over one pixel across the outline: antialiasing.
+    coverage = np.clip(0.5 - size * distance_to_shape(scene.shape, x, y, radius), 0, 1)  # (t, h, w)
+
+    video = np.empty((frames, size, size, 3), np.uint8)
+    for channel in range(3):
+        ground = grey * tint[channel]
+        video[..., channel] = 255 * (ground + coverage * (color[channel] - ground)) + 0.5
+    return video
+
+
+def _draw_path(scene: Scene, radius: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The centroid's first and last place, (x, y) in widths."""
+    side, up, down = (MARGIN + radius * reach for reach in shape_extent(scene.shape))
+    low, high = np.array([side, up]), np.array([1 - side, 1 - down])
+    direction = np.array(DIRECTIONS[scene.motion])
+    room = np.abs(direction) @ (high - low)  # a large triangle has less than the longest travel
+    travel = direction * rng.uniform(TRAVEL[0], min(TRAVEL[1], room))
+    start = rng.uniform(low - np.minimum(travel, 0), high - np.maximum(travel, 0))
+    return start, start + travel
+
+
+def _draw_color(name: str, rng: np.random.Generator) -> np.ndarray:
+    """A saturated RGB tone, (3,) in 0..1, whose hue is within `HUE_JITTER` of the name's."""
+    hue = 60.0 * COLORS.index(name) + rng.uniform(-HUE_JITTER, HUE_JITTER)
+    saturation, value = rng.uniform(0.85, 0.97), rng.uniform(0.88, 1.0)
+    distance = np.abs((hue - np.array([0.0, 120.0, 240.0]) + 180) % 360 - 180)  # to red, green, blue
+    return value * (1 - saturation * (1 - np.clip(2 - distance / 60, 0, 1)))
+
+
+def _draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A still texture: grey values (h, w) in 0..1 and a slight tint (3,) to multiply them by; saturation under .1.
+
+    Two soft waves over a slope: enough that a model must paint it, little enough that words matter more.
+    """
+    waves = 2
+    angle, cycles = rng.uniform(0, 2 * np.pi, waves), rng.uniform(0.4, 1.4, waves)
+    phase, amplitude = rng.uniform(0, 2 * np.pi, waves), rng.uniform(0.015, 0.035, waves)
+    slope = rng.uniform(-0.06, 0.06, 2)
+    base = rng.uniform(0.42, 0.56)
+    tint = 1 + rng.uniform(-0.03, 0.03, 3)
+
+    place = (np.arange(size) + 0.5) / size - 0.5
+    along = np.cos(angle)[:, None, None] * place + np.sin(angle)[:, None, None] * place[:, None]  # (waves, h, w)
+    wave = amplitude[:, None, None] * np.cos(2 * np.pi * cycles[:, None, None] * along + phase[:, None, None])
+    grey = base + 2 * slope[0] * place + 2 * slope[1] * place[:, None] + wave.sum(axis=0)
+    return grey.astype(np.float32), tint.astype(np.float32)
+
+
+def training_scenes(count: int, seed: int) -> list[Scene]:
+    """`count` scenes of SEEN combinations, shuffled; see `_balanced_scenes` for the balance they keep."""
+    return _balanced_scenes(SEEN, count, seed)
+
+
+def prompts(count: int, seed: int, unseen: bool) -> list[str]:
+    """`count` captions to generate from: of UNSEEN combinations, or of SEEN ones; shuffled and balanced."""
+    return [scene.caption for scene in _balanced_scenes(UNSEEN if unseen else SEEN, count, seed)]
+
+
+def _balanced_scenes(combinations: Iterable[tuple[str, str, str]], count: int, seed: int) -> list[Scene]:
+    """Scenes in random order, a function of the seed. Sizes alternate, all combinations come once before any
+    comes twice, and each comes in both sizes before any comes a third time. A shorter list is a prefix."""
+    pool = sorted(combinations)  # a set has no order of its own
+    rng = np.random.default_rng(seed)
+    scenes: list[Scene] = []
+    while len(scenes) < count:
+        first, second = rng.permutation(len(pool)).reshape(2, -1)
+        for small, large in ((first, second), (second, first)):
+            for pair in zip(rng.permutation(small), rng.permutation(large), strict=True):
+                for i, size in zip(pair, SIZES, strict=True):
+                    shape, color, motion = pool[i]
+                    scenes.append(Scene(shape, color, size, motion))
+    return scenes[:count]
+
+
+def write_demo_videos(
+    folder: str | Path, count: int, frames: int, size: int, fps: float, seed: int, progress: bool = True
+) -> None:
+    """Renders `count` training scenes into `folder`: 00000.mp4 with its caption 00000.txt, and so on.
+
+    The folder appears when it is complete, so one that exists is whole; a call cut short leaves none. For one
+    process at a time. `demo_videos.json` in it holds the settings: a second call with the same ones returns
+    at once. Raises InputError if the folder holds videos of other settings, or anything else.
+    """
+    folder = Path(folder)
+    settings = {"count": count, "frames": frames, "size": size, "fps": fps, "seed": seed}
+    if count < 1 or fps <= 0:
+        raise InputError(f"cannot write {count} videos of {fps} frames per second: both must be positive")
+    if _holds_demo_videos(folder, settings):
+        return
+    scenes = training_scenes(count, seed)
+    bar = tqdm(scenes, desc=f"demo videos -> {folder}", unit="clip", disable=not progress)
+    with folder_aside(folder) as partial:
+        for i, scene in enumerate(bar):
+            write_video(partial / f"{i:05d}.mp4", render(scene, (seed, i), frames, size), fps)
+            (partial / f"{i:05d}.txt").write_text(scene.caption, encoding="utf-8")
+        (partial / MANIFEST).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _holds_demo_videos(folder: Path, settings: dict[str, float]) -> bool:
+    """Whether the folder is already what was asked for. InputError if it is something else."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return False
+    manifest = folder / MANIFEST
+    if not manifest.is_file():
+        raise InputError(f"{folder} exists and has no {MANIFEST}: give a new folder for the demo videos")
+    found = json.loads(manifest.read_text(encoding="utf-8"))
+    if found != settings:
+        raise InputError(
+            f"{folder} holds demo videos with {found}, but {settings} was asked for: remove it, or give another folder"
+        )
+    return True

@@ -1,0 +1,172 @@
+"""What the network learns: paths from data to noise, prediction targets, noise levels and loss weights.
+
+Symbols: x data, eps noise, time in [0, 1] the position on the path from data to noise, z = alpha x + sigma eps the
+noisy data. Pure functions of tensors; (b,) values apply to samples (b, ...). Sources:
+- rectified flow: Liu et al. 2022 (arXiv 2209.03003), equation 1
+- logit-normal times, resolution shift: Esser et al. 2024 (arXiv 2403.03206), equations 19 and 23
+- epsilon: Ho et al. 2020 (arXiv 2006.11239), equation 14; v: Salimans & Ho 2022 (arXiv 2202.00512), appendix D
+- zero terminal SNR: Lin et al. 2023 (arXiv 2305.08891), algorithm 1
+- min-SNR weights: Hang et al. 2023 (arXiv 2303.09556), section 3.4
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from odvae.running.settings import Settings
+
+Prediction = Literal["flow", "epsilon", "v", "x0"]
+NoiseSchedule = Literal["linear", "scaled_linear", "cosine"]
+
+DIFFUSION_STEPS = 1000  # noise levels of the variance-preserving paths; their times are 0/1000 ... 999/1000
+BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}  # of Ho et al. 2020, and of Stable Diffusion
+
+
+class ObjectiveSettings(Settings):
+    prediction: Prediction = "flow"
+    """What the network predicts. "flow": the velocity of the straight path from data to noise (rectified flow);
+    "epsilon", "v", "x0": noise, velocity or data of a variance-preserving diffusion."""
+    noise_schedule: NoiseSchedule = "scaled_linear"
+    """Noise levels of the diffusion; rectified flow has none."""
+    zero_terminal_snr: bool = False
+    """Rescale the diffusion's schedule so that its last level is pure noise; for "v" and "x0"."""
+    times: Literal["uniform", "logit_normal"] = "logit_normal"
+    """How training draws its times: evenly, or as sigmoid(time_mean + time_std * normal)."""
+    time_mean: float = 0.0
+    """Logit-normal times: a higher mean trains more on noisy latents."""
+    time_std: float = Field(1.0, gt=0)
+    """Logit-normal times: their spread."""
+    shift: float = Field(1.0, gt=0)
+    """Flow: times t become s t / (1 + (s - 1) t), in training and sampling; above 1 is noisier, for larger videos."""
+    shift_positions: int | None = Field(None, ge=1)
+    """Flow: latent positions (t * h * w) for which `shift` is meant; one of n has shift * sqrt(n / this). null: all."""
+    min_snr_gamma: float | None = Field(None, gt=0)
+    """Weight the error of the data by min(SNR, gamma), so that easy noise levels do not dominate; null: no weights."""
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> ObjectiveSettings:
+        if self.zero_terminal_snr and self.prediction not in ("v", "x0"):
+            raise ValueError(
+                f"zero_terminal_snr=true needs prediction=v or x0, found {self.prediction}: where there is no signal, "
+                "noise says nothing about the data (and rectified flow ends in pure noise anyway)"
+            )
+        if self.prediction != "flow" and (self.shift != 1 or self.shift_positions is not None):
+            raise ValueError(f"shift and shift_positions are for prediction=flow, found prediction={self.prediction}")
+        return self
+
+
+def path(time: Tensor, objective: ObjectiveSettings) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) at times (b,): the shares of data and of noise."""
+    if objective.prediction == "flow":
+        return 1 - time, time
+    table = _alphas_on(objective.noise_schedule, objective.zero_terminal_snr, time.device, time.dtype)
+    alpha_squared = table[(time * DIFFUSION_STEPS).round().long()]
+    return alpha_squared.sqrt(), (1 - alpha_squared).sqrt()
+
+
+def add_noise(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """z = alpha x + sigma eps."""
+    return _as(alpha, x) * x + _as(sigma, x) * eps
+
+
+def target(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+    """What the network shall answer: eps - x, eps, alpha eps - sigma x, or x."""
+    if prediction == "flow":
+        return eps - x
+    if prediction == "epsilon":
+        return eps
+    if prediction == "v":
+        return _as(alpha, x) * eps - _as(sigma, x) * x
+    return x
+
+
+def data_estimate(z: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+    """x, as an answer at z tells it; for "epsilon" alpha must not be 0."""
+    if prediction == "flow":
+        return z - _as(sigma, z) * answer
+    if prediction == "epsilon":
+        return (z - _as(sigma, z) * answer) / _as(alpha, z)
+    if prediction == "v":
+        return _as(alpha, z) * z - _as(sigma, z) * answer
+    return answer
+
+
+def noise_estimate(z: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+    """eps, as an answer at z tells it; for "x0" sigma must not be 0."""
+    if prediction == "flow":
+        return z + _as(alpha, z) * answer
+    if prediction == "epsilon":
+        return answer
+    if prediction == "v":
+        return _as(sigma, z) * z + _as(alpha, z) * answer
+    return (z - _as(alpha, z) * answer) / _as(sigma, z)
+
+
+def min_snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: Prediction) -> Tensor:
+    """Weights (b,) of the answers' squared errors which give the data's error the weight min(SNR, gamma).
+
+    An error e of the answer is an error s e of the data with s = sigma (flow, v), sigma / alpha (epsilon), 1 (x0).
+    """
+    snr = alpha.square() / sigma.square()
+    scale = {"flow": sigma, "epsilon": sigma / alpha, "v": sigma, "x0": torch.ones_like(sigma)}[prediction]
+    return snr.clamp(max=gamma) * scale.square()
+
+
+def training_time(u: Tensor, objective: ObjectiveSettings, shift: float = 1.0) -> Tensor:
+    """The quantile function of training's times: u (b,), evenly distributed in [0, 1], -> times (b,).
+
+    Diffusion times are multiples of 1/1000. `shift` is what `shift_for` gives.
+    """
+    time = u
+    if objective.times == "logit_normal":
+        time = torch.sigmoid(objective.time_mean + objective.time_std * torch.special.ndtri(u))
+    if objective.prediction == "flow":
+        return shift_time(time, shift)
+    return (time * DIFFUSION_STEPS).floor().clamp(max=DIFFUSION_STEPS - 1) / DIFFUSION_STEPS
+
+
+def shift_time(time: Tensor, shift: float) -> Tensor:
+    """s t / (1 + (s - 1) t): keeps 0 and 1, moves what lies between towards noise for s > 1."""
+    return shift * time / (1 + (shift - 1) * time)
+
+
+def shift_for(positions: int, objective: ObjectiveSettings) -> float:
+    """The shift of latents with so many positions (t * h * w): noise hides less of more of them, by the square root."""
+    if objective.shift_positions is None:
+        return objective.shift
+    return objective.shift * math.sqrt(positions / objective.shift_positions)
+
+
+def alphas_cumprod(schedule: NoiseSchedule, zero_terminal_snr: bool) -> Tensor:
+    """alpha^2 at each diffusion time, (1000,) float64, falling."""
+    if schedule == "cosine":
+        angle = (torch.arange(DIFFUSION_STEPS + 1, dtype=torch.float64) / DIFFUSION_STEPS + 0.008) / 1.008 * math.pi / 2
+        alpha_bar = angle.cos().square()
+        betas = (1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=0.999)
+    else:
+        first, last = BETAS[schedule]
+        power = 0.5 if schedule == "scaled_linear" else 1.0
+        betas = torch.linspace(first**power, last**power, DIFFUSION_STEPS, dtype=torch.float64) ** (1 / power)
+    products = (1 - betas).cumprod(0)
+    return zero_terminal(products) if zero_terminal_snr else products
+
+
+def zero_terminal(alphas_cumprod: Tensor) -> Tensor:
+    """Shift and scale alpha so that the last level is pure noise and the first stays as it is."""
+    alpha = alphas_cumprod.sqrt()
+    return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()
+
+
+@functools.lru_cache(maxsize=8)
+def _alphas_on(schedule: NoiseSchedule, zero: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return alphas_cumprod(schedule, zero).to(device, dtype)  # kept: a copy to a GPU in each step would wait for it
+
+
+def _as(value: Tensor, x: Tensor) -> Tensor:
+    return value.view(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,102 @@
+"""Whether a latent folder still is what its manifest says: by its hashes, and by encoding some of it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.encoding.plan import BucketSettings
+from ldm.encoding.worker import encode_pieces
+from ldm.latents.entries import load_entry, open_latents, source_key
+from ldm.latents.manifest import Manifest, changed_config, changed_files
+from ldm.networks.text_encoder import load_text_encoder
+from odvae.clips.clip import DataSettings, load_clip
+from odvae.running.errors import InputError
+from odvae.running.hashing import file_fingerprint, weights_fingerprint
+from odvae.running.seeds import numpy_generator
+from odvae.shards.tars import Sample, index_shard
+from odvae.training.tracking import progress_over
+from odvae.video.pixels import to_float, to_uint8
+from odvae.video_vae import VideoVAE, load_vae
+
+# Relative error of a clip encoded again: what storing in 16 bits and another batch or device leave (measured: 0.3%).
+TOLERANCE = 0.02
+
+
+@dataclass(frozen=True)
+class Reencoded:
+    """One entry beside the same clip encoded again; videos are uint8 (t, h, w, 3)."""
+
+    name: str
+    error: float
+    """Relative error of mean and std together."""
+    source: np.ndarray
+    decoded: np.ndarray
+
+
+def find_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Everything that is not as it was written, one sentence each: hashes, counts, text encoder, source shards.
+
+    Source shards that are elsewhere now are no problem: latents may travel without their videos.
+    """
+    broken = list(changed_files(folder, manifest, file_fingerprint))
+    yield from broken
+    if not broken:
+        try:
+            open_latents(folder, manifest)
+        except InputError as error:
+            yield str(error)
+    own_encoder = folder / manifest.text_encoder
+    if own_encoder.is_dir():
+        found = weights_fingerprint(load_text_encoder(own_encoder).model)
+        if found != manifest.text_sha256:
+            yield f"{own_encoder}: its weights' sha256 is {found[:16]}..., the manifest's text_sha256 is another"
+    expected = {record.source: record.source_sha256 for record in manifest.shards}
+    for source, sha256 in expected.items():
+        if Path(source).is_file() and file_fingerprint(Path(source)) != sha256:
+            yield f"{source} was changed after its latents were encoded: the manifest's source_sha256 is another"
+
+
+def reencode(folder: Path, manifest: Manifest, vae_folder: Path, count: int, seed: int) -> Iterator[Reencoded]:
+    """Encode `count` random entries again from their source videos, and decode what was stored.
+
+    Raises InputError where the VAE or a source shard is not there, or the VAE is another.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    vae = load_vae(vae_folder).to(device)
+    found = weights_fingerprint(vae)
+    if found != manifest.vae_sha256 or changed_config(manifest, vae_folder):
+        raise InputError(f"{vae_folder} holds another VAE ({found[:16]}...) than made {folder}; name the right one")
+    latents = open_latents(folder, manifest)
+    sources = {Path(record.source) for record in manifest.shards}
+    if missing := [str(source) for source in sources if not source.is_file()]:
+        raise InputError(f"cannot encode again without the source shards: {', '.join(sorted(missing))}")
+    videos = {sample.key: sample for source in sources for sample in index_shard(source)}
+    entries = [(name, entry) for split in (latents.train, latents.held_out) for name in split for entry in split[name]]
+    chosen = numpy_generator(seed, "verify").permutation(len(entries))[:count]
+    for i in progress_over(chosen.tolist(), "encoding again", unit="entry"):
+        bucket, entry = entries[i]
+        yield _compare(entry, videos[source_key(entry)], bucket, manifest, vae)
+
+
+def _compare(entry: Sample, source: Sample, bucket: str, manifest: Manifest, vae: VideoVAE) -> Reencoded:
+    data = BucketSettings.from_name(bucket).clip_settings(DataSettings(**manifest.data))
+    about = entry.read_json()
+    clip = load_clip(source, data, about["start"], flip=about["flip"])
+    mean, std = (moment[0].cpu() for moment in encode_pieces(vae, iter([clip[None]]), streamed=False))
+    stored = load_entry(entry, 0, manifest.classes)
+    error = _relative_error(stored["mean"], mean)
+    if manifest.stored == "moments":
+        error = max(error, _relative_error(stored["std"], std))
+    with torch.no_grad():
+        decoded = vae.decode(stored["mean"][None].to(next(vae.parameters()))).sample[0].float().clamp(-1, 1)
+    return Reencoded(entry.name, error, to_uint8(to_float(clip)), to_uint8(decoded))
+
+
+def _relative_error(found: Tensor, expected: Tensor) -> float:
+    return float((found - expected).norm() / expected.norm().clamp_min(1e-12))

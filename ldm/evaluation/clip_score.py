@@ -1,0 +1,31 @@
+"""CLIP score: how well a video's frames match its prompt, by a named CLIP model (Hessel et al. 2021; CLIPSIM)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import AutoProcessor, CLIPModel
+
+from odvae.running.errors import InputError
+
+
+class CLIPScorer:
+    """Mean over frames of cosine(text, frame), in [-1, 1]. Values of different CLIP models do not compare."""
+
+    def __init__(self, folder: str, device: torch.device) -> None:
+        try:
+            self.model = CLIPModel.from_pretrained(folder).eval().requires_grad_(False).to(device)
+            self.processor = AutoProcessor.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise InputError(f"report.clip_model={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+
+    @torch.no_grad()
+    def score(self, video: np.ndarray, prompt: str) -> float:
+        """Of a uint8 video (t, h, w, 3). Prompts longer than the model's text are cut."""
+        inputs = self.processor(
+            text=[prompt], images=list(video), return_tensors="pt", padding=True, truncation=True
+        ).to(self.model.device)
+        output = self.model(**inputs)
+        text, frames = (F.normalize(x, dim=-1) for x in (output.text_embeds, output.image_embeds))
+        return float((frames @ text.T).mean())

@@ -1,0 +1,181 @@
+"""Networks that turn videos into feature vectors, and what must be known of each to compare its numbers.
+
+Only I3D's Frechet distance is called FVD. Every other network's is named for the network.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import VideoMAEForVideoClassification
+
+from ldm.evaluation.i3d import CLASSES, MIN_FRAMES, RESOLUTION, load_i3d
+from odvae.running.errors import InputError
+from odvae.running.hashing import weights_fingerprint
+from odvae.video.pixels import to_float
+
+NetworkName = Literal["random", "i3d", "videomae"]
+
+
+@dataclass(frozen=True)
+class FeatureNetwork:
+    """Squares of (b, 3, t, r, r) in [-1, 1] -> features (b, dimension); frozen, in eval mode."""
+
+    name: NetworkName
+    title: str
+    distance: str  # what its Frechet distance is called
+    module: nn.Module
+    sha256: str
+    dimension: int
+    resolution: int
+    antialias: bool
+    frames: tuple[int, int | None]  # least and most frames it takes
+    are_logits: bool = False  # features are a classifier's logits, so that an inception score can be had
+
+    def describe(self) -> dict:
+        """What is stored beside a score."""
+        return {
+            "network": self.title,
+            "sha256": self.sha256,
+            "features": self.dimension,
+            "input": f"{self.resolution}x{self.resolution} in [-1, 1], bilinear, "
+            f"{'' if self.antialias else 'not '}antialiased",
+        }
+
+    def check_frames(self, frames: int) -> None:
+        """Raise InputError where clips have too few or too many frames for this network."""
+        least, most = self.frames
+        if frames < least or (most is not None and frames > most):
+            allowed = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+            raise InputError(
+                f"report.networks: {self.title} takes {allowed} frames, the protocol gives {frames}; choose another "
+                "report.protocol, or longer clips (data.frames)"
+            )
+
+
+def load_network(
+    name: NetworkName, i3d: str | None = None, i3d_sha256: str | None = None, videomae: str | None = None
+) -> FeatureNetwork:
+    """One network by name. `i3d`, `i3d_sha256` are `load_i3d`'s; `videomae` is a folder or hub name."""
+    if name == "i3d":
+        module, sha256 = load_i3d(i3d, i3d_sha256)
+        title = f"I3D, Kinetics-400 logits ({type(module).__name__})"
+        return FeatureNetwork(name, title, "FVD", module, sha256, CLASSES, RESOLUTION, False, (MIN_FRAMES, None), True)
+    if name == "videomae":
+        return _load_videomae(videomae)
+    module = RandomConv3d()
+    title, distance = "random conv3d features, 64-d, seed 0", "Frechet distance on random conv3d features (not FVD)"
+    sha256 = weights_fingerprint(module)
+    return FeatureNetwork(name, title, distance, module, sha256, WIDTHS[-1], 48, True, (1, None))
+
+
+def _load_videomae(folder: str | None) -> FeatureNetwork:
+    if folder is None:
+        raise InputError("report.networks has videomae, so report.videomae must name its folder or hub name")
+    try:
+        network = VideoMAEForVideoClassification.from_pretrained(folder).eval().requires_grad_(False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"report.videomae={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    module, config = VideoMAEFeatures(network), network.config
+    return FeatureNetwork(
+        "videomae",
+        f"VideoMAE {folder}, pooled features before the classifier",
+        "Frechet distance on VideoMAE features (not FVD)",
+        module,
+        weights_fingerprint(module),
+        config.hidden_size,
+        config.image_size,
+        False,
+        (config.num_frames, config.num_frames),
+    )
+
+
+class VideoMAEFeatures(nn.Module):
+    """VideoMAE without its classifier: the mean over tokens, normalised (Ge et al. 2024, arXiv 2404.12391).
+
+    Its distances follow motion where I3D's follow single frames.
+    """
+
+    def __init__(self, network: VideoMAEForVideoClassification) -> None:
+        super().__init__()
+        self.encoder, self.norm = network.videomae, network.fc_norm or nn.Identity()
+        # ImageNet's mean and standard deviation, for pixels in [0, 1]
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(1, 3, 1, 1, 1))
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).view(1, 3, 1, 1, 1))
+
+    def forward(self, video: Tensor) -> Tensor:
+        pixels = (video / 2 + 0.5 - self.mean) / self.std
+        tokens = self.encoder(pixels.transpose(1, 2)).last_hidden_state  # (b, n, d)
+        return self.norm(tokens.mean(dim=1))
+
+
+WIDTHS = (3, 16, 32, 64)
+
+
+class RandomConv3d(nn.Module):
+    """Three strided 3D convolutions with fixed random weights; of the last, 32 means and 32 deviations. No download.
+
+    Random features see colour, texture and motion well enough to tell sets of videos apart, and they favour no model:
+    nothing was trained on anything. The values compare only with values of this network at the same size and count.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        # numpy's generator is the same on every version and machine, torch's is not promised to be
+        rng = np.random.default_rng(0)
+        self.kernels = nn.ParameterList()
+        for c_in, c_out in itertools.pairwise(WIDTHS):
+            kernel = rng.standard_normal((c_out, c_in, 3, 3, 3)) * np.sqrt(2 / (27 * c_in))
+            self.kernels.append(nn.Parameter(torch.from_numpy(kernel).float(), requires_grad=False))
+
+    def forward(self, video: Tensor) -> Tensor:
+        x = video
+        for kernel in self.kernels:
+            x = F.leaky_relu(F.conv3d(x, kernel, stride=(1, 2, 2), padding=1), 0.2)  # (b, c, t, h / 2, w / 2)
+        half = x.shape[1] // 2
+        return torch.cat([x[:, :half].mean(dim=(2, 3, 4)), x[:, half:].std(dim=(2, 3, 4))], dim=1)
+
+
+@torch.no_grad()
+def extract_features(
+    network: FeatureNetwork, videos: np.ndarray, resize: Literal["squash", "crop"] = "squash", batch_size: int = 16
+) -> np.ndarray:
+    """uint8 videos (n, t, h, w, 3) -> float32 features (n, d). Raises InputError for another layout or frame count."""
+    if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
+        raise InputError(f"expected uint8 videos (n, t, h, w, 3), found {videos.dtype} {videos.shape}")
+    network.check_frames(videos.shape[1])
+    device = next(network.module.parameters()).device
+    parts = []
+    for first in range(0, len(videos), batch_size):
+        video = to_float(torch.from_numpy(videos[first : first + batch_size])).to(device)
+        parts.append(network.module(to_square(video, network.resolution, network.antialias, resize)).float().cpu())
+    return torch.cat(parts).numpy() if parts else np.zeros((0, network.dimension), np.float32)
+
+
+def to_square(video: Tensor, size: int, antialias: bool, resize: Literal["squash", "crop"]) -> Tensor:
+    """(b, 3, t, h, w) -> (b, 3, t, size, size), bilinear, corners not aligned, as public FVD code does."""
+    b, _, t, h, w = video.shape
+    shape = [size, size] if resize == "squash" else [-(-size * side // min(h, w)) for side in (h, w)]
+    frames = video.transpose(1, 2).flatten(0, 1)
+    if (h, w) != tuple(shape):
+        frames = F.interpolate(frames, size=shape, mode="bilinear", align_corners=False, antialias=antialias)
+    top, left = ((side - size) // 2 for side in shape)
+    frames = frames[:, :, top : top + size, left : left + size]
+    return frames.unflatten(0, (b, t)).transpose(1, 2)
+
+
+def load_networks(
+    names: Sequence[NetworkName], i3d: str | None, i3d_sha256: str | None, videomae: str | None, device: torch.device
+) -> list[FeatureNetwork]:
+    """Each network once, on the device."""
+    networks = [load_network(name, i3d, i3d_sha256, videomae) for name in dict.fromkeys(names)]
+    for network in networks:
+        network.module.to(device).requires_grad_(False)
+    return networks

@@ -1,0 +1,95 @@
+"""Features of real videos, kept under a hash of everything they depend on, so that each set is measured once.
+
+A file's header says what it holds: network and its sha256, protocol, clips. Its folder can be given to another
+experiment (`report.reference`), which refuses it where anything differs, and says what.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from odvae.running.errors import InputError
+from odvae.running.run_folder import written_aside
+from odvae.shards.tars import Sample
+
+
+def describe_clips(clips: Sequence[tuple[Sample, int]]) -> dict:
+    """What stands for a list of (video, first frame): their number, and a hash of keys, file sizes and first frames."""
+    digest = hashlib.sha256()
+    for sample, start in clips:
+        sizes = sorted((extension, size) for extension, (_, size) in sample.members.items())
+        digest.update(json.dumps([sample.key, sizes, start]).encode())
+    return {"count": len(clips), "clips_sha256": digest.hexdigest()}
+
+
+def cached_features(folder: Path, description: dict, measure: Callable[[], np.ndarray]) -> np.ndarray:
+    """Features (n, d) of what `description` says: read from `folder`, or measured by all ranks and written there."""
+    state, path = PartialState(), path_in(folder, description)
+    if broadcast_object_list([path.is_file()])[0]:  # one answer for all ranks
+        return read_features(path, description)
+    features = measure()
+    if state.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        with written_aside(path) as file:
+            file.write(save({"features": features}, metadata={"description": json.dumps(description)}))
+    state.wait_for_everyone()
+    return features
+
+
+def given_features(folder: Path, description: dict) -> np.ndarray:
+    """Features (n, d) of what `description` says, from a folder that must have them.
+
+    Raises InputError that says in what the folder's nearest features differ.
+    """
+    path = path_in(folder, description)
+    if not path.is_file():
+        others = sorted(folder.glob(f"{description['kind']}_*.safetensors"))
+        if not others:
+            raise InputError(f"report.reference={folder}: no {description['kind']} features there")
+        path = min(others, key=lambda other: len(differences(read_description(other), description)))
+    return read_features(path, description)
+
+
+def path_in(folder: Path, description: dict) -> Path:
+    """Where features of `description` lie."""
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
+    return folder / f"{description['kind']}_{digest[:20]}.safetensors"
+
+
+def read_features(path: Path, description: dict) -> np.ndarray:
+    """The features (n, d) of a file. Raises InputError where it is unreadable or of anything but `description`."""
+    found = differences(read_description(path), description)
+    if found:
+        raise InputError(f"{path} holds features of another protocol:\n" + "\n".join(found))
+    with safe_open(path, framework="numpy") as file:
+        return file.get_tensor("features")
+
+
+def read_description(path: Path) -> dict:
+    """What a file's header says it holds."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            description = json.loads((file.metadata() or {}).get("description", "null"))
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{path} cannot be read as features: {error}; remove it and evaluate again") from None
+    if not isinstance(description, dict):
+        raise InputError(f"{path} does not say what features it holds")
+    return description
+
+
+def differences(found: dict, needed: dict) -> list[str]:
+    """One line a key in which two descriptions differ."""
+    return [
+        f"  {key}: the file has {found.get(key)!r}, this evaluation needs {needed.get(key)!r}"
+        for key in sorted(found.keys() | needed.keys())
+        if found.get(key) != needed.get(key)
+    ]

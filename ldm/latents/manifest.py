@@ -1,0 +1,171 @@
+"""What a folder of latents is: `manifest.json`, and the proof that the folder still is what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from odvae.running.errors import InputError
+from odvae.running.hash_cache import HashCache
+from odvae.running.run_folder import read_json, write_json
+from odvae.training.tracking import progress_bar
+
+FORMAT = 2
+MANIFEST = "manifest.json"
+EMPTY_TEXT = "empty_text.safetensors"
+TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was learned from the captions
+ENCODE_COMMAND = "accelerate launch pipelines/encode_latents.py (with this experiment's --config)"
+
+# Hashes of files as they were last seen, so that the trainer need not read all of them at every start.
+HASHES = ".hashes.json"
+
+
+@dataclass(frozen=True)
+class ShardRecord:
+    """One latent shard, its hash, size and count, and the video shard it was encoded from."""
+
+    name: str
+    sha256: str
+    bytes: int
+    entries: int
+    bucket: str
+    source: str
+    source_sha256: str
+    source_entries: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder of latents is: `manifest.json`."""
+
+    vae_sha256: str
+    vae_config: dict[str, Any]
+    vae_folder: str
+    """Where the VAE lay when the latents were encoded; what it is, the two before say."""
+    text_encoder: str
+    """Folder within the latents' folder, or a transformers folder or hub name."""
+    text_sha256: str
+    text_width: int
+    text_tokens: int
+    empty_text_sha256: str
+    data: dict[str, Any]
+    """The settings of the clips (`DataSettings`)."""
+    resize: str
+    clips_per_video: int
+    flip: bool
+    stored: str
+    dtype: str
+    held_out: float
+    buckets: dict[str, tuple[int, int, int, int]]
+    """Bucket name -> shape (c, k, h, w) of its latents."""
+    train_entries: int
+    held_out_entries: int
+    classes: list[str]
+    """Names of all classes, sorted, numbers by their value; empty where no video had one."""
+    latents_mean: list[float]
+    latents_std: list[float]
+    failed: dict[str, str]
+    """Videos that could not be encoded, and why."""
+    shards: list[ShardRecord]
+    code: dict[str, str]
+    format: int = FORMAT
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(c, k, h, w) of the latents; with several buckets, of the first."""
+        return next(iter(self.buckets.values()))
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / MANIFEST, asdict(self))
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read a latent folder's manifest. Raises InputError when there is none (the encoding did not finish)."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise InputError(
+            f"{path} does not exist: the latents are not (completely) encoded; make them with: {ENCODE_COMMAND}"
+        )
+    values = read_json(path)
+    found = values.get("format")
+    if found != FORMAT:
+        newer = isinstance(found, int) and found > FORMAT
+        advice = "update this project" if newer else f"remove {folder} and run: {ENCODE_COMMAND}"
+        raise InputError(f"{path}: format {found!r}, this version reads {FORMAT}; {advice}")
+    names = {field.name for field in fields(Manifest)}
+    if values.keys() != names:
+        raise InputError(f"{path}: keys differ: {', '.join(sorted(values.keys() ^ names))}")
+    values["buckets"] = {name: tuple(shape) for name, shape in values["buckets"].items()}
+    values["shards"] = [ShardRecord(**record) for record in values["shards"]]
+    return Manifest(**values)
+
+
+def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder: Path) -> None:
+    """Refuse latents that another VAE made, or that are not what was written. Says which field differs, what to run.
+
+    Every file's hash is compared the first time; after that only those of files whose size or time of change is
+    another than then. `tools/verify_latents.py` compares all of them, always.
+    """
+    again = f"remove {folder} and run: {ENCODE_COMMAND}"
+    if manifest.vae_sha256 != vae_sha256:
+        raise InputError(
+            f"{folder} was encoded by another VAE: its manifest's vae_sha256 is {manifest.vae_sha256[:16]}..., that of "
+            f"{vae_folder} is {vae_sha256[:16]}...; {again}"
+        )
+    for key, (was, now) in changed_config(manifest, vae_folder).items():
+        raise InputError(
+            f"{folder} was encoded by a VAE with other settings: its manifest's vae_config.{key} is {was!r}, in "
+            f"{vae_folder / 'config.json'} it is {now!r}; {again}"
+        )
+    with PartialState().local_main_process_first():
+        hashes = HashCache(folder / HASHES)
+        for problem in changed_files(folder, manifest, hashes.sha256):
+            raise InputError(f"{problem}; {again}, or restore the file")
+        hashes.save()
+
+
+def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any, Any]]:
+    """The keys of a VAE's config that are not as the manifest says: {key: (in the manifest, now)}.
+
+    Weights alone do not make a function: `norm` and `temporal_upsample` change it and no tensor.
+    """
+    now = read_json(vae_folder / "config.json")
+    before = json.loads(json.dumps(manifest.vae_config))
+    return {
+        key: (before[key], now[key])
+        for key in sorted(before.keys() & now.keys())
+        if before[key] != now[key] and not key.startswith(("_", "latents_"))
+    }
+
+
+def changed_files(folder: Path, manifest: Manifest, sha256: Callable[[Path], str]) -> Iterator[str]:
+    """What is wrong with the folder's files, one sentence a file; nothing where all are as they were written.
+
+    `sha256` hashes a file, or remembers its hash.
+    """
+    expected = {record.name: record.sha256 for record in manifest.shards}
+    expected[EMPTY_TEXT] = manifest.empty_text_sha256
+    sizes = {record.name: record.bytes for record in manifest.shards}
+    whole = []
+    for name in expected:
+        path = folder / name
+        if not path.is_file():
+            yield f"{path} is missing, but the manifest lists it"
+        elif path.stat().st_size != sizes.get(name, path.stat().st_size):
+            yield f"{path} has {path.stat().st_size} bytes, the manifest's shards.bytes says {sizes[name]}"
+        else:
+            whole.append(name)
+    with ThreadPoolExecutor(4) as threads, progress_bar("checking hashes", 0, len(whole), unit="file") as bar:
+        for name, found in zip(whole, threads.map(lambda name: sha256(folder / name), whole), strict=True):
+            bar.update()
+            if found != expected[name]:
+                yield (
+                    f"{folder / name} was changed after it was written: its sha256 is {found[:16]}..., the manifest "
+                    f"says {expected[name][:16]}..."
+                )

@@ -1,0 +1,142 @@
+"""Attention over video tokens: 3D rotary positions, qk-norm, all tokens at once or space and time in turn.
+
+Tokens are (b, n, d) with n = frames * places, a frame's tokens together.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from odvae.running.errors import InputError
+
+AttentionBackend = Literal["sdpa", "xformers"]
+Span = Literal["all", "space", "time"]  # which tokens a token sees: all, those of its frame, those of its place
+
+
+def check_backend(backend: AttentionBackend, device: torch.device) -> None:
+    """Raise InputError where a back end cannot run, before any work starts."""
+    if backend == "xformers" and device.type != "cuda":
+        raise InputError(f"attention_backend=xformers needs a CUDA device, found {device.type}; allowed here: sdpa")
+    if backend == "xformers" and importlib.util.find_spec("xformers") is None:
+        raise InputError("attention_backend=xformers: xformers is not installed; pip install 'odvae[xformers]'")
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: AttentionBackend) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v. q (b, heads, n, d), k and v (b, heads, m, d), mask (b, m) bool -> like q."""
+    if backend == "xformers":
+        return _attend_xformers(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+
+
+def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast qk-norm answers in fp32
+    bias = None
+    if mask is not None:  # its kernels want the bias in memory laid out for a multiple of eight keys
+        b, m = mask.shape
+        padded = torch.zeros(b, 1, 1, -(-m // 8) * 8, dtype=q.dtype, device=q.device)
+        padded[..., :m].masked_fill_(~mask[:, None, None, :], float("-inf"))
+        bias = padded.expand(b, q.shape[1], q.shape[2], -1)[..., :m]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (b, n, heads, d)
+    return memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
+
+
+def rotary_angles(shape: tuple[int, int, int], head_width: int, theta: float, device: torch.device) -> Tensor:
+    """Angles (n, head_width / 2) of a (t, h, w) grid: some pairs turn with t, some with y, the rest with x.
+
+    Positions are whole token steps, so a larger grid extends a smaller one's angles.
+    """
+    pairs = head_width // 2
+    space = pairs * 3 // 8
+    per_axis = (pairs - 2 * space, space, space)
+    angles = []
+    for size, count in zip(shape, per_axis, strict=True):
+        frequency = theta ** (-torch.arange(count, device=device, dtype=torch.float32) / count)
+        angles.append(torch.arange(size, device=device, dtype=torch.float32)[:, None] * frequency)
+    t, h, w = shape
+    return torch.cat(
+        [
+            repeat(angles[0], "t p -> (t h w) p", h=h, w=w),
+            repeat(angles[1], "h p -> (t h w) p", t=t, w=w),
+            repeat(angles[2], "w p -> (t h w) p", t=t, h=h),
+        ],
+        dim=1,
+    )
+
+
+def rotation(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines and signed sines (n, 1, d) with which `rotate` turns by angles (n, d / 2): once for all blocks."""
+    cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+
+
+def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn each pair of channels (one of the first half, one of the second) of x (b, n, heads, d) by a `rotation`."""
+    cos, sin = turn
+    y = x.float()
+    return torch.addcmul(y * cos, y.roll(y.shape[-1] // 2, dims=-1), sin).to(x.dtype)
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    """qk-norm (Dehghani et al. 2023, arXiv 2302.05442, section 2): one kernel on every device."""
+    return nn.LayerNorm(width, eps=1e-6, bias=False)
+
+
+class _Attention(nn.Module):
+    """What both kinds share: heads, qk-norm, the back end (diffusers' switch for xformers)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.backend: AttentionBackend = "sdpa"
+
+    def set_use_memory_efficient_attention_xformers(self, valid: bool, _attention_op: object = None) -> None:
+        """Called by diffusers' `enable_xformers_memory_efficient_attention` on every part of a model."""
+        self.backend = "xformers" if valid else "sdpa"
+
+
+class SelfAttention(_Attention):
+    def __init__(self, width: int, heads: int, span: Span) -> None:
+        super().__init__(width, heads)
+        self.span = span
+        self.qkv = nn.Linear(width, 3 * width)
+        self.q_norm, self.k_norm = _norm(width // heads), _norm(width // heads)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], frames: int) -> Tensor:
+        # Heads stay behind the tokens until the last: then a frame's tokens are a view, and nothing is copied.
+        q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
+        q, k = rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn)
+        if self.span == "space":
+            q, k, v = (rearrange(y, "b (t s) heads d -> (b t) heads s d", t=frames) for y in (q, k, v))
+        elif self.span == "time":
+            q, k, v = (rearrange(y, "b (t s) heads d -> (b s) heads t d", t=frames) for y in (q, k, v))
+        else:
+            q, k, v = (rearrange(y, "b n heads d -> b heads n d") for y in (q, k, v))
+        y = attend(q, k, v, None, self.backend)
+        if self.span == "space":
+            return self.out(rearrange(y, "(b t) heads s d -> b (t s) (heads d)", t=frames))
+        if self.span == "time":
+            return self.out(rearrange(y, "(b s) heads t d -> b (t s) (heads d)", b=len(x)))
+        return self.out(rearrange(y, "b heads n d -> b n (heads d)"))
+
+
+class CrossAttention(_Attention):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__(width, heads)
+        self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)
+        self.q_norm, self.k_norm = _norm(width // heads), _norm(width // heads)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, text: Tensor, text_mask: Tensor) -> Tensor:
+        q = self.q_norm(rearrange(self.q(x), "b n (heads d) -> b heads n d", heads=self.heads))
+        k, v = rearrange(self.kv(text), "b m (two heads d) -> two b heads m d", two=2, heads=self.heads)
+        y = attend(q, self.k_norm(k), v, text_mask, self.backend)  # (b, heads, n, d)
+        return self.out(rearrange(y, "b heads n d -> b n (heads d)"))

@@ -1,0 +1,210 @@
+"""A diffusion transformer for video latents (Peebles & Xie 2023, arXiv 2212.09748), told a time and a condition.
+
+3D rotary (and, at the input, absolute) positions, adaLN-Zero, qk-norm, cross-attention to text; attention over all
+tokens, or over space and time in turn (Latte's first variant: Ma et al. 2024, arXiv 2401.03048).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from ldm.networks.attention import CrossAttention, SelfAttention, Span, rotary_angles, rotation
+from ldm.networks.conditioning import NO_LABEL, Condition, beside_first_frame
+from odvae.running.errors import InputError
+
+# Peebles & Xie 2023, table 1: (depth, width, heads).
+SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Normalise each token, then scale and shift it by its sample's (b, d)."""
+    return torch.addcmul(shift.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale.unsqueeze(1))
+
+
+class Block(nn.Module):
+    """Sub-layers x + gate * f(modulate(x)); the gates start at zero, so the block starts as identity.
+
+    Self-attention, cross-attention to text where the block has it, MLP.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, span: Span, sees_text: bool) -> None:
+        super().__init__()
+        self.attention = SelfAttention(width, heads, span)
+        self.cross_attention = CrossAttention(width, heads) if sees_text else None
+        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=nn.SiLU)
+        self.sublayers = 3 if sees_text else 2
+        self.modulation = nn.Linear(width, 3 * self.sublayers * width)
+
+    def forward(
+        self,
+        x: Tensor,
+        condition: Tensor,
+        text: Tensor | None,
+        text_mask: Tensor | None,
+        turn: tuple[Tensor, Tensor],
+        frames: int,
+    ) -> Tensor:
+        shift, scale, gate = rearrange(
+            self.modulation(condition), "b (kind layer d) -> kind layer b d", kind=3, layer=self.sublayers
+        )
+        gate = gate.unsqueeze(2)  # (sublayers, b, 1, d)
+        x = torch.addcmul(x, gate[0], self.attention(modulate(x, shift[0], scale[0]), turn, frames))
+        if self.cross_attention is not None:
+            x = torch.addcmul(x, gate[1], self.cross_attention(modulate(x, shift[1], scale[1]), text, text_mask))
+        return torch.addcmul(x, gate[-1], self.mlp(modulate(x, shift[-1], scale[-1])))  # (b, n, d)
+
+
+class DiT(ModelMixin, ConfigMixin):
+    """What the objective predicts, of noisy latents (b, c, t, h, w) at times (b,) under a condition.
+
+    Args:
+        latent_channels: c.
+        patch_size: latent positions a token covers along (t, h, w).
+        width, depth, heads, mlp_ratio: of the transformer; width / heads must be even and at least 16.
+        attention: "full", every block sees all tokens; "factorised", blocks see their frame and their place in turn.
+        text_width: width of the text encoder's embeddings; None: not told text.
+        text_tokens: how many text tokens it was trained with.
+        class_names: the classes it is told, by their label's number; None: not told a class.
+        first_frame: whether it takes a given first latent frame.
+        rope_theta: base of the rotary frequencies.
+        sample_size: latent (t, h, w) it was trained on: what is generated when no size is asked for.
+        latents_mean, latents_std: per channel, of the latents it was trained on; it sees (z - mean) / std.
+        objective: what it was trained to predict, as `ObjectiveSettings` writes it.
+
+    diffusers' switches work: `enable_gradient_checkpointing()`, `compile_repeated_blocks()`,
+    `enable_xformers_memory_efficient_attention()`.
+    """
+
+    _supports_gradient_checkpointing = True
+    _repeated_blocks = ("Block",)
+    _no_split_modules = ("Block",)
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        patch_size: tuple[int, int, int] = (1, 2, 2),
+        width: int = 384,
+        depth: int = 12,
+        heads: int = 6,
+        mlp_ratio: float = 4.0,
+        attention: Literal["full", "factorised"] = "full",
+        text_width: int | None = 64,
+        text_tokens: int = 16,
+        class_names: list[str] | None = None,
+        first_frame: bool = False,
+        rope_theta: float = 10000.0,
+        sample_size: tuple[int, int, int] = (5, 32, 32),
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
+        objective: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if width % heads or (width // heads) % 2 or width // heads < 16:
+            raise InputError(f"width={width}, heads={heads}: width / heads must be an even number of at least 16")
+        patch_volume = patch_size[0] * patch_size[1] * patch_size[2]
+        input_channels = 2 * latent_channels + 1 if first_frame else latent_channels
+        self.patch_embedding = nn.Linear(input_channels * patch_volume, width)
+        self.position_embedding = nn.Linear(width // heads, width)
+        self.time_embedding = TimestepEmbedding(256, width)
+        if text_width is not None:
+            self.text_embedding = nn.Sequential(nn.RMSNorm(text_width, eps=1e-6), nn.Linear(text_width, width))
+            self.pooled_text_embedding = nn.Linear(width, width)
+        if class_names is not None:
+            self.class_embedding = nn.Embedding(len(class_names) + 1, width)  # the last stands for no class
+        spans: tuple[Span, ...] = ("all", "all") if attention == "full" else ("space", "time")
+        self.blocks = nn.ModuleList(
+            Block(width, heads, mlp_ratio, spans[i % 2], text_width is not None and spans[i % 2] != "time")
+            for i in range(depth)
+        )
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.final_linear = nn.Linear(width, latent_channels * patch_volume)
+        self.gradient_checkpointing = False
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Xavier for the matrices; zero for all gates, modulations and the output (adaLN-Zero)."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+        for module in (self.final_modulation, self.final_linear, *(block.modulation for block in self.blocks)):
+            nn.init.zeros_(module.weight)
+
+    def forward(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """latents (b, c, t, h, w) and time (b,) in [0, 1] -> like latents."""
+        self._check_condition(condition)
+        grid = self.token_grid(latents)  # t, h, w in tokens
+        if self.config.first_frame:
+            latents = beside_first_frame(latents, condition)  # (b, 2c + 1, t, h, w)
+        pt, ph, pw = self.config.patch_size
+        x = rearrange(latents, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
+        head_width = self.config.width // self.config.heads
+        angles = rotary_angles(grid, head_width, self.config.rope_theta, x.device)  # (n, head_width / 2)
+        x = self.patch_embedding(x) + self._where(angles).to(x.dtype)  # (b, n, d)
+        text = None if condition.text is None else self.text_embedding(condition.text.to(x.dtype))  # (b, m, d)
+        told, turn = self._told(time, text, condition, x.dtype), rotation(angles)  # (b, d), 2 x (n, 1, head_width)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, told, text, condition.text_mask, turn, grid[0])
+            else:
+                x = block(x, told, text, condition.text_mask, turn, grid[0])  # (b, n, d)
+        shift, scale = self.final_modulation(told).chunk(2, dim=-1)
+        x = self.final_linear(modulate(x, shift, scale))  # (b, n, c pt ph pw)
+        t, h, w = grid
+        return rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
+
+    def _where(self, angles: Tensor) -> Tensor:
+        """Where each token stands, (n, d), from the same angles.
+
+        Rotary attention sees differences of positions only. From those alone a network is slow to find out which frame
+        comes first, and so whether a thing moves left or right.
+        """
+        return self.position_embedding(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.dtype))
+
+    def _told(self, time: Tensor, text: Tensor | None, condition: Condition, dtype: torch.dtype) -> Tensor:
+        """What modulates every block: time, plus the text tokens' sum over sqrt(n) or the class. (b, d)
+
+        Not the text's mean: that would make each word's share, and with it what tells two captions apart, 1/n.
+        """
+        waves = get_timestep_embedding(1000 * time, 256, flip_sin_to_cos=True, downscale_freq_shift=0)
+        told = self.time_embedding(waves.to(dtype))
+        if text is not None and condition.text_mask is not None:
+            weight = condition.text_mask.to(text.dtype).unsqueeze(-1)
+            pooled = (text * weight).sum(1) / weight.sum(1).clamp(min=1).sqrt()
+            told = told + self.pooled_text_embedding(pooled)
+        if condition.label is not None:
+            row = torch.where(condition.label == NO_LABEL, self.class_embedding.num_embeddings - 1, condition.label)
+            told = told + self.class_embedding(row)
+        return F.silu(told)
+
+    def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
+        """(t, h, w) in tokens. Raises InputError for latents that the patches do not divide."""
+        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels:
+            raise InputError(f"latents are (b, {self.config.latent_channels}, t, h, w), found {tuple(latents.shape)}")
+        sizes, patch = latents.shape[2:], self.config.patch_size
+        if any(size % p for size, p in zip(sizes, patch, strict=True)):
+            raise InputError(f"latent sizes {tuple(sizes)} are not multiples of patch_size={tuple(patch)}")
+        t, h, w = (size // p for size, p in zip(sizes, patch, strict=True))
+        return t, h, w
+
+    def _check_condition(self, condition: Condition) -> None:
+        wanted = {
+            "text": self.config.text_width is not None,
+            "label": self.config.class_names is not None,
+            "first_frame": self.config.first_frame,
+        }
+        for name, takes in wanted.items():
+            if (getattr(condition, name) is not None) != takes:
+                raise InputError(f"this network is {'' if takes else 'not '}told {name}")

@@ -1,0 +1,202 @@
+"""Text encoders: any transformers folder or hub name, or a small one learned from the captions, by the same code.
+
+A learned encoder is saved as a transformers folder (word tokenizer and a small BERT) and loaded like any other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import transformers
+from pydantic import Field
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from odvae.running.errors import InputError
+from odvae.running.run_folder import folder_aside, read_json
+from odvae.running.seeds import torch_generator
+from odvae.running.settings import Settings
+from odvae.training.tracking import progress_over
+
+LEARNED = "learned"
+_SPECIAL = _PAD, _UNKNOWN, _START, _END, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
+
+
+class TextSettings(Settings):
+    encoder: str = LEARNED
+    """Folder or hub name of a transformers text encoder (T5, CLIP, BERT, ...), or "learned": a small one is learned
+    from the training captions when they are encoded, with no download."""
+    max_tokens: int = Field(16, ge=2)
+    """Captions are cut or padded to this many tokens."""
+    width: int = Field(64, ge=16, multiple_of=16)
+    """Width of a learned encoder."""
+    steps: int = Field(200, ge=1)
+    """Training steps of a learned encoder."""
+
+
+class TextEncoder:
+    """A tokenizer and a model that turn captions into embeddings."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
+        self.tokenizer, self.model, self.name = tokenizer, model.eval().requires_grad_(False), name
+
+    def encode(self, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+        return encode_captions(self.tokenizer, self.model, captions, max_tokens)
+
+    @property
+    def width(self) -> int:
+        return int(self.model.config.hidden_size)
+
+
+@torch.no_grad()
+def encode_captions(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, captions: Sequence[str], max_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """Captions -> last hidden states (b, max_tokens, d) and the mask (b, max_tokens) of real tokens."""
+    tokens = tokenizer(
+        list(captions), padding="max_length", truncation=True, max_length=max_tokens, return_tensors="pt"
+    ).to(model.device)
+    hidden = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+    return hidden, tokens.attention_mask.bool()
+
+
+def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_tokens: int) -> None:
+    """Raise InputError for an empty prompt, and for one of more tokens than the network was trained with."""
+    for prompt in prompts:
+        if not prompt.strip():
+            raise InputError("a prompt is empty")
+        length = len(tokenizer(prompt, truncation=False).input_ids)
+        if length > max_tokens:
+            raise InputError(
+                f"a prompt has {length} tokens, but the network was trained with {max_tokens} (text.max_tokens): "
+                f"shorten it, or let it be cut (truncate_prompts): {prompt[:80]!r}"
+            )
+
+
+def check_max_tokens(encoder: TextEncoder, max_tokens: int) -> None:
+    """Raise InputError where the encoder has fewer positions than captions are given."""
+    most = getattr(encoder.model.config, "max_position_embeddings", None)
+    if encoder.model.config.model_type in ("roberta", "xlm-roberta", "camembert") and most is not None:
+        most -= 2  # theirs begin at 2
+    if most is not None and max_tokens > most:
+        raise InputError(f"text.max_tokens={max_tokens}: {encoder.name} takes at most {most} tokens")
+
+
+def load_text_encoder(name: str | Path) -> TextEncoder:
+    """A text encoder from a transformers folder or hub name. Raises InputError where it cannot be loaded as one."""
+    try:
+        with quiet_transformers(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # a checkpoint may lack tensors we do not use (a pooler): always the same ones then
+            return TextEncoder(*_load(str(name)), str(name))
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"text.encoder={str(name)!r} cannot be loaded as a text encoder: {error}") from None
+
+
+def _load(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    config = AutoConfig.from_pretrained(name)
+    if config.model_type == "clip":  # a whole CLIP: its text half
+        return tokenizer, AutoModelForTextEncoding.from_pretrained(name, config=config.text_config)
+    if type(config) in AutoModelForTextEncoding._model_mapping:
+        return tokenizer, AutoModelForTextEncoding.from_pretrained(name)
+    return tokenizer, AutoModel.from_pretrained(name)
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' own progress bars, which would break up ours."""
+    transformers.logging.disable_progress_bar()
+    yield
+    transformers.logging.enable_progress_bar()
+
+
+def learn_text_encoder(captions: Sequence[str], settings: TextSettings, folder: Path, seed: int) -> None:
+    """Learn words and their context from captions alone, and save the encoder as a transformers folder.
+
+    The vocabulary is every word of the captions (none, where videos have none and the network will not be told text);
+    a small BERT learns to tell each word, a fifth of them hidden.
+    The folder appears when it is whole.
+    """
+    words = sorted({word for caption in captions for word in _words(caption)})
+    tokenizer = _word_tokenizer(words, settings.max_tokens)
+    torch.manual_seed(seed)
+    model = BertForMaskedLM(
+        BertConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=settings.width,
+            num_hidden_layers=2,
+            num_attention_heads=settings.width // 16,
+            intermediate_size=2 * settings.width,
+            max_position_embeddings=settings.max_tokens,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+    generator = torch_generator("cpu", seed, "text encoder")
+    for _ in progress_over(range(settings.steps), "learning the text encoder", unit="step"):
+        chosen = torch.randint(len(captions), (64,), generator=generator).tolist()
+        batch = tokenizer(
+            [captions[i] for i in chosen],
+            padding="max_length",
+            truncation=True,
+            max_length=settings.max_tokens,
+            return_tensors="pt",
+        )
+        hidden = (torch.rand(batch.input_ids.shape, generator=generator) < 0.2) & batch.attention_mask.bool()
+        seen = batch.input_ids.masked_fill(hidden, tokenizer.mask_token_id)
+        target = batch.input_ids.masked_fill(~batch.attention_mask.bool(), -100)
+        loss = model(input_ids=seen, attention_mask=batch.attention_mask, labels=target).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    encoder = BertModel(model.config)  # with the pooler that transformers' text encoders expect to find
+    encoder.load_state_dict(model.bert.state_dict(), strict=False)
+    with folder_aside(folder) as aside, quiet_transformers():
+        encoder.save_pretrained(aside)
+        tokenizer.save_pretrained(aside)
+
+
+def knows_words(folder: Path) -> bool:
+    """Whether a learned encoder's captions had a word in them."""
+    return read_json(folder / "config.json")["vocab_size"] > len(_SPECIAL)
+
+
+def _words(caption: str) -> list[str]:
+    return re.findall(r"\w+|[^\w\s]", caption.lower())
+
+
+def _word_tokenizer(words: Sequence[str], max_tokens: int) -> PreTrainedTokenizerFast:
+    vocabulary = {word: i for i, word in enumerate([*_SPECIAL, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=_UNKNOWN))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_START} $A {_END}", special_tokens=[(_START, vocabulary[_START]), (_END, vocabulary[_END])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=max_tokens,
+        pad_token=_PAD,
+        unk_token=_UNKNOWN,
+        cls_token=_START,
+        sep_token=_END,
+        mask_token=_MASK,
+    )

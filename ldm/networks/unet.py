@@ -1,0 +1,105 @@
+"""diffusers' 3D UNet (Wang et al. 2023, arXiv 2308.06571) behind the DiT's call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import UNet3DConditionModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from ldm.networks.conditioning import NO_LABEL, Condition, beside_first_frame
+from odvae.running.errors import InputError
+
+
+class UNet(ModelMixin, ConfigMixin):
+    """What the objective predicts, of noisy latents (b, c, t, h, w) at times (b,) under a condition.
+
+    Args:
+        latent_channels: c.
+        widths: channels of the levels; all but the last have attention, and each but the last halves height and width.
+        layers_per_level: residual blocks a level.
+        head_width: width of an attention head.
+        norm_groups: groups of the group norms.
+        text_width, text_tokens, class_names, first_frame, sample_size, latents_mean, latents_std, objective: as DiT's.
+
+    diffusers' blocks attend to every text token alike, so padding tokens are set to a learned vector. A class is one
+    token; without text and classes there is one learned token.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_channels: int = 4,
+        widths: tuple[int, ...] = (320, 640, 1280, 1280),
+        layers_per_level: int = 2,
+        head_width: int = 64,
+        norm_groups: int = 32,
+        text_width: int | None = 64,
+        text_tokens: int = 16,
+        class_names: list[str] | None = None,
+        first_frame: bool = False,
+        sample_size: tuple[int, int, int] = (5, 32, 32),
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
+        objective: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if any(width % norm_groups or width % head_width for width in widths):
+            raise InputError(
+                f"widths={tuple(widths)}: norm_groups={norm_groups} and head_width={head_width} must divide each"
+            )
+        told_width = widths[0]
+        deeper = len(widths) - 1
+        self.unet = UNet3DConditionModel(
+            in_channels=2 * latent_channels + 1 if first_frame else latent_channels,
+            out_channels=latent_channels,
+            block_out_channels=tuple(widths),
+            down_block_types=("CrossAttnDownBlock3D",) * deeper + ("DownBlock3D",),
+            up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * deeper,
+            layers_per_block=layers_per_level,
+            norm_num_groups=norm_groups,
+            cross_attention_dim=told_width,
+            attention_head_dim=head_width,
+        )
+        for module in self.unet.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0  # diffusers' temporal layers have 0.1: its noise is no function of the step
+        self.nothing = nn.Parameter(0.02 * torch.randn(told_width))  # stands for padding, and for no class
+        if text_width is not None:
+            self.text_embedding = nn.Sequential(nn.RMSNorm(text_width, eps=1e-6), nn.Linear(text_width, told_width))
+        if class_names is not None:
+            self.class_embedding = nn.Embedding(len(class_names), told_width)
+
+    def forward(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+        """latents (b, c, t, h, w) and time (b,) in [0, 1] -> like latents."""
+        self.token_grid(latents)
+        if self.config.first_frame:
+            latents = beside_first_frame(latents, condition)  # (b, 2c + 1, t, h, w)
+        told = self._tokens(condition, len(latents))  # (b, m, d)
+        return self.unet(latents, 1000 * time, told, return_dict=False)[0]
+
+    def _tokens(self, condition: Condition, batch: int) -> Tensor:
+        if self.config.text_width is not None:
+            if condition.text is None or condition.text_mask is None:
+                raise InputError("this network is told text")
+            embedded = self.text_embedding(condition.text.to(self.dtype))
+            return torch.where(condition.text_mask.unsqueeze(-1), embedded, self.nothing)
+        if self.config.class_names is not None:
+            if condition.label is None:
+                raise InputError("this network is told label")
+            embedded = self.class_embedding(condition.label.clamp(min=0))
+            return torch.where((condition.label == NO_LABEL).unsqueeze(-1), self.nothing, embedded).unsqueeze(1)
+        return self.nothing.expand(batch, 1, -1)
+
+    def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
+        """The latents' own (t, h, w). Raises InputError where the levels cannot halve them."""
+        if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels:
+            raise InputError(f"latents are (b, {self.config.latent_channels}, t, h, w), found {tuple(latents.shape)}")
+        t, h, w = latents.shape[2:]
+        factor = 2 ** (len(self.config.widths) - 1)
+        if h % factor or w % factor:
+            raise InputError(f"latent height and width {h}x{w} must be multiples of {factor}: the UNet halves them")
+        return t, h, w

@@ -1,0 +1,165 @@
+"""The report page: one self-contained HTML file with the videos side by side, the numbers and the curves.
+
+Beside it, `numbers.csv` has each number with its protocol, command and commit, and `overview.png` the first videos.
+"""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from ldm.report import charts
+from ldm.report.flat_table import as_text, flatten, to_csv
+from odvae.running.report_file import STAGES
+from odvae.running.run_folder import RunFolder, read_json, read_json_lines, write_text
+from odvae.video.files import decode
+from odvae.video.frame_grid import save_picture, strip
+
+LABELS = {
+    "generated": "generated",
+    "reconstructed": "reconstructed (floor: the VAE)",
+    "real": "other real videos (floor: n)",
+}
+
+
+def render_report(folders: RunFolder, report: dict, shown: int) -> Path:
+    """Write report.html, numbers.csv and overview.png from what the stages left; returns the page's path."""
+    stages = stage_records(folders)
+    numbers = flatten(report, stages)
+    table = to_csv(numbers)
+    samples = read_json_lines(folders.samples / "samples.jsonl")
+    rows = side_by_side(folders, samples, shown)
+    page = render_page(
+        "report.html.j2",
+        title=folders.root.name,
+        report=report,
+        rows=rows,
+        groups=[
+            ("Generated", "For the evaluation, beside which no real video has the same caption.",
+             [] if rows else sample_cells(folders, samples, "held_out", shown)),
+            ("Combinations that training never saw",
+             "Each word was in training; this combination of shape, colour and motion was not.",
+             sample_cells(folders, samples, "unseen", shown)),
+            ("Asked for", "Made with --prompt.", sample_cells(folders, samples, "asked", shown)),
+        ],
+        labels=LABELS,
+        distance_charts=distance_charts(report),
+        curves=training_curves(folders),
+        stages=stages,
+        numbers=numbers,
+        csv=data_uri(table.encode(), "text/csv"),
+        json=data_uri((folders.report / "report.json").read_bytes(), "application/json"),
+    )  # fmt: skip
+    write_text(folders.report / "numbers.csv", table)
+    write_text(folders.report / "report.html", page)
+    write_overview(folders, rows)
+    return folders.report / "report.html"
+
+
+def render_page(template: str, **values: Any) -> str:
+    """A page from one of ldm/report/templates; a value that a template names and nobody gave is an error."""
+    environment = Environment(
+        loader=PackageLoader("ldm.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"text": as_text, "number": short_number, "percent": lambda share: f"{100 * share:.1f}%"}
+    return environment.get_template(template).render(**values)
+
+
+def short_number(value: float | None) -> str:
+    """Three significant digits, without an exponent where that is readable."""
+    if value is None:
+        return "–"
+    if value != 0 and not 1e-3 <= abs(value) < 1e5:
+        return f"{value:.2e}"
+    digits = 3 - len(str(int(abs(value)))) if abs(value) >= 1 else 3
+    return f"{value:.{max(0, digits)}f}"
+
+
+def stage_records(folders: RunFolder) -> dict[str, dict]:
+    """Each stage's record: minutes, command, commit."""
+    paths = {stage: getattr(folders, stage) / "stage.json" for stage in STAGES}
+    return {stage: read_json(path) for stage, path in paths.items() if path.is_file()}
+
+
+def side_by_side(folders: RunFolder, samples: list[dict], shown: int) -> list[dict]:
+    """Real, reconstructed and generated video of the same caption; empty where the VAE was not evaluated."""
+    table = folders.report / "reconstructions.jsonl"
+    generated = {row["source"]: row for row in reversed(samples) if row["group"] == "held_out"}
+    rows = []
+    for row in read_json_lines(table) if table.is_file() else []:
+        if "made" in row and row["key"] in generated and len(rows) < shown:
+            files = {
+                "real": folders.report / row["real"],
+                "reconstructed": folders.report / row["made"],
+                "generated": folders.samples / generated[row["key"]]["file"],
+            }
+            videos = {name: data_uri(path.read_bytes(), "video/mp4") for name, path in files.items()}
+            rows.append({"caption": row["caption"], "psnr": row["psnr"], "files": files, "videos": videos})
+    return rows
+
+
+def sample_cells(folders: RunFolder, samples: list[dict], group: str, shown: int) -> list[dict]:
+    return [
+        {"caption": asked_for(row), "video": data_uri((folders.samples / row["file"]).read_bytes(), "video/mp4")}
+        for row in samples
+        if row["group"] == group
+    ][:shown]
+
+
+def asked_for(row: dict) -> str:
+    """What a sample shows: its prompt, its class, or nothing in particular."""
+    return row["prompt"] or (f"class {row['class_label']}" if row.get("class_label") is not None else "unconditional")
+
+
+def write_overview(folders: RunFolder, rows: list[dict]) -> None:
+    """The first rows as one picture: frames of the real, the reconstructed and the generated video."""
+    strips = [np.stack(list(decode(path, path.name))) for row in rows[:3] for path in row["files"].values()]
+    if strips:
+        save_picture(folders.report / "overview.png", strip(strips))
+
+
+def distance_charts(report: dict) -> dict[str, list[Markup]]:
+    """Of each feature network: distances with their intervals, and how they fall with the number of videos."""
+    found = {}
+    for network, part in report["distances"].items():
+        if isinstance(part, dict):
+            sets = {name: part[name] for name in LABELS}
+            dots = {name: (values["frechet"], values["frechet_interval"]) for name, values in sets.items()}
+            lines = {name: [(1 / n, value) for n, value in values["frechet_by_n"]] for name, values in sets.items()}
+            found[network] = [
+                charts.whiskers(f"{part['name']} and its 95% interval", part["name"].split(" (")[0], dots),
+                charts.curve("Distance over 1/n", "1 / number of videos", {"distance": lines}),
+            ]
+    return found
+
+
+def training_curves(folders: RunFolder) -> list[tuple[str, Markup]]:
+    """Loss and what validation measured, of each training that was."""
+    plots = (
+        ("image VAE", folders.vae / "image_vae", "validation_psnr", "held-out PSNR (dB)"),
+        ("OD-VAE", folders.vae, "validation_psnr", "held-out PSNR (dB)"),
+        ("latent diffusion model", folders.ldm, "held_out_loss", "held-out loss"),
+    )
+    curves = []
+    for title, folder, validation, label in plots:
+        rows = read_json_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
+        panels = {
+            name: {title: [(row["step"], row[key]) for row in rows if key in row]}
+            for name, key in (("training loss", "loss"), (label, validation))
+        }
+        if rows:
+            curves.append((title, charts.curve(title, "step", panels)))
+    return curves
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

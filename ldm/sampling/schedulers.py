@@ -1,0 +1,180 @@
+"""From noise to latents: diffusers' schedulers, matched to what the network learned, and the loop that applies them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
+    SchedulerMixin,
+    UniPCMultistepScheduler,
+)
+from torch import Tensor, nn
+
+from ldm.diffusion import BETAS, DIFFUSION_STEPS, ObjectiveSettings, shift_for
+from ldm.networks.conditioning import Condition
+from odvae.running.errors import InputError
+
+SamplerName = Literal["euler", "heun", "ddim", "dpmsolver++", "unipc"]
+CLASSES = {
+    "euler": FlowMatchEulerDiscreteScheduler,
+    "heun": FlowMatchHeunDiscreteScheduler,
+    "ddim": DDIMScheduler,
+    "dpmsolver++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+}
+FITTING = {"flow": ("euler", "heun", "dpmsolver++", "unipc"), "diffusion": ("ddim", "dpmsolver++", "unipc")}
+PREDICTION_TYPES = {"flow": "flow_prediction", "epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6).
+
+    `interval`: the noise levels (times) within which it acts; outside, the conditional answer is taken as it is, in
+    half the time (Kynkaanniemi et al. 2024, arXiv 2404.07724). `rescale`: 0 leaves the answer as it is, 1 gives it the
+    standard deviation of the conditional one (Lin et al. 2023, arXiv 2305.08891, equations 15 and 16).
+    """
+
+    scale: float = 3.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+
+    def acts_at(self, time: float) -> bool:
+        return self.scale != 1 and self.interval[0] <= time <= self.interval[1]
+
+    def combine(self, conditional: Tensor, without: Tensor) -> Tensor:
+        """without + scale (conditional - without), on all channels."""
+        guided = without + self.scale * (conditional - without)
+        if self.rescale == 0:
+            return guided
+        axes = tuple(range(1, guided.ndim))
+        matched = guided * (conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
+        return self.rescale * matched + (1 - self.rescale) * guided
+
+
+def make_scheduler(name: SamplerName, objective: ObjectiveSettings) -> SchedulerMixin:
+    """The scheduler of this name for what the network learned. Raises InputError where the two do not fit."""
+    kind = "flow" if objective.prediction == "flow" else "diffusion"
+    if name not in FITTING[kind]:
+        raise InputError(
+            f"sampler={name} does not fit a network that predicts {objective.prediction}; allowed are "
+            f"{', '.join(FITTING[kind])}"
+        )
+    return CLASSES[name](**_expected_config(CLASSES[name], objective))
+
+
+def check_scheduler(scheduler: SchedulerMixin, objective: ObjectiveSettings) -> None:
+    """Raise InputError, naming the settings that differ, for a scheduler of another objective than the network's."""
+    kind = "flow" if objective.prediction == "flow" else "diffusion"
+    allowed = [CLASSES[name] for name in FITTING[kind]]
+    if type(scheduler) not in allowed:
+        raise InputError(
+            f"{type(scheduler).__name__} does not fit a network that predicts {objective.prediction}; allowed are "
+            f"{', '.join(kind.__name__ for kind in allowed)}"
+        )
+    expected = _expected_config(type(scheduler), objective)
+    differing = [
+        f"{key}={scheduler.config[key]!r} instead of {value!r}"
+        for key, value in expected.items()
+        if key not in ("shift", "flow_shift") and scheduler.config[key] != value
+    ]
+    if differing:
+        raise InputError(f"{type(scheduler).__name__} does not fit what the network learned: {', '.join(differing)}")
+
+
+def _expected_config(kind: type[SchedulerMixin], objective: ObjectiveSettings) -> dict:
+    """What a scheduler's config must say to integrate this objective's path."""
+    if kind in (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler):
+        return {"num_train_timesteps": DIFFUSION_STEPS, "shift": objective.shift}
+    if objective.prediction == "flow":
+        return {
+            "num_train_timesteps": DIFFUSION_STEPS,
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+            "flow_shift": objective.shift,
+        }
+    config = {
+        "num_train_timesteps": DIFFUSION_STEPS,
+        "prediction_type": PREDICTION_TYPES[objective.prediction],
+        "beta_schedule": SCHEDULES[objective.noise_schedule],
+        "timestep_spacing": "trailing",  # begins at the noisiest level, as the noise it is given is
+        "rescale_betas_zero_snr": objective.zero_terminal_snr,
+    }
+    if objective.noise_schedule in BETAS:
+        config["beta_start"], config["beta_end"] = BETAS[objective.noise_schedule]
+    if kind is DDIMScheduler:
+        config["clip_sample"] = False
+    return config
+
+
+def schedule_steps(
+    scheduler: SchedulerMixin, steps: int, positions: int, objective: ObjectiveSettings, device: torch.device
+) -> tuple[SchedulerMixin, Tensor]:
+    """A fresh scheduler set for `steps` steps on latents with so many positions, and the times the network is asked at.
+
+    The times (n,) are on the CPU. Raises InputError for a number of steps that the scheduler cannot take.
+    """
+    if isinstance(scheduler, DDIMScheduler) and DIFFUSION_STEPS % steps:
+        # diffusers' DDIM goes back by 1000 // steps from times that are 1000 / steps apart.
+        divisors = [n for n in range(1, DIFFUSION_STEPS + 1) if DIFFUSION_STEPS % n == 0]
+        below = max(n for n in divisors if n < steps)
+        above = min((n for n in divisors if n > steps), default=DIFFUSION_STEPS)
+        raise InputError(f"ddim needs steps that divide 1000, found {steps}; nearest: {below} or {above}")
+    shift = shift_for(positions, objective)
+    name = next((name for name in ("shift", "flow_shift") if name in scheduler.config), None)
+    flow = objective.prediction == "flow"
+    scheduler = type(scheduler).from_config(scheduler.config, **({name: shift} if name and flow else {}))
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        # From 1 down to 1/steps: left to itself its last step is from a thousandth to zero, which is a step wasted.
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
+    else:
+        scheduler.set_timesteps(steps, device=device)
+    if flow:
+        return scheduler, scheduler.sigmas[: len(scheduler.timesteps)].float().cpu()
+    return scheduler, scheduler.timesteps.float().cpu() / DIFFUSION_STEPS
+
+
+def guided_answer(
+    network: nn.Module, condition: Condition, without: Condition | None, guidance: Guidance
+) -> Callable[[Tensor, float, bool], Tensor]:
+    """The network as `sample_latents` asks it: both halves of guidance in one batch, alone where it does not act."""
+    both = condition if without is None else condition.followed_by(without)
+
+    def answer(z: Tensor, time: float, guided: bool) -> Tensor:
+        if not guided or without is None:
+            return network(z, torch.full((len(z),), time, device=z.device), condition)
+        doubled = torch.cat([z, z])
+        return guidance.combine(*network(doubled, torch.full((len(doubled),), time, device=z.device), both).chunk(2))
+
+    return answer
+
+
+@torch.no_grad()
+def sample_latents(
+    answer: Callable[[Tensor, float, bool], Tensor],
+    noise: Tensor,
+    scheduler: SchedulerMixin,
+    objective: ObjectiveSettings,
+    steps: int,
+    guidance: Guidance,
+    progress: Callable[[Tensor], Tensor] = lambda timesteps: timesteps,
+) -> Tensor:
+    """Normalised latents (b, c, t, h, w) from noise of that shape.
+
+    `answer(z, time, guided)` is the network: the conditional answer, or, if `guided`, that of `guidance`.
+    """
+    scheduler, times = schedule_steps(scheduler, steps, noise[0, 0].numel(), objective, noise.device)
+    latents = noise
+    for timestep, time in zip(progress(scheduler.timesteps), times.tolist(), strict=True):
+        predicted = answer(latents, time, guidance.acts_at(time))
+        latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
+    return latents

@@ -1,0 +1,142 @@
+"""Training batches: latents drawn from the posterior and normalised, noised, with their conditions.
+
+Every random choice follows from the sample's number, so it is the same on any number of ranks and after a resume.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion import ObjectiveSettings, add_noise, min_snr_weight, path, shift_for, target, training_time
+from ldm.latents.entries import latent_batches, load_entries, open_latents, unpack_entry
+from ldm.latents.manifest import EMPTY_TEXT, Manifest
+from ldm.networks.conditioning import Condition, ConditioningSettings
+from odvae.running.seeds import derive_seed, normal_per_sample
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one micro-step trains on."""
+
+    noisy: Tensor  # (b, c, t, h, w)
+    target: Tensor  # (b, c, t, h, w)
+    time: Tensor  # (b,)
+    weight: Tensor  # (b,), of each sample's squared error
+    condition: Condition
+
+
+class LatentData:
+    """The encoded clips of a folder, and what turns them into batches on a device."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        conditioning: ConditioningSettings,
+        objective: ObjectiveSettings,
+        device: torch.device,
+    ) -> None:
+        self.latents = open_latents(folder, manifest)
+        self.conditioning, self.objective, self.device = conditioning, objective, device
+        self.mean = torch.tensor(manifest.latents_mean, device=device).view(1, -1, 1, 1, 1)
+        self.std = torch.tensor(manifest.latents_std, device=device).view(1, -1, 1, 1, 1)
+        self.empty_text: Tensor | None = None  # (m, d)
+        self.empty_mask: Tensor | None = None  # (m,)
+        if conditioning.kind == "text":
+            empty = unpack_entry((folder / EMPTY_TEXT).read_bytes(), str(folder / EMPTY_TEXT))
+            self.empty_text, self.empty_mask = empty["text"].float().to(device), empty["text_mask"].to(device)
+
+    def training_batches(
+        self, batch_size: int, accumulate: int, workers: int, rank: int, ranks: int, seed: int, done: int
+    ) -> Iterator[Batch]:
+        """Batches of one rank from step `done` on, without end."""
+        for entries in latent_batches(self.latents, seed, batch_size, accumulate, rank, ranks, done, workers):
+            yield self.make_batch(entries, seed)
+
+    def make_batch(self, entries: Mapping[str, Tensor], seed: int) -> Batch:
+        """Collated entries (on the CPU) -> a batch to train on."""
+        numbers = entries["number"].tolist()
+        x, condition = self._latents_and_condition(entries, numbers, seed)
+        drop, time = self._uniform(numbers, seed, "drop"), self._uniform(numbers, seed, "time")
+        condition = condition.without(drop < self.conditioning.dropout, self.empty_text, self.empty_mask)
+        return self._noised(x, time, condition, numbers, seed)
+
+    def validation_batches(self, entries: Mapping[str, Tensor]) -> Iterator[Batch]:
+        """Four batches of the same clips, one a quarter of training's noise levels from low to high; nothing dropped.
+
+        The same noise and noise levels every time.
+        """
+        numbers = entries["number"].tolist()
+        x, condition = self._latents_and_condition(entries, numbers, seed=0)
+        for quarter in range(4):
+            yield self._noised(x, (quarter + self._uniform(numbers, 0, "time")) / 4, condition, numbers, seed=0)
+
+    def held_out(self, bucket: str, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Held-out clips of a bucket by their place in it, collated."""
+        chosen = self.latents.held_out[bucket]
+        return load_entries([chosen[number] for number in numbers], numbers, self.latents.classes)
+
+    def shown(self, count: int) -> Iterator[tuple[Tensor, Condition]]:
+        """Noise and condition, each a batch of one, of the first held-out clips; their first frame is given to networks
+        that take one."""
+        bucket = next(name for name, entries in self.latents.held_out.items() if entries)
+        for number in range(min(count, len(self.latents.held_out[bucket]))):
+            x, condition = self._latents_and_condition(self.held_out(bucket, [number]), [number], seed=0)
+            if condition.first_frame_given is not None:
+                condition = replace(condition, first_frame_given=torch.ones_like(condition.first_frame_given))
+            yield normal_per_sample(x.shape[1:], 0, "shown", [number], self.device), condition
+
+    def without_condition(self, condition: Condition) -> Condition:
+        """The empty condition that guidance compares with."""
+        dropped = torch.ones(1, dtype=torch.bool, device=self.device)
+        return condition.without(dropped, self.empty_text, self.empty_mask)
+
+    def _latents_and_condition(
+        self, entries: Mapping[str, Tensor], numbers: Sequence[int], seed: int
+    ) -> tuple[Tensor, Condition]:
+        """Normalised latents (b, c, t, h, w), drawn from the posterior; and all conditions."""
+        on_device = {
+            name: value.to(self.device, non_blocking=True) for name, value in entries.items() if name != "number"
+        }
+        mean, std = on_device["mean"], on_device["std"]
+        z = mean + std * normal_per_sample(mean.shape[1:], seed, "posterior", numbers, self.device)
+        x = (z - self.mean) / self.std
+        text, label, first = self.conditioning.kind == "text", self.conditioning.kind == "class", None
+        if self.conditioning.first_frame:
+            first = self._uniform(numbers, seed, "first frame") < self.conditioning.first_frame
+        return x, Condition(
+            text=on_device["text"] if text else None,
+            text_mask=on_device["text_mask"] if text else None,
+            label=on_device["label"] if label else None,
+            first_frame=None if first is None else x[:, :, :1],
+            first_frame_given=first,
+        )
+
+    def _noised(self, x: Tensor, u: Tensor, condition: Condition, numbers: Sequence[int], seed: int) -> Batch:
+        objective = self.objective
+        eps = normal_per_sample(x.shape[1:], seed, "noise", numbers, self.device)
+        time = training_time(u, objective, shift_for(x[0, 0].numel(), objective))
+        alpha, sigma = path(time, objective)
+        weight = torch.ones_like(time)
+        if objective.min_snr_gamma is not None:
+            weight = min_snr_weight(alpha, sigma, objective.min_snr_gamma, objective.prediction)
+        wanted = target(x, eps, alpha, sigma, objective.prediction)
+        return Batch(add_noise(x, eps, alpha, sigma), wanted, time, weight, condition)
+
+    def _uniform(self, numbers: Sequence[int], seed: int, name: str) -> Tensor:
+        """Evenly distributed numbers in [0, 1), one a sample; copied without making a GPU wait."""
+        values = torch.tensor([derive_seed(seed, name, number) / 2**63 for number in numbers])
+        if self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, non_blocking=True)
+
+
+def squared_errors(model: nn.Module, batch: Batch) -> Tensor:
+    """Mean squared error of the answer, a sample: (b,). In float32 whatever the network computes in."""
+    answer = model(batch.noisy, batch.time, batch.condition)
+    return (answer.float() - batch.target).square().mean(dim=(1, 2, 3, 4))

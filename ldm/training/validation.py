@@ -1,0 +1,85 @@
+"""What a training shows of itself: the held-out loss by noise level, and videos of fixed prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ldm.networks.factory import Network
+from ldm.sampling.decode import decode_in_pieces
+from ldm.sampling.schedulers import Guidance, guided_answer, make_scheduler, sample_latents
+from ldm.training.batches import LatentData, squared_errors
+from odvae.training.tracking import MetricsLog
+from odvae.video.frame_grid import strip
+from odvae.video.pixels import to_uint8
+
+QUARTERS = ("q1", "q2", "q3", "q4")
+SHOWN_STEPS, SHOWN_GUIDANCE, SHOWN_FPS = 20, 3.0, 8.0
+
+
+@torch.no_grad()
+def validate(
+    network: Network,
+    data: LatentData,
+    batch_size: int,
+    clips: int,
+    log: MetricsLog,
+    step: int,
+    accelerator: Accelerator,
+) -> None:
+    """The squared error on held-out clips, in all and in each quarter of training's noise levels (q1 the least noisy).
+
+    Every rank computes as many batches as the others, as sharded networks need; clips that fill up count nothing.
+    """
+    total, left = torch.zeros(5, device=accelerator.device), clips  # the fifth counts
+    for bucket, entries in data.latents.held_out.items():
+        chosen = min(left, len(entries))
+        left -= chosen
+        for numbers in _equal_shares(chosen, batch_size, accelerator.process_index, accelerator.num_processes):
+            collated = data.held_out(bucket, [number % chosen for number in numbers])
+            counts = torch.tensor([number < chosen for number in numbers], device=accelerator.device)
+            total[4] += counts.sum()
+            for quarter, batch in enumerate(data.validation_batches(collated)):
+                with accelerator.autocast():
+                    total[quarter] += (squared_errors(network, batch) * counts).sum()
+    *sums, count = accelerator.reduce(total, "sum").tolist()
+    means = [value / count for value in sums]
+    quarters = {f"held_out_loss_{name}": mean for name, mean in zip(QUARTERS, means, strict=True)}
+    log.row(step, held_out_loss=sum(means) / 4, **quarters)
+
+
+def _equal_shares(count: int, batch_size: int, rank: int, ranks: int) -> Iterator[list[int]]:
+    """Numbers from 0 on, batch by batch, for one rank; every rank gets as many. Those from `count` on fill up."""
+    batch_size = min(batch_size, math.ceil(count / ranks)) or 1
+    for first in range(0, count, ranks * batch_size):
+        yield list(range(first + rank * batch_size, first + (rank + 1) * batch_size))
+
+
+@torch.no_grad()
+def show_videos(
+    network: Network, vae: nn.Module, data: LatentData, count: int, log: MetricsLog, step: int, accelerator: Accelerator
+) -> None:
+    """Videos of the first held-out clips' conditions, side by side and as strips; from the same noise every time.
+
+    All ranks compute the same, as sharded networks need; the main process decodes and logs.
+    """
+    objective, videos = data.objective, []
+    scheduler = make_scheduler("euler" if objective.prediction == "flow" else "ddim", objective)
+    guidance = Guidance(SHOWN_GUIDANCE)
+    for noise, condition in data.shown(count):
+        without = data.without_condition(condition) if condition.can_be_dropped else None
+        answer = guided_answer(network, condition, without, guidance)
+        latents = sample_latents(answer, noise, scheduler, objective, SHOWN_STEPS, guidance)
+        if accelerator.is_main_process:
+            mean, std = network.config.latents_mean, network.config.latents_std
+            pieces = list(decode_in_pieces(vae.to(accelerator.device), latents.float(), mean, std))
+            videos.append(to_uint8(torch.cat(pieces, dim=2)[0]))
+    vae.to("cpu")  # it is needed only now and then
+    if accelerator.is_main_process:
+        log.picture(step, "strips", strip(videos))
+        log.video(step, "videos", np.concatenate(videos, axis=2), SHOWN_FPS)

@@ -1,0 +1,48 @@
+"""Which clip training sample n is: a pure function of (seed, n).
+
+The video, the first frame, the crop and the flip follow from the number. So any number of ranks and workers reads the
+same clips, and a resumed run goes on with the very next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from odvae.clips.clip import CENTRE, DataSettings, frame_count, load_clip
+from odvae.running.seeds import derive_seed, numpy_generator, shuffled_index
+from odvae.shards.tars import Sample
+from odvae.video.files import VideoError
+
+
+class ClipDataset:
+    """Sample number n -> {"video": uint8 (t, h, w, 3), "number": n}. Infinite."""
+
+    def __init__(self, samples: Sequence[Sample], data: DataSettings, seed: int) -> None:
+        self.samples, self.data, self.seed = list(samples), data, seed
+
+    def __getitem__(self, number: int) -> dict:
+        return {"video": self.load(number, attempt=0), "number": number}
+
+    def source(self, number: int, attempt: int) -> Sample:
+        """The video sample n is from; a higher attempt takes another where that one cannot be decoded."""
+        if attempt == 0:
+            return self.samples[shuffled_index(number, len(self.samples), self.seed)]
+        return self.samples[derive_seed(self.seed, "replacement", number, attempt) % len(self.samples)]
+
+    def load(self, number: int, attempt: int) -> Tensor:
+        """The clip, uint8 (t, h, w, 3)."""
+        return self.clip_of(self.source(number, attempt), number)
+
+    def clip_of(self, sample: Sample, number: int) -> Tensor:
+        """The clip that sample n is when it is from this video."""
+        data = self.data
+        rng = numpy_generator(self.seed, "clip", number)
+        last_start = frame_count(sample, data) - data.span
+        if last_start < 0:
+            raise VideoError(f"{sample.name}: is shorter than the {data.span} frames a clip spans")
+        anywhere = int(rng.integers(0, last_start + 1))
+        start = {"random": anywhere, "first": 0, "middle": last_start // 2}[data.start]
+        crop = (float(rng.random()), float(rng.random())) if data.crop == "random" else CENTRE
+        return load_clip(sample, data, start, crop, flip=derive_seed(self.seed, "flip", number) / 2**63 < data.flip)

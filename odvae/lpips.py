@@ -1,0 +1,113 @@
+"""LPIPS, the perceptual distance of pictures (Zhang et al. 2018, arXiv 1801.03924, v0.1): a metric and a training loss.
+
+The `lpips` package has the architecture and the calibrated heads. The distance is computed here: the reference's
+gradients are computed only where needed, and a position whose features are all zero gives the gradient 0, not NaN.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import lru_cache
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+import lpips
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from odvae.running.errors import InputError
+from odvae.running.settings import Settings
+
+Backbone = Literal["vgg", "alex", "squeeze"]
+_HUB_WEIGHTS = {
+    "vgg": torchvision.models.VGG16_Weights.IMAGENET1K_V1,
+    "alex": torchvision.models.AlexNet_Weights.IMAGENET1K_V1,
+    "squeeze": torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
+}
+
+
+class LPIPSSettings(Settings):
+    network: Backbone = "vgg"
+    """Backbone: "vgg" is usual for training, "alex" for scores. Values of different ones do not compare."""
+    weights: str | None = None
+    """File with the backbone's ImageNet weights (a torchvision state dict, .pth or .safetensors); null: torchvision's
+    own, downloaded once."""
+
+
+class LPIPS(nn.Module):
+    """Distance of frames (n, 3, h, w) in [-1, 1] -> (n,). Frozen; gradients flow to the first argument alone."""
+
+    def __init__(self, network: Backbone, weights: str | Path | None = None) -> None:
+        super().__init__()
+        with warnings.catch_warnings():  # lpips asks torchvision for "no weights" by a deprecated argument
+            warnings.simplefilter("ignore", UserWarning)
+            self.reference = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
+        _load_backbone(self.reference.net, network, weights)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> LPIPS:
+        """Stays in eval mode: its dropout belongs to the calibration of the heads."""
+        return super().train(False)
+
+    def forward(self, frames: Tensor, reference: Tensor) -> Tensor:
+        with torch.no_grad():
+            expected = [_normalize(f) for f in self._features(reference)]
+        found = [_normalize(f) for f in self._features(frames)]
+        layers = zip(self.reference.lins, found, expected, strict=True)
+        return sum(head((a - b).square()).mean(dim=(1, 2, 3)) for head, a, b in layers)
+
+    def _features(self, frames: Tensor) -> tuple[Tensor, ...]:
+        return self.reference.net(self.reference.scaling_layer(frames))
+
+
+def _normalize(features: Tensor) -> Tensor:
+    """Features (n, c, h, w) of unit length at each position. The small number lies inside the root: sqrt has no
+    gradient at 0."""
+    return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + 1e-10)
+
+
+@lru_cache(maxsize=2)
+def load_lpips(network: Backbone, weights: str | None, device: torch.device) -> LPIPS:
+    """An LPIPS network, made once a process. Raises InputError where its weights cannot be had."""
+    return LPIPS(network, weights).to(device)
+
+
+def _load_backbone(net: nn.Module, network: Backbone, weights: str | Path | None) -> None:
+    """Fill lpips' backbone (`slice2.3.weight`) from torchvision's names (`features.3.weight`)."""
+    state = _hub_state(network) if weights is None else _read_state(Path(weights))
+    own = {name: name.partition(".")[2] for name, _ in chain(net.named_parameters(), net.named_buffers())}
+    named = {}
+    for name, suffix in own.items():
+        published = f"features.{suffix}"
+        if published not in state:
+            raise InputError(f"{weights or 'torchvision'} holds no {network} backbone: {published} is missing")
+        if state[published].shape != net.get_parameter(name).shape:
+            found, needed = tuple(state[published].shape), tuple(net.get_parameter(name).shape)
+            raise InputError(f"{weights or 'torchvision'}: {published} is {found}, {network} needs {needed}")
+        named[name] = state[published]
+    net.load_state_dict(named)
+
+
+def _hub_state(network: Backbone) -> dict[str, Tensor]:
+    try:
+        return dict(_HUB_WEIGHTS[network].get_state_dict(progress=True, check_hash=True))
+    except OSError as error:  # URLError is one
+        raise InputError(
+            f"LPIPS needs torchvision's {network} weights, which cannot be downloaded ({error}). Name a file with them "
+            "(lpips.weights=FILE), or do without (lpips=null)"
+        ) from None
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise InputError(f"lpips.weights: {path} does not exist")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch has no one type for a broken file
+        raise InputError(f"{path} cannot be read as a PyTorch state dict: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,73 @@
+"""Any image VAE as a video VAE: frame by frame, no compression of time. The baseline of the paper's study."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from diffusers import AutoencoderKL
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from einops import rearrange
+from torch import Tensor
+
+from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
+from odvae.layers import ChannelsLastMixin
+
+
+class FrameVAE(ChannelsLastMixin, AutoencoderKL):
+    """A diffusers AutoencoderKL behind ODVAE's interface: video (b, 3, t, h, w) <-> latents (b, c, t, h/8, w/8).
+
+    Any t >= 1. Folders are an AutoencoderKL's: `FrameVAE.from_pretrained` loads every image VAE of that class, and
+    AutoencoderKL loads what this saves. Streams are exact, since frames do not see each other.
+    """
+
+    time_factor = 1
+
+    @property
+    def space_factor(self) -> int:
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
+        """As ODVAE.encode, and with its checks."""
+        check_video(video, any_length=True)
+        check_pixel_values(video)
+        distribution = self._encode_frames(video)
+        return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
+
+    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+        """As ODVAE.decode, and with its checks."""
+        check_latents(latents, self.config.latent_channels)
+        check_latent_values(latents)
+        video = self._decode_frames(latents)
+        return DecoderOutput(sample=video) if return_dict else (video,)
+
+    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """As ODVAE.forward: (reconstruction, latent mean, latent log-variance), without reading any value."""
+        check_video(video, any_length=True)
+        posterior = self._encode_frames(video)
+        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return self._decode_frames(latents), posterior.mean, posterior.logvar
+
+    def _encode_frames(self, video: Tensor) -> DiagonalGaussianDistribution:
+        frames = rearrange(video, "b c t h w -> (b t) c h w")
+        moments = super().encode(frames).latent_dist.parameters
+        return DiagonalGaussianDistribution(rearrange(moments, "(b t) c h w -> b c t h w", b=len(video)))
+
+    def _decode_frames(self, latents: Tensor) -> Tensor:
+        frames = super().decode(rearrange(latents, "b c t h w -> (b t) c h w")).sample
+        return rearrange(frames, "(b t) c h w -> b c t h w", b=len(latents))
+
+    @torch.no_grad()
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
+        """The distribution of each chunk (b, 3, t_i, h, w)."""
+        for chunk in chunks:
+            if chunk.shape[2]:
+                yield self.encode(chunk).latent_dist
+
+    @torch.no_grad()
+    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The video of each chunk (b, c, t_i, h, w)."""
+        for chunk in chunks:
+            if chunk.shape[2]:
+                yield self.decode(chunk).sample

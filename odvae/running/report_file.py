@@ -1,0 +1,30 @@
+"""`report/report.json`: the numbers of a run. Each evaluation writes its own part; the others' parts stay."""
+
+from __future__ import annotations
+
+import sys
+
+from odvae.running.run_folder import RunFolder, StageClock, code_version, read_json, write_json
+
+STAGES = ("vae", "latents", "ldm", "samples", "report")
+
+
+def update_report(folders: RunFolder, clock: StageClock, parts: dict) -> None:
+    """Put new parts into report.json, each with the command and commit that made it, and each stage's minutes."""
+    clock.save(finished=True)
+    source = {"command": " ".join(sys.argv), "commit": code_version()["commit"]}
+    report = read_report(folders)
+    report |= {name: {**part, **source} if isinstance(part, dict) else part for name, part in parts.items()}
+    report["minutes"] = {
+        stage: read_json(getattr(folders, stage) / "stage.json")["minutes"]
+        for stage in STAGES
+        if (getattr(folders, stage) / "stage.json").is_file()
+    }
+    report |= code_version()
+    write_json(folders.report / "report.json", report)
+
+
+def read_report(folders: RunFolder) -> dict:
+    """What report.json holds so far; empty before the first evaluation."""
+    path = folders.report / "report.json"
+    return read_json(path) if path.is_file() else {}

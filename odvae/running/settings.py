@@ -1,0 +1,206 @@
+"""Settings: frozen pydantic models, read from one strict YAML file with dotted overrides.
+
+A field's meaning is the docstring under it, so that the code, the error messages and `--help` say the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import re
+import sys
+import textwrap
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticUndefined
+
+from odvae.running.errors import InputError
+
+
+class Settings(BaseModel):
+    """A frozen section of an experiment: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
+    )
+
+
+SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML 1.2 where 1.1 surprises: 1e-4 is a number, `yes` is a word, a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise InputError(f"line {node.start_mark.line + 1}: key given twice: {', '.join(repeated)}")
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """The value in a YAML text; `name` stands for it in error messages."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # _StrictLoader is a SafeLoader: no code runs
+    except InputError as error:
+        raise InputError(f"{name}, {error}") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{name} is not valid YAML: {error}") from None
+
+
+def differing_keys(before: dict, now: dict) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (before, now) of every value in which two nested mappings differ; None where one lacks it."""
+    old, new = _flatten(before), _flatten(now)
+    return {key: (old.get(key), new.get(key)) for key in sorted(old | new) if old.get(key) != new.get(key)}
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
+    return flat
+
+
+def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[str] = ()) -> SettingsT:
+    """Read `kind` from a YAML file, with `section.key=value` overrides (values are YAML) on top.
+
+    Raises InputError naming the file, the key, what was found and what is allowed.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"config file {path} does not exist")
+    data = read_yaml(path.read_text(), str(path)) or {}
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected sections with keys, found {type(data).__name__}")
+    source = str(path) if not overrides else f"{path} with {' '.join(overrides)}"
+    return make_settings(kind, data, overrides, source)
+
+
+def make_settings(kind: type[SettingsT], data: dict[str, Any], overrides: Sequence[str], source: str) -> SettingsT:
+    """`kind` from values and `section.key=value` overrides on top; `source` stands for them in error messages."""
+    for override in overrides:
+        _apply_override(data, override)
+    try:
+        return kind.model_validate_json(json.dumps(data), strict=True)  # JSON mode: strict, yet lists fill tuples
+    except ValidationError as error:
+        problems = "\n".join(f"  {_describe(problem, kind)}" for problem in error.errors())
+        raise InputError(f"{source}:\n{problems}") from None
+
+
+def _apply_override(data: dict, override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    if not separator or not dotted:
+        raise InputError(f"override {override!r}: expected section.key=value")
+    *sections, key = dotted.split(".")
+    node = data
+    for section in sections:
+        if node.get(section) is None:
+            node[section] = {}
+        node = node[section]
+        if not isinstance(node, dict):
+            raise InputError(f"override {override!r}: {section} is a value, not a section")
+    node[key] = read_yaml(text, f"override {override!r}")
+
+
+def _describe(problem: Any, kind: type[Settings]) -> str:
+    location = [str(part) for part in problem["loc"]]
+    dotted = ".".join(location) or "(whole file)"
+    if problem["type"] == "extra_forbidden":
+        allowed = _keys_at(kind, location[:-1])
+        close = difflib.get_close_matches(location[-1], allowed, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{dotted}: unknown key; {hint}allowed: {', '.join(allowed)}"
+    if problem["type"] == "missing":
+        return f"{dotted}: required, not given"
+    if problem["type"] == "value_error":
+        return f"{dotted}: {problem['ctx']['error']}"
+    return f"{dotted}: found {problem['input']!r}; {problem['msg']}"
+
+
+def _keys_at(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
+    for section in sections:
+        field = kind.model_fields.get(section)
+        if field is None:
+            return []
+        kind = _settings_in(field.annotation) or kind
+    return list(kind.model_fields)
+
+
+def _settings_in(annotation: Any) -> type[Settings] | None:
+    """The Settings class an annotation holds (`X` or `X | None`), if it holds one."""
+    candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    for candidate in candidates:
+        if isinstance(candidate, type) and issubclass(candidate, Settings):
+            return candidate
+    return None
+
+
+def _type_name(annotation: Any) -> str:
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return "|".join(str(value) for value in args)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_name(arg) for arg in args)
+    if origin is typing.Annotated:
+        return _type_name(args[0])
+    if origin is not None:
+        return f"{origin.__name__}[{', '.join('...' if arg is Ellipsis else _type_name(arg) for arg in args)}]"
+    return "null" if annotation is type(None) else annotation.__name__
+
+
+def settings_help(kind: type[Settings], prefix: str = "") -> str:
+    """Every key with its type, default and meaning, one paragraph a key."""
+    lines: list[str] = []
+    for name, field in kind.model_fields.items():
+        section = _settings_in(field.annotation)
+        default = field.get_default(call_default_factory=True)
+        meaning = " ".join((field.description or "").split())
+        if section is not None:
+            optional = " (may be null)" if type(None) in get_args(field.annotation) else ""
+            lines.append(f"\n{prefix}{name}:{optional}  {meaning}")
+            lines.append(settings_help(section, f"{prefix}{name}."))
+        else:
+            shown = "required" if default is PydanticUndefined else json.dumps(default, default=str)
+            lines.append(f"  {prefix}{name}  [{_type_name(field.annotation)}, default {shown}]")
+            lines.append(textwrap.fill(meaning, 108, initial_indent=" " * 6, subsequent_indent=" " * 6))
+    return "\n".join(lines)
+
+
+def parse_command_line(
+    kind: type[SettingsT],
+    description: str,
+    default_config: str | Path,
+    extra: argparse.ArgumentParser | None = None,
+    arguments: Sequence[str] | None = None,
+) -> tuple[SettingsT, argparse.Namespace]:
+    """`[--config FILE] [section.key=value ...]` plus the options of `extra` -> (settings, all parsed options)."""
+    parser = argparse.ArgumentParser(
+        description=description,
+        parents=[extra] if extra else [],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"settings (YAML keys; override any as section.key=value):\n{settings_help(kind)}",
+    )
+    parser.add_argument("--config", type=Path, default=default_config, help="one experiment (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
+    options = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
+    return load_settings(kind, options.config, options.overrides), options

@@ -1,0 +1,239 @@
+"""Worker processes that may die: what a decoder does to a process costs one result, never the run.
+
+Video decoders are large C libraries that meet files from anywhere: some crash, hang or eat memory. Here each task runs
+in a worker under a time limit, kept by the kernel's timer, which ends the process even inside C code, and under a
+memory limit. A worker that dies is replaced; its task's result is a `Failure` that says what happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import multiprocessing
+import resource
+import signal
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from typing import Generic, TypeVar
+
+import torch
+
+from odvae.running.errors import InputError
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
+
+# Tasks that wait at a worker while it is busy, so that it never waits for the main process to hand out the next.
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that gave no result, and why."""
+
+    reason: str
+
+
+class Failures:
+    """Which of `total` things (videos, say) could not be used, and why; each is named when it is met.
+
+    Raises InputError from `add` when more than `share` of them have failed: then something else is wrong.
+    """
+
+    def __init__(self, total: int, share: float, what: str) -> None:
+        self.total, self.share, self.what = total, share, what
+        self.reasons: dict[str, str] = {}
+
+    def add(self, name: str, reason: str) -> None:
+        """Count one. A second failure of the same thing is no news."""
+        if name in self.reasons:
+            return
+        self.reasons[name] = reason if reason.startswith(name) else f"{name}: {reason}"
+        count = f"{len(self.reasons)} of {self.total} {self.what}"
+        print(f"left out: {self.reasons[name]} ({count} so far)", file=sys.stderr, flush=True)
+        if len(self.reasons) > self.share * self.total:
+            listed = "".join(f"\n  {reason}" for reason in list(self.reasons.values())[:20])
+            raise InputError(f"{count} could not be used, more than the share of {self.share:g} that may fail:{listed}")
+
+
+class GuardedPool(Generic[Task, Result]):
+    """`workers` processes that compute `function(task)`, each for at most `seconds` and with `memory_gib` to spare.
+
+    Workers are forked, so `function` may hold anything; tasks and results travel through pipes: keep them small, and
+    give large results through memory that was shared before the pool began. An InputError in `function` is a Failure;
+    any other exception is a bug and is raised here. With workers=0 the tasks run in this process, unguarded, when
+    their results are asked for.
+    """
+
+    def __init__(
+        self, function: Callable[[Task], Result], workers: int, seconds: float, memory_gib: float = 4.0
+    ) -> None:
+        self._workers: list[_Worker] = []
+        self.function, self.seconds, self.memory_gib = function, seconds, memory_gib
+        self._tasks: dict[int, Task] = {}  # by ticket; not handed out, or handed out and not answered
+        self._waiting: deque[int] = deque()  # tickets that no worker has yet
+        self._results: dict[int, Result | Failure] = {}
+        self._tickets = 0
+        self._workers = [_Worker(self) for _ in range(workers)]
+
+    def submit(self, task: Task) -> int:
+        """Queue a task; returns a ticket for its result."""
+        ticket, self._tickets = self._tickets, self._tickets + 1
+        self._tasks[ticket] = task
+        self._waiting.append(ticket)
+        self._hand_out()
+        return ticket
+
+    def result(self, ticket: int) -> Result | Failure:
+        """A task's result; waits until it is there. Each ticket gives its result once."""
+        if not self._workers:
+            self._waiting.remove(ticket)
+            return self._run_here(self._tasks.pop(ticket))
+        while ticket not in self._results:
+            ready = wait([worker.connection for worker in self._workers])
+            for worker in self._workers:
+                if worker.connection in ready:
+                    self._receive(worker)
+            self._hand_out()
+        return self._results.pop(ticket)
+
+    def map(self, tasks: Iterable[Task], ahead: int) -> Iterator[Result | Failure]:
+        """Results in the order of the tasks, of which at most `ahead` are taken before they are needed."""
+        tickets: deque[int] = deque()
+        for task in tasks:
+            tickets.append(self.submit(task))
+            if len(tickets) > ahead:
+                yield self.result(tickets.popleft())
+        while tickets:
+            yield self.result(tickets.popleft())
+
+    def close(self) -> None:
+        """End the workers; what was not asked for is dropped."""
+        for worker in self._workers:
+            worker.end()
+        self._workers = []
+
+    def __enter__(self) -> GuardedPool[Task, Result]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _run_here(self, task: Task) -> Result | Failure:
+        try:
+            return self.function(task)
+        except InputError as error:
+            return Failure(str(error))
+
+    def _hand_out(self) -> None:
+        while self._waiting and self._workers:
+            worker = min(self._workers, key=lambda worker: len(worker.tickets))
+            if len(worker.tickets) > _AHEAD:
+                return
+            ticket = self._waiting.popleft()
+            worker.tickets.append(ticket)
+            with contextlib.suppress(BrokenPipeError):  # it died: seen, and its tasks handed out anew, on receiving
+                worker.connection.send(self._tasks[ticket])
+
+    def _receive(self, worker: _Worker) -> None:
+        try:
+            kind, value = worker.connection.recv()
+        except (EOFError, ConnectionResetError):
+            self._replace(worker)
+            return
+        ticket = worker.tickets.popleft()
+        del self._tasks[ticket]
+        if kind == "bug":
+            raise RuntimeError(f"in a worker process:\n{value}")
+        self._results[ticket] = Failure(value) if kind == "failure" else value
+
+    def _replace(self, worker: _Worker) -> None:
+        """The oldest task killed the worker: a Failure. The others go back to the head of the queue."""
+        worker.process.join()
+        tickets = worker.tickets
+        if tickets:
+            ticket = tickets.popleft()
+            del self._tasks[ticket]
+            self._results[ticket] = Failure(self._cause_of_death(worker.process.exitcode or 0))
+        self._waiting.extendleft(reversed(tickets))
+        worker.end()
+        self._workers[self._workers.index(worker)] = _Worker(self)
+
+    def _cause_of_death(self, exit_code: int) -> str:
+        if exit_code == -signal.SIGALRM:
+            return f"took longer than {self.seconds:g} s"
+        if exit_code == -signal.SIGKILL:
+            return "its process was killed, as for want of memory"
+        if exit_code < 0:
+            return f"crashed its process ({signal.Signals(-exit_code).name})"
+        return f"ended its process with status {exit_code}"
+
+
+class _Worker(Generic[Task, Result]):
+    """One process, the pipe to it, and the tickets it was handed and has not answered, oldest first."""
+
+    def __init__(self, pool: GuardedPool[Task, Result]) -> None:
+        fork = multiprocessing.get_context("fork")
+        self.tickets: deque[int] = deque()
+        self.connection, other_end = fork.Pipe()
+        arguments = (pool.function, other_end, self.connection, pool.seconds, pool.memory_gib)
+        self.process = fork.Process(target=_work, args=arguments, daemon=True)
+        self.process.start()
+        other_end.close()  # or its end could not be seen here
+
+    def end(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.join()
+
+
+def _work(
+    function: Callable[[Task], Result], connection: Connection, parents_end: Connection, seconds: float, gib: float
+) -> None:
+    """The life of a worker: answer tasks until the main process closes the pipe or ends."""
+    parents_end.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process at once, wherever it is
+    faulthandler.disable()
+    torch.set_num_threads(1)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit_memory(gib)
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            task = connection.recv()
+            signal.setitimer(signal.ITIMER_REAL, seconds)
+            answer = _answer(function, task, gib)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            connection.send(answer)
+
+
+def _answer(function: Callable[[Task], Result], task: Task, gib: float) -> tuple[str, Result | str]:
+    try:
+        return "result", function(task)
+    except InputError as error:
+        return "failure", str(error)
+    except MemoryError:
+        return "failure", f"needs more than {gib:g} GiB of memory"
+    except Exception as error:
+        if "can't allocate memory" in str(error):  # torch's words for it
+            return "failure", f"needs more than {gib:g} GiB of memory"
+        return "bug", traceback.format_exc()
+
+
+def _limit_memory(gib: float) -> None:
+    """Let this process have `gib` more than it has now; beyond that, memory is refused. Linux only."""
+    if sys.platform != "linux":
+        return
+    with open("/proc/self/statm") as file:
+        has = int(file.read().split()[5]) * resource.getpagesize()  # data and stack
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = has + int(gib * 2**30)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

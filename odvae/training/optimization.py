@@ -1,0 +1,170 @@
+"""How both stages optimise: settings, the optimiser, the learning rate as a function of the step, EMA, precision."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from pydantic import Field
+from timm.optim import create_optimizer_v2
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.tensor import DTensor
+
+from odvae.running.distributed import uses_cuda
+from odvae.running.errors import InputError
+from odvae.running.run_folder import make_output_folder
+from odvae.running.settings import Settings
+
+Tracker = Literal["none", "wandb", "tensorboard"]
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+class OptimizationSettings(Settings):
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps in all."""
+    batch_size: int = Field(8, ge=1)
+    """Samples a micro-step on each rank."""
+    accumulate: int = Field(1, ge=1)
+    """Micro-steps a step: the global batch is ranks * accumulate * batch_size."""
+    optimizer: str = "adamw"
+    """Any optimiser timm's factory knows by name. "nadamuon" learns far more a step than "adamw" (LOG.md)."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear rise from 0."""
+    decay: Literal["constant", "cosine"] = "constant"
+    """After warm-up: stay, or fall to 0 along a cosine that starts at `decay_start`."""
+    decay_start: float = Field(0.0, ge=0, lt=1)
+    """Share of the steps after which a cosine decay begins."""
+    betas: tuple[float, float] | None = None
+    """Decay rates of the first and second moment; null: the optimiser's own. Optimisers without them refuse."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay, decoupled except in optimisers that know no other ("adam"); biases and norm gains have none."""
+    grad_clip: float = Field(1.0, gt=0)
+    """The gradient's norm is clipped to this."""
+    max_skipped: int = Field(10, ge=0)
+    """A step with a gradient that is not finite is skipped and counted; more than this many in a row end the run."""
+    precision: Precision = "auto"
+    """Autocast to bf16, or none; auto: bf16 on a GPU that has it, fp32 elsewhere (a CPU without matrix units for bf16
+    is slower with it)."""
+    compile: bool = False
+    """torch.compile the network's blocks: minutes at the start, faster steps after."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, about a third more time."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Decay a step of the averaged weights, which are the ones saved, validated and sampled; it warms up from 0."""
+    extra_ema_decays: tuple[float, ...] = ()
+    """Decays of further averages, saved beside the first (the LDM's in `ema_DECAY/` folders)."""
+    log_every: int = Field(10, ge=1)
+    """Steps between rows of metrics.jsonl."""
+    validate_every: int = Field(1000, ge=1)
+    """Steps between validations on held-out videos (there is always one at the end)."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Steps between checkpoints (there is always one at the end, and one at Ctrl-C or SIGTERM)."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the newest checkpoints are kept."""
+
+
+# Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works. The
+# parts of the global batch may too, but not their product with the number of ranks (`Checkpoints`).
+MAY_CHANGE_ON_RESUME = (
+    "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "workers",
+    "tracker", "decode_seconds", "decode_gib", "failures_allowed", "batch_size", "accumulate", "show_every", "compile",
+    "gradient_checkpointing", "attention_backend", "peak_tflops",
+)  # fmt: skip
+
+
+# torch's, which then update all weights in one kernel, on CPU too. Not sgd: its kernel cannot take shards (FSDP2).
+FUSED_OPTIMIZERS = ("adam", "adamw")
+
+
+def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
+    """timm's optimiser by name, with weight decay on matrices only."""
+    try:
+        return create_optimizer_v2(
+            model,
+            opt=settings.optimizer,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            **({"fused": True} if settings.optimizer in FUSED_OPTIMIZERS else {}),
+            **({"betas": settings.betas} if settings.betas else {}),
+        )
+    except (ValueError, AssertionError, TypeError) as error:
+        raise InputError(f"optimizer={settings.optimizer!r}, betas={settings.betas}: timm says {error}") from None
+
+
+def learning_rate_at(step: int, settings: OptimizationSettings) -> float:
+    """The learning rate of the step after `step` completed ones."""
+    if step < settings.warmup_steps:
+        return settings.learning_rate * (step + 1) / settings.warmup_steps
+    if settings.decay == "constant":
+        return settings.learning_rate
+    start = max(settings.warmup_steps, int(settings.decay_start * settings.steps))
+    progress = min(1.0, max(0.0, (step - start) / max(1, settings.steps - start)))
+    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+
+
+def clipped_step(
+    optimizer: torch.optim.Optimizer | AcceleratedOptimizer, parameters: Iterable[nn.Parameter], max_norm: float
+) -> Tensor:
+    """One optimiser step along the gradient, shortened to `max_norm` where it is longer; returns its norm before.
+
+    No step at all (moments and step counts included) where the gradient is not finite. torch's fused optimisers do
+    both on the device while they step. For others the host must know, so there a GPU is waited for.
+    """
+    inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
+    parameters = [parameter for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters])
+    if isinstance(norm, DTensor):  # under FSDP2
+        norm = norm.full_tensor()
+    finite = torch.isfinite(norm)
+    if inner.defaults.get("fused"):  # what torch's GradScaler sets
+        inner.found_inf, inner.grad_scale = (~finite).float(), (norm / max_norm).clamp(min=1)
+        optimizer.step()
+    elif finite:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        optimizer.step()
+    return norm
+
+
+def make_accelerator(
+    precision: Literal["auto", "bf16", "fp32"], tracker: Tracker, folder: Path, name: str
+) -> Accelerator:
+    """An accelerator for one training, trackers started."""
+    bf16 = precision == "bf16" or (
+        precision == "auto" and uses_cuda() and torch.cuda.is_bf16_supported(including_emulation=False)
+    )
+    accelerator = Accelerator(
+        mixed_precision="bf16" if bf16 else "no",
+        log_with=None if tracker == "none" else tracker,
+        project_dir=str(folder),
+    )
+    if bf16 and accelerator.is_fsdp2:
+        # Autocast alone decides, as without sharding. accelerate would round all that blocks are given, noise levels
+        # and the residual stream too, and sum gradients in bf16.
+        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    if accelerator.is_main_process:
+        make_output_folder(folder)
+    accelerator.wait_for_everyone()
+    if tracker != "none":
+        accelerator.init_trackers("odvae", init_kwargs={"wandb": {"name": name, "dir": str(folder), "resume": "allow"}})
+    return accelerator
+
+
+@contextlib.contextmanager
+def gradients_synced_at(accelerator: Accelerator, model: nn.Module, sync: bool) -> Iterator[None]:
+    """Within it, ranks exchange gradients in backward only if `sync`: once a step, at its last micro-step."""
+    with contextlib.nullcontext() if sync else accelerator.no_sync(model):
+        yield

@@ -1,0 +1,85 @@
+"""Encoding as users start it: killed at a bad moment, gone on with on another number of processes, the same bytes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from small import REPOSITORY
+
+from ldm.demo.videos import write_demo_videos
+from ldm.encode import LatentSettings, encode_latents
+from ldm.experiment import Experiment
+from odvae.clips.clip import VideoSet
+from odvae.running.settings import load_settings
+from odvae.shards.packing import PackingSettings, pack_folder
+
+SECTIONS = {
+    "data": {"frames": 5, "height": 32, "width": 32, "held_out": 0.3, "workers": 1},
+    "text": {"max_tokens": 8, "width": 16, "steps": 3},
+    "latents": {
+        "batch_size": 3,
+        "clips_per_video": 2,
+        "flip": True,
+        "buckets": [{"frames": 5, "height": 32, "width": 32}, {"frames": 1, "height": 32, "width": 32}],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, vae):
+    """A run folder with seven shards and a VAE, and the latents of an undisturbed encoding on one process."""
+    folder = tmp_path_factory.mktemp("resume")
+    write_demo_videos(folder / "videos", 20, 9, 32, 8, seed=3, progress=False)
+    pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=3, workers=0))
+    vae.save_pretrained(folder / "vae")
+    (folder / "config.yaml").write_text(yaml.safe_dump({"run": str(folder), **SECTIONS}))
+    experiment = load_settings(Experiment, folder / "config.yaml")
+    assert isinstance(experiment.latents, LatentSettings)
+    videos = VideoSet(folder / "shards", experiment.data, "?")
+    encode_latents(
+        experiment.latents, experiment.text, experiment.data, videos, folder / "vae", folder / "undisturbed", seed=0
+    )
+    return folder
+
+
+def comparable(path: Path) -> bytes | dict:
+    """A file's bytes; of the manifest what does not say where and by which commit it was made."""
+    if path.name != "manifest.json":
+        return path.read_bytes()
+    return {name: value for name, value in json.loads(path.read_text()).items() if name != "code"}
+
+
+def test_an_encoding_killed_on_one_process_goes_on_with_two_and_ends_in_the_same_bytes(runs):
+    words = ["pipelines/encode_latents.py", "--config", str(runs / "config.yaml")]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *words], cwd=REPOSITORY, env=environment, start_new_session=True, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 240
+    while len(list((runs / "latents/shards").glob("*.json"))) < 2:
+        assert process.poll() is None, process.stderr.read().decode()[-2000:]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (runs / "latents/manifest.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in (runs / "latents/shards").glob("*.json")}
+    assert 2 <= len(before) < 7
+    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2", *words]
+    result = subprocess.run(
+        torchrun, cwd=REPOSITORY, env={**environment, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    names = {str(path.relative_to(runs / "undisturbed")) for path in (runs / "undisturbed").rglob("*.*")}
+    names -= {".lock", ".hashes.json", "speed.json", "stage.json"}
+    assert len([name for name in names if name.endswith(".tar")]) == 7
+    for name in names:
+        assert comparable(runs / "latents" / name) == comparable(runs / "undisturbed" / name), name
+    assert list((runs / "latents").rglob(".*.partial")) == []

@@ -1,0 +1,128 @@
+"""A training that stops goes on to the same weights: after a signal, on other numbers of ranks, sharded; or refuses."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from small import REPOSITORY
+from small_ldm import WEIGHTS, settings, train
+
+from ldm.experiment import Experiment
+from ldm.networks.conditioning import ConditioningSettings
+from ldm.train import train_ldm
+from odvae.running.errors import InputError
+from odvae.running.settings import load_settings
+
+
+def test_sigterm_saves_and_ends_and_the_same_command_ends_in_the_same_bits(ldm_run, tmp_path, monkeypatch):
+    expected = train(ldm_run, tmp_path / "whole", settings(optimization={"extra_ema_decays": (0.5,)}))
+    row = Accelerator.log
+
+    def log_and_be_evicted(self, values, step=None, **kwargs):
+        row(self, values, step=step, **kwargs)
+        if step == 3 and "loss" in values:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Accelerator, "log", log_and_be_evicted)
+    with pytest.raises(SystemExit) as stopped:
+        train(ldm_run, tmp_path / "ldm", settings(optimization={"extra_ema_decays": (0.5,)}))
+    monkeypatch.undo()
+    assert stopped.value.code == 143
+    assert (tmp_path / "ldm/checkpoints/step_00000003/state.json").is_file()
+    again = train(ldm_run, tmp_path / "ldm", settings(optimization={"extra_ema_decays": (0.5,)}))
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+    half = "ema_0.5/" + WEIGHTS
+    assert (tmp_path / "ldm" / half).read_bytes() == (tmp_path / "whole" / half).read_bytes()
+
+
+def test_a_run_goes_on_only_with_the_same_global_batch_and_says_what_else_differs(ldm_run, tmp_path):
+    train(ldm_run, tmp_path / "ldm", settings(steps=2))
+    for _ in range(2):  # a refused command leaves no trace that the next one takes for a finished run
+        with pytest.raises(InputError, match=r"4 samples a step \(1 ranks\), this run would go on with 8"):
+            train(ldm_run, tmp_path / "ldm", settings(steps=4, optimization={"accumulate": 2}))
+    with pytest.raises(InputError, match=r"ldm\.conditioning\.kind: was 'text', now 'none'"):
+        train(ldm_run, tmp_path / "ldm", settings(steps=4, conditioning=ConditioningSettings(kind="none")))
+
+
+def test_a_run_does_not_go_on_with_other_latents(ldm_run, tmp_path):
+    shutil.copytree(ldm_run / "latents", tmp_path / "latents")
+    train_ldm(settings(steps=2), ldm_run / "vae", tmp_path / "latents", tmp_path / "ldm", 0)
+    manifest = json.loads((tmp_path / "latents/manifest.json").read_text())
+    (tmp_path / "latents/manifest.json").write_text(json.dumps(manifest | {"train_entries": 99}))
+    with pytest.raises(InputError, match=r"latents\.train_entries: was \d+, now 99"):
+        train_ldm(settings(steps=2), ldm_run / "vae", tmp_path / "latents", tmp_path / "ldm", 0)
+
+
+CONFIG = """
+run: {run}
+data: {{frames: 9, height: 32, width: 32, held_out: 0.25, workers: 0}}
+ldm:
+  model: {{width: 32, depth: 2, heads: 2}}
+  optimization: {{steps: 6, batch_size: 4, optimizer: sgd, learning_rate: 2e-2, checkpoint_every: 2, log_every: 6}}
+"""
+
+
+def launch(ranks, folder, *overrides, sharded=False):
+    script = ["tests/support/launch_sharded.py"] if sharded else []
+    words = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks), *script]
+    words += ["pipelines/train_ldm.py", "--config", str(folder / "config.yaml"), *overrides]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    result = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return load_file(folder / "ldm" / WEIGHTS)
+
+
+def stop_at(folder, step):
+    """As if the run had been killed right after the checkpoint of this step."""
+    for checkpoint in (folder / "ldm/checkpoints").glob("step_*"):
+        if int(checkpoint.name[5:]) > step:
+            shutil.rmtree(checkpoint)
+    (folder / "ldm" / WEIGHTS).unlink()
+    (folder / "ldm/stage.json").unlink()
+
+
+def worst(a, b):
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.fixture(scope="module")
+def one_rank(ldm_run, tmp_path_factory):
+    """A whole run of one process: (its folder, its weights)."""
+    folder = tmp_path_factory.mktemp("one_rank")
+    for name in ("vae", "latents"):
+        shutil.copytree(ldm_run / name, folder / name)
+    (folder / "config.yaml").write_text(CONFIG.format(run=folder))
+    chosen = load_settings(Experiment, folder / "config.yaml").ldm
+    return folder, train(folder, folder / "ldm", chosen)
+
+
+def test_a_run_killed_on_one_rank_goes_on_on_two_to_the_same_weights(one_rank, tmp_path):
+    folder, expected = one_rank
+    shutil.copytree(folder, tmp_path / "run")
+    stop_at(tmp_path / "run", 4)
+    again = launch(2, tmp_path / "run", f"run={tmp_path / 'run'}", "ldm.optimization.batch_size=2")
+    assert json.loads((tmp_path / "run/ldm/checkpoints/step_00000006/state.json").read_text())["ranks"] == 2
+    assert worst(again, expected) < 1e-6
+
+
+def test_sharded_ranks_train_save_and_load_like_one_process(one_rank, tmp_path):
+    """With the optimiser that large runs use, whose one kernel updates all shards."""
+    folder, _ = one_rank
+    for name in ("vae", "latents"):
+        shutil.copytree(folder / name, tmp_path / name)
+    (tmp_path / "config.yaml").write_text(CONFIG.format(run=tmp_path).replace("sgd, learning_rate: 2e-2", "adamw"))
+    expected = train(tmp_path, tmp_path / "one_process", load_settings(Experiment, tmp_path / "config.yaml").ldm)
+    sharded = launch(2, tmp_path, "ldm.optimization.batch_size=2", sharded=True)
+    assert worst(sharded, expected) < 1e-6
+    stop_at(tmp_path, 4)
+    assert list((tmp_path / "ldm/checkpoints/step_00000004/pytorch_model_fsdp_0").glob("*.distcp"))
+    assert worst(launch(4, tmp_path, "ldm.optimization.batch_size=1", sharded=True), sharded) < 1e-6

@@ -1,0 +1,261 @@
+"""The diffusers pipeline: sizes, seeds, conditions, guidance, saving, loading and publishing, errors."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from huggingface_hub import ModelCard
+from test_dit import CLASSES, awake, make_dit, make_unet
+
+from ldm import TextToVideoPipeline
+from ldm.diffusion import ObjectiveSettings
+from ldm.networks.text_encoder import TextSettings, learn_text_encoder, load_text_encoder
+from ldm.sample import asked_requests
+from ldm.sampling.decode import PIECE, decode_in_pieces
+from ldm.sampling.schedulers import make_scheduler
+from odvae.per_frame import FrameVAE
+from odvae.running.errors import InputError
+from odvae.running.hashing import weights_fingerprint
+
+PROMPTS = ["a red circle moves left", "a blue square moves up", "a red square moves right"]
+STATISTICS = {"latents_mean": [0.1] * 4, "latents_std": [0.8] * 4}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("text")
+    learn_text_encoder(PROMPTS, TextSettings(max_tokens=8, width=16, steps=3), folder / "learned", seed=0)
+    return load_text_encoder(folder / "learned")
+
+
+def make_pipeline(vae, text=None, make=make_dit, objective=None, **settings):
+    objective = objective or ObjectiveSettings()
+    told = {"text_width": 16, "text_tokens": 8} if text else {"text_width": None}
+    network = awake(make(**{**told, **STATISTICS, "objective": objective.model_dump(mode="json"), **settings})).eval()
+    scheduler = make_scheduler("euler" if objective.prediction == "flow" else "ddim", objective)
+    parts = (text.model, text.tokenizer, text.name) if text else ()
+    made = TextToVideoPipeline(vae, network, scheduler, *parts)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pipeline(vae, text):
+    return make_pipeline(vae, text)
+
+
+def generate(pipeline, prompts, seeds, **options):
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return pipeline(prompts, generator=generators, **{"num_inference_steps": 2, **options}).frames
+
+
+def test_it_makes_videos_of_the_trained_size_and_of_any_asked_for(pipeline):
+    assert generate(pipeline, PROMPTS[:2], [0, 1]).shape == (2, 9, 32, 32, 3)
+    frames = generate(pipeline, PROMPTS[0], [0], num_frames=5, height=16, width=48, output_type="pt")
+    assert frames.shape == (1, 5, 3, 16, 48)
+    assert 0 <= frames.min() < frames.max() <= 1
+    assert generate(pipeline, PROMPTS[0], [0], output_type="latent").shape == (1, 4, 3, 4, 4)
+
+
+def test_a_video_is_the_same_to_the_last_bit_alone_and_among_others_in_any_order(pipeline):
+    alone = np.concatenate([generate(pipeline, PROMPTS[i], [i]) for i in range(3)])
+    assert np.array_equal(generate(pipeline, PROMPTS, [0, 1, 2]), alone)
+    assert np.array_equal(generate(pipeline, PROMPTS[::-1], [2, 1, 0])[::-1], alone)
+    assert np.abs(alone[0] - generate(pipeline, PROMPTS[0], [5])[0]).max() > 0.01
+
+
+def test_batches_of_several_differ_by_rounding_and_the_last_is_filled_up(pipeline):
+    alone, shapes = generate(pipeline, PROMPTS, [0, 1, 2]), []
+    seen = pipeline.transformer.register_forward_pre_hook(lambda _, inputs: shapes.append(len(inputs[0])))
+    together = generate(pipeline, PROMPTS, [0, 1, 2], batch_size=2)
+    seen.remove()
+    assert np.abs(together - alone).max() < 1e-4
+    assert set(shapes) == {4}  # two videos, each with and without its prompt
+
+
+def test_prompt_and_guidance_matter_and_guidance_1_is_the_plain_prediction(pipeline):
+    plain, guided = (generate(pipeline, PROMPTS[0], [0], guidance_scale=scale) for scale in (1.0, 4.0))
+    assert np.abs(plain - guided).max() > 1e-3
+    assert np.abs(plain - generate(pipeline, PROMPTS[1], [0], guidance_scale=1.0)).max() > 1e-3
+    same = generate(pipeline, PROMPTS[0], [0], guidance_scale=4.0, negative_prompt=PROMPTS[0])
+    assert np.abs(plain - same).max() < 1e-4  # v + s (v - v) = v
+    never = generate(pipeline, PROMPTS[0], [0], guidance_scale=4.0, guidance_interval=(0.0, 0.0))
+    assert np.array_equal(never, plain)
+    assert np.abs(generate(pipeline, PROMPTS[0], [0], guidance_scale=4.0, guidance_rescale=0.7) - guided).max() > 1e-4
+
+
+@pytest.mark.parametrize("make", [make_dit, make_unet])
+def test_class_labels_go_by_name_or_number_and_guidance_leads_away_from_no_class(vae, make):
+    pipeline = make_pipeline(vae, make=make, class_names=CLASSES)
+
+    def one(label, **options):
+        return generate(pipeline, None, [0], class_label=label, num_frames=5, **options)
+
+    assert np.array_equal(one("jump"), one(1))
+    assert np.abs(one("jump") - one("swim")).max() > 1e-3
+    assert np.abs(one("jump") - one("jump", guidance_scale=1.0)).max() > 1e-3
+    assert generate(pipeline, None, [0, 1], class_label=["run", 2]).shape[0] == 2
+    numbered = make_pipeline(vae, make=make, class_names=["10", "2"])
+    assert [numbered._class_number(label) for label in ("2", 2, "10", 0, "1")] == [1, 1, 0, 0, 1]
+    for unknown in ("fly", 3, -1):
+        with pytest.raises(InputError, match="is unknown; allowed are 0 to 2 or their names: run, jump, swim"):
+            one(unknown)
+
+
+def test_a_network_that_is_told_nothing_makes_as_many_videos_as_asked(vae):
+    pipeline = make_pipeline(vae)
+    assert generate(pipeline, None, [0, 1], num_videos=2).shape == (2, 9, 32, 32, 3)
+    with pytest.raises(InputError, match="prompt was given, but this network is not told one"):
+        generate(pipeline, PROMPTS[0], [0])
+
+
+def test_a_given_first_frame_is_the_videos_first_and_changes_the_others(vae, text):
+    pipeline = make_pipeline(vae, text, first_frame=True)
+    image = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(7)) * 2 - 1
+    latents = generate(pipeline, PROMPTS[0], [0], image=image, output_type="latent")
+    expected = (vae.encode(image[None, :, None]).latent_dist.mean - 0.1) / 0.8
+    assert torch.allclose(latents[:, :, :1], expected, atol=1e-6)
+    without = generate(pipeline, PROMPTS[0], [0], output_type="latent")
+    assert not torch.allclose(latents[:, :, 1:], without[:, :, 1:], atol=1e-2)
+    with pytest.raises(InputError, match=r"image 0 is \(3, 24, 32\), but the videos' first frames are \(3, 32, 32\)"):
+        generate(pipeline, PROMPTS[0], [0], image=image[:, :24])
+    with pytest.raises(InputError, match="not trained to take a first frame"):
+        generate(make_pipeline(vae, text), PROMPTS[0], [0], image=image)
+
+
+def test_an_image_vaes_latents_give_any_number_of_frames(image_vae):
+    vae = FrameVAE.from_config(image_vae.config)
+    vae.load_state_dict(image_vae.state_dict())
+    assert generate(make_pipeline(vae.eval()), None, [0], num_frames=6).shape == (1, 6, 32, 32, 3)
+
+
+def test_long_videos_are_decoded_in_pieces_that_equal_the_whole(vae):
+    latents = torch.randn(1, 4, 11, 2, 2, generator=torch.Generator().manual_seed(8))
+    sizes = []
+    seen = vae.decoder.register_forward_pre_hook(lambda _, inputs: sizes.append(inputs[0].shape[2]))
+    pieces = list(decode_in_pieces(vae, latents, [0.0] * 4, [1.0] * 4))
+    seen.remove()
+    assert sizes == [PIECE, PIECE, 3]
+    whole = vae.decode(latents).sample.clamp(-1, 1)
+    assert torch.allclose(torch.cat(pieces, dim=2), whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v", "x0"])
+def test_every_prediction_samples_with_its_schedulers_and_refuses_the_others(vae, prediction):
+    pipeline = make_pipeline(vae, objective=ObjectiveSettings(prediction=prediction))
+    made = generate(pipeline, None, [0])
+    pipeline.scheduler = make_scheduler("dpmsolver++", pipeline.objective)
+    assert np.abs(generate(pipeline, None, [0]) - made).max() > 0
+    pipeline.scheduler = DPMSolverMultistepScheduler()
+    with pytest.raises(InputError, match="does not fit what the network learned"):
+        generate(pipeline, None, [0])
+    pipeline.scheduler = make_scheduler("euler", ObjectiveSettings())
+    with pytest.raises(InputError, match=f"does not fit a network that predicts {prediction}"):
+        generate(pipeline, None, [0])
+
+
+def quiet(pipeline):
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def test_saved_and_loaded_by_either_class_it_gives_bit_identical_videos(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    expected = generate(pipeline, PROMPTS, [0, 1, 2])
+    again = quiet(TextToVideoPipeline.from_pretrained(tmp_path))
+    assert np.array_equal(generate(again, PROMPTS, [0, 1, 2]), expected)
+    foreign = quiet(DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True))
+    assert isinstance(foreign, TextToVideoPipeline)
+    assert np.array_equal(generate(foreign, PROMPTS, [0, 1, 2]), expected)
+
+
+def test_a_text_encoder_named_by_reference_is_loaded_when_needed_and_must_be_the_same(vae, text, tmp_path):
+    full = make_pipeline(vae, text)
+    bare = TextToVideoPipeline(
+        vae, full.transformer, full.scheduler, None, None, text.name, weights_fingerprint(text.model)
+    )
+    bare.save_pretrained(tmp_path)
+    assert not (tmp_path / "text_encoder").exists()
+    again = quiet(TextToVideoPipeline.from_pretrained(tmp_path))
+    assert np.array_equal(generate(again, PROMPTS[0], [0]), generate(full, PROMPTS[0], [0]))
+    again = TextToVideoPipeline.from_pretrained(tmp_path, text_sha256="0" * 64)
+    with pytest.raises(InputError, match="is another text encoder"):
+        generate(again, PROMPTS[0], [0])
+    again = TextToVideoPipeline.from_pretrained(tmp_path, text_encoder_name=None)
+    with pytest.raises(InputError, match="neither a text encoder nor the name of one"):
+        generate(again, PROMPTS[0], [0])
+
+
+def test_published_it_has_its_own_card_and_the_file_that_names_its_class(pipeline, monkeypatch):
+    uploaded = {}
+
+    def upload(repo_id, folder_path, **_):
+        uploaded.update({str(p.relative_to(folder_path)): p.read_text(errors="replace")
+                         for p in Path(folder_path).rglob("*") if p.is_file()})  # fmt: skip
+
+    class Repository:
+        repo_id = "me/videos"
+
+    monkeypatch.setattr("diffusers.utils.hub_utils.create_repo", lambda *_, **__: Repository)
+    monkeypatch.setattr("diffusers.utils.hub_utils.upload_folder", upload)
+    monkeypatch.setattr("diffusers.utils.hub_utils.load_or_create_model_card", lambda *_, **__: ModelCard("a card"))
+    monkeypatch.setattr("diffusers.utils.hub_utils.populate_model_card", lambda card: card)
+    pipeline.register_to_config(model_card="# What this is\n")
+    try:
+        pipeline.push_to_hub("me/videos")
+    finally:
+        pipeline.register_to_config(model_card=None)
+    assert uploaded["README.md"] == "# What this is\n"
+    assert "from ldm.pipeline import TextToVideoPipeline" in uploaded["pipeline.py"]
+    assert json.loads(uploaded["model_index.json"])["_class_name"] == ["pipeline", "TextToVideoPipeline"]
+    assert "transformer/config.json" in uploaded
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_frames": 8}, "4k\\+1, found 8; nearest: 5 or 9"),
+        ({"height": 20}, "height must be a multiple of 8, found 20"),
+        ({"height": 40}, "not multiples of patch_size"),
+        ({"output_type": "gif"}, "allowed are np, pt, latent"),
+        ({"class_label": "run"}, "class_label was given, but this network is not told one"),
+        ({"negative_prompt": ["a", "b"]}, "1 prompts need one negative_prompt or 1, found 2"),
+        ({"num_videos": 2}, "num_videos is for networks that are told nothing"),
+    ],
+)
+def test_what_it_cannot_make_is_an_error_that_says_what_it_can(pipeline, options, message):
+    with pytest.raises(InputError, match=message):
+        pipeline(PROMPTS[0], **options)
+
+
+def test_prompts_that_are_empty_or_too_long_are_errors_and_may_be_cut_as_in_training(pipeline):
+    for empty in ("", "   ", ["a red circle", ""]):
+        with pytest.raises(InputError, match="a prompt is empty"):
+            pipeline(empty)
+    long = "a red circle moves left " * 3
+    with pytest.raises(InputError, match="a prompt has 17 tokens, but the network was trained with 8"):
+        pipeline(long)
+    assert generate(pipeline, long, [0], truncate_prompts=True, output_type="latent").isfinite().all()
+
+
+def test_a_wrong_number_of_generators_is_an_error(pipeline):
+    with pytest.raises(InputError, match="2 videos need one generator or 2, found 1"):
+        pipeline(PROMPTS[:2], generator=[torch.Generator()])
+
+
+def test_parts_of_other_runs_are_refused(vae, text):
+    other = make_dit(latent_channels=8, text_width=16, text_tokens=8)
+    with pytest.raises(InputError, match="the VAE has 4 latent channels, the network was trained on 8"):
+        TextToVideoPipeline(vae, other, make_scheduler("euler", ObjectiveSettings()), text.model, text.tokenizer)
+    with pytest.raises(InputError, match="DDIMScheduler does not fit a network that predicts flow"):
+        TextToVideoPipeline(vae, make_dit(), DDIMScheduler(), text.model, text.tokenizer)
+
+
+def test_every_prompt_has_a_file_of_its_own():
+    prompts = ["a red circle", "A red circle!", "一只猫在跑步", "一只狗在游泳", "x" * 80, "x" * 81]
+    files = [request.file for request in asked_requests(prompts, [], seed=3)]
+    assert files[0] == "a-red-circle_seed3.mp4"
+    assert len(set(files)) == len(prompts)

@@ -1,0 +1,58 @@
+"""The VAE's evaluation: what a reconstruction depends on, and which ways a model can go."""
+
+import pytest
+import torch
+
+from ldm.demo.videos import write_demo_videos
+from odvae import ODVAE
+from odvae.clips.clip import DataSettings, VideoSet
+from odvae.evaluate import Evaluation, ReconstructionSettings, compare_ways
+from odvae.shards.packing import pack_folder
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evaluation")
+    write_demo_videos(folder / "videos", count=8, frames=9, size=32, fps=8, seed=0, progress=False)
+    pack_folder(folder / "videos", folder / "shards")
+    data = DataSettings(frames=9, height=32, width=32, held_out=0.4)
+    return VideoSet(folder / "shards", data, "unused").held_out[:2], data
+
+
+def evaluation(vae, data=None, **settings):
+    data = data or DataSettings(frames=9, height=32, width=32)
+    return Evaluation(ReconstructionSettings(lpips=None, tile_frames=5, **settings), data, vae, seed=0)
+
+
+@torch.no_grad()
+def test_a_sampled_reconstruction_follows_from_seed_and_clip_number(vae):
+    torch.manual_seed(0)
+    video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
+    sampling = evaluation(vae, latents="sample")
+    first, again, other = (sampling.reconstruct(video, [number])[0] for number in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    together = sampling.reconstruct(torch.cat([video, video]), [3, 4])[0]
+    assert torch.allclose(together, torch.cat([first, other]), atol=1e-5)
+    mean = evaluation(vae).reconstruct(video, [3])[0]
+    assert not torch.equal(first, mean)
+    assert mean.abs().max() <= 1
+
+
+def test_streamed_equals_whole_and_tiled_does_not(vae, samples, tmp_path):
+    clips, data = samples
+    ways = compare_ways(evaluation(vae, data), clips, tmp_path)
+    assert ways["streamed"]["difference"] < 1e-4
+    assert ways["tiled"]["difference"] > 1e-3
+    assert ways["whole"]["psnr"] == pytest.approx(ways["streamed"]["psnr"], abs=1e-3)
+    assert all(way["encode_frames_per_second"] > 0 for way in ways.values())
+    assert (tmp_path / "reconstructions.png").is_file()
+    assert not vae.use_tiling
+
+
+def test_a_model_that_needs_the_whole_clip_says_so_in_place_of_a_number(image_vae, samples, tmp_path):
+    clips, data = samples
+    leaky = ODVAE.from_image_vae(image_vae, norm="clip").eval()
+    ways = compare_ways(evaluation(leaky, data), clips, tmp_path)
+    assert "needs the whole clip" in ways["streamed"]["not measured"]
+    assert ways["tiled"]["psnr"] > 0

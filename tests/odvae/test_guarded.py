@@ -1,0 +1,135 @@
+"""Workers that crash, hang or eat memory cost one result each; the share of failures ends a run."""
+
+import ctypes
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from odvae.clips import loader as clip_loader
+from odvae.clips.clip import DataSettings, VideoSet, load_clip
+from odvae.clips.dataset import ClipDataset
+from odvae.clips.loader import each_clip, endless_loader
+from odvae.clips.sampling import StepSampler
+from odvae.running.errors import InputError
+from odvae.running.worker_pool import Failure, Failures, GuardedPool
+from odvae.shards.packing import PackingSettings, pack_folder
+from odvae.video.files import write_video
+
+
+def misbehave(task):
+    if task == "crash":
+        ctypes.string_at(0)
+    if task == "hang":
+        ctypes.PyDLL(None).sleep(60)  # in C and holding Python's lock, as a stuck decoder does
+    if task == "eat memory":
+        return len(bytearray(2**30))
+    if task == "bad input":
+        raise InputError("x.mp4: is no video")
+    if task == "bug":
+        raise ZeroDivisionError("a bug of ours")
+    return task
+
+
+def test_a_crash_a_hang_and_a_glutton_cost_one_result_each_and_order_is_kept():
+    tasks = [0, "crash", 1, "hang", 2, "eat memory", "bad input", 3]
+    begin = time.monotonic()
+    with GuardedPool(misbehave, workers=2, seconds=0.5, memory_gib=0.25) as pool:
+        results = list(pool.map(tasks, ahead=8))
+    assert time.monotonic() - begin < 20
+    assert [result for result in results if not isinstance(result, Failure)] == [0, 1, 2, 3]
+    reasons = [result.reason for result in results if isinstance(result, Failure)]
+    assert reasons == [
+        "crashed its process (SIGSEGV)",
+        "took longer than 0.5 s",
+        "needs more than 0.25 GiB of memory",
+        "x.mp4: is no video",
+    ]
+
+
+def test_a_bug_is_raised_with_its_trace_and_not_taken_for_bad_input():
+    with GuardedPool(misbehave, workers=1, seconds=5) as pool, pytest.raises(RuntimeError, match="a bug of ours"):
+        pool.result(pool.submit("bug"))
+
+
+def test_the_same_failure_is_counted_once_and_too_many_end_the_run_with_their_names(capsys):
+    failures = Failures(total=10, share=0.2, what="videos")
+    for name in ("a.mp4", "a.mp4", "b.mp4"):
+        failures.add(name, "broken")
+    assert "left out: b.mp4: broken (2 of 10 videos so far)" in capsys.readouterr().err
+    with pytest.raises(
+        InputError, match=r"3 of 10 videos could not be used.*0\.2 that may fail:\n  a\.mp4: .*\n.*\n  c\.mp4: "
+    ):
+        failures.add("c.mp4", "broken too")
+
+
+DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=2, failures_allowed=0.2, decode_seconds=2)
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Ten videos, each of one grey of its own."""
+    folder = tmp_path_factory.mktemp("grey")
+    (folder / "videos").mkdir()
+    for i in range(14):
+        write_video(folder / "videos" / f"{i}.mp4", np.full((6, 32, 32, 3), 20 + 15 * i, np.uint8), 8)
+    pack_folder(folder / "videos", folder / "shards", PackingSettings(workers=0))
+    return VideoSet(folder / "shards", DATA, "?")
+
+
+class Deadly(ClipDataset):
+    """Kills the process that decodes certain videos."""
+
+    deadly: frozenset = frozenset()
+
+    def clip_of(self, sample, number):
+        if sample.key in self.deadly:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().clip_of(sample, number)
+
+
+def batches(dataset, workers, steps=4):
+    loader = endless_loader(dataset, StepSampler(5, 1, 0, 1, 0), workers)
+    return torch.stack([next(loader)["video"] for _ in range(steps)]).flatten(0, 1)
+
+
+def test_training_goes_on_with_another_clip_where_one_kills_its_decoder(videos, capsys):
+    dataset = Deadly(videos.train, DATA, seed=0)
+    healthy = batches(dataset, workers=2)
+    dataset.deadly = {dataset.source(3, 0).key}
+    hurt, again = batches(dataset, workers=2), batches(dataset, workers=1)
+    assert torch.equal(hurt, again)  # what takes its place follows from the sample's number too
+    changed = [n for n in range(20) if not torch.equal(hurt[n], healthy[n])]
+    assert changed == [n for n in range(20) if dataset.source(n, 0).key in dataset.deadly]
+    errors = capsys.readouterr().err
+    assert errors.count("left out: ") == 2  # once a loader
+    assert f"{dataset.source(3, 0).name}: crashed its process (SIGSEGV) (1 of {len(videos.train)} training" in errors
+
+
+def test_training_ends_past_the_share_of_failures(videos):
+    dataset = Deadly(videos.train, DATA, seed=0)
+    dataset.deadly = {sample.key for sample in videos.train[:4]}
+    with pytest.raises(InputError, match=r"of 1?[0-9] training videos could not be used"):
+        batches(dataset, workers=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_clips_for_validation_come_in_order_without_those_that_cannot_be_decoded(videos, workers, monkeypatch, capsys):
+    broken = videos.samples[2].key
+
+    def load(sample, data):
+        if sample.key == broken:
+            raise InputError(f"{sample.name}: ends before frame 3")
+        return load_clip(sample, data)
+
+    monkeypatch.setattr(clip_loader, "load_clip", load)
+    data = DATA.model_copy(update={"workers": workers})
+    found = [(place, clip.clone()) for place, clip in each_clip(videos.samples, data, len(videos.samples))]
+    assert [place for place, _ in found] == [place for place in range(len(videos.samples)) if place != 2]
+    clips = [clip for _, clip in found]
+    expected = [load_clip(sample, DATA) for sample in videos.samples if sample.key != broken]
+    assert torch.equal(torch.stack(clips), torch.stack(expected))
+    assert f"ends before frame 3 (1 of {len(videos.samples)} videos so far)" in capsys.readouterr().err

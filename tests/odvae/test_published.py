@@ -1,0 +1,297 @@
+"""Loading of Open-Sora-Plan's published checkpoints: golden values, every container, and what is refused."""
+
+import ast
+import os
+import runpy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import relative_error
+from torch import Tensor
+
+from odvae import ODVAE
+from odvae.opensora_plan import infer_settings, published_names, rename_tensors
+from odvae.running.errors import InputError
+
+RESAMPLING = {"v1.2.0": "joint", "v1.1.0": "separate"}
+
+
+@pytest.fixture(scope="module", params=RESAMPLING)
+def original(request) -> ODVAE:
+    """A small model with the published function, in which every tensor matters."""
+    torch.manual_seed(0)
+    vae = ODVAE(
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=1,
+        norm="clip",
+        temporal_upsample="trilinear",
+        temporal_resampling=RESAMPLING[request.param],
+    )
+    for parameter in vae.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return vae.eval()
+
+
+def as_published(vae: ODVAE) -> dict[str, Tensor]:
+    own = vae.state_dict()
+    return {
+        published: own[name].reshape(shape).contiguous() for name, (published, shape) in published_names(vae).items()
+    }
+
+
+def assert_same(vae: ODVAE, original: ODVAE) -> None:
+    assert dict(vae.config)["temporal_resampling"] == original.config.temporal_resampling
+    ours, theirs = vae.state_dict(), original.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    with torch.no_grad():
+        latents = vae.encode(video).latent_dist.mean
+        torch.testing.assert_close(latents, original.encode(video).latent_dist.mean, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(vae.decode(latents).sample, original.decode(latents).sample, rtol=1e-5, atol=1e-5)
+
+
+# --- golden values of the original implementation
+
+
+def checkpoint_from_keys(keys, folder) -> str:
+    state = runpy.run_path(str(keys.parent / "state_from_keys.py"))["state"](keys)
+    torch.save(state, folder / "checkpoint.pt")
+    return folder / "checkpoint.pt"
+
+
+@pytest.mark.parametrize(
+    ("keys", "golden", "group"),
+    [
+        ("small_v120_keys.txt", "v120_1x1x64x64", None),
+        ("small_v120_keys.txt", "v120_1x9x64x64", None),
+        ("small_v120_keys.txt", "v120_1x17x64x64_tiled9", 9),
+        ("small_v110_keys.txt", "v110_1x9x64x64", None),
+    ],
+)
+def test_the_published_function_gives_the_original_values(shared, tmp_path, keys, golden, group):
+    vae = ODVAE.from_opensora_plan(checkpoint_from_keys(shared / "reference" / keys, tmp_path))
+    values = load_file(shared / "reference" / f"{golden}.safetensors")
+    if group is not None:
+        vae.enable_tiling(tile_sample_min_num_frames=group)
+    with torch.no_grad():
+        posterior = vae.encode(values["input"]).latent_dist
+        assert relative_error(posterior.mean, values["mean"]) < 1e-4
+        assert relative_error(posterior.logvar, values["logvar"]) < 1e-4
+        assert relative_error(vae.decode(values["mean"]).sample, values["rec"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("keys", "widths", "parameters"),
+    [
+        ("released_v120_keys.txt", (128, 256, 512, 512), 239_189_991),
+        ("released_v110_keys.txt", (128, 256, 512, 512), None),
+        ("small_v110_keys.txt", (32, 64, 128, 128), None),
+    ],
+)
+def test_every_tensor_of_a_released_checkpoint_finds_its_place(shared, keys, widths, parameters):
+    rows = [line.split("\t") for line in (shared / "reference" / keys).read_text().splitlines()]
+    state = {name: torch.empty(ast.literal_eval(shape), device="meta") for name, shape, _ in rows}
+    with torch.device("meta"):
+        vae = ODVAE(**infer_settings(state, keys))
+    assert vae.config.block_out_channels == widths
+    vae.load_state_dict(rename_tensors(state, vae, keys), assign=True)
+    assert {published for published, _ in published_names(vae).values()} == state.keys()
+    count = sum(parameter.numel() for parameter in vae.parameters())
+    assert count == sum(tensor.numel() for tensor in state.values())
+    assert parameters in (None, count)
+
+
+# --- names
+
+
+def test_some_tensors_under_their_published_names():
+    with torch.device("meta"):
+        joint, separate = (published_names(ODVAE(temporal_resampling=way)) for way in ("joint", "separate"))
+    assert len(joint) == 248
+    assert len(separate) == 260
+    shared_names = {
+        "encoder.conv_in.weight": ("encoder.conv_in.weight", (128, 3, 3, 3)),
+        "encoder.down_blocks.0.downsamplers.0.conv.bias": ("encoder.down.0.downsample.conv.bias", (128,)),
+        "encoder.down_blocks.2.resnets.0.conv_shortcut.weight": (
+            "encoder.down.2.block.0.nin_shortcut.conv.weight", (512, 256, 1, 1, 1)),
+        "decoder.mid_block.attentions.0.to_q.weight": ("decoder.mid.attn_1.q.conv.weight", (512, 512, 1, 1, 1)),
+        "decoder.up_blocks.2.upsamplers.0.conv.weight": ("decoder.up.1.upsample.conv.conv.weight", (256, 256, 1, 3, 3)),
+        "decoder.up_blocks.3.resnets.2.norm2.weight": ("decoder.up.0.block.2.norm2.weight", (128,)),
+    }  # fmt: skip
+    assert joint.items() >= shared_names.items()
+    assert separate.items() >= shared_names.items()
+    assert joint["encoder.down_blocks.1.downsamplers.0.conv.weight"] == (
+        "encoder.down.1.downsample.conv.conv.weight", (256, 256, 3, 3, 3))  # fmt: skip
+    assert separate["encoder.down_blocks.1.downsamplers.1.conv.weight"] == (
+        "encoder.down.1.time_downsample.conv.weight", (256, 256, 3, 3, 3))  # fmt: skip
+    assert separate["decoder.up_blocks.0.upsamplers.1.mix_factor"] == ("decoder.up.3.time_upsample.mix_factor", (1,))
+
+
+# --- containers
+
+
+def other(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor + 1 for name, tensor in state.items()}
+
+
+def with_loss(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {**state, "loss.discriminator.weight": torch.ones(3)}
+
+
+CHECKPOINTS = {
+    "training, averaged weights first": lambda state: {
+        "epoch": 1,
+        "optimizer_state": {"state": {0: {"step": torch.ones(1)}}, "param_groups": [{"lr": 1e-5}]},
+        "state_dict": {"gen_model": other(state), "dics_model": {"weight": torch.ones(2)}},
+        "ema_state_dict": {f"module.{name}": tensor for name, tensor in state.items()},
+        "scaler_state": {},
+    },
+    "training, no averages": lambda state: {"state_dict": {"gen_model": state, "dics_model": {}}, "ema_state_dict": {}},
+    "state_dict alone, loss beside it": lambda state: {"state_dict": with_loss(state)},
+    "plain": lambda state: state,
+}
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".pt"])
+@pytest.mark.parametrize("container", CHECKPOINTS)
+def test_a_pytorch_checkpoint_loads_in_every_container(original, tmp_path, container, suffix):
+    torch.save(CHECKPOINTS[container](as_published(original)), tmp_path / f"model{suffix}")
+    assert_same(ODVAE.from_opensora_plan(tmp_path / f"model{suffix}"), original)
+
+
+def test_a_checkpoint_in_the_old_file_format_loads(original, tmp_path):
+    torch.save(as_published(original), tmp_path / "model.pt", _use_new_zipfile_serialization=False)
+    assert_same(ODVAE.from_opensora_plan(str(tmp_path / "model.pt")), original)
+
+
+@pytest.mark.parametrize("config", [None, '{"_class_name": "CausalVAEModel", "hidden_size": 32}'])
+def test_a_folder_with_safetensors_loads_and_loss_tensors_are_left_out(original, tmp_path, config):
+    save_file(with_loss(as_published(original)), tmp_path / "diffusion_pytorch_model.safetensors")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    assert_same(ODVAE.from_opensora_plan(tmp_path), original)
+    assert_same(ODVAE.from_opensora_plan(tmp_path / "diffusion_pytorch_model.safetensors"), original)
+
+
+def test_half_precision_weights_become_float32(original, tmp_path):
+    save_file({name: tensor.bfloat16() for name, tensor in as_published(original).items()}, tmp_path / "a.safetensors")
+    vae = ODVAE.from_opensora_plan(tmp_path)
+    assert {parameter.dtype for parameter in vae.parameters()} == {torch.float32}
+
+
+def test_a_published_model_saves_and_loads_as_a_diffusers_folder(original, tmp_path):
+    torch.save(as_published(original), tmp_path / "model.pt")
+    ODVAE.from_opensora_plan(tmp_path / "model.pt").save_pretrained(tmp_path / "vae")
+    again = ODVAE.from_pretrained(tmp_path / "vae")
+    assert (again.config.norm, again.config.temporal_upsample) == ("clip", "trilinear")
+    assert_same(again, original)
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("encoder.mid.attn_1.q.conv.bias"), "missing tensors encoder.mid.attn_1.q.conv.bias;"),
+        (lambda state: state.pop("post_quant_conv.conv.bias"), "post_quant_conv.conv.bias is missing"),
+        (lambda state: state.update({"encoder.other": torch.ones(1)}), "not expected encoder.other"),
+        (
+            lambda state: state.update({"encoder.conv_out.conv.bias": torch.ones(7)}),
+            r"encoder.conv_out.conv.bias has shape \(7,\), the model needs \(8,\)",
+        ),
+        (  # as many numbers, in another shape
+            lambda state: state.update({"quant_conv.conv.weight": torch.ones(8, 8)}),
+            r"quant_conv.conv.weight has shape \(8, 8\), the model needs \(8, 8, 1, 1, 1\)",
+        ),
+    ],
+)
+def test_a_missing_extra_or_misshapen_tensor_is_named(original, tmp_path, change, message):
+    state = as_published(original)
+    change(state)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(InputError, match=message):
+        ODVAE.from_opensora_plan(tmp_path / "model.pt")
+
+
+class Malicious:
+    def __init__(self, target) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.target),)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_with_code_is_refused_and_does_not_run(tmp_path, zipped):
+    code = {"ema_state_dict": Malicious(tmp_path / "it ran")}
+    torch.save(code, tmp_path / "model.ckpt", _use_new_zipfile_serialization=zipped)
+    with pytest.raises(InputError, match=r"model.ckpt holds a Python object \(\w+.mkdir\).*refused"):
+        ODVAE.from_opensora_plan(tmp_path / "model.ckpt")
+    assert not (tmp_path / "it ran").exists()
+
+
+def test_files_that_are_not_checkpoints_are_errors(tmp_path):
+    with pytest.raises(InputError, match="does not exist"):
+        ODVAE.from_opensora_plan(tmp_path / "nothing.pt")
+    with pytest.raises(InputError, match=r"must hold one \.safetensors, \.ckpt, \.pt or \.pth file, found none"):
+        ODVAE.from_opensora_plan(tmp_path)
+    for name in ("a.pt", "b.safetensors", "c.txt"):
+        (tmp_path / name).write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match=r"a\.pt cannot be read as a PyTorch checkpoint"):
+        ODVAE.from_opensora_plan(tmp_path / "a.pt")
+    with pytest.raises(InputError, match=r"b\.safetensors is not a whole safetensors file"):
+        ODVAE.from_opensora_plan(tmp_path / "b.safetensors")
+    with pytest.raises(InputError, match="a checkpoint ends in"):
+        ODVAE.from_opensora_plan(tmp_path / "c.txt")
+    with pytest.raises(InputError, match=r"found a\.pt, b\.safetensors"):
+        ODVAE.from_opensora_plan(tmp_path)
+
+
+def test_a_truncated_checkpoint_is_an_error(tmp_path):
+    torch.save({"weight": torch.ones(1000)}, tmp_path / "model.pt")
+    (tmp_path / "model.pt").write_bytes((tmp_path / "model.pt").read_bytes()[:2000])
+    with pytest.raises(InputError, match=r"model\.pt cannot be read"):
+        ODVAE.from_opensora_plan(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3, "model": "x"}, [torch.ones(1)], {"ema_state_dict": torch.ones(1)}])
+def test_a_checkpoint_without_weights_is_an_error(tmp_path, content):
+    torch.save(content, tmp_path / "model.pt")
+    with pytest.raises(InputError, match="holds no weights"):
+        ODVAE.from_opensora_plan(tmp_path / "model.pt")
+
+
+def test_an_own_folder_is_an_error_that_says_how_to_load_it(vae, tmp_path):
+    vae.save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"ODVAE\.from_pretrained"):
+        ODVAE.from_opensora_plan(tmp_path)
+
+
+# --- time by its own layers (v1.1.0) is causal and streams like the rest
+
+
+def test_separate_time_layers_stream_exactly_in_the_causal_mode():
+    torch.manual_seed(0)
+    vae = ODVAE((8, 16, 16, 16), layers_per_block=1, norm_num_groups=4, temporal_resampling="separate").eval()
+    video = torch.rand(1, 3, 13, 16, 16) * 2 - 1
+    with torch.no_grad():
+        whole = vae.encode(video).latent_dist.mean
+        assert whole.shape == (1, 4, 4, 2, 2)
+        parts = vae.encode_stream(video.split([2, 5, 6], dim=2))
+        assert relative_error(torch.cat([part.mean for part in parts], dim=2), whole) < 1e-5
+        pieces = vae.decode_stream(whole.split([1, 2, 1], dim=2))
+        assert relative_error(torch.cat(list(pieces), dim=2), vae.decode(whole).sample) < 1e-5
+
+
+def test_separate_time_layers_do_not_see_later_frames():
+    torch.manual_seed(0)
+    vae = ODVAE((8, 16, 16, 16), layers_per_block=1, norm_num_groups=4, temporal_resampling="separate").eval()
+    video = (torch.rand(1, 3, 9, 16, 16) * 2 - 1).requires_grad_()
+    latents = vae.encode(video).latent_dist.mean
+    for i in range(3):
+        (grad,) = torch.autograd.grad(latents[:, :, i].sum(), video, retain_graph=True)
+        assert grad[:, :, 4 * i + 1 :].abs().sum() == 0
+        assert grad[:, :, : 4 * i + 1].abs().sum() > 0

@@ -1,0 +1,117 @@
+"""Settings: strict, explained, and every shipped file loads."""
+
+import pytest
+import yaml
+from accelerate.commands.config.config_args import load_config_from_file
+from small import REPOSITORY
+
+from ldm.experiment import Experiment
+from ldm.study.plan import IMAGE, StudySettings, generator_run, vae_runs
+from ldm.study.runner import record_experiment
+from odvae.running.errors import InputError
+from odvae.running.settings import load_settings, read_yaml, settings_help
+
+LAUNCHES = sorted((REPOSITORY / "configs/accelerate").glob("*.yaml"))
+STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
+CONFIGS = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - {*LAUNCHES, *STUDIES})
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_opens_with_its_purpose_and_command_and_survives_a_round_trip(path, tmp_path):
+    experiment = load_settings(Experiment, path)
+    header = [line for line in path.read_text().splitlines()[:6] if line.startswith("#")]
+    assert len(header) >= 3, "a config opens with purpose, command, cost and the number to expect"
+    assert any("accelerate launch" in line or "make demo" in line for line in header)
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(experiment.model_dump(mode="json")))
+    assert load_settings(Experiment, tmp_path / "again.yaml") == experiment
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_study_loads_and_so_does_the_experiment_of_each_of_its_runs(path, tmp_path):
+    study = load_settings(StudySettings, path)
+    assert "python tools/compression_study.py configs/study/" in path.read_text()
+    runs = vae_runs(study)
+    for generator in study.generators:
+        for vae in (IMAGE, study.main_vae):
+            runs += [generator_run(study, generator, vae, "steps"), generator_run(study, generator, vae, "time", 7)]
+    assert len({run.experiment.run for run in runs}) == len({run.name for run in runs}) == len(runs)
+    for run in runs:
+        record_experiment(tmp_path / f"{run.name}.yaml", run)
+        assert load_settings(Experiment, tmp_path / f"{run.name}.yaml") == run.experiment
+
+
+@pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)
+def test_every_launch_config_is_one_that_accelerate_takes(path):
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    assert config.num_processes > 1
+    assert config.use_cpu == path.stem.startswith("cpu")
+    assert (config.fsdp_config.get("fsdp_version") == 2) == path.stem.startswith("fsdp2")
+    command = path.read_text().split("accelerate launch --config_file ")[1].splitlines()[0].split()
+    assert command[0] == str(path.relative_to(REPOSITORY))
+    assert (REPOSITORY / command[-1]).is_file()
+
+
+def load(tmp_path, text, *overrides):
+    (tmp_path / "x.yaml").write_text(text)
+    return load_settings(Experiment, tmp_path / "x.yaml", overrides)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("data: {frame: 17}", r"x\.yaml:\n  data\.frame: unknown key; did you mean frames\? allowed: shards, "),
+        ("vae: {video_phase: {stepz: 3}}", r"vae\.video_phase\.stepz: unknown key; did you mean steps"),
+        ("seed: one", r"seed: found 'one'"),
+        ("seed: true", r"seed: found True"),
+        ("ldm: {optimization: {learning_rate: fast}}", r"ldm\.optimization\.learning_rate: found 'fast'"),
+        ("data: {frames: 16}", r"data\.frames: frames must be 4k\+1, found 16; nearest: 13 or 17"),
+        ("data: {height: 50}", r"data\.height: found 50; .*multiple of 8"),
+        ("reconstruction: {tile_frames: 10}", r"reconstruction\.tile_frames: frames must be 4k\+1, found 10"),
+        ("vae: {image_phase: {precision: bf16}}", "image_phase.precision and video_phase.precision must be the same"),
+        ("vae: {init: random}", "init=random begins from nothing; set to null: image_phase"),
+        ("vae: {model: {block_out_channels: [16, 20, 32, 32], norm_num_groups: 8}}", "8 does not divide"),
+        ("ldm: {model: {width: 100, heads: 3}}", "width / heads must be even"),
+        ("tracker: mlflow", "'none', 'wandb' or 'tensorboard'"),
+        ("seed: 1\nseed: 2", "key given twice: seed"),
+        ("seed: [1", "not valid YAML"),
+        ("just words", "expected sections"),
+    ],
+)
+def test_bad_settings_are_errors_that_name_file_key_and_what_is_allowed(tmp_path, text, message):
+    with pytest.raises(InputError, match=message) as error:
+        load(tmp_path, text)
+    assert "x.yaml" in str(error.value)
+
+
+def test_numbers_and_words_mean_what_they_look_like():
+    assert read_yaml("[1e-4, 2E3, .5, 3, yes, no, true, 2024-01-01]", "x") == [
+        1e-4, 2e3, 0.5, 3, "yes", "no", True, "2024-01-01",
+    ]  # fmt: skip
+
+
+def test_overrides_reach_any_depth_and_are_checked(tmp_path):
+    assert load(tmp_path, "seed: 1", "vae.loss.kl=1e-3", "run=runs/x").vae.loss.kl == 1e-3
+    with pytest.raises(InputError, match=r"vae\.loss\.klx: unknown key"):
+        load(tmp_path, "seed: 1", "vae.loss.klx=1")
+    with pytest.raises(InputError, match=r"expected section\.key=value"):
+        load(tmp_path, "seed: 1", "vae.loss.kl")
+    with pytest.raises(InputError, match="is a value, not a section"):
+        load(tmp_path, "seed: 1", "seed.x=1")
+
+
+def test_settings_cannot_be_changed_after_loading(tmp_path):
+    with pytest.raises(ValueError, match="frozen"):
+        load(tmp_path, "seed: 1").seed = 2
+
+
+def leaves(kind, prefix=""):
+    for name, field in kind.model_fields.items():
+        inner = getattr(field.annotation, "model_fields", None)
+        yield from leaves(field.annotation, f"{prefix}{name}.") if inner else [(f"{prefix}{name}", field)]
+
+
+def test_help_shows_every_key_with_a_meaning():
+    text = settings_help(Experiment)
+    for dotted, field in leaves(Experiment):
+        assert dotted in text
+        assert field.description, f"{dotted} has no meaning"

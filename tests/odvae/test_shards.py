@@ -1,0 +1,339 @@
+"""Packing and reading shards: layout, captions, what is skipped, and files that are not what they should be."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import webdataset as wds
+from PIL import Image
+from small import REPOSITORY
+
+from odvae.clips.clip import DataSettings, VideoSet, is_held_out, load_clip
+from odvae.running.errors import InputError
+from odvae.running.folder_lock import sole_writer
+from odvae.shards import packing
+from odvae.shards.packing import PackingSettings, pack_folder
+from odvae.shards.report import describe
+from odvae.shards.tars import index_shards, list_shards, shard_writer
+from odvae.video.files import VideoError, decode, examine, read_frames, write_video
+
+
+def moving_square(frames=9, seed=0):
+    video = np.full((frames, 32, 32, 3), 40, np.uint8)
+    for i in range(frames):
+        video[i, 8:20, i : i + 10] = (200, 20 + 10 * seed, 30)
+    return video
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Three good videos, one in a sub-folder with the same name as another, and four files that are no videos."""
+    folder = tmp_path / "source"
+    (folder / "sub").mkdir(parents=True)
+    for seed, name in enumerate(["a.mp4", "b.mp4", "sub/a.mp4"]):
+        write_video(folder / name, moving_square(9, seed), 8)
+        (folder / name).with_suffix(".txt").write_text(f"square {seed}\n")
+    whole = (folder / "a.mp4").read_bytes()
+    (folder / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "song.mp4").write_bytes(b"ID3\x03" + bytes(range(256)) * 20)
+    shutil.copy(folder / "b.mp4", folder / "copy_of_b.mp4")
+    return folder
+
+
+def test_every_readable_video_is_packed_and_every_other_is_named(source, tmp_path):
+    report = pack_folder(source, tmp_path / "out", PackingSettings(samples_per_shard=2, workers=2))
+    assert (report.videos, report.shards, report.frames) == (3, 2, 27)
+    assert set(report.rejected) == {"cut.mp4", "empty.mp4", "song.mp4", "copy_of_b.mp4"}
+    assert "0 bytes" in report.rejected["empty.mp4"]
+    assert "same bytes as b.mp4" in report.rejected["copy_of_b.mp4"]
+    assert json.loads((tmp_path / "out/packing.json").read_text())["rejected"] == report.rejected
+
+
+def test_shards_have_video2datasets_layout_and_the_files_own_bytes(source, tmp_path):
+    pack_folder(source, tmp_path / "out")
+    with tarfile.open(tmp_path / "out/00000.tar") as tar:
+        names = tar.getnames()
+    samples = index_shards(list_shards(tmp_path / "out", "?"))
+    assert sorted(names) == sorted(f"{sample.key}.{ext}" for sample in samples for ext in ("mp4", "txt", "json"))
+    by_source = {sample.read_json()["source"]: sample for sample in samples}
+    assert by_source["sub/a.mp4"].read("mp4") == (source / "sub/a.mp4").read_bytes()
+    assert by_source["sub/a.mp4"].read_text() == "square 2"
+    about = by_source["a.mp4"].read_json()
+    assert (about["frames"], about["height"], about["width"], about["fps"]) == (9, 32, 32, 8.0)
+
+
+def test_the_same_input_gives_the_same_bytes(source, tmp_path):
+    for out in ("one", "two"):
+        pack_folder(source, tmp_path / out)
+    assert (tmp_path / "one/00000.tar").read_bytes() == (tmp_path / "two/00000.tar").read_bytes()
+
+
+@pytest.mark.parametrize("table", ["metadata.jsonl", "captions.csv"])
+def test_captions_come_from_a_table_where_there_is_one(source, tmp_path, table):
+    if table == "captions.csv":
+        (source / table).write_text('path,text\na.mp4,"from, the table"\nsub/a.mp4,deep\n')
+    else:
+        rows = [{"file_name": "a.mp4", "text": "from, the table"}, {"file_name": "sub/a.mp4", "text": "deep"}]
+        (source / table).write_text("\n".join(map(json.dumps, rows)))
+    report = pack_folder(source, tmp_path / "out")
+    texts = {s.read_json()["source"]: s.read_text() for s in index_shards(list_shards(tmp_path / "out", "?"))}
+    assert texts == {"a.mp4": "from, the table", "sub/a.mp4": "deep", "b.mp4": ""}
+    assert report.without_caption == 1
+
+
+def test_a_caption_table_without_the_right_columns_is_an_error(source, tmp_path):
+    (source / "captions.csv").write_text("name,words\na.mp4,x\n")
+    with pytest.raises(InputError, match=r"captions\.csv, row 1: needs a file column .* found name, words"):
+        pack_folder(source, tmp_path / "out")
+
+
+def test_packing_what_is_packed_already_gives_the_same_report_at_once(source, tmp_path):
+    report = pack_folder(source, tmp_path / "out")
+    before = (tmp_path / "out/00000.tar").stat().st_mtime_ns
+    assert pack_folder(source, tmp_path / "out") == report
+    assert (tmp_path / "out/00000.tar").stat().st_mtime_ns == before
+    with pytest.raises(InputError, match="not empty and holds something else"):
+        pack_folder(source, tmp_path / "out", PackingSettings(min_frames=3))
+
+
+def test_missing_empty_and_used_folders_are_errors(tmp_path, source):
+    with pytest.raises(InputError, match="does not exist"):
+        pack_folder(tmp_path / "nowhere", tmp_path / "out")
+    (tmp_path / "hollow").mkdir()
+    with pytest.raises(InputError, match="holds no video"):
+        pack_folder(tmp_path / "hollow", tmp_path / "out")
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used/precious.txt").write_text("keep me")
+    with pytest.raises(InputError, match="not empty"):
+        pack_folder(source, tmp_path / "used")
+    assert (tmp_path / "used/precious.txt").read_text() == "keep me"
+
+
+def test_a_folder_of_only_broken_files_is_an_error_that_names_them_and_leaves_nothing(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad/x.mp4").write_bytes(b"not a video")
+    with pytest.raises(InputError, match=r"none of the 1 files.*\n.*x\.mp4"):
+        pack_folder(tmp_path / "bad", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_tool_prints_counts_rejects_and_the_next_command(source, tmp_path):
+    command = [sys.executable, "tools/make_shards.py", str(source), str(tmp_path / "out")]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert "3 videos (27 frames, 3 s) in 1 shards" in result.stdout
+    assert "skipped: 4" in result.stdout
+    assert "song.mp4" in result.stdout
+    assert "next: accelerate launch pipelines/train_vae.py" in result.stdout
+    wrong = subprocess.run([*command, "min_frame=3"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert wrong.returncode == 1
+    assert "min_frame: unknown key; did you mean min_frames?" in wrong.stderr
+
+
+def test_a_shard_that_was_cut_is_named(source, tmp_path):
+    pack_folder(source, tmp_path / "out")
+    shard = tmp_path / "out/00000.tar"
+    shard.write_bytes(shard.read_bytes()[:3000])
+    with pytest.raises(InputError, match=r"00000\.tar"):
+        index_shards([shard])
+
+
+def test_the_same_key_in_two_shards_is_an_error(source, tmp_path):
+    pack_folder(source, tmp_path / "out")
+    shutil.copy(tmp_path / "out/00000.tar", tmp_path / "out/00001.tar")
+    with pytest.raises(InputError, match=r"is in .*00000\.tar and in .*00001\.tar"):
+        index_shards(list_shards(tmp_path / "out", "?"))
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd.mp4", "../up.mp4", "a/../../b.mp4", "x\\..\\y.mp4"])
+def test_names_that_reach_outside_a_shard_are_refused(tmp_path, name):
+    with pytest.raises(InputError, match=r"x\.tar: member .* reaches outside"):
+        index_shards([tar_of(tmp_path / "x.tar", [("ok.mp4", b"1"), (name, b"2")])])
+
+
+@pytest.mark.parametrize("extension", ["pkl", "pyd", "PICKLE", "pth"])
+def test_pickled_members_are_refused_and_never_read(tmp_path, extension):
+    bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR."
+    with pytest.raises(InputError, match="is pickled, which may hold any code"):
+        index_shards([tar_of(tmp_path / "x.tar", [("a.mp4", b"1"), (f"a.{extension}", bomb)])])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_member_twice_in_a_shard_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"a\.mp4 is there twice"):
+        index_shards([tar_of(tmp_path / "x.tar", [("a.mp4", b"1"), ("b.mp4", b"1"), ("a.mp4", b"2")])])
+
+
+def test_a_caption_in_a_shard_that_is_not_utf_8_is_named(tmp_path):
+    (sample,) = index_shards([tar_of(tmp_path / "x.tar", [("a.mp4", b"1"), ("a.txt", b"caf\xe9")])])
+    with pytest.raises(InputError, match=r"x\.tar:a\.txt is not UTF-8"):
+        sample.read_text()
+
+
+def test_a_shard_replaced_while_it_is_read_is_read_anew(tmp_path):
+    (old,) = index_shards([tar_of(tmp_path / "x.tar", [("a.txt", b"old")])])
+    assert old.read_text() == "old"
+    os.replace(tar_of(tmp_path / "y.tar", [("a.txt", b"new")]), tmp_path / "x.tar")
+    assert old.read_text() == "new"
+
+
+def test_samples_without_a_video_are_left_out_and_named(source, tmp_path):
+    pack_folder(source, tmp_path / "out")
+    tar_of(tmp_path / "out/00001.tar", [("lonely.txt", b"a caption"), ("lonely.json", b"{}")])
+    data = DataSettings(frames=9, height=32, width=32, held_out=0.5, workers=0)
+    videos = VideoSet(tmp_path / "out", data, "?")
+    assert len(videos.train) + len(videos.held_out) == 3
+    assert "1 left out" in videos.describe()
+    assert "lonely has no video, only json, txt" in videos.describe()
+
+
+def test_shards_of_video2dataset_are_taken_as_they_come(source, tmp_path):
+    """No frames in the json, another name for the caption's field, no json at all: the file itself is asked."""
+    members = []
+    for i, name in enumerate(["a.mp4", "b.mp4", "sub/a.mp4"]):
+        about = {"key": f"{i:07d}", "url": "...", "caption": "x", "status": "success"}
+        members += [(f"{i:07d}.mp4", (source / name).read_bytes()), (f"{i:07d}.txt", b"square")]
+        members += [(f"{i:07d}.json", json.dumps(about).encode())] if i else []
+    (tmp_path / "v2d").mkdir()
+    tar_of(tmp_path / "v2d/00000.tar", members)
+    for workers, fps in ((0, None), (2, None), (0, 4.0)):
+        data = DataSettings(frames=5, height=32, width=32, held_out=0.5, workers=workers, fps=fps)
+        videos = VideoSet(tmp_path / "v2d", data.model_copy(update={"frames": 1 if fps else 5}), "?")
+        assert len(videos.train) + len(videos.held_out) == 3
+    assert load_clip(videos.samples[0], data.model_copy(update={"frames": 3}), 1).shape == (3, 32, 32, 3)
+
+
+def test_webdataset_reads_the_shards(source, tmp_path):
+    pack_folder(source, tmp_path / "out")
+    samples = list(wds.WebDataset(str(tmp_path / "out/00000.tar"), shardshuffle=False))
+    assert len(samples) == 3
+    assert all({"__key__", "mp4", "txt", "json"} <= sample.keys() for sample in samples)
+
+
+def test_the_reports_counts_name_sizes_rates_and_durations(source, tmp_path):
+    report = pack_folder(source, tmp_path / "out")
+    assert (report.sizes, report.rates, report.seconds) == ({"32x32": 3}, {"8": 3}, 3.375)
+    assert "sizes                       32x32 (3)" in describe(report, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"min_frames": 10}, "9 frames, min_frames is 10"),
+        ({"max_seconds": 1.0}, "1.125 seconds, max_seconds is 1.0"),
+        ({"min_side": 33}, "32 pixels on its shorter side, min_side is 33"),
+        ({"min_fps": 9.0}, "8.0 frames per second, min_fps is 9.0"),
+        ({"max_aspect": 0.9}, "1.0 wide for its height, max_aspect is 0.9"),
+    ],
+)
+def test_filters_leave_out_what_does_not_pass_and_say_which(source, tmp_path, setting, reason):
+    write_video(source / "good.mp4", np.full((12, 40, 34, 3), 99, np.uint8), 12)
+    report = pack_folder(source, tmp_path / "out", PackingSettings(workers=0, **setting))
+    assert report.rejected["a.mp4"] == f"a.mp4: {reason}"
+    assert report.videos == 1
+
+
+def test_images_are_packed_as_clips_of_one_frame_in_shards_of_their_own(source, tmp_path):
+    Image.new("RGB", (40, 30), (9, 8, 7)).save(source / "z.png")
+    (source / "z.txt").write_text("a dark plate")
+    (source / "broken.png").write_bytes(b"no image")
+    report = pack_folder(source, tmp_path / "out")
+    assert (report.videos, report.images, report.shards) == (3, 1, 2)
+    assert "cannot be read as an image" in report.rejected["broken.png"]
+    (image,) = index_shards([tmp_path / "out/png-00000.tar"])
+    assert image.read_text() == "a dark plate"
+    data = DataSettings(frames=1, height=24, width=32, workers=0)
+    assert load_clip(image, data).shape == (1, 24, 32, 3)
+    assert load_clip(image, data)[0, 5, 5].tolist() == [9, 8, 7]
+
+
+def test_classes_come_from_the_table_or_from_folder_names(source, tmp_path):
+    report = pack_folder(source, tmp_path / "folders", PackingSettings(labels="folders", workers=0))
+    assert report.classes == {"sub": 1}
+    (source / "metadata.jsonl").write_text('{"file_name": "b.mp4", "label": 7}\n')
+    report = pack_folder(source, tmp_path / "table", PackingSettings(workers=0))
+    assert report.classes == {"7": 1}
+
+
+def test_a_packing_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, tmp_path, monkeypatch):
+    settings = PackingSettings(samples_per_shard=1, workers=0)
+    pack_folder(source, tmp_path / "whole", settings)
+    written, examined = [], []
+
+    def failing_writer(path):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        return shard_writer(path)
+
+    monkeypatch.setattr(packing, "shard_writer", failing_writer)
+    with pytest.raises(KeyboardInterrupt):
+        pack_folder(source, tmp_path / "out", settings)
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr(packing, "shard_writer", lambda path: written.append(path.name) or shard_writer(path))
+    monkeypatch.setattr(packing, "examine", lambda path, name: examined.append(name) or examine(path, name))
+    report = pack_folder(source, tmp_path / "out", settings)
+    assert written == ["00000.tar", "00001.tar", "00002.tar"]  # each once
+    assert "a.mp4" not in examined
+    assert report.videos == 3
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_two_writers_into_one_folder_are_refused(source, tmp_path):
+    with sole_writer(tmp_path / ".out.packing"), pytest.raises(InputError, match="being written by another process"):
+        pack_folder(source, tmp_path / "out")
+
+
+def test_scenes_become_samples_of_one_split(source, tmp_path):
+    pytest.importorskip("scenedetect", reason="needs PySceneDetect")
+    halves = [np.full((40, 64, 64, 3), grey, np.uint8) for grey in (30, 200)]
+    (tmp_path / "cut").mkdir()
+    write_video(tmp_path / "cut/x.mp4", np.concatenate(halves), 20)
+    report = pack_folder(tmp_path / "cut", tmp_path / "out", PackingSettings(cut_scenes=True, workers=1))
+    assert (report.videos, report.frames) == (2, 80)
+    scenes = index_shards([tmp_path / "out/00000.tar"])
+    assert [scene.key[-4:] for scene in scenes] == ["+000", "+001"]
+    assert len({is_held_out(scene.key, 0.5) for scene in scenes}) == 1
+    for scene, half in zip(scenes, halves, strict=True):
+        frames = np.stack(list(decode(scene.open("mp4"), scene.name)))
+        assert len(frames) == scene.read_json()["frames"] == 40
+        assert np.abs(frames.astype(int) - half).mean() < 3
+
+
+def test_a_written_video_reads_back_nearly_the_same(tmp_path):
+    frames = moving_square()
+    write_video(tmp_path / "x.mp4", frames, 8)
+    again = np.stack(list(decode(tmp_path / "x.mp4", "x.mp4")))
+    assert again.shape == frames.shape
+    assert np.abs(again.astype(int) - frames).mean() < 6  # chroma has half the resolution
+    assert examine(tmp_path / "x.mp4", "x").fps == 8.0
+
+
+def test_frames_are_taken_by_start_and_stride_and_a_short_video_is_named(tmp_path):
+    write_video(tmp_path / "x.mp4", moving_square(9), 8)
+    every = np.stack(list(decode(tmp_path / "x.mp4", "x")))
+    assert np.array_equal(np.stack(list(read_frames(tmp_path / "x.mp4", "x", 1, 3, 2))), every[[1, 3, 5]])
+    with pytest.raises(VideoError, match=r"my clip: ends before frame 9"):
+        list(read_frames(tmp_path / "x.mp4", "my clip", 5, 5))
+
+
+def test_odd_sizes_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="even sizes, found 31x32"):
+        write_video(tmp_path / "x.mp4", np.zeros((3, 32, 31, 3), np.uint8), 8)
+    assert list(tmp_path.iterdir()) == []

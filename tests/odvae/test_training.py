@@ -1,0 +1,134 @@
+"""What both training loops share (steps that are not finite, the learning rate), and where the VAE's begins."""
+
+import types
+
+import pytest
+import torch
+from torch import nn
+
+from odvae.batches import Batches, VideoPhaseSettings
+from odvae.initial_weights import ModelSettings, load_image_vae, load_video_vae
+from odvae.running.errors import InputError
+from odvae.train import VAESettings
+from odvae.training.optimization import OptimizationSettings, clipped_step, learning_rate_at
+from odvae.training.state import TrainingState
+
+
+def make_state(folder, **settings):
+    torch.manual_seed(0)
+    optimization = OptimizationSettings(steps=10, learning_rate=0.1, **settings)
+    state = TrainingState(nn.Linear(3, 1), optimization, folder, "none", "test")
+    state.resume()
+    return state
+
+
+def train_step(state, step, value):
+    loss = state.model(torch.full((2, 3), value)).mean()
+    state.accelerator.backward(loss)
+    state.apply_gradients(step, {"loss": loss.detach()})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "nadamuon"])
+def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, optimizer):
+    """The same weights as without that step: moments and step counts are untouched too."""
+    weights = []
+    for values in ((1.0, float("nan"), 2.0), (1.0, 2.0)):
+        state = make_state(tmp_path / str(len(values)), optimizer=optimizer)
+        for step, value in enumerate(values, start=1):
+            train_step(state, step, value)
+        weights.append(state.network.weight.detach().clone())
+        assert state.guard.report(step) == len(values) - 2
+    assert torch.equal(*weights)
+
+
+def test_long_gradients_are_shortened_alike_whether_the_optimizer_is_fused_or_not():
+    weights = []
+    for fused in (True, False):
+        torch.manual_seed(0)
+        layer = nn.Linear(3, 1)
+        optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=fused)
+        for length in (100.0, 0.5):
+            layer.weight.grad, layer.bias.grad = torch.tensor([[length, 0.0, 0.0]]), torch.zeros(1)
+            assert clipped_step(optimizer, layer.parameters(), max_norm=1.0) == length
+        moment = optimizer.state[layer.weight]["exp_avg"][0, 0]
+        assert moment == pytest.approx(0.9 * 0.1 * 1.0 + 0.1 * 0.5, rel=1e-4)
+        weights.append(layer.weight.detach().clone())
+    assert torch.allclose(*weights, rtol=1e-5)
+
+
+def test_too_many_broken_steps_in_a_row_end_the_run_and_say_what_broke(tmp_path):
+    state = make_state(tmp_path, max_skipped=2)
+    for step, value in enumerate((float("inf"), float("inf"), 1.0, float("nan"), float("nan")), start=1):
+        train_step(state, step, value)
+        assert state.guard.report(step) == min(step, 2) if step <= 3 else step - 1
+    train_step(state, 6, float("nan"))
+    with pytest.raises(FloatingPointError, match=r"step 6: the last 3 steps were skipped.*loss, gradient_norm"):
+        state.guard.report(6)
+
+
+def test_the_count_of_skipped_steps_survives_a_resume(tmp_path):
+    state = make_state(tmp_path)
+    train_step(state, 1, float("nan"))
+    state.checkpoints.save(1)
+    again = TrainingState(nn.Linear(3, 1), state.optimization, tmp_path, "none", "test")
+    assert again.resume() == 1
+    assert again.guard.report(1) == 1
+
+
+def test_single_frames_of_a_step_are_shared_out_evenly_or_refused():
+    phase = VideoPhaseSettings(image_every=2, images_per_step=8, accumulate=2)
+    three_ranks = types.SimpleNamespace(num_processes=3, process_index=0)
+    with pytest.raises(InputError, match=r"images_per_step=8 is not divisible by the 3 ranks times 2 micro-steps"):
+        next(Batches(None, phase, three_ranks, seed=0).from_step(0))
+
+
+def test_the_learning_rate_rises_stays_and_falls():
+    settings = OptimizationSettings(steps=100, learning_rate=1.0, warmup_steps=10, decay="cosine", decay_start=0.5)
+    rates = [learning_rate_at(step, settings) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:50] == [1.0] * 41
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0)
+
+
+def make_run_settings(**vae):
+    sizes = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    return VAESettings(model=ModelSettings(**sizes), **vae)
+
+
+def test_training_begins_from_an_image_vae_s_folder_or_its_pipeline_s(tmp_path, image_vae):
+    image_vae.save_pretrained(tmp_path / "alone")
+    image_vae.save_pretrained(tmp_path / "pipeline/vae")
+    settings = make_run_settings(image_vae="unused", image_phase=None)
+    for name in ("alone", "pipeline"):
+        loaded = load_image_vae(str(tmp_path / name), settings.model)
+        assert torch.equal(loaded.decoder.conv_out.weight, image_vae.decoder.conv_out.weight)
+    with pytest.raises(InputError, match=r"latent_channels=8, but the image VAE .* has 4"):
+        load_image_vae(str(tmp_path / "alone"), settings.model.model_copy(update={"latent_channels": 8}))
+    with pytest.raises(InputError, match="cannot be loaded as an AutoencoderKL"):
+        load_image_vae(str(tmp_path), settings.model)
+
+
+def test_a_second_phase_goes_on_from_another_odvae_with_the_function_asked_for(tmp_path, vae):
+    vae.save_pretrained(tmp_path)
+    model = make_run_settings(begin_from="x", image_phase=None).model.model_copy(update={"norm": "clip"})
+    loaded = load_video_vae(str(tmp_path), model)
+    assert loaded.config.norm == "clip"
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), vae.parameters(), strict=True))
+    with pytest.raises(InputError, match=r"variant=1, but the OD-VAE .* has 4"):
+        load_video_vae(str(tmp_path), model.model_copy(update={"variant": 1}))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"init": "random"}, "set to null: image_phase"),
+        ({"image_vae": "x"}, "exactly one of image_vae, begin_from, image_phase"),
+        ({"image_phase": None}, "found none"),
+        ({"begin_from": "x", "image_phase": None, "video_phase": None}, "makes an image VAE"),
+        ({"init": "random", "image_phase": None, "video_phase": None}, "nothing to train"),
+    ],
+)
+def test_impossible_beginnings_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        make_run_settings(**given)

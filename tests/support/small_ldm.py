@@ -1,0 +1,24 @@
+"""A small latent diffusion model for tests: its settings, and a training on the latents of a run folder."""
+
+from safetensors.torch import load_file
+
+from ldm.networks.factory import DiTSettings, UNetSettings
+from ldm.train import LDMSettings, train_ldm
+from odvae.clips.clip import DataSettings
+from odvae.training.optimization import OptimizationSettings
+
+DATA = DataSettings(frames=9, height=32, width=32, held_out=0.25, workers=0)
+SMALL_DIT = DiTSettings(width=32, depth=2, heads=2)
+SMALL_UNET = UNetSettings(widths=(8, 16), layers_per_level=1, head_width=4, norm_groups=4)
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def settings(steps=4, optimizer="sgd", **changes) -> LDMSettings:
+    chosen = {"learning_rate": 0.02, "log_every": 1, "checkpoint_every": 2, **changes.pop("optimization", {})}
+    optimization = OptimizationSettings(steps=steps, batch_size=4, optimizer=optimizer, **chosen)
+    return LDMSettings(**{"model": SMALL_DIT, "unet": SMALL_UNET, "optimization": optimization, **changes})
+
+
+def train(run, folder, chosen, seed=0):
+    train_ldm(chosen, run / "vae", run / "latents", folder, seed)
+    return load_file(folder / WEIGHTS)

@@ -36,15 +36,15 @@ class ObjectiveSettings(Settings):
     """Noise levels of the diffusion; rectified flow has none."""
     zero_terminal_snr: bool = False
     """Rescale the diffusion's schedule so that its last level is pure noise; for "v" and "x0"."""
-    times: Literal["uniform", "logit_normal"] = "logit_normal"
-    """How training draws its times: evenly, or as sigmoid(time_mean + time_std * normal)."""
-    time_mean: float = 0.0
+    timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
+    """How training draws its times: evenly, or as sigmoid(logit_mean + logit_std * normal)."""
+    logit_mean: float = 0.0
     """Logit-normal times: a higher mean trains more on noisy latents."""
-    time_std: float = Field(1.0, gt=0)
+    logit_std: float = Field(1.0, gt=0)
     """Logit-normal times: their spread."""
     shift: float = Field(1.0, gt=0)
     """Flow: times t become s t / (1 + (s - 1) t), in training and sampling; above 1 is noisier, for larger videos."""
-    shift_positions: int | None = Field(None, ge=1)
+    shift_base_tokens: int | None = Field(None, ge=1)
     """Flow: latent positions (t * h * w) for which `shift` is meant; one of n has shift * sqrt(n / this). null: all."""
     min_snr_gamma: float | None = Field(None, gt=0)
     """Weight the error of the data by min(SNR, gamma), so that easy noise levels do not dominate; null: no weights."""
@@ -56,12 +56,12 @@ class ObjectiveSettings(Settings):
                 f"zero_terminal_snr=true needs prediction=v or x0, found {self.prediction}: where there is no signal, "
                 "noise says nothing about the data (and rectified flow ends in pure noise anyway)"
             )
-        if self.prediction != "flow" and (self.shift != 1 or self.shift_positions is not None):
-            raise ValueError(f"shift and shift_positions are for prediction=flow, found prediction={self.prediction}")
+        if self.prediction != "flow" and (self.shift != 1 or self.shift_base_tokens is not None):
+            raise ValueError(f"shift and shift_base_tokens are for prediction=flow, found prediction={self.prediction}")
         return self
 
 
-def path(time: Tensor, objective: ObjectiveSettings) -> tuple[Tensor, Tensor]:
+def alpha_sigma(time: Tensor, objective: ObjectiveSettings) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) at times (b,): the shares of data and of noise."""
     if objective.prediction == "flow":
         return 1 - time, time
@@ -86,7 +86,7 @@ def target(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction: Pre
     return x
 
 
-def data_estimate(z: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+def predict_x0(z: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
     """x, as an answer at z tells it; for "epsilon" alpha must not be 0."""
     if prediction == "flow":
         return z - _as(sigma, z) * answer
@@ -97,7 +97,7 @@ def data_estimate(z: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, predi
     return answer
 
 
-def noise_estimate(z: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+def predict_eps(z: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
     """eps, as an answer at z tells it; for "x0" sigma must not be 0."""
     if prediction == "flow":
         return z + _as(alpha, z) * answer
@@ -124,8 +124,8 @@ def training_time(u: Tensor, objective: ObjectiveSettings, shift: float = 1.0) -
     Diffusion times are multiples of 1/1000. `shift` is what `shift_for` gives.
     """
     time = u
-    if objective.times == "logit_normal":
-        time = torch.sigmoid(objective.time_mean + objective.time_std * torch.special.ndtri(u))
+    if objective.timestep_sampling == "logit_normal":
+        time = torch.sigmoid(objective.logit_mean + objective.logit_std * torch.special.ndtri(u))
     if objective.prediction == "flow":
         return shift_time(time, shift)
     return (time * DIFFUSION_STEPS).floor().clamp(max=DIFFUSION_STEPS - 1) / DIFFUSION_STEPS
@@ -138,9 +138,9 @@ def shift_time(time: Tensor, shift: float) -> Tensor:
 
 def shift_for(positions: int, objective: ObjectiveSettings) -> float:
     """The shift of latents with so many positions (t * h * w): noise hides less of more of them, by the square root."""
-    if objective.shift_positions is None:
+    if objective.shift_base_tokens is None:
         return objective.shift
-    return objective.shift * math.sqrt(positions / objective.shift_positions)
+    return objective.shift * math.sqrt(positions / objective.shift_base_tokens)
 
 
 def alphas_cumprod(schedule: NoiseSchedule, zero_terminal_snr: bool) -> Tensor:

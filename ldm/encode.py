@@ -15,8 +15,8 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from safetensors.torch import save as save_safetensors
 
-from ldm.encoding.plan import BucketSettings, LatentSettings, Unit, plan_units
-from ldm.encoding.worker import DTYPES, Encoder, caption_of, encode_units
+from ldm.encoding.plan import BucketSettings, EncodeSettings, ShardJob, plan_shard_jobs
+from ldm.encoding.worker import DTYPES, EncodingJob, caption_of, encode_shard_jobs
 from ldm.latents.manifest import EMPTY_TEXT, HASHES, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
 from ldm.networks.text_encoder import (
     LEARNED,
@@ -29,17 +29,18 @@ from ldm.networks.text_encoder import (
 from odvae.clips.clip import DataSettings, VideoSet
 from odvae.latent_statistics import ChannelSums
 from odvae.running.errors import InputError
+from odvae.running.files import read_json, written_aside
 from odvae.running.folder_lock import main_process_writes
-from odvae.running.hash_cache import HashCache
-from odvae.running.hashing import file_fingerprint, weights_fingerprint
-from odvae.running.run_folder import StageClock, code_version, read_json, written_aside
+from odvae.running.hashing import HashCache, file_fingerprint, weights_fingerprint
+from odvae.running.run_folder import code_version
+from odvae.running.stage import StageClock
 from odvae.running.worker_pool import Failure
 from odvae.training.checkpoints import begin_stage
 from odvae.video_vae import load_vae
 
 
 def encode_latents(
-    settings: LatentSettings,
+    settings: EncodeSettings,
     text: TextSettings,
     data: DataSettings,
     videos: VideoSet,
@@ -56,23 +57,23 @@ def encode_latents(
     vae = load_vae(vae_folder).to(state.device)
     clock = StageClock(folder)
     with main_process_writes(folder):
-        begin_stage(folder, {"latents": settings, "text": text, "data": data}, clock)
+        begin_stage(folder, {"encode": settings, "text": text, "data": data}, clock)
         vae_sha256 = weights_fingerprint(vae)
         _check_same_vae(folder, vae_sha256, vae_folder)
-        units = plan_units(videos.samples, settings, data)
+        jobs = plan_shard_jobs(videos.samples, settings, data)
         if state.is_main_process:
-            _check_same_videos(folder, units)
+            _check_same_videos(folder, jobs)
         text_encoder = open_text_encoder(text, videos, folder, seed)
         check_max_tokens(text_encoder, text.max_tokens)
         text_encoder.model.to(state.device)
-        encoder = Encoder(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
-        (waiting,) = broadcast_object_list([[unit.name for unit in units if not unit.is_done(folder)]])
-        todo = [unit for unit in units if unit.name in set(waiting)]
-        encode_units(encoder, todo[state.process_index :: state.num_processes], folder, len(videos.samples))
+        encoder = EncodingJob(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
+        (waiting,) = broadcast_object_list([[job.name for job in jobs if not job.is_done(folder)]])
+        todo = [job for job in jobs if job.name in set(waiting)]
+        encode_shard_jobs(encoder, todo[state.process_index :: state.num_processes], folder, len(videos.samples))
         state.wait_for_everyone()
         if state.is_main_process:
-            if todo or not _manifest_lists(units, folder):
-                _write_manifest(encoder, units, text, vae_folder, folder)
+            if todo or not _manifest_lists(jobs, folder):
+                _write_manifest(encoder, jobs, text, vae_folder, folder)
             clock.save(finished=True)
         state.wait_for_everyone()
 
@@ -110,9 +111,9 @@ def _check_same_vae(folder: Path, vae_sha256: str, vae_folder: Path) -> None:
             )
 
 
-def _check_same_videos(folder: Path, units: Sequence[Unit]) -> None:
+def _check_same_videos(folder: Path, jobs: Sequence[ShardJob]) -> None:
     """Refuse to go on in a folder whose latents are of video shards that are others now, or gone."""
-    planned = {unit.name: unit for unit in units}
+    planned = {job.name: job for job in jobs}
     hashes = HashCache(folder / HASHES)
     for path in sorted((folder / "shards").glob("*.json")):
         record = read_json(path)
@@ -125,7 +126,7 @@ def _check_same_videos(folder: Path, units: Sequence[Unit]) -> None:
     hashes.save()
 
 
-def _write_empty_text(encoder: Encoder, folder: Path) -> None:
+def _write_empty_text(encoder: EncodingJob, folder: Path) -> None:
     """The empty caption's embedding, which stands for "no text" in training and guidance."""
     embedding, mask = encoder.text.encode([""], encoder.max_tokens)
     tensors = {"text": embedding[0].to(DTYPES[encoder.settings.dtype]).cpu(), "text_mask": mask[0].cpu()}
@@ -133,11 +134,11 @@ def _write_empty_text(encoder: Encoder, folder: Path) -> None:
         file.write(save_safetensors(tensors))
 
 
-def _manifest_lists(units: Sequence[Unit], folder: Path) -> bool:
-    """Whether there is a manifest of just these units' shards: a kill may have come before the last was written."""
+def _manifest_lists(jobs: Sequence[ShardJob], folder: Path) -> bool:
+    """Whether there is a manifest of just these jobs' shards: a kill may have come before the last was written."""
     if not (folder / MANIFEST).is_file():
         return False
-    records = [read_json(unit.record(folder)) for unit in units]
+    records = [read_json(job.record(folder)) for job in jobs]
     written = {record["name"]: record["sha256"] for record in records if record["entries"]}
     return written == {record.name: record.sha256 for record in load_manifest(folder).shards}
 
@@ -146,7 +147,7 @@ def _by_number_or_name(name: str) -> tuple[bool, int, str]:
     return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
 
 
-def _in_order_of_settings(records: Sequence[dict], encoder: Encoder) -> dict[str, tuple[int, ...]]:
+def _in_order_of_settings(records: Sequence[dict], encoder: EncodingJob) -> dict[str, tuple[int, ...]]:
     """Shapes of the buckets that hold something; first that of the experiment's own clips, which is sampled unasked."""
     shapes = {record["bucket"]: tuple(record["shape"]) for record in records}
     buckets = (BucketSettings.of_clips(encoder.data), *encoder.settings.buckets)
@@ -154,10 +155,10 @@ def _in_order_of_settings(records: Sequence[dict], encoder: Encoder) -> dict[str
 
 
 def _write_manifest(
-    encoder: Encoder, units: Sequence[Unit], text: TextSettings, vae_folder: Path, folder: Path
+    encoder: EncodingJob, jobs: Sequence[ShardJob], text: TextSettings, vae_folder: Path, folder: Path
 ) -> None:
     _write_empty_text(encoder, folder)
-    records = [read_json(unit.record(folder)) for unit in units]
+    records = [read_json(job.record(folder)) for job in jobs]
     parts = [ChannelSums.from_json(record["sums"]) for record in records if record["sums"]]
     if not parts:
         raise InputError("no training clip could be encoded, so the latents have no statistics")
@@ -174,10 +175,10 @@ def _write_manifest(
         text_tokens=encoder.max_tokens,
         empty_text_sha256=file_fingerprint(folder / EMPTY_TEXT),
         data=data.model_dump(mode="json"),
-        resize=f"cover, {data.resize}, antialiased, centre crop",
+        resize=f"cover, {data.resize}, antialiased, center crop",
         clips_per_video=settings.clips_per_video,
         flip=settings.flip,
-        stored=settings.stored,
+        posterior=settings.posterior,
         dtype=settings.dtype,
         held_out=data.held_out,
         buckets=_in_order_of_settings(full, encoder),

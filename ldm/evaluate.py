@@ -21,7 +21,7 @@ from ldm.evaluation.clip_score import CLIPScorer
 from ldm.evaluation.features import FeatureNetwork, NetworkName, load_networks
 from ldm.evaluation.protocols import PROTOCOLS, ProtocolName
 from ldm.evaluation.reference_cache import cached_features, describe_clips, given_features
-from ldm.evaluation.scorers import Instruments, measure_real, measure_reconstructions, measure_samples
+from ldm.evaluation.scorers import Scorers, measure_real, measure_reconstructions, measure_samples
 from ldm.evaluation.scores import distance_part
 from ldm.report.page import render_report
 from ldm.sample import HELD_OUT, UNSEEN
@@ -29,22 +29,24 @@ from odvae.clips.clip import DataSettings, VideoSet, frame_count
 from odvae.flicker import seam_ratio
 from odvae.running.benchmarking import forbid_tf32
 from odvae.running.errors import InputError
+from odvae.running.files import make_output_folder, read_json_lines
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report, update_report
-from odvae.running.run_folder import RunFolder, StageClock, make_output_folder, read_json_lines
+from odvae.running.run_folder import RunFolder
 from odvae.running.settings import Settings
+from odvae.running.stage import StageClock
 from odvae.shards.tars import Sample
 from odvae.video_vae import load_vae
 
 SAMPLES_COMMAND = "accelerate launch pipelines/sample_video.py (with this experiment's --config, no --prompt)"
 ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
-JUDGE_PROTOCOL = "exact judge on {what} (colour by hue, shape by overlap, motion by displacement); unclear is wrong"
+JUDGE_PROTOCOL = "exact judge on {what} (color by hue, shape by overlap, motion by displacement); unclear is wrong"
 
 
-class ReportSettings(Settings):
+class EvalLDMSettings(Settings):
     clips: int = Field(96, ge=2)
     """Videos of each kind whose distances are measured (fewer where there are fewer)."""
-    shown: int = Field(12, ge=1)
+    num_visualized: int = Field(12, ge=1)
     """Videos of each kind that the page plays."""
     batch_size: int = Field(8, ge=1)
     """Videos reconstructed and measured at a time on each rank."""
@@ -68,7 +70,7 @@ class ReportSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Sets:
+class VideoSets:
     """The videos compared: as many generated as real and as other real ones."""
 
     generated: list[dict]
@@ -77,7 +79,7 @@ class Sets:
 
 
 def evaluate_ldm(
-    settings: ReportSettings, data: DataSettings, videos: VideoSet, folders: RunFolder, seed: int, demo: bool
+    settings: EvalLDMSettings, data: DataSettings, videos: VideoSet, folders: RunFolder, seed: int, demo: bool
 ) -> dict:
     """Score the samples, write the scores into report.json, and make the page. Ranks share the videos.
 
@@ -89,7 +91,7 @@ def evaluate_ldm(
     protocol = PROTOCOLS[settings.protocol]
     protocol.check(data.frames)
     rows = read_samples(folders.samples)
-    sets = choose_sets(settings, data, videos, rows, seed)
+    sets = choose_video_sets(settings, data, videos, rows, seed)
     if state.is_main_process:
         make_output_folder(folders.report)
     vae = load_vae(folders.vae).to(state.device)
@@ -97,7 +99,7 @@ def evaluate_ldm(
     for network in networks:
         network.check_frames(protocol.frames_of(data.frames))
     clip = CLIPScorer(settings.clip_model, state.device) if settings.clip_model else None
-    tools = Instruments(networks, protocol, data, demo, settings.batch_size, clip)
+    tools = Scorers(networks, protocol, data, demo, settings.batch_size, clip)
 
     generated = measure_samples(rows, folders.samples, tools, {row["file"] for row in sets.generated})
     reconstructed = measure_reconstructions(sets.reference, vae, tools)
@@ -107,7 +109,7 @@ def evaluate_ldm(
         parts: dict[str, Any] = {"duplicates": duplicates_part(generated)}
         parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(ACCURACIES)
         parts["clip_score"] = clip_part(generated, settings) if clip else None
-        parts["flicker"] = flicker_part(generated, reconstructed, vae.time_factor)
+        parts["flicker"] = flicker_part(generated, reconstructed, vae.temporal_compression_ratio)
         parts["distances"] = {}
         for network in networks:
             features = {
@@ -121,14 +123,15 @@ def evaluate_ldm(
             parts["distances"][network.name] = part
         announce_warnings(parts)
         update_report(folders, clock, parts)
-        render_report(folders, read_report(folders), settings.shown)
+        render_report(folders, read_report(folders), settings.num_visualized)
     state.wait_for_everyone()
     return read_report(folders)
 
 
 # What all videos of one score have in common, of the settings they were sampled with.
 SAMPLED_ALIKE = (
-    "scheduler", "steps", "guidance", "guidance_interval", "guidance_rescale", "ema_decay", "frames", "height", "width",
+    "scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale", "ema_decay",
+    "frames", "height", "width",
 )  # fmt: skip
 
 
@@ -151,7 +154,9 @@ def read_samples(samples: Path) -> list[dict]:
     return rows
 
 
-def choose_sets(settings: ReportSettings, data: DataSettings, videos: VideoSet, rows: list[dict], seed: int) -> Sets:
+def choose_video_sets(
+    settings: EvalLDMSettings, data: DataSettings, videos: VideoSet, rows: list[dict], seed: int
+) -> VideoSets:
     """The same number of each kind: held-out captions' samples, held-out clips, training clips.
 
     Raises InputError for fewer than two of a kind.
@@ -171,11 +176,11 @@ def choose_sets(settings: ReportSettings, data: DataSettings, videos: VideoSet, 
     def clips(samples: list[Sample], first: int) -> list[tuple[Sample, int]]:
         return [(sample, start(sample, first + i)) for i, sample in enumerate(samples[:n])]
 
-    return Sets(held_out[:n], clips(videos.held_out, 0), clips(videos.train, n))
+    return VideoSets(held_out[:n], clips(videos.held_out, 0), clips(videos.train, n))
 
 
 def measure_real_sets(
-    settings: ReportSettings, sets: Sets, tools: Instruments, protocol: dict, report: Path
+    settings: EvalLDMSettings, sets: VideoSets, tools: Scorers, protocol: dict, report: Path
 ) -> dict[str, dict[str, np.ndarray]]:
     """Features of the real videos: network's name -> {"reference", "other_real"} -> (n, d); cached, or given."""
     real: dict[str, dict[str, np.ndarray]] = {}
@@ -185,7 +190,7 @@ def measure_real_sets(
             description = {"kind": kind, **protocol, **network.describe(), **describe_clips(clips)}
 
             def measure(network: FeatureNetwork = network, clips: list = clips) -> np.ndarray:
-                one = Instruments([network], tools.protocol, tools.data, False, tools.batch_size)
+                one = Scorers([network], tools.protocol, tools.data, False, tools.batch_size)
                 return stack(measure_real(clips, one), network)
 
             if settings.reference is None:
@@ -217,7 +222,7 @@ def accuracy_part(rows: list[dict], caption: str, what: str) -> dict:
     return {**accuracy, "protocol": JUDGE_PROTOCOL.format(what=what)}
 
 
-def clip_part(generated: list[dict], settings: ReportSettings) -> dict | None:
+def clip_part(generated: list[dict], settings: EvalLDMSettings) -> dict | None:
     scores = [row["clip_score"] for row in generated if row["group"] == HELD_OUT and "clip_score" in row]
     if not scores:
         return None
@@ -226,14 +231,14 @@ def clip_part(generated: list[dict], settings: ReportSettings) -> dict | None:
     return {"value": float(np.mean(scores)), "standard_error": error, "n": len(scores), "protocol": protocol}
 
 
-def flicker_part(generated: list[dict], reconstructed: list[dict], time_factor: int) -> dict:
+def flicker_part(generated: list[dict], reconstructed: list[dict], temporal_compression_ratio: int) -> dict:
     """How restless videos are, and what the VAE adds to it."""
     flicker = torch.from_numpy(np.stack([row["flicker"] for row in reconstructed]))  # (n, t - 1)
     made = [row["steadiness"] for row in generated if row["group"] == HELD_OUT]
     return {
         "added": float(flicker.mean()),
         "added_by_step": flicker.mean(axis=0).tolist(),
-        "seam_ratio": seam_ratio(flicker, time_factor),
+        "seam_ratio": seam_ratio(flicker, temporal_compression_ratio),
         "steadiness": {
             "real": float(np.mean([row["real_steadiness"] for row in reconstructed])),
             "reconstructed": float(np.mean([row["steadiness"] for row in reconstructed])),

@@ -10,13 +10,13 @@ from accelerate import PartialState
 from pydantic import Field, model_validator
 
 from ldm.demo.videos import write_demo_videos
-from ldm.encode import LatentSettings
-from ldm.evaluate import ReportSettings
+from ldm.encode import EncodeSettings
+from ldm.evaluate import EvalLDMSettings
 from ldm.networks.text_encoder import TextSettings
 from ldm.sample import SampleSettings
 from ldm.train import LDMSettings
 from odvae.clips.clip import DataSettings, VideoSet
-from odvae.evaluate import ReconstructionSettings
+from odvae.evaluate import EvalVAESettings
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import InputError
 from odvae.running.run_folder import RunFolder
@@ -53,15 +53,15 @@ class Experiment(Settings):
     """The video VAE and its training."""
     text: TextSettings = TextSettings()
     """What turns captions into embeddings."""
-    latents: LatentSettings = LatentSettings()
+    encode: EncodeSettings = EncodeSettings()
     """How videos are encoded for the LDM."""
     ldm: LDMSettings = LDMSettings()
     """The latent diffusion model and its training."""
-    samples: SampleSettings = SampleSettings()
+    sample: SampleSettings = SampleSettings()
     """What is generated, and how."""
-    reconstruction: ReconstructionSettings = ReconstructionSettings()
+    eval_vae: EvalVAESettings = EvalVAESettings()
     """How the VAE is scored."""
-    report: ReportSettings = ReportSettings()
+    eval_ldm: EvalLDMSettings = EvalLDMSettings()
     """What is scored and shown."""
 
     @model_validator(mode="after")

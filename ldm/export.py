@@ -11,9 +11,10 @@ from ldm.pipeline import TextToVideoPipeline
 from ldm.sample import SampleSettings, load_pipeline
 from ldm.train import PROVENANCE, ema_folder
 from odvae.running.errors import InputError, write_errors_named
+from odvae.running.files import folder_aside, read_json, read_json_lines
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report
-from odvae.running.run_folder import RunFolder, code_version, folder_aside, read_json, read_json_lines
+from odvae.running.run_folder import RunFolder, code_version
 from odvae.running.settings import read_yaml
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 
@@ -21,7 +22,7 @@ from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 SCORES = {
     "reconstruction.psnr": "reconstruction PSNR, dB",
     "reconstruction.ssim": "reconstruction SSIM",
-    "prompt_accuracy.color": "prompt accuracy, colour",
+    "prompt_accuracy.color": "prompt accuracy, color",
     "prompt_accuracy.shape": "prompt accuracy, shape",
     "prompt_accuracy.motion": "prompt accuracy, motion",
     "frechet.generated": "Frechet distance of generated videos (its features: report.json)",
@@ -61,7 +62,7 @@ def write_card(
     optimization = read_yaml(settings_text, str(folders.ldm / "experiment.yaml"))["ldm"]["optimization"]
     provenance, config, vae = read_json(place / PROVENANCE), pipeline.transformer.config, pipeline.vae
     t, h, w = config.sample_size
-    told, call, task = _told(pipeline)
+    conditioning, call, task = _conditioning(pipeline)
     checkpoints = checkpoints_of(folders.ldm)
     return _template().render(
         name=name,
@@ -70,14 +71,14 @@ def write_card(
         parameters=sum(parameter.numel() for parameter in pipeline.transformer.parameters()),
         vae=type(vae).__name__,
         latent_channels=config.latent_channels,
-        time_factor=vae.time_factor,
-        space_factor=vae.space_factor,
+        temporal_compression_ratio=vae.temporal_compression_ratio,
+        spatial_compression_ratio=vae.spatial_compression_ratio,
         call=call,
-        told=told,
+        conditioning=conditioning,
         objective=pipeline.objective,
-        frames=(t - 1) * vae.time_factor + 1,
-        height=h * vae.space_factor,
-        width=w * vae.space_factor,
+        frames=(t - 1) * vae.temporal_compression_ratio + 1,
+        height=h * vae.spatial_compression_ratio,
+        width=w * vae.spatial_compression_ratio,
         data=provenance["data"],
         steps=optimization["steps"],
         global_batch=checkpoint_facts(checkpoints[-1])["global_batch"] if checkpoints else "unknown",
@@ -91,18 +92,18 @@ def write_card(
     )
 
 
-def _told(pipeline: TextToVideoPipeline) -> tuple[str, str, str]:
-    """What the network is told, in words; the arguments of a call; the hub's name of the task."""
+def _conditioning(pipeline: TextToVideoPipeline) -> tuple[str, str, str]:
+    """The conditioning in words; the arguments of a call; the hub's name of the task."""
     config = pipeline.transformer.config
     if config.text_width is not None:
-        told, call = f"text, up to {config.text_tokens} tokens", 'prompt="..."'
+        conditioning, call = f"text, up to {config.text_tokens} tokens", 'prompt="..."'
     elif config.class_names is not None:
-        told, call = f"one of {len(config.class_names)} classes", f"class_label={config.class_names[0]!r}"
+        conditioning, call = f"one of {len(config.class_names)} classes", f"class_label={config.class_names[0]!r}"
     else:
-        told, call = "nothing", ""
+        conditioning, call = "nothing", ""
     if config.first_frame:
-        told += "; a first frame, where one is given"
-    return told, call, "text-to-video" if config.text_width is not None else "other"
+        conditioning += "; a first frame, where one is given"
+    return conditioning, call, "text-to-video" if config.text_width is not None else "other"
 
 
 def _numbers(folders: RunFolder) -> list[tuple[str, str]]:

@@ -43,8 +43,8 @@ class GaussianSums:
             bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
             raise InputError(f"{len(bad)} of {len(features)} features are not finite, the first at row {bad[0]}")
         mean = features.mean(axis=0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
+        centered = features - mean
+        return cls(len(features), mean, centered.T @ centered)
 
     def __add__(self, other: GaussianSums) -> GaussianSums:
         count = self.count + other.count

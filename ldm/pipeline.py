@@ -20,7 +20,7 @@ from ldm.networks.factory import Network
 from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_encoder
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.pipeline_folder import PipelineFolderMixin
-from ldm.sampling.schedulers import Guidance, check_scheduler, guided_answer, sample_latents
+from ldm.sampling.schedulers import Guidance, check_scheduler, guided_prediction, sample_latents
 from odvae.clips.clip import check_frames
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
@@ -41,7 +41,8 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
     to the last bit whichever others are asked for, in whatever order, on one machine and number of threads.
 
     Args:
-        text_encoder, tokenizer: for networks that are told text. None: `text_encoder_name` is loaded when it is needed.
+        text_encoder, tokenizer: for networks with text conditioning. None: `text_encoder_name` is loaded when
+            it is needed.
         text_encoder_name, text_sha256: where the text encoder comes from, and the fingerprint of its weights.
         model_card: what a saved or published pipeline says of itself: its README.md.
     """
@@ -92,7 +93,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         output_type: str = "np",
         return_dict: bool = True,
     ) -> TextToVideoOutput | tuple:
-        """Generate one video a prompt (or class label, or `num_videos` of a network that is told nothing).
+        """Generate one video a prompt (or class label, or `num_videos` of an unconditional network).
 
         Args:
             negative_prompt: what guidance leads away from; one for all, or one each.
@@ -107,7 +108,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
             truncate_prompts: cut prompts of too many tokens, as training cut captions; else they are an error.
             output_type: "np", "pt" or "latent".
 
-        Raises InputError, before anything is computed, for what the network is not told or cannot take.
+        Raises InputError, before anything is computed, for what the network cannot take.
         """
         check_scheduler(self.scheduler, self.objective)
         if output_type not in ("np", "pt", "latent"):
@@ -115,10 +116,10 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         count = self._count(prompt, class_label, num_videos)
         shape = self._latent_shape(num_frames, height, width)
         self._check_prompts(prompt, negative_prompt, truncate_prompts)
-        condition, without = self._conditions(count, prompt, negative_prompt, class_label, image, shape)
+        condition, unconditional = self._conditions(count, prompt, negative_prompt, class_label, image, shape)
         guidance = Guidance(guidance_scale, tuple(guidance_interval), guidance_rescale)
         noise = self._initial_noise(count, shape, generator)
-        latents = self._denoise(noise, condition, without, num_inference_steps, guidance, batch_size)
+        latents = self._denoise(noise, condition, unconditional, num_inference_steps, guidance, batch_size)
         if condition.first_frame is not None and image is not None:
             latents[:, :, :1] = condition.first_frame  # what was given, exactly
         frames = latents if output_type == "latent" else self._decode(latents, output_type)
@@ -128,7 +129,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         self,
         noise: Tensor,
         condition: Condition,
-        without: Condition | None,
+        unconditional: Condition | None,
         steps: int,
         guidance: Guidance,
         batch_size: int,
@@ -137,34 +138,40 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         made = []
         for first in range(0, len(noise), batch_size):
             rows = torch.arange(first, first + batch_size, device=noise.device) % len(noise)
-            chosen = [None if c is None else c.map(lambda part, rows=rows: part[rows]) for c in (condition, without)]
-            answer = guided_answer(self.transformer, *chosen, guidance)
+            chosen = [
+                None if c is None else c.map(lambda part, rows=rows: part[rows]) for c in (condition, unconditional)
+            ]
+            predict = guided_prediction(self.transformer, *chosen, guidance)
             made.append(
-                sample_latents(answer, noise[rows], self.scheduler, self.objective, steps, guidance, self.progress_bar)
+                sample_latents(predict, noise[rows], self.scheduler, self.objective, steps, guidance, self.progress_bar)
             )
         return torch.cat(made)[: len(noise)]
 
     def _count(self, prompt: Any, class_label: Any, num_videos: int | None) -> int:
         config = self.transformer.config
-        told = {"prompt": config.text_width is not None, "class_label": config.class_names is not None}
+        takes = {"prompt": config.text_width is not None, "class_label": config.class_names is not None}
         given = {"prompt": prompt is not None, "class_label": class_label is not None}
-        for name in told:
-            if given[name] and not told[name]:
-                raise InputError(f"{name} was given, but this network is not told one")
-            if told[name] and not given[name]:
+        for name in takes:
+            if given[name] and not takes[name]:
+                raise InputError(f"{name} was given, but this network does not take one")
+            if takes[name] and not given[name]:
                 raise InputError(f"this network needs a {name}")
-        if not any(told.values()):
+        if not any(takes.values()):
             return 1 if num_videos is None else num_videos
         if num_videos is not None:
-            raise InputError("num_videos is for networks that are told nothing: give as many prompts or class labels")
-        asked = prompt if told["prompt"] else class_label
+            raise InputError("num_videos is for unconditional networks: give as many prompts or class labels")
+        asked = prompt if takes["prompt"] else class_label
         return 1 if isinstance(asked, (str, int)) else len(asked)
 
     def _latent_shape(self, frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int, int]:
         t, h, w = self.transformer.config.sample_size
-        factor = self.vae.space_factor
+        factor = self.vae.spatial_compression_ratio
         if frames is not None:
-            t = frames if self.vae.time_factor == 1 else (check_frames(frames) - 1) // self.vae.time_factor + 1
+            t = (
+                frames
+                if self.vae.temporal_compression_ratio == 1
+                else (check_frames(frames) - 1) // self.vae.temporal_compression_ratio + 1
+            )
         for name, size in (("height", height), ("width", width)):
             if size is not None and (size < factor or size % factor):
                 raise InputError(f"{name} must be a multiple of {factor}, found {size}")
@@ -198,8 +205,8 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
             if len(negative) != count:
                 raise InputError(f"{count} prompts need one negative_prompt or {count}, found {len(negative)}")
             sides = [self._encode_one_by_one(captions) for captions in (prompts, negative)]
-            with_text, without = (Condition(*side, None, first, given) for side in sides)
-            return with_text, without
+            conditional, unconditional = (Condition(*side, None, first, given) for side in sides)
+            return conditional, unconditional
         if config.class_names is not None:
             labels = torch.tensor([self._class_number(label) for label in self._listed(class_label)], device=device)
             none = torch.full_like(labels, NO_LABEL)
@@ -223,7 +230,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         return torch.cat(text), torch.cat(masks)
 
     def _first_frames(self, count: int, image: Any, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
-        """Normalised latents (b, c, 1, h, w) of the images, and whether they were given."""
+        """Normalized latents (b, c, 1, h, w) of the images, and whether they were given."""
         if not self.transformer.config.first_frame:
             if image is not None:
                 raise InputError("image was given, but this network was not trained to take a first frame")
@@ -235,7 +242,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         images = [image] * count if isinstance(image, Tensor) and image.ndim == 3 else list(image)
         if len(images) != count:
             raise InputError(f"{count} videos need one image or {count}, found {len(images)}")
-        size = (3, h * self.vae.space_factor, w * self.vae.space_factor)
+        size = (3, h * self.vae.spatial_compression_ratio, w * self.vae.spatial_compression_ratio)
         for number, one in enumerate(images):
             if tuple(one.shape) != size:
                 raise InputError(f"image {number} is {tuple(one.shape)}, but the videos' first frames are {size}")
@@ -243,7 +250,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         return torch.cat(encoded), torch.ones(count, dtype=torch.bool, device=device)
 
     def _encode_image(self, image: Tensor) -> Tensor:
-        """An image (3, h, w) in [-1, 1] -> normalised latents (1, c, 1, h, w): the posterior's mean."""
+        """An image (3, h, w) in [-1, 1] -> normalized latents (1, c, 1, h, w): the posterior's mean."""
         video = image.to(self._execution_device, self.vae.dtype)[None, :, None]
         mean, std = (
             torch.tensor(values, device=video.device).view(1, -1, 1, 1, 1)

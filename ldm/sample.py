@@ -25,19 +25,13 @@ from ldm.sampling.schedulers import SamplerName, make_scheduler
 from ldm.train import PROVENANCE, ema_folder
 from odvae.clips.clip import VideoSet, fit_frames
 from odvae.running.errors import InputError
+from odvae.running.files import make_output_folder, read_json, read_json_lines, write_text, written_aside
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
-from odvae.running.run_folder import (
-    StageClock,
-    code_version,
-    make_output_folder,
-    read_json,
-    read_json_lines,
-    write_text,
-    written_aside,
-)
+from odvae.running.progress import progress_bar
+from odvae.running.run_folder import code_version
 from odvae.running.seeds import derive_seed
 from odvae.running.settings import Settings
-from odvae.training.tracking import progress_bar
+from odvae.running.stage import StageClock
 from odvae.video.files import decode, encode_video
 from odvae.video.frame_grid import save_gif, save_picture, strip
 from odvae.video.pixels import to_float, to_uint8
@@ -51,9 +45,9 @@ class SampleSettings(Settings):
     sampler: SamplerName | None = None
     """diffusers' scheduler: euler, heun, dpmsolver++ or unipc for rectified flow; ddim, dpmsolver++ or unipc for the
     others; null: euler or ddim."""
-    steps: int = Field(20, ge=1)
+    num_inference_steps: int = Field(20, ge=1)
     """Steps of the sampler."""
-    guidance: float = Field(3.0, ge=1)
+    guidance_scale: float = Field(3.0, ge=1)
     """Classifier-free guidance; 1 is none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels (0 data, 1 noise) within which guidance acts."""
@@ -73,7 +67,7 @@ class SampleSettings(Settings):
     count: int = Field(96, ge=1)
     """Videos made for the evaluation when nothing is asked for: of held-out captions, or of all classes in turn."""
     unseen_count: int = Field(0, ge=0)
-    """Demo videos only: prompts for combinations of shape, colour and motion that training never saw."""
+    """Demo videos only: prompts for combinations of shape, color and motion that training never saw."""
     fps: float = Field(8.0, gt=0)
     """Frames per second of the files."""
     gif: bool = False
@@ -106,7 +100,7 @@ def evaluation_requests(
     in turn, or just as many videos.
     """
     if settings.unseen_count and not demo:
-        raise InputError("samples.unseen_count is for demo videos: other captions have no combinations to leave out")
+        raise InputError("sample.unseen_count is for demo videos: other captions have no combinations to leave out")
     numbered = [(f"{HELD_OUT}_{i:04d}.mp4", derive_seed(seed, HELD_OUT, i)) for i in range(settings.count)]
     if conditioning.kind == "none":
         return [Request(file, own_seed, HELD_OUT) for file, own_seed in numbered]
@@ -232,7 +226,7 @@ def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, set
     _, _, h, w = latents.shape
     pieces = pipeline.decode_in_pieces(latents[None])
     frames = (frame for piece in pieces for frame in to_uint8(piece[0]))
-    factor = pipeline.vae.space_factor
+    factor = pipeline.vae.spatial_compression_ratio
     with written_aside(path) as file:
         file.write(encode_video(frames, h * factor, w * factor, settings.fps))
     if settings.gif:
@@ -264,8 +258,8 @@ def generate_latents(
         num_frames=settings.frames,
         height=settings.height,
         width=settings.width,
-        num_inference_steps=settings.steps,
-        guidance_scale=settings.guidance,
+        num_inference_steps=settings.num_inference_steps,
+        guidance_scale=settings.guidance_scale,
         guidance_interval=settings.guidance_interval,
         guidance_rescale=settings.guidance_rescale,
         generator=[torch.Generator().manual_seed(request.seed) for request in requests],
@@ -276,14 +270,14 @@ def generate_latents(
 
 
 def _read_image(pipeline: TextToVideoPipeline, file: str, settings: SampleSettings) -> torch.Tensor:
-    """A picture as first frame, (3, h, w) in [-1, 1]: scaled to cover the videos' size, centre cropped."""
+    """A picture as first frame, (3, h, w) in [-1, 1]: scaled to cover the videos' size, center cropped."""
     try:
         with Image.open(file) as picture:
             pixels = np.asarray(picture.convert("RGB"))
     except OSError as error:
         raise InputError(f"--image {file} cannot be read as a picture: {error}") from None
     _, h, w = pipeline.transformer.config.sample_size
-    factor = pipeline.vae.space_factor
+    factor = pipeline.vae.spatial_compression_ratio
     size = (settings.height or h * factor, settings.width or w * factor)
     return to_float(fit_frames(pixels[None], *size))[:, 0]
 

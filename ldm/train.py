@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -17,56 +17,71 @@ from ldm.networks.attention import AttentionBackend, check_backend
 from ldm.networks.conditioning import ConditioningSettings
 from ldm.networks.factory import DiTSettings, Network, UNetSettings, make_network
 from ldm.networks.text_encoder import knows_words
-from ldm.training.batches import LatentData, squared_errors
+from ldm.training.batches import LatentData, per_sample_mse
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import show_videos, validate
 from odvae.running.benchmarking import matmul_rate
 from odvae.running.errors import InputError
+from odvae.running.files import install_folder, write_json
 from odvae.running.folder_lock import main_process_writes
 from odvae.running.hashing import weights_fingerprint
-from odvae.running.run_folder import StageClock, install_folder, write_json
+from odvae.running.progress import progress_bar
 from odvae.running.settings import Settings
+from odvae.running.stage import StageClock
 from odvae.training.checkpoints import StopRequest, begin_stage
 from odvae.training.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.training.state import TrainingState
-from odvae.training.tracking import progress_bar
 from odvae.video_vae import VideoVAE, load_vae
 
 PROVENANCE = "trained_on.json"
 
 
 class LDMSettings(Settings):
-    network: Literal["dit", "unet"] = "dit"
-    """Which network is trained: the one of `model`, or the one of `unet`."""
-    model: DiTSettings = DiTSettings()
-    """The diffusion transformer."""
-    unet: UNetSettings = UNetSettings()
-    """diffusers' 3D UNet."""
+    dit: DiTSettings | None = None
+    """The diffusion transformer, which is trained unless there is a `unet`."""
+    unet: UNetSettings | None = None
+    """diffusers' 3D UNet, in place of the DiT."""
     conditioning: ConditioningSettings = ConditioningSettings()
-    """What it is told."""
+    """Conditioning: text, class or none; optional first frame."""
     objective: ObjectiveSettings = ObjectiveSettings()
-    """What it learns."""
+    """Prediction target, noise levels and loss weights."""
     optimization: OptimizationSettings = OptimizationSettings()
-    """How it is trained."""
+    """Optimizer, learning rate, EMA, precision, logging and checkpoints."""
     attention_backend: AttentionBackend = "sdpa"
     """torch's attention, or xformers' (CUDA); the results are the same."""
     peak_tflops: float | None = Field(None, gt=0)
-    """What `peak_share` compares with, a device; null: the rate of large matrix products, measured at the start."""
+    """What `mfu` compares with, a device; null: the rate of large matrix products, measured at the start."""
     validation_clips: int = Field(256, ge=1)
     """Held-out clips whose loss is measured (fewer if there are)."""
-    show_every: int = Field(5000, ge=1)
+    sample_every: int = Field(5000, ge=1)
     """Steps between videos of fixed held-out conditions, in `videos/` and `strips/` and to the tracker."""
-    shown: int = Field(4, ge=1)
+    num_visualized: int = Field(4, ge=1)
     """How many of them."""
     workers: int = Field(0, ge=0)
     """Processes that read latents, a rank; 0 reads in the training process."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_dit_by_default(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("dit") is None and values.get("unet") is None:
+            return {**values, "dit": {}}
+        return values
+
     @model_validator(mode="after")
-    def _the_unet_has_no_blocks_to_switch(self) -> LDMSettings:
+    def _there_is_one_network_that_supports_the_options(self) -> LDMSettings:
+        if self.dit is not None and self.unet is not None:
+            raise ValueError("dit and unet are both given: one network is trained, set the other to null")
         for name in ("compile", "gradient_checkpointing"):
-            if self.network == "unet" and getattr(self.optimization, name):
-                raise ValueError(f"optimization.{name}=true is for network=dit: diffusers' 3D UNet does not support it")
+            if self.unet is not None and getattr(self.optimization, name):
+                raise ValueError(f"optimization.{name}=true is for ldm.dit: diffusers' 3D UNet does not support it")
         return self
+
+    @property
+    def network(self) -> DiTSettings | UNetSettings:
+        """The settings of the network that is trained."""
+        network = self.unet if self.unet is not None else self.dit
+        assert network is not None  # the validators saw to it
+        return network
 
 
 def train_ldm(
@@ -129,9 +144,7 @@ def latents_identity(manifest: Manifest) -> dict[str, str | int]:
 
 
 def new_network(settings: LDMSettings, manifest: Manifest) -> Network:
-    return make_network(
-        settings.network, settings.model, settings.unet, settings.conditioning, settings.objective, manifest
-    )
+    return make_network(settings.network, settings.conditioning, settings.objective, manifest)
 
 
 def provenance(manifest: Manifest, latents_folder: Path, folder: Path) -> dict:
@@ -169,31 +182,28 @@ def fit(
 ) -> dict[str, dict[str, Tensor]]:
     """Train for `optimization.steps` steps. Returns the averaged weights by their place in the folder (main process).
 
-    `step` counts completed optimiser steps. Data, noise and learning rate are functions of it, so a run that is
+    `step` counts completed optimizer steps. Data, noise and learning rate are functions of it, so a run that is
     killed anywhere and started again ends in the same weights.
     """
     optimization = settings.optimization
-    switch_on(network, settings)
+    apply_model_options(network, settings)
     state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
     accelerator, model, done = state.accelerator, state.model, state.resume()
-    ranks, rank = accelerator.num_processes, accelerator.process_index
-    batches = data.training_batches(
-        optimization.batch_size, optimization.accumulate, settings.workers, rank, ranks, seed, done
-    )
-    meter = StepMeter(network, ranks, peak_flops(settings, accelerator.device, accelerator.mixed_precision))
+    batches = data.training_batches(state.plan, seed, done, settings.workers)
+    meter = StepMeter(network, state.plan.ranks, peak_flops(settings, accelerator.device, accelerator.mixed_precision))
     progress = progress_bar("training the LDM", done, optimization.steps)
 
     for step in range(done + 1, optimization.steps + 1):
         loss_sum = torch.zeros((), device=accelerator.device)
-        for micro_step in range(1, optimization.accumulate + 1):
+        for micro_step in range(1, optimization.gradient_accumulation_steps + 1):
             with meter.waiting_for_data():
                 batch = next(batches)
-            with gradients_synced_at(accelerator, model, micro_step == optimization.accumulate):
+            with gradients_synced_at(accelerator, model, micro_step == optimization.gradient_accumulation_steps):
                 with accelerator.autocast():
-                    errors = squared_errors(model, batch)
+                    errors = per_sample_mse(model, batch)
                 loss = (batch.weight * errors).mean()
-                accelerator.backward(loss / optimization.accumulate)
-            loss_sum += loss.detach() / optimization.accumulate
+                accelerator.backward(loss / optimization.gradient_accumulation_steps)
+            loss_sum += loss.detach() / optimization.gradient_accumulation_steps
             meter.count(batch)
         gradient_norm, learning_rate = state.apply_gradients(step, {"loss": loss_sum})
         progress.update()
@@ -209,9 +219,9 @@ def fit(
                 validate(
                     network, data, optimization.batch_size, settings.validation_clips, state.log, step, accelerator
                 )
-        if step % settings.show_every == 0:
+        if step % settings.sample_every == 0:
             with state.ema.in_network():
-                show_videos(network, vae, data, settings.shown, state.log, step, accelerator)
+                show_videos(network, vae, data, settings.num_visualized, state.log, step, accelerator)
         state.save_and_stop_when_due(step, clock, stop)
     progress.close()
     state.log.close()
@@ -220,7 +230,7 @@ def fit(
     return {place: average.gather(keep) for place, average in zip(places, state.averages, strict=True)}
 
 
-def switch_on(network: Network, settings: LDMSettings) -> None:
+def apply_model_options(network: Network, settings: LDMSettings) -> None:
     """Attention back end, gradient checkpointing and compilation, by diffusers' own switches."""
     if settings.attention_backend == "xformers":
         network.enable_xformers_memory_efficient_attention()
@@ -231,7 +241,7 @@ def switch_on(network: Network, settings: LDMSettings) -> None:
 
 
 def peak_flops(settings: LDMSettings, device: torch.device, mixed_precision: str) -> float:
-    """FLOP/s of a device that `peak_share` compares with, set or measured."""
+    """FLOP/s of a device that `mfu` compares with, set or measured."""
     if settings.peak_tflops is not None:
         return settings.peak_tflops * 1e12
     return matmul_rate(device, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
-from accelerate import Accelerator
+import torch
 from einops import rearrange
 from pydantic import Field
 from torch import Tensor
@@ -14,7 +14,7 @@ from torch import Tensor
 from odvae.clips.clip import FrameCount, VideoSet, is_held_out
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
-from odvae.clips.sampling import StepSampler
+from odvae.clips.sampling import BatchPlan, StepSampler
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
 from odvae.training.optimization import OptimizationSettings
@@ -52,8 +52,13 @@ class Batch:
     def posterior_noise(self, network: VideoVAE, seed: int) -> Tensor:
         """The noise that draws latents from the posterior, (b, c, 1 + k, h/8, w/8)."""
         _, _, t, h, w = self.video.shape
-        frames = (t - 1) // network.time_factor + 1
-        shape = (network.config.latent_channels, frames, h // network.space_factor, w // network.space_factor)
+        frames = (t - 1) // network.temporal_compression_ratio + 1
+        shape = (
+            network.config.latent_channels,
+            frames,
+            h // network.spatial_compression_ratio,
+            w // network.spatial_compression_ratio,
+        )
         return normal_per_sample(shape, seed, self.noise, self.numbers, self.video.device)
 
 
@@ -63,7 +68,8 @@ class Batches:
 
     videos: VideoSet
     optimization: PhaseSettings
-    accelerator: Accelerator
+    plan: BatchPlan
+    device: torch.device
     seed: int
 
     def from_step(self, done: int) -> Iterator[Batch]:
@@ -71,20 +77,20 @@ class Batches:
         video is one frame."""
         phase = self.optimization
         if isinstance(phase, ImagePhaseSettings):
-            yield from self.images(done, phase.batch_size, phase.images_per_clip)
+            yield from self.images(done, self.plan.batch_size, phase.images_per_clip)
         every = phase.image_every
         if every is None:
             yield from self.clips(done)
         clips = self.clips(done - done // every)
-        parts = self.accelerator.num_processes * phase.accumulate
+        parts = self.plan.ranks * self.plan.gradient_accumulation_steps
         if phase.images_per_step % parts:
             raise InputError(
                 f"vae.video_phase.images_per_step={phase.images_per_step} is not divisible by the "
-                f"{self.accelerator.num_processes} ranks times {phase.accumulate} micro-steps that share it"
+                f"{self.plan.ranks} ranks times {self.plan.gradient_accumulation_steps} micro-steps that share it"
             )
         images = self.images(done // every, phase.images_per_step // parts, images_per_clip=1)
         for step in count(done + 1):
-            for _ in range(phase.accumulate):
+            for _ in range(self.plan.gradient_accumulation_steps):
                 yield next(images if step % every == 0 else clips)
 
     def clips(self, done: int) -> Iterator[Batch]:
@@ -93,8 +99,8 @@ class Batches:
         if self.optimization.frames is not None:
             data = data.model_copy(update={"frames": self.optimization.frames})
         clips = ClipDataset(self.videos.train, data, self.seed)
-        for batch in endless_loader(clips, self._sampler(self.optimization.batch_size, done), data.workers):
-            video = batch["video"].to(self.accelerator.device, non_blocking=True)
+        for batch in endless_loader(clips, StepSampler(self.plan, done), data.workers):
+            video = batch["video"].to(self.device, non_blocking=True)
             yield Batch(to_float(video), "posterior", batch["number"].tolist())
 
     def images(self, done: int, batch_size: int, images_per_clip: int) -> Iterator[Batch]:
@@ -108,11 +114,7 @@ class Batches:
             samples = [sample for sample in self.videos.samples if not is_held_out(sample.key, data.held_out)]
         data = data.model_copy(update={"frames": frames, "stride": max(1, data.span // frames)})
         clips = ClipDataset(samples, data, derive_seed(self.seed, "images"))
-        for batch in endless_loader(clips, self._sampler(batch_size, done), data.workers):
-            video = batch["video"].to(self.accelerator.device, non_blocking=True)
+        for batch in endless_loader(clips, StepSampler(replace(self.plan, batch_size=batch_size), done), data.workers):
+            video = batch["video"].to(self.device, non_blocking=True)
             numbers = [number * frames + i for number in batch["number"].tolist() for i in range(frames)]
             yield Batch(to_float(rearrange(video, "b t h w c -> (b t) 1 h w c")), "image posterior", numbers)
-
-    def _sampler(self, batch_size: int, done: int) -> StepSampler:
-        ranks = (self.accelerator.process_index, self.accelerator.num_processes)
-        return StepSampler(batch_size, self.optimization.accumulate, *ranks, done)

@@ -17,8 +17,7 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyua
 from torch import Tensor, nn
 
 from odvae.model import ODVAE
-from odvae.running.benchmarking import count_flops, forbid_tf32, matmul_rate, now
-from odvae.running.memory import PeakMemory
+from odvae.running.benchmarking import PeakMemory, count_flops, forbid_tf32, matmul_rate, now
 
 Half = Literal["encode", "decode"]
 Work = Callable[[nn.Module, Tensor], Tensor]

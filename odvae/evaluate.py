@@ -24,24 +24,25 @@ from odvae.latent_statistics import ChannelSums
 from odvae.lpips import LPIPSSettings
 from odvae.metrics import lpips, psnr, ssim
 from odvae.model import ODVAE
-from odvae.running.benchmarking import forbid_tf32, now
+from odvae.running.benchmarking import PeakMemory, forbid_tf32, now
 from odvae.running.errors import InputError
-from odvae.running.memory import PeakMemory
+from odvae.running.files import make_output_folder, write_text
+from odvae.running.progress import progress_bar
 from odvae.running.report_file import read_report, update_report
-from odvae.running.run_folder import RunFolder, StageClock, make_output_folder, write_text
+from odvae.running.run_folder import RunFolder
 from odvae.running.seeds import normal_per_sample
 from odvae.running.settings import Settings
+from odvae.running.stage import StageClock
 from odvae.shards.tars import Sample
-from odvae.training.tracking import progress_bar
 from odvae.video.files import write_video
 from odvae.video.frame_grid import save_picture, strip
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE, load_vae
 
-Way = Literal["whole", "streamed", "tiled"]
+Mode = Literal["whole", "streamed", "tiled"]
 
 
-class ReconstructionSettings(Settings):
+class EvalVAESettings(Settings):
     clips: int = Field(96, ge=1)
     """Held-out clips that are reconstructed and scored (fewer if there are)."""
     batch_size: int = Field(4, ge=1)
@@ -54,15 +55,15 @@ class ReconstructionSettings(Settings):
     """Of encoding and decoding; scores are computed in fp32 or better."""
     lpips: LPIPSSettings | None = LPIPSSettings(network="alex")
     """LPIPS; null: not measured."""
-    ways: tuple[Way, ...] = ("streamed", "tiled")
+    modes: tuple[Mode, ...] = ("streamed", "tiled")
     """What is compared with whole clips: chunks that stream through, the paper's temporal tiling."""
     compared_clips: int = Field(4, ge=1)
-    """Clips on which the ways are compared and timed."""
+    """Clips on which the modes are compared and timed."""
     chunk: int = Field(4, ge=1)
     """Frames a chunk when streaming."""
     tile_frames: FrameCount = Field(9, ge=5)
     """Frames a group when tiling, 4m+1 (the paper's: 33)."""
-    shown: int = Field(12, ge=1)
+    num_visualized: int = Field(12, ge=1)
     """Clips that are kept as videos for the report page."""
 
 
@@ -70,13 +71,13 @@ class ReconstructionSettings(Settings):
 class Evaluation:
     """What all clips of one evaluation share."""
 
-    settings: ReconstructionSettings
+    settings: EvalVAESettings
     data: DataSettings
     vae: VideoVAE
     seed: int
 
     def reconstruct(
-        self, video: Tensor, numbers: Sequence[int], way: Way = "whole"
+        self, video: Tensor, numbers: Sequence[int], mode: Mode = "whole"
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
         """Video (b, 3, t, h, w) -> (its reconstruction, moments' mean and std side by side, seconds of each half).
 
@@ -85,38 +86,38 @@ class Evaluation:
         device = self.vae.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             start = now(device)
-            moments = torch.cat(list(self._encode(video, way)), dim=2)  # (b, 2c, k, h/8, w/8)
+            moments = torch.cat(list(self._encode(video, mode)), dim=2)  # (b, 2c, k, h/8, w/8)
             encoded = now(device)
             mean, std = moments.chunk(2, dim=1)
             latents = mean
             if self.settings.latents == "sample":
                 noise = normal_per_sample(mean.shape[1:], self.seed, "evaluation", numbers, device)
                 latents = mean + std * noise
-            reconstruction = torch.cat(list(self._decode(latents, way)), dim=2)
+            reconstruction = torch.cat(list(self._decode(latents, mode)), dim=2)
             decoded = now(device)
         seconds = {"encode": encoded - start, "decode": decoded - encoded}
         return reconstruction.float().clamp(-1, 1), moments.float(), seconds
 
-    def _encode(self, video: Tensor, way: Way) -> Iterator[Tensor]:
-        if way == "streamed":
+    def _encode(self, video: Tensor, mode: Mode) -> Iterator[Tensor]:
+        if mode == "streamed":
             posteriors = self.vae.encode_stream(video.split(self.settings.chunk, dim=2))
         else:
             posteriors = iter([self.vae.encode(video).latent_dist])
         for posterior in posteriors:
             yield torch.cat([posterior.mean, posterior.std], dim=1)
 
-    def _decode(self, latents: Tensor, way: Way) -> Iterator[Tensor]:
-        if way == "streamed":
+    def _decode(self, latents: Tensor, mode: Mode) -> Iterator[Tensor]:
+        if mode == "streamed":
             return self.vae.decode_stream(latents.split(1, dim=2))
         return iter([self.vae.decode(latents).sample])
 
 
 def evaluate_vae(
-    settings: ReconstructionSettings, data: DataSettings, videos: VideoSet, folders: RunFolder, seed: int
+    settings: EvalVAESettings, data: DataSettings, videos: VideoSet, folders: RunFolder, seed: int
 ) -> dict:
     """Reconstruct held-out clips and write their scores into the report; returns the report. Ranks share the clips.
 
-    Raises InputError when there is no VAE, or a way is asked for that it does not have.
+    Raises InputError when there is no VAE, or a mode is asked for that it does not have.
     """
     state, clock = PartialState(), StageClock(folders.report)
     forbid_tf32()
@@ -129,7 +130,7 @@ def evaluate_vae(
     evaluation = Evaluation(settings, data, vae, seed)
     chosen = [sample for sample in videos.held_out if frame_count(sample, data) >= data.span][: settings.clips]
     if not chosen:
-        raise InputError(f"no held-out video has the {data.span} frames that a clip spans (reconstruction.frames)")
+        raise InputError(f"no held-out video has the {data.span} frames that a clip spans (eval_vae.frames)")
     mine = list(enumerate(chosen))[state.process_index :: state.num_processes]
     sums, rows = ChannelSums(), []
     with progress_bar("reconstructing", 0, len(mine), unit="clip") as bar:
@@ -144,7 +145,7 @@ def evaluate_vae(
         write_text(folders.report / "reconstructions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         part = _summary(rows, sums, evaluation)
         decoded = [chosen[row["number"]] for row in rows]
-        part["ways"] = compare_ways(evaluation, decoded[: settings.compared_clips], folders.report)
+        part["modes"] = compare_modes(evaluation, decoded[: settings.compared_clips], folders.report)
         update_report(folders, clock, {"reconstruction": part})
     state.wait_for_everyone()
     return read_report(folders)
@@ -180,7 +181,7 @@ def _reconstruct(evaluation: Evaluation, batch: Sequence[NumberedClip], report: 
         sums.add(*moments[i].chunk(2))
         row = {"number": number, "key": sample.key, "caption": sample.read_text()}
         row |= scores(reconstructions[i : i + 1], videos[i : i + 1], settings)
-        if number < settings.shown:
+        if number < settings.num_visualized:
             row |= {"real": f"videos/real_{number:04d}.mp4", "made": f"videos/reconstructed_{number:04d}.mp4"}
             write_video(report / row["real"], clip.numpy(), fps=8)
             write_video(report / row["made"], to_uint8(reconstructions[i]), fps=8)
@@ -188,7 +189,7 @@ def _reconstruct(evaluation: Evaluation, batch: Sequence[NumberedClip], report: 
     return rows
 
 
-def scores(reconstruction: Tensor, video: Tensor, settings: ReconstructionSettings) -> dict[str, float]:
+def scores(reconstruction: Tensor, video: Tensor, settings: EvalVAESettings) -> dict[str, float]:
     """PSNR, SSIM and, where asked for, LPIPS of one video (1, 3, t, h, w)."""
     found = {"psnr": psnr(reconstruction, video), "ssim": ssim(reconstruction, video)}
     if settings.lpips is not None:
@@ -216,7 +217,7 @@ def protocol(evaluation: Evaluation, clips: int) -> dict:
         "stride": data.stride,
         "height": data.height,
         "width": data.width,
-        "resize": "cover, bicubic, antialiased, centre crop",
+        "resize": "cover, bicubic, antialiased, center crop",
         "range": "[-1, 1], clipped; PSNR's peak is 2",
         "precision": settings.precision,
         "latents": settings.latents,
@@ -227,44 +228,44 @@ def protocol(evaluation: Evaluation, clips: int) -> dict:
 
 
 @torch.no_grad()
-def compare_ways(evaluation: Evaluation, samples: list[Sample], report: Path) -> dict:
-    """Quality, speed and peak memory of whole clips and of each other way, on the same clips; and a picture.
+def compare_modes(evaluation: Evaluation, samples: list[Sample], report: Path) -> dict:
+    """Quality, speed and peak memory of whole clips and of each other mode, on the same clips; and a picture.
 
     `difference` is the largest pixel difference (of 2) from the whole clip's reconstruction.
     """
     videos = [to_float(load_clip(sample, evaluation.data)).unsqueeze(0) for sample in samples]
     found, whole = {}, []
-    for way in ("whole", *evaluation.settings.ways):
-        if (reason := _impossible(evaluation, way)) is not None:
-            found[way] = {"not measured": reason}
+    for mode in ("whole", *evaluation.settings.modes):
+        if (reason := _impossible(evaluation, mode)) is not None:
+            found[mode] = {"not measured": reason}
             continue
-        made, row = _timed(evaluation, videos, way)
-        if way == "whole":
+        made, row = _timed(evaluation, videos, mode)
+        if mode == "whole":
             whole = made
         else:
             row["difference"] = max(float((a - b).abs().max()) for a, b in zip(made, whole, strict=True))
-        found[way] = row
-        if way == "whole":
+        found[mode] = row
+        if mode == "whole":
             pairs = [to_uint8(v[0]) for pair in zip(videos[:4], made[:4], strict=True) for v in pair]
             save_picture(report / "reconstructions.png", strip(pairs))
     return found
 
 
-def _timed(evaluation: Evaluation, videos: list[Tensor], way: Way) -> tuple[list[Tensor], dict]:
+def _timed(evaluation: Evaluation, videos: list[Tensor], mode: Mode) -> tuple[list[Tensor], dict]:
     vae, settings = evaluation.vae, evaluation.settings
-    if way == "tiled":
+    if mode == "tiled":
         vae.enable_tiling(None, None, settings.tile_frames)
     device = vae.device
     memory = PeakMemory(device)
-    evaluation.reconstruct(videos[0].to(device), [0], way)  # apart from the timed ones: it also plans and allocates
+    evaluation.reconstruct(videos[0].to(device), [0], mode)  # apart from the timed ones: it also plans and allocates
     peak, made, rows = memory.bytes, [], []
     seconds = {"encode": 0.0, "decode": 0.0}
     for number, video in enumerate(videos):
-        reconstruction, _, spent = evaluation.reconstruct(video.to(device), [number], way)
+        reconstruction, _, spent = evaluation.reconstruct(video.to(device), [number], mode)
         seconds = {half: seconds[half] + spent[half] for half in seconds}
         made.append(reconstruction.cpu())
         rows.append(scores(made[-1], video, settings))
-    if way == "tiled":
+    if mode == "tiled":
         vae.disable_tiling()
     frames = sum(video.shape[2] for video in videos)
     return made, {
@@ -275,11 +276,11 @@ def _timed(evaluation: Evaluation, videos: list[Tensor], way: Way) -> tuple[list
     }
 
 
-def _impossible(evaluation: Evaluation, way: Way) -> str | None:
-    """Why the VAE cannot go this way, if it cannot."""
+def _impossible(evaluation: Evaluation, mode: Mode) -> str | None:
+    """Why the VAE does not have this mode; None where it has it."""
     vae = evaluation.vae
-    if way == "tiled" and not isinstance(vae, ODVAE):
+    if mode == "tiled" and not isinstance(vae, ODVAE):
         return "an image VAE works frame by frame: there is nothing to tile in time"
-    if way == "streamed" and isinstance(vae, ODVAE) and not vae.streamable:
+    if mode == "streamed" and isinstance(vae, ODVAE) and not vae.streamable:
         return f"norm={vae.config.norm}, temporal_upsample={vae.config.temporal_upsample} needs the whole clip"
     return None

@@ -35,12 +35,14 @@ def added_flicker(video: Tensor, reference: Tensor) -> Tensor:
     return (frame_changes(video) - frame_changes(reference)).abs().mean(dim=(1, 3, 4))
 
 
-def seam_ratio(flicker: Tensor, time_factor: int) -> float | None:
+def seam_ratio(flicker: Tensor, temporal_compression_ratio: int) -> float | None:
     """Flicker between frames of different latents over flicker between frames of the same one; 1: no seams.
 
     `flicker` is `added_flicker`'s (b, t - 1). None where the VAE does not compress time or the video is too short.
     """
-    between = torch.arange(flicker.shape[1]) % time_factor == 0  # frame 0 alone, then groups of time_factor frames
-    if time_factor == 1 or between.sum() < 2 or between.all():
+    between = (
+        torch.arange(flicker.shape[1]) % temporal_compression_ratio == 0
+    )  # frame 0 alone, then groups of temporal_compression_ratio frames
+    if temporal_compression_ratio == 1 or between.sum() < 2 or between.all():
         return None
     return float(flicker[:, between].mean() / flicker[:, ~between].mean().clamp(min=1e-6))

@@ -1,7 +1,7 @@
 """The 3D patch GAN: a discriminator that learns to tell reconstructions from videos, and what it says to the VAE.
 
 Hinge loss (Lim & Ye 2017) and the adaptive weight of VQGAN (Esser et al. 2021, arXiv 2012.09841, equation 7); optional
-LeCam regularisation (Tseng et al. 2021, arXiv 2104.03310).
+LeCam regularization (Tseng et al. 2021, arXiv 2104.03310).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from odvae.training.optimization import (
 )
 
 
-class AdversarySettings(Settings):
+class GANSettings(Settings):
     weight: float = Field(0.5, gt=0)
     """Weight of the adversarial term, times the adaptive one."""
     adaptive_ceiling: float = Field(1e4, gt=0)
@@ -35,9 +35,9 @@ class AdversarySettings(Settings):
     learning_rate: float | None = Field(None, gt=0)
     """Peak learning rate of the discriminator; null: the VAE's. Warm-up and decay are the VAE's."""
     optimizer: str = "adamw"
-    """Its optimiser, by timm's name."""
+    """Its optimizer, by timm's name."""
     betas: tuple[float, float] | None = (0.5, 0.9)
-    """Decay rates of its optimiser's moments; null: the optimiser's own."""
+    """Decay rates of its optimizer's moments; null: the optimizer's own."""
     lecam: float = Field(0.0, ge=0)
     """Weight of the LeCam term, which keeps the discriminator from running away on little data; VidTok uses it."""
 
@@ -73,19 +73,19 @@ def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
-class AdversaryState(nn.Module):
-    """What the adversary remembers from step to step, all of it means over the global batch.
+class GANState(nn.Module):
+    """What the gan remembers from step to step, all of it means over the global batch.
 
-    `balance` is the adaptive weight of the coming step, `real` and `fake` are running means of the logits (LeCam).
+    `adaptive_weight` is that of the coming step, `real` and `fake` are running means of the logits (LeCam).
     """
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("balance", "real", "fake"):
+        for name in ("adaptive_weight", "real", "fake"):
             self.register_buffer(name, torch.zeros(()))
 
 
-class Adversary:
+class GANTrainer:
     """A discriminator in training beside a VAE. Prepare it before the checkpoint is loaded.
 
     The adaptive weight |grad fidelity| / |grad adversarial| at the decoder's last convolution is measured over a step's
@@ -96,7 +96,7 @@ class Adversary:
 
     def __init__(
         self,
-        settings: AdversarySettings,
+        settings: GANSettings,
         optimization: OptimizationSettings,
         accelerator: Accelerator,
         last_weight: nn.Parameter,
@@ -113,18 +113,18 @@ class Adversary:
         optimizer = make_optimizer(network, self.optimization)
         self.discriminator, self.optimizer = accelerator.prepare(network, optimizer)
         self.network = accelerator.unwrap_model(self.discriminator)
-        self.state = AdversaryState().to(accelerator.device)
+        self.state = GANState().to(accelerator.device)
         self._begin_step()
 
     def _begin_step(self) -> None:
         self.gradients = torch.zeros(2, *self.last_weight.shape, device=self.accelerator.device)
         self.logits = torch.zeros(2, device=self.accelerator.device)
 
-    def begun(self, step: int) -> bool:
+    def is_active(self, step: int) -> bool:
         """Whether it takes part in step number `step` (from 1)."""
         return step > self.settings.start_step
 
-    def deceive(self, reconstruction: Tensor) -> Tensor:
+    def generator_loss(self, reconstruction: Tensor) -> Tensor:
         """The adversarial loss of a reconstruction, -mean D.
 
         To be differentiated by the reconstruction alone (`torch.autograd.grad`). The network is called unwrapped: its
@@ -132,19 +132,19 @@ class Adversary:
         """
         return -self.network(reconstruction).float().mean()
 
-    def weigh(self, reconstruction: Tensor, fidelity: Tensor, adversarial: Tensor) -> Tensor:
-        """The gradient of fidelity + weight * balance * adversarial, from the gradients of both by the reconstruction.
+    def combine_gradients(self, reconstruction: Tensor, fidelity: Tensor, adversarial: Tensor) -> Tensor:
+        """The gradient of reconstruction + weight * adaptive_weight * generator loss, of both gradients by pixels.
 
-        Both are also carried on to the decoder's last weight, for the balance of the next step.
+        Both are also carried on to the decoder's last weight, for the adaptive weight of the next step.
         """
         for i, gradient in enumerate((fidelity, adversarial)):
             (at_weight,) = torch.autograd.grad(
                 reconstruction, self.last_weight, gradient.to(reconstruction.dtype), retain_graph=True
             )
-            self.gradients[i] += at_weight.float() / self.optimization.accumulate
-        return fidelity + self.settings.weight * self.state.balance * adversarial
+            self.gradients[i] += at_weight.float() / self.optimization.gradient_accumulation_steps
+        return fidelity + self.settings.weight * self.state.adaptive_weight * adversarial
 
-    def learn(self, video: Tensor, reconstruction: Tensor, sync: bool) -> dict[str, Tensor]:
+    def discriminator_step(self, video: Tensor, reconstruction: Tensor, sync: bool) -> dict[str, Tensor]:
         """Add one micro-step's gradients of the discriminator; returns its loss and mean logits, detached."""
         with gradients_synced_at(self.accelerator, self.discriminator, sync):
             with self.accelerator.autocast():
@@ -153,9 +153,9 @@ class Adversary:
             loss = hinge_loss(real, fake)
             if self.settings.lecam:
                 loss = loss + self.settings.lecam * self._lecam(real, fake)
-            self.accelerator.backward(loss / self.optimization.accumulate)
+            self.accelerator.backward(loss / self.optimization.gradient_accumulation_steps)
         means = torch.stack([real.detach().mean(), fake.detach().mean()])
-        self.logits += means / self.optimization.accumulate
+        self.logits += means / self.optimization.gradient_accumulation_steps
         return {"discriminator": loss.detach(), "logits_real": means[0], "logits_fake": means[1]}
 
     def _lecam(self, real: Tensor, fake: Tensor) -> Tensor:
@@ -170,11 +170,11 @@ class Adversary:
         self.optimizer.zero_grad()
 
         fidelity, adversarial = self.accelerator.reduce(self.gradients, "mean").flatten(1).norm(dim=1)
-        balance = (fidelity / (adversarial + 1e-4)).clamp(max=self.settings.adaptive_ceiling)
+        adaptive_weight = (fidelity / (adversarial + 1e-4)).clamp(max=self.settings.adaptive_ceiling)
         real, fake = self.accelerator.reduce(self.logits, "mean")
-        decay = 0.99 if self.begun(step - 1) else 0.0  # the running means begin with the first step's
+        decay = 0.99 if self.is_active(step - 1) else 0.0  # the running means begin with the first step's
         for buffer, value in (
-            (self.state.balance, balance),
+            (self.state.adaptive_weight, adaptive_weight),
             (self.state.real, decay * self.state.real + (1 - decay) * real),
             (self.state.fake, decay * self.state.fake + (1 - decay) * fake),
         ):

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from odvae.initialization import initialize_from_scratch
 from odvae.model import ODVAE
-from odvae.per_frame import FrameVAE
+from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
 from odvae.running.settings import Settings
 from odvae.video_vae import VideoVAE
@@ -41,9 +41,9 @@ class ModelSettings(Settings):
         return self
 
 
-def make_image_vae(model: ModelSettings) -> FrameVAE:
+def make_image_vae(model: ModelSettings) -> PerFrameVAE:
     """Stable Diffusion's image VAE in the sizes of `model`, with random weights."""
-    image_vae = FrameVAE(
+    image_vae = PerFrameVAE(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=model.block_out_channels,
@@ -55,15 +55,15 @@ def make_image_vae(model: ModelSettings) -> FrameVAE:
     return image_vae
 
 
-def load_image_vae(name: str, model: ModelSettings) -> FrameVAE:
+def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
     """An AutoencoderKL from a folder or hub name, its own or a whole pipeline's; its sizes must be those of `model`."""
     try:
         try:
-            image_vae = FrameVAE.from_pretrained(name)
+            image_vae = PerFrameVAE.from_pretrained(name)
         except OSError:  # no model there; a pipeline (Stable Diffusion's) has one in a folder of its own
-            image_vae = FrameVAE.from_pretrained(name, subfolder="vae")
+            image_vae = PerFrameVAE.from_pretrained(name, subfolder="vae")
     except (OSError, ValueError) as error:
-        raise InputError(f"vae.image_vae={name!r} cannot be loaded as an AutoencoderKL: {error}") from None
+        raise InputError(f"vae.init_image_vae={name!r} cannot be loaded as an AutoencoderKL: {error}") from None
     _check_sizes(image_vae, model, f"the image VAE {name}")
     return image_vae
 
@@ -75,10 +75,10 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
         ours = (path / "config.json").is_file() or not path.exists()
         source = ODVAE.from_pretrained(name) if ours else ODVAE.from_opensora_plan(path)
     except (OSError, ValueError) as error:
-        raise InputError(f"vae.begin_from={name!r} cannot be loaded as an OD-VAE: {error}") from None
+        raise InputError(f"vae.init_from={name!r} cannot be loaded as an OD-VAE: {error}") from None
     _check_sizes(source, model, f"the OD-VAE {name}", "variant")
     if source.config.temporal_resampling != "joint":
-        raise InputError(f"vae.begin_from={name!r} resamples time in layers of its own (v1.1.0), which is not trained")
+        raise InputError(f"vae.init_from={name!r} resamples time in layers of its own (v1.1.0), which is not trained")
     vae = ODVAE(**model.model_dump())
     vae.load_state_dict(source.state_dict())
     return vae

@@ -1,4 +1,4 @@
-"""How weights begin: from scratch, or from an image VAE's by the paper's tail initialisation (section 3.3).
+"""How weights begin: from scratch, or from an image VAE's by the paper's tail initialization (section 3.3).
 
 A 2D kernel fills the last time slice of a 3D one (tail), or is spread evenly over all slices (average). The tensors'
 names are the same in both models, so only the kernels' shapes differ.
@@ -48,7 +48,7 @@ def initialize_from_scratch(vae: nn.Module) -> None:
 
     Convolutions keep their input's variance, each residual block starts as the identity, and the posterior starts
     narrow (standard deviation e^-3), so that the decoder sees a signal from the first step. With torch's defaults a
-    small VAE spends hundreds of steps on grey pictures first (LOG.md has the measurement).
+    small VAE spends hundreds of steps on gray pictures first (LOG.md has the measurement).
     """
     for name, module in vae.named_modules():
         if isinstance(module, (nn.Conv2d, nn.Conv3d)):

@@ -10,7 +10,7 @@ from torch import Tensor
 from odvae.clips.clip import check_frames
 from odvae.running.errors import InputError
 
-TIME_FACTOR, SPACE_FACTOR = 4, 8
+TEMPORAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO = 4, 8
 
 # Pixels in [-1, 1] may overshoot a little (resizing, noise), those in 0..255 do by far; between the two lies no mistake
 # that the range alone would prove.
@@ -26,7 +26,7 @@ def check_video(video: Tensor, any_length: bool = False) -> None:
         raise InputError(f"pixels are floats in [-1, 1], found {video.dtype}; from 0..255: video / 127.5 - 1")
     if not any_length:
         check_frames(shape[2])
-    if shape[3] % SPACE_FACTOR or shape[4] % SPACE_FACTOR or 0 in shape[3:]:
+    if shape[3] % SPATIAL_COMPRESSION_RATIO or shape[4] % SPATIAL_COMPRESSION_RATIO or 0 in shape[3:]:
         raise InputError(f"height and width must be multiples of 8, found {shape[3]}x{shape[4]}")
 
 

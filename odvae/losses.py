@@ -1,4 +1,4 @@
-"""What the VAE minimises, term by term, as means a person can read. Videos are (b, 3, t, h, w) in [-1, 1].
+"""What the VAE minimizes, term by term, as means a person can read. Videos are (b, 3, t, h, w) in [-1, 1].
 
 The paper sums reconstruction and LPIPS over a frame's 3*h*w values and the KL over a clip's latents, weighted
 1 : 1 : 1e-6. Here all are divided by the number of pixel values, which leaves the gradient's direction as it is: a
@@ -12,13 +12,16 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
-from odvae.gan import AdversarySettings
-from odvae.lpips import LPIPS, LPIPSSettings
+from odvae.gan import GANSettings, GANTrainer
+from odvae.lpips import LPIPS, LPIPSSettings, load_lpips
 from odvae.running.settings import Settings
+from odvae.training.optimization import OptimizationSettings
+from odvae.video_vae import VideoVAE
 
 
 class LPIPSTermSettings(LPIPSSettings):
@@ -36,19 +39,19 @@ class LossSettings(Settings):
     as much as the coarse picture."""
     kl: float = Field(2.5e-5, ge=0)
     """Weight of the KL divergence to N(0, 1), which is summed over the latents and divided by the pixel values."""
-    adversary: AdversarySettings | None = None
+    gan: GANSettings | None = None
     """3D patch GAN; null: none."""
 
     def describe(self) -> str:
         """The terms in a line."""
-        left_out = [name for name, term in (("LPIPS", self.lpips), ("GAN", self.adversary)) if term is None]
+        left_out = [name for name, term in (("LPIPS", self.lpips), ("GAN", self.gan)) if term is None]
         terms = [self.reconstruction.upper(), f"{self.kl:g} KL"]
         if self.lpips is not None:
             terms.insert(1, f"{self.lpips.weight:g} LPIPS ({self.lpips.network})")
         if self.wavelet:
             terms.append(f"{self.wavelet:g} wavelet L1")
-        if self.adversary is not None:
-            terms.append(f"adaptive * {self.adversary.weight:g} GAN from step {self.adversary.start_step}")
+        if self.gan is not None:
+            terms.append(f"adaptive * {self.gan.weight:g} GAN from step {self.gan.start_step}")
         return " + ".join(terms) + (f"; without {' and '.join(left_out)}" if left_out else "")
 
 
@@ -105,3 +108,60 @@ def fidelity_loss(
         parts["wavelet"] = wavelet_loss(reconstruction, video)
         loss = loss + settings.wavelet * parts["wavelet"]
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+class VAELoss:
+    """Fidelity + KL, and the adversarial term once it has begun.
+
+    Make it before the checkpoint is loaded: the gan is part of it.
+    """
+
+    def __init__(
+        self,
+        settings: LossSettings,
+        network: VideoVAE,
+        optimization: OptimizationSettings,
+        accelerator: Accelerator,
+    ) -> None:
+        self.settings, self.accelerator = settings, accelerator
+        self.perceptual: LPIPS | None = None
+        self.gan: GANTrainer | None = None
+        if settings.lpips is not None:
+            with accelerator.main_process_first():  # which downloads the weights
+                self.perceptual = load_lpips(settings.lpips.network, settings.lpips.weights, accelerator.device)
+        if settings.gan is not None:
+            last_weight = network.decoder.conv_out.weight
+            self.gan = GANTrainer(settings.gan, optimization, accelerator, last_weight)
+
+    def __call__(
+        self, reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor, step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss with the objective's gradient, and the terms by name (detached) for the log.
+
+        All that looks at pixels is differentiated by them first. So LPIPS and discriminator are run back through once,
+        whatever is measured on the way, and their activations are gone before the decoder's backward pass begins.
+        """
+        pixels = reconstruction.detach().float().requires_grad_()
+        with self.accelerator.autocast():
+            fidelity, parts = fidelity_loss(pixels, video, self.settings, self.perceptual)
+        (gradient,) = torch.autograd.grad(fidelity, pixels)
+        if self.gan is not None and self.gan.is_active(step):
+            with self.accelerator.autocast():
+                adversarial = self.gan.generator_loss(pixels)
+            (adversarial_gradient,) = torch.autograd.grad(adversarial, pixels)
+            gradient = self.gan.combine_gradients(reconstruction, gradient, adversarial_gradient)
+            parts |= {"generator_loss": adversarial.detach(), "adaptive_weight": self.gan.state.adaptive_weight.clone()}
+        divergence = kl_per_pixel(mean, logvar, video)
+        parts = {"loss": (fidelity + self.settings.kl * divergence).detach(), **parts, "kl": divergence.detach()}
+        return (reconstruction.float() * gradient).sum() + self.settings.kl * divergence, parts
+
+    def discriminator_step(self, reconstruction: Tensor, video: Tensor, step: int, sync: bool) -> dict[str, Tensor]:
+        """The discriminator's part of a micro-step, where it has begun; its numbers for the log."""
+        if self.gan is None or not self.gan.is_active(step):
+            return {}
+        return self.gan.discriminator_step(video, reconstruction, sync)
+
+    def apply_gradients(self, step: int) -> None:
+        """The discriminator's part of an optimizer step."""
+        if self.gan is not None and self.gan.is_active(step):
+            self.gan.apply_gradients(step)

@@ -25,7 +25,7 @@ def psnr(video: Tensor, reference: Tensor) -> Tensor:
 def ssim(video: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity of RGB in float64: Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03 (Wang et al. 2004).
 
-    Population covariance, windows that lie wholly inside the frame, mean over colours. Computed on the CPU.
+    Population covariance, windows that lie wholly inside the frame, mean over colors. Computed on the CPU.
     Raises InputError for frames under 11x11 pixels.
     """
     _check(video, reference)

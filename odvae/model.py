@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from odvae.initialization import Init, inflate_state
 from odvae.input_checks import (
-    SPACE_FACTOR,
-    TIME_FACTOR,
+    SPATIAL_COMPRESSION_RATIO,
+    TEMPORAL_COMPRESSION_RATIO,
     check_latent_values,
     check_latents,
     check_pixel_values,
@@ -86,7 +86,7 @@ class Encoder(LayerStack):
         latent_channels: int,
         groups: int,
         variant: int,
-        clip_norm: bool,
+        norm_over_time: bool,
         separate_time: bool,
     ) -> None:
         super().__init__()
@@ -96,7 +96,7 @@ class Encoder(LayerStack):
         self.down_blocks = nn.ModuleList()
         previous = widths[0]
         for i, width in enumerate(widths):
-            over_time = clip_norm and any(temporal[i])
+            over_time = norm_over_time and any(temporal[i])
             level = Level(
                 [
                     ResnetBlock(previous if j == 0 else width, width, groups, temporal[i], over_time)
@@ -107,7 +107,7 @@ class Encoder(LayerStack):
                 level.downsamplers = make_downsamplers(width, any(temporal[i]), i > 0, separate_time)
             self.down_blocks.append(level)
             previous = width
-        over_time = clip_norm and any(inner)
+        over_time = norm_over_time and any(inner)
         self.mid_block = MidBlock(widths[-1], groups, inner, over_time)
         self.conv_norm_out = NormSiLU(groups, widths[-1], over_time)
         self.conv_out = make_conv(inner[0], widths[-1], 2 * latent_channels)
@@ -132,7 +132,7 @@ class Decoder(LayerStack):
         latent_channels: int,
         groups: int,
         variant: int,
-        clip_norm: bool,
+        norm_over_time: bool,
         separate_time: bool,
         trilinear: bool,
     ) -> None:
@@ -141,11 +141,11 @@ class Decoder(LayerStack):
         temporal = [inner, inner, outer, outer]  # from the lowest resolution up
         widths = list(reversed(widths))
         self.conv_in = make_conv(inner[0], latent_channels, widths[0])
-        self.mid_block = MidBlock(widths[0], groups, inner, clip_norm and any(inner))
+        self.mid_block = MidBlock(widths[0], groups, inner, norm_over_time and any(inner))
         self.up_blocks = nn.ModuleList()
         previous = widths[0]
         for i, width in enumerate(widths):
-            over_time = clip_norm and any(temporal[i])
+            over_time = norm_over_time and any(temporal[i])
             level = Level(
                 [
                     ResnetBlock(previous if j == 0 else width, width, groups, temporal[i], over_time)
@@ -156,7 +156,7 @@ class Decoder(LayerStack):
                 level.upsamplers = make_upsamplers(width, any(temporal[i]), i < 2, trilinear, separate_time)
             self.up_blocks.append(level)
             previous = width
-        self.conv_norm_out = NormSiLU(groups, widths[-1], clip_norm and any(outer))
+        self.conv_norm_out = NormSiLU(groups, widths[-1], norm_over_time and any(outer))
         self.conv_out = make_conv(outer[0], widths[-1], 3)
 
     def parts(self) -> list[VideoLayer | LayerStack]:
@@ -190,8 +190,8 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    time_factor = TIME_FACTOR
-    space_factor = SPACE_FACTOR
+    temporal_compression_ratio = TEMPORAL_COMPRESSION_RATIO
+    spatial_compression_ratio = SPATIAL_COMPRESSION_RATIO
 
     @register_to_config
     def __init__(
@@ -333,7 +333,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
             check_pixel_values(chunk)
             waiting = chunk if waiting is None else torch.cat([waiting, chunk], dim=2)
             usable = waiting.shape[2] if begun else waiting.shape[2] - 1  # the first frame makes a latent alone
-            ready = usable // TIME_FACTOR * TIME_FACTOR + (not begun)
+            ready = usable // TEMPORAL_COMPRESSION_RATIO * TEMPORAL_COMPRESSION_RATIO + (not begun)
             if usable < 0 or ready == 0:
                 continue
             yield DiagonalGaussianDistribution(self._encode_in_space(self._to_moments, waiting[:, :, :ready], streams))

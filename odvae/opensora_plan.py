@@ -143,7 +143,7 @@ def _find_file(path: Path) -> Path:
 
 
 def _load_without_code(file: Path) -> object:
-    """What torch.save wrote, tensors and plain values only. Mapped, so that an optimiser's state is never read."""
+    """What torch.save wrote, tensors and plain values only. Mapped, so that an optimizer's state is never read."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except OSError:

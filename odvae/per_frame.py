@@ -15,17 +15,17 @@ from odvae.input_checks import check_latent_values, check_latents, check_pixel_v
 from odvae.layers import ChannelsLastMixin
 
 
-class FrameVAE(ChannelsLastMixin, AutoencoderKL):
+class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
     """A diffusers AutoencoderKL behind ODVAE's interface: video (b, 3, t, h, w) <-> latents (b, c, t, h/8, w/8).
 
-    Any t >= 1. Folders are an AutoencoderKL's: `FrameVAE.from_pretrained` loads every image VAE of that class, and
+    Any t >= 1. Folders are an AutoencoderKL's: `PerFrameVAE.from_pretrained` loads every image VAE of that class, and
     AutoencoderKL loads what this saves. Streams are exact, since frames do not see each other.
     """
 
-    time_factor = 1
+    temporal_compression_ratio = 1
 
     @property
-    def space_factor(self) -> int:
+    def spatial_compression_ratio(self) -> int:
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:

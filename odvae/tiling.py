@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.vae import AutoencoderMixin
 from torch import Tensor
 
 from odvae.clips.clip import nearest_frame_counts
-from odvae.input_checks import SPACE_FACTOR, TIME_FACTOR
+from odvae.input_checks import SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO
 from odvae.layers import Stream
 from odvae.running.errors import InputError
 
@@ -58,8 +58,8 @@ class TilingMixin(AutoencoderMixin):
         Raises InputError for sizes that do not fit these rules.
         """
         frames = tile_sample_min_num_frames
-        if frames is not None and (frames < TIME_FACTOR + 1 or frames % TIME_FACTOR != 1):
-            nearest = nearest_frame_counts(max(frames, TIME_FACTOR + 1))
+        if frames is not None and (frames < TEMPORAL_COMPRESSION_RATIO + 1 or frames % TEMPORAL_COMPRESSION_RATIO != 1):
+            nearest = nearest_frame_counts(max(frames, TEMPORAL_COMPRESSION_RATIO + 1))
             raise InputError(f"tile_sample_min_num_frames={frames}: needs 4m+1 frames, at least 5; nearest: {nearest}")
         stride_height = _checked_stride("height", tile_sample_min_height, tile_sample_stride_height)
         stride_width = _checked_stride("width", tile_sample_min_width, tile_sample_stride_width)
@@ -76,15 +76,15 @@ class TilingMixin(AutoencoderMixin):
     def _decode_tiled(self, network: Network, latents: Tensor) -> Tensor:
         """`network` (latents -> pixels) in the same groups and tiles."""
         frames = self.tile_sample_min_num_frames if self.use_tiling else None
-        group = None if frames is None else (frames - 1) // TIME_FACTOR + 1
+        group = None if frames is None else (frames - 1) // TEMPORAL_COMPRESSION_RATIO + 1
         return in_groups(lambda part: self._decode_in_space(network, part), latents, group)
 
     def _encode_in_space(self, network: Network, video: Tensor, streams: TileStreams | None = None) -> Tensor:
-        return in_tiles(network, video, *self._tiles(*video.shape[3:]), 1, SPACE_FACTOR, streams)
+        return in_tiles(network, video, *self._tiles(*video.shape[3:]), 1, SPATIAL_COMPRESSION_RATIO, streams)
 
     def _decode_in_space(self, network: Network, latents: Tensor, streams: TileStreams | None = None) -> Tensor:
-        height, width = (SPACE_FACTOR * size for size in latents.shape[3:])
-        return in_tiles(network, latents, *self._tiles(height, width), SPACE_FACTOR, 1, streams)
+        height, width = (SPATIAL_COMPRESSION_RATIO * size for size in latents.shape[3:])
+        return in_tiles(network, latents, *self._tiles(height, width), SPATIAL_COMPRESSION_RATIO, 1, streams)
 
     def _tiles(self, height: int, width: int) -> tuple[Spans, Spans]:
         """The rows and the columns of tiles of pictures of this size, in pixels."""
@@ -153,7 +153,7 @@ def in_tiles(
 
 
 def blend_weights(tiles: Spans) -> Tensor:
-    """The weight of each position of each tile, (tiles, size) in float64: linear ramps in the overlaps with neighbours.
+    """The weight of each position of each tile, (tiles, size) in float64: linear ramps in the overlaps with neighbors.
 
     Each is positive, and those of one position sum to 1.
     """
@@ -176,10 +176,10 @@ def _checked_stride(side: str, size: int | None, stride: int | None) -> int | No
         if stride is not None:
             raise InputError(f"tile_sample_stride_{side}={stride} needs tile_sample_min_{side}, which is None")
         return None
-    if size < SPACE_FACTOR or size % SPACE_FACTOR:
+    if size < SPATIAL_COMPRESSION_RATIO or size % SPATIAL_COMPRESSION_RATIO:
         raise InputError(f"tile_sample_min_{side}={size}: needs a multiple of 8 pixels")
     if stride is None:
-        return max(SPACE_FACTOR, size * 3 // 4 // SPACE_FACTOR * SPACE_FACTOR)
-    if not 0 < stride <= size or stride % SPACE_FACTOR:
+        return max(SPATIAL_COMPRESSION_RATIO, size * 3 // 4 // SPATIAL_COMPRESSION_RATIO * SPATIAL_COMPRESSION_RATIO)
+    if not 0 < stride <= size or stride % SPATIAL_COMPRESSION_RATIO:
         raise InputError(f"tile_sample_stride_{side}={stride}: needs a multiple of 8 pixels, at most the tile's {size}")
     return stride

@@ -21,21 +21,22 @@ from odvae.initial_weights import ModelSettings, load_image_vae, load_video_vae,
 from odvae.initialization import Init, initialize_from_scratch
 from odvae.latent_statistics import ChannelSums
 from odvae.layers import keep_channels_last
-from odvae.losses import LossSettings, lpips_per_frame
+from odvae.losses import LossSettings, VAELoss, lpips_per_frame
 from odvae.lpips import LPIPS
 from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
-from odvae.per_frame import FrameVAE
+from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
+from odvae.running.files import install_folder
 from odvae.running.folder_lock import main_process_writes
-from odvae.running.run_folder import StageClock, install_folder
+from odvae.running.progress import progress_bar
 from odvae.running.seeds import derive_seed
 from odvae.running.settings import Settings
+from odvae.running.stage import StageClock
 from odvae.training.checkpoints import StopRequest, begin_stage, checkpoint_facts, checkpoints_of
 from odvae.training.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.training.state import TrainingState
-from odvae.training.tracking import MetricsLog, progress_bar
-from odvae.vae_loss import Objective
+from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import strip
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE
@@ -45,19 +46,19 @@ class VAESettings(Settings):
     model: ModelSettings = ModelSettings()
     """The network."""
     init: Init = "tail"
-    """How the video VAE begins: from the image VAE by tail or average initialisation, or random."""
-    image_vae: str | None = None
+    """How the video VAE begins: from the image VAE by tail or average initialization, or random."""
+    init_image_vae: str | None = None
     """Folder or hub name of the image VAE (diffusers AutoencoderKL) to begin from; null: the image phase trains one."""
-    begin_from: str | None = None
+    init_from: str | None = None
     """Folder or hub name of an OD-VAE whose weights training goes on from (the paper's second phase), or a file that
     Open-Sora-Plan published. `model` says which function they get."""
     image_phase: ImagePhaseSettings | None = ImagePhaseSettings()
-    """Training as an image VAE, before; null with image_vae or begin_from, or with init=random."""
+    """Training as an image VAE, before; null with init_image_vae or init_from, or with init=random."""
     video_phase: VideoPhaseSettings | None = VideoPhaseSettings()
     """Training on clips; null: the image VAE itself is the result, which works frame by frame and does not compress
     time (the baseline of the paper's generation study)."""
     loss: LossSettings = LossSettings()
-    """What is minimised, in both phases."""
+    """What is minimized, in both phases."""
     validation_clips: int = Field(16, ge=1)
     """Held-out clips that a validation reconstructs."""
     statistics_clips: int = Field(256, ge=2)
@@ -65,7 +66,7 @@ class VAESettings(Settings):
 
     @model_validator(mode="after")
     def _there_is_one_place_to_begin_from(self) -> VAESettings:
-        sources = {"image_vae": self.image_vae, "begin_from": self.begin_from, "image_phase": self.image_phase}
+        sources = {"init_image_vae": self.init_image_vae, "init_from": self.init_from, "image_phase": self.image_phase}
         given = [name for name, source in sources.items() if source is not None]
         if self.init == "random" and given:
             raise ValueError(f"init=random begins from nothing; set to null: {', '.join(given)}")
@@ -76,8 +77,8 @@ class VAESettings(Settings):
             raise ValueError(
                 "image_phase.precision and video_phase.precision must be the same: one process trains both"
             )
-        if self.begin_from is not None and self.video_phase is None:
-            raise ValueError("begin_from names a video VAE; video_phase=null makes an image VAE")
+        if self.init_from is not None and self.video_phase is None:
+            raise ValueError("init_from names a video VAE; video_phase=null makes an image VAE")
         if self.init == "random" and self.video_phase is None:
             raise ValueError("init=random with video_phase=null leaves nothing to train")
         return self
@@ -128,29 +129,29 @@ def make_vae(run: VAERun) -> VideoVAE:
     """Both phases: the image VAE, then the video VAE inflated from it and trained on clips."""
     settings = run.settings
     if settings.video_phase is None:
-        return image_vae_to_begin_from(run)
-    return fit(video_vae_to_begin_from(run), "video VAE", settings.video_phase, run, run.folder)
+        return initial_image_vae(run)
+    return fit(initial_video_vae(run), "video VAE", settings.video_phase, run, run.folder)
 
 
-def video_vae_to_begin_from(run: VAERun) -> ODVAE:
+def initial_video_vae(run: VAERun) -> ODVAE:
     """The video VAE before its training: inflated from an image VAE, from another OD-VAE, or random."""
     settings, model = run.settings, run.settings.model
-    if settings.begin_from is not None:
-        return load_video_vae(settings.begin_from, model)
+    if settings.init_from is not None:
+        return load_video_vae(settings.init_from, model)
     if settings.init == "random":
         torch.manual_seed(run.seed)
         vae = ODVAE(**model.model_dump())
         initialize_from_scratch(vae)
         return vae
     mode = {"norm": model.norm, "temporal_upsample": model.temporal_upsample}
-    return ODVAE.from_image_vae(image_vae_to_begin_from(run), model.variant, settings.init, **mode)
+    return ODVAE.from_image_vae(initial_image_vae(run), model.variant, settings.init, **mode)
 
 
-def image_vae_to_begin_from(run: VAERun) -> FrameVAE:
+def initial_image_vae(run: VAERun) -> PerFrameVAE:
     """The image VAE: given, trained by an earlier run, or trained now."""
     settings = run.settings
-    if settings.image_vae is not None:
-        return load_image_vae(settings.image_vae, settings.model)
+    if settings.init_image_vae is not None:
+        return load_image_vae(settings.init_image_vae, settings.model)
     folder = run.folder / "image_vae"
     assert settings.image_phase is not None  # the settings' validator saw to it
     if (folder / "config.json").exists():
@@ -162,7 +163,7 @@ def image_vae_to_begin_from(run: VAERun) -> FrameVAE:
                 f"vae.image_phase.steps is {wanted}: choose another run folder (run=...)"
             )
         if trained >= wanted:
-            return FrameVAE.from_pretrained(folder)
+            return PerFrameVAE.from_pretrained(folder)
     torch.manual_seed(run.seed)
     image_vae = fit(make_image_vae(settings.model), "image VAE", settings.image_phase, run, folder)
     if PartialState().is_main_process:
@@ -181,32 +182,32 @@ def fit(
 ) -> VideoVAE:
     """Train a network for `optimization.steps` steps, on single frames or on clips as its settings say.
 
-    Returns it with its averaged (EMA) weights. `step` counts completed optimiser steps; data, noise and learning rate
+    Returns it with its averaged (EMA) weights. `step` counts completed optimizer steps; data, noise and learning rate
     are functions of it, so a run that is killed anywhere and started again ends in the same weights.
     """
     prepare_network(network, optimization)
     state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
     accelerator, model = state.accelerator, state.model
     torch.manual_seed(derive_seed(run.seed, name))  # the discriminator's start, wherever this process came from
-    objective = Objective(run.settings.loss, network, optimization, accelerator)
-    if objective.adversary is not None:
-        state.checkpoints.remember(objective.adversary.state)
+    objective = VAELoss(run.settings.loss, network, optimization, accelerator)
+    if objective.gan is not None:
+        state.checkpoints.remember(objective.gan.state)
     done = state.resume()
     held_out = held_out_clips(run, accelerator)  # before the training clips' workers are there: fewer at a time
-    batches = Batches(run.videos, optimization, accelerator, run.seed).from_step(done)
+    batches = Batches(run.videos, optimization, state.plan, accelerator.device, run.seed).from_step(done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
     for step in range(done + 1, optimization.steps + 1):
-        for micro_step in range(1, optimization.accumulate + 1):
+        for micro_step in range(1, optimization.gradient_accumulation_steps + 1):
             batch = next(batches)
             video, noise = batch.video, batch.posterior_noise(network, run.seed)
-            sync = micro_step == optimization.accumulate
+            sync = micro_step == optimization.gradient_accumulation_steps
             with gradients_synced_at(accelerator, model, sync):
                 with accelerator.autocast():
                     reconstruction, mean, logvar = model(video, noise)
                 loss, parts = objective(reconstruction, video, mean, logvar, step)
-                accelerator.backward(loss / optimization.accumulate)
-            parts |= objective.train_adversary(reconstruction, video, step, sync)
+                accelerator.backward(loss / optimization.gradient_accumulation_steps)
+            parts |= objective.discriminator_step(reconstruction, video, step, sync)
         gradient_norm, learning_rate = state.apply_gradients(step, parts)
         objective.apply_gradients(step)
         progress.update()
@@ -232,7 +233,7 @@ def prepare_network(network: VideoVAE, optimization: OptimizationSettings) -> No
     if optimization.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if optimization.compile:
-        # By blocks, and not the last convolution: the adversary asks for the gradient there alone, and a compiled
+        # By blocks, and not the last convolution: the gan asks for the gradient there alone, and a compiled
         # network would answer with a whole backward pass. Blocks are the same code in other sizes, compiled for each.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for half, blocks in ((network.encoder, "down_blocks"), (network.decoder, "up_blocks")):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from odvae.model import ODVAE
-from odvae.per_frame import FrameVAE
+from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
-from odvae.running.run_folder import read_json
+from odvae.running.files import read_json
 
-VideoVAE = ODVAE | FrameVAE
-_CLASSES = {"ODVAE": ODVAE, "FrameVAE": FrameVAE, "AutoencoderKL": FrameVAE}
+VideoVAE = ODVAE | PerFrameVAE
+_CLASSES = {"ODVAE": ODVAE, "PerFrameVAE": PerFrameVAE, "AutoencoderKL": PerFrameVAE}
 
 
 def load_vae(folder: Path) -> VideoVAE:

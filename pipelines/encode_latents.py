@@ -12,7 +12,7 @@ def main() -> None:
     experiment, options = parse_experiment(__doc__)
     folders, videos = experiment.folders, open_videos(experiment)
     encode_latents(
-        experiment.latents, experiment.text, experiment.data, videos, folders.vae, folders.latents, experiment.seed
+        experiment.encode, experiment.text, experiment.data, videos, folders.vae, folders.latents, experiment.seed
     )
     announce(folders.latents, "train_ldm.py", experiment, options)
 

@@ -12,7 +12,7 @@ def main() -> None:
     experiment, options = parse_experiment(__doc__)
     folders, demo = experiment.folders, experiment.demo_videos is not None
     videos = open_videos(experiment)
-    evaluate_ldm(experiment.report, experiment.data, videos, folders, experiment.seed, demo)
+    evaluate_ldm(experiment.eval_ldm, experiment.data, videos, folders, experiment.seed, demo)
     announce(folders.report, None, experiment, options)
 
 

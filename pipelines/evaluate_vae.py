@@ -11,7 +11,7 @@ from odvae.running.errors import readable_errors
 def main() -> None:
     experiment, options = parse_experiment(__doc__)
     folders, videos = experiment.folders, open_videos(experiment)
-    evaluate_vae(experiment.reconstruction, experiment.data, videos, folders, experiment.seed)
+    evaluate_vae(experiment.eval_vae, experiment.data, videos, folders, experiment.seed)
     announce(folders.report, "evaluate_ldm.py", experiment, options)
 
 

@@ -23,7 +23,7 @@ def main() -> None:
     out = options.out or folders.root / "pipeline"
     if PartialState().is_main_process:
         name = options.push or str(out)
-        pipeline = export_pipeline(folders, experiment.samples, out, name, options.copy_text_encoder)
+        pipeline = export_pipeline(folders, experiment.sample, out, name, options.copy_text_encoder)
         if options.push:
             pipeline.push_to_hub(options.push)
     announce(out, None, experiment, options)

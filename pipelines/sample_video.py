@@ -23,7 +23,7 @@ def main() -> None:
     extra.add_argument("--count", type=int, help="videos of each prompt or class, with seeds SEED, SEED + 1, ...")
     extra.add_argument("--seed", type=int, default=0, help="seed of the videos asked for (default: %(default)s)")
     experiment, options = parse_experiment(__doc__, extra)
-    folders, samples = experiment.folders, experiment.samples
+    folders, samples = experiment.folders, experiment.sample
     prompts = options.prompt + read_prompts(options.prompts)
     asked = bool(prompts or options.classes or options.image or options.count is not None)
     if asked:

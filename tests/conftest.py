@@ -12,7 +12,7 @@ from small import REPOSITORY, SMALL
 from small_ldm import DATA
 
 from ldm.demo.videos import write_demo_videos
-from ldm.encode import LatentSettings, encode_latents
+from ldm.encode import EncodeSettings, encode_latents
 from ldm.networks.text_encoder import TextSettings
 from odvae import ODVAE
 from odvae.clips.clip import VideoSet
@@ -46,7 +46,7 @@ def image_vae() -> AutoencoderKL:
 
 @pytest.fixture(scope="session")
 def vae(image_vae: AutoencoderKL) -> ODVAE:
-    """A small OD-VAE whose temporal kernels are all at work: not a fresh tail initialisation."""
+    """A small OD-VAE whose temporal kernels are all at work: not a fresh tail initialization."""
     torch.manual_seed(1)
     vae = ODVAE.from_image_vae(image_vae)
     for parameter in vae.parameters():
@@ -65,7 +65,7 @@ def _signals_as_before():
 
 @pytest.fixture(scope="session")
 def ldm_run(tmp_path_factory, vae) -> Path:
-    """A run folder with vae/ and latents/ of 16 rendered videos, labelled by colour."""
+    """A run folder with vae/ and latents/ of 16 rendered videos, labeled by color."""
     folder = tmp_path_factory.mktemp("ldm")
     write_demo_videos(folder / "videos", 16, 9, 32, 8, seed=3, progress=False)
     pack_folder(folder / "videos", folder / "packed")
@@ -79,5 +79,5 @@ def ldm_run(tmp_path_factory, vae) -> Path:
     vae.save_pretrained(folder / "vae")
     videos = VideoSet(folder / "shards", DATA, "?")
     text = TextSettings(max_tokens=8, width=16, steps=3)
-    encode_latents(LatentSettings(), text, DATA, videos, folder / "vae", folder / "latents", seed=0)
+    encode_latents(EncodeSettings(), text, DATA, videos, folder / "vae", folder / "latents", seed=0)
     return folder

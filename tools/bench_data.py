@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from ldm.encode import encode_latents
-from ldm.encoding.plan import LatentSettings
+from ldm.encoding.plan import EncodeSettings
 from ldm.encoding.worker import encode_pieces
 from ldm.latents.entries import LatentSet, latent_batches, open_latents, pack_entry
 from ldm.latents.manifest import load_manifest
@@ -41,10 +41,10 @@ from odvae import ODVAE
 from odvae.clips.clip import DataSettings, VideoSet, fit_frames, video_member
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
-from odvae.clips.sampling import StepSampler
+from odvae.clips.sampling import BatchPlan, StepSampler
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import readable_errors
-from odvae.running.run_folder import read_json
+from odvae.running.files import read_json
 from odvae.shards.tars import Sample, index_shards, shard_writer
 
 BATCH = 4
@@ -88,7 +88,7 @@ def bench_decoding(videos: VideoSet, count: int) -> dict:
 
 
 def our_decoding(dataset: ClipDataset, count: int) -> None:
-    loader = endless_loader(dataset, StepSampler(BATCH, 1, 0, 1, 0), dataset.data.workers)
+    loader = endless_loader(dataset, StepSampler(BatchPlan(BATCH)), dataset.data.workers)
     for _ in range(count // BATCH):
         next(loader)
     loader.close()
@@ -118,7 +118,7 @@ def bench_latents(videos: VideoSet, count: int) -> dict:
     vae = ODVAE((16, 32, 48, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8).eval()
     with tempfile.TemporaryDirectory() as work:
         vae.save_pretrained(f"{work}/vae")
-        folder, settings = Path(work) / "latents", LatentSettings(batch_size=BATCH)
+        folder, settings = Path(work) / "latents", EncodeSettings(batch_size=BATCH)
         encode_latents(settings, TextSettings(steps=1), data, videos, Path(work) / "vae", folder, seed=0)
         manifest = load_manifest(folder)
         latents = open_latents(folder, manifest)
@@ -162,12 +162,12 @@ def bench_disk() -> dict:
 
 
 def read_latents(latents: LatentSet, batches: int) -> None:
-    for _ in islice(latent_batches(latents, 0, BATCH, 1, 0, 1, 0, workers=0), batches):
+    for _ in islice(latent_batches(latents, 0, BatchPlan(BATCH)), batches):
         pass
 
 
 def encode_anew(videos: VideoSet, vae: ODVAE, count: int) -> None:
-    loader = endless_loader(ClipDataset(videos.train, videos.data, 0), StepSampler(BATCH, 1, 0, 1, 0), 2)
+    loader = endless_loader(ClipDataset(videos.train, videos.data, 0), StepSampler(BatchPlan(BATCH)), 2)
     for batch in islice(loader, count // BATCH):
         encode_pieces(vae, iter([batch["video"]]), streamed=False)
 

@@ -3,7 +3,7 @@
     python tools/bench_ldm.py                 # small sizes on a CPU, DiT-XL/2 on 81x256x256 latents on a GPU
     python tools/bench_ldm.py --only peers    # or: overhead, peak
 
-peers: a training step of the DiT (factorised) and of diffusers' LatteTransformer3DModel, of the DiT (full) and of
+peers: a training step of the DiT (factorized) and of diffusers' LatteTransformer3DModel, of the DiT (full) and of
 DiTTransformer2DModel, at equal depth, width, heads and tokens, in turn in one run. overhead: what the training loop
 adds to the network's forward and backward pass, on configs/demo.yaml's network. peak: the share of the measured
 matmul rate that a step reaches, and what encoding each clip on the fly would add to it.
@@ -29,12 +29,13 @@ from ldm.latents.manifest import EMPTY_TEXT, Manifest, ShardRecord
 from ldm.networks.conditioning import Condition
 from ldm.networks.dit import SIZES, DiT
 from ldm.train import new_network
-from ldm.training.batches import Batch, LatentData, squared_errors
+from ldm.training.batches import Batch, LatentData, per_sample_mse
 from ldm.training.throughput import forward_flops
 from odvae import ODVAE
+from odvae.clips.sampling import BatchPlan
 from odvae.running.benchmarking import matmul_rate, now
 from odvae.running.errors import readable_errors
-from odvae.running.run_folder import write_json
+from odvae.running.files import write_json
 from odvae.running.settings import load_settings
 from odvae.shards.tars import shard_writer
 from odvae.training.state import TrainingState
@@ -83,7 +84,7 @@ def compare_with_peers(device: torch.device, steps: int, compiled: bool) -> dict
         "activation_fn": "gelu-approximate",
         "norm_elementwise_affine": False,
     }
-    ours_factorised = DiT(**sizes, attention="factorised", text_width=TEXT_WIDTH, text_tokens=TEXT_TOKENS).to(device)
+    ours_factorised = DiT(**sizes, attention="factorized", text_width=TEXT_WIDTH, text_tokens=TEXT_TOKENS).to(device)
     latte = LatteTransformer3DModel(
         **common,
         out_channels=channels,
@@ -106,7 +107,7 @@ def compare_with_peers(device: torch.device, steps: int, compiled: bool) -> dict
             block.compile()
     steps_ = 1000 * time_
     calls = {
-        "DiT, factorised": step_of(ours_factorised, lambda: ours_factorised(noisy, time_, Condition(text, mask))),
+        "DiT, factorized": step_of(ours_factorised, lambda: ours_factorised(noisy, time_, Condition(text, mask))),
         "LatteTransformer3DModel": step_of(latte, lambda: latte(noisy, steps_, text, return_dict=False)[0]),
         "DiT, full": step_of(ours_full, lambda: ours_full(picture.unsqueeze(2), time_, Condition(label=label))),
         "DiTTransformer2DModel": step_of(
@@ -114,7 +115,7 @@ def compare_with_peers(device: torch.device, steps: int, compiled: bool) -> dict
         ),
     }
     seconds = time_in_turn(calls, steps, device)
-    for ours, theirs in (("DiT, factorised", "LatteTransformer3DModel"), ("DiT, full", "DiTTransformer2DModel")):
+    for ours, theirs in (("DiT, factorized", "LatteTransformer3DModel"), ("DiT, full", "DiTTransformer2DModel")):
         print(f"{ours}: {1e3 * seconds[ours]:.1f} ms, {theirs}: {1e3 * seconds[theirs]:.1f} ms a training step", end="")
         print(f" ({seconds[ours] / seconds[theirs]:.2f} of it)")
     return {f"ms {name}": 1e3 * value for name, value in seconds.items()}
@@ -147,7 +148,7 @@ def time_in_turn(calls: dict[str, Callable[[], None]], steps: int, device: torch
 
 
 def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
-    """Everything but forward and backward: data, noise, clipping, optimiser, averages, of the demo's training."""
+    """Everything but forward and backward: data, noise, clipping, optimizer, averages, of the demo's training."""
     demo = load_settings(Experiment, DEFAULT_CONFIG).ldm
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -155,14 +156,14 @@ def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
         data = LatentData(folder, manifest, demo.conditioning, demo.objective, device)
         state = TrainingState(new_network(demo, manifest), demo.optimization, folder / "ldm", "none", "bench")
         state.resume()
-        batches = data.training_batches(demo.optimization.batch_size, 1, demo.workers, 0, 1, 0, 0)
+        batches = data.training_batches(BatchPlan(demo.optimization.batch_size), seed=0, workers=demo.workers)
         parts: list[tuple[float, float, float]] = []  # seconds of data, forward and backward, and the rest
         for step in range(1, 10 * steps + 3):
             start = now(device)
             batch = next(batches)
             before = now(device)
             with state.accelerator.autocast():
-                loss = (batch.weight * squared_errors(state.model, batch)).mean()
+                loss = (batch.weight * per_sample_mse(state.model, batch)).mean()
             state.accelerator.backward(loss)
             after = now(device)
             state.apply_gradients(step, {"loss": loss.detach()})
@@ -198,7 +199,7 @@ def write_random_latents(folder: Path, shape: tuple[int, int, int, int], entries
         resize="",
         clips_per_video=1,
         flip=False,
-        stored="",
+        posterior="",
         dtype="bf16",
         held_out=0.0,
         buckets={"only": shape},

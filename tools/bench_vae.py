@@ -17,10 +17,11 @@ import torch
 
 from odvae.benchmark import DTYPES, MODELS, Case, measure_alone, table
 from odvae.clips.clip import check_frames
-from odvae.input_checks import SPACE_FACTOR
+from odvae.input_checks import SPATIAL_COMPRESSION_RATIO
 from odvae.running.errors import InputError, readable_errors
-from odvae.running.run_folder import code_version, make_output_folder, write_json
-from odvae.training.tracking import progress_over
+from odvae.running.files import make_output_folder, write_json
+from odvae.running.progress import progress_over
+from odvae.running.run_folder import code_version
 
 SMALLEST = {"frames": 9, "size": 32, "repeats": 1}
 
@@ -67,8 +68,8 @@ def main() -> None:
 def check(options: argparse.Namespace) -> None:
     """Raise InputError for a clip or device that cannot be measured."""
     check_frames(options.frames)
-    if options.size < SPACE_FACTOR or options.size % SPACE_FACTOR:
-        raise InputError(f"--size must be a multiple of {SPACE_FACTOR}, found {options.size}")
+    if options.size < SPATIAL_COMPRESSION_RATIO or options.size % SPATIAL_COMPRESSION_RATIO:
+        raise InputError(f"--size must be a multiple of {SPATIAL_COMPRESSION_RATIO}, found {options.size}")
     if options.repeats < 1:
         raise InputError(f"--repeats must be at least 1, found {options.repeats}")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -16,7 +16,7 @@ from ldm.study.results import collect
 from ldm.study.runner import OutOfTime, Runner
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import InputError, readable_errors
-from odvae.running.run_folder import write_json
+from odvae.running.files import write_json
 from odvae.running.settings import load_settings
 
 

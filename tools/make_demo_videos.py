@@ -1,4 +1,4 @@
-"""Render the demo's captioned videos: one coloured shape crossing a grey textured background.
+"""Render the demo's captioned videos: one colored shape crossing a gray textured background.
 
     python tools/make_demo_videos.py OUT
 

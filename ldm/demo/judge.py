@@ -1,7 +1,7 @@
-"""Reads the colour, shape and motion of a demo clip by measuring it: the exact score of generated videos.
+"""Reads the color, shape and motion of a demo clip by measuring it: the exact score of generated videos.
 
-No learned network. The demo's shapes are saturated and their background is grey, so a pixel's chroma says how
-much of the shape it holds; blending, blur and noise act on it linearly. From there: the shape's colour is the
+No learned network. The demo's shapes are saturated and their background is gray, so a pixel's chroma says how
+much of the shape it holds; blending, blur and noise act on it linearly. From there: the shape's color is the
 direction of the chroma, its motion the path of the centroid, and its shape the best of three templates laid
 over the clip's frames, all brought to the same place and scale. Each answer needs a margin over the next
 best: what is not one clear shape is `UNCLEAR`, never a guess.
@@ -19,7 +19,7 @@ from ldm.demo.videos import COLORS, DIRECTIONS, SHAPES, distance_to_shape, parse
 UNCLEAR = "unclear"
 ATTRIBUTES = ("color", "shape", "motion")
 
-# Colour: all of the clip's chroma points one way, strongly, and near one of the six names.
+# Color: all of the clip's chroma points one way, strongly, and near one of the six names.
 FOREGROUND_CHROMA = 0.25  # the background's, noise included, stays below; a shape's is about .8
 SHAPE_CHROMA = 0.5  # a half-faded shape has less
 ONE_HUE = 0.9  # |mean chroma| over mean |chroma|: 1 for one hue, .87 for two hues 60 degrees apart
@@ -41,7 +41,7 @@ DOMINANCE = 2.0  # times the travel along the other axis
 STRAIGHTNESS = 0.9  # correlation of place and time; a sudden jump has .87
 
 PATCH = 32  # points a side of the window that brings every frame to the same place and scale
-PATCH_REACH = 2.0  # radii from its centre to its border
+PATCH_REACH = 2.0  # radii from its center to its border
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ def judge(video: np.ndarray) -> Verdict:
 
 
 def measure_chroma(video: np.ndarray) -> np.ndarray:
-    """Chroma as complex numbers, (t, h, w): the angle is the hue, the length 1 for a pure colour, 0 for grey.
+    """Chroma as complex numbers, (t, h, w): the angle is the hue, the length 1 for a pure color, 0 for gray.
 
-    It is linear in RGB: a pixel half covered by a shape on grey has half the shape's chroma.
+    It is linear in RGB: a pixel half covered by a shape on gray has half the shape's chroma.
     """
     red, green, blue = (video[..., i].astype(np.float32) / 255 for i in range(3))
     chroma = np.empty(red.shape, np.complex64)
@@ -142,15 +142,15 @@ def follow_object(matte: np.ndarray) -> Track:
 
 
 def sample_patches(matte: np.ndarray, place: np.ndarray, radius: float) -> np.ndarray:
-    """The object of each frame (t, h, w) moved to the centre and scaled to its radius: (t, PATCH, PATCH).
+    """The object of each frame (t, h, w) moved to the center and scaled to its radius: (t, PATCH, PATCH).
 
     Bilinear, as two matrix products; outside the frame is background.
     """
     _, height, width = matte.shape
     grid = np.linspace(-PATCH_REACH, PATCH_REACH, PATCH, dtype=np.float32) * radius
 
-    def weigh(centre: np.ndarray, length: int) -> np.ndarray:
-        points = (centre[:, None] + grid)[:, :, None]  # (t, PATCH, 1)
+    def weigh(center: np.ndarray, length: int) -> np.ndarray:
+        points = (center[:, None] + grid)[:, :, None]  # (t, PATCH, 1)
         return np.maximum(0, 1 - np.abs(points - np.arange(length, dtype=np.float32)))
 
     rows, columns = weigh(place[:, 1], height), weigh(place[:, 0], width)
@@ -196,7 +196,7 @@ def measure_coherence(patches: np.ndarray) -> float:
 
 
 def name_color(hue: float) -> str:
-    """The colour's word for a hue in degrees."""
+    """The color's word for a hue in degrees."""
     nearest = round(hue / 60)
     return COLORS[nearest % len(COLORS)] if abs(hue - 60 * nearest) < HUE_REACH else UNCLEAR
 

@@ -1,4 +1,4 @@
-"""Captioned demo videos: one coloured shape crossing a grey textured background, rendered from a seed.
+"""Captioned demo videos: one colored shape crossing a gray textured background, rendered from a seed.
 
 Everything a caption says can be measured in the clip exactly (`ldm.demo.judge` does), so a text-to-video model
 trained on these clips gets a true score. `UNSEEN` combinations are never trained on; they ask whether the
@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from odvae.running.errors import InputError
-from odvae.running.run_folder import folder_aside
+from odvae.running.files import folder_aside
 from odvae.video.files import write_video
 
 SHAPES = ("circle", "square", "triangle")
@@ -25,14 +25,14 @@ MOTIONS = ("left", "right", "up", "down")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y grows downwards
 
 COMBINATIONS = tuple((s, c, m) for s in SHAPES for c in COLORS for m in MOTIONS)
-# n % 3 and n % 4 meet every (shape, motion) pair once in n = 0..11, and n // 2 gives each colour two of them.
+# n % 3 and n % 4 meet every (shape, motion) pair once in n = 0..11, and n // 2 gives each color two of them.
 UNSEEN = frozenset((SHAPES[n % 3], COLORS[n // 2], MOTIONS[n % 4]) for n in range(12))
 SEEN = frozenset(COMBINATIONS) - UNSEEN
 
 RADIUS = {"small": (0.19, 0.21), "large": (0.245, 0.265)}  # of the width
 TRAVEL = (0.30, 0.40)  # of the width, over the whole clip
 MARGIN = 0.01  # of the width, kept free between the shape and the frame's border
-HUE_JITTER = 5.0  # degrees either way; a colour's name would change at 30
+HUE_JITTER = 5.0  # degrees either way; a color's name would change at 30
 SMALLEST_SIZE = 32
 MANIFEST = "demo_videos.json"
 
@@ -110,7 +110,7 @@ def render(scene: Scene, seed: int | Sequence[int], frames: int = 17, size: int 
     radius = rng.uniform(*RADIUS[scene.size])
     (x0, y0), (x1, y1) = _draw_path(scene, radius, rng)
     color = _draw_color(scene.color, rng)
-    grey, tint = _draw_background(rng, size)
+    gray, tint = _draw_background(rng, size)
 
     progress = np.linspace(0, 1, frames, dtype=np.float32)[:, None, None]  # (t, 1, 1)
     pixels = (np.arange(size, dtype=np.float32) + 0.5) / size
@@ -121,7 +121,7 @@ def render(scene: Scene, seed: int | Sequence[int], frames: int = 17, size: int 
 
     video = np.empty((frames, size, size, 3), np.uint8)
     for channel in range(3):
-        ground = grey * tint[channel]
+        ground = gray * tint[channel]
         video[..., channel] = 255 * (ground + coverage * (color[channel] - ground)) + 0.5
     return video
 
@@ -146,7 +146,7 @@ def _draw_color(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A still texture: grey values (h, w) in 0..1 and a slight tint (3,) to multiply them by; saturation under .1.
+    """A still texture: gray values (h, w) in 0..1 and a slight tint (3,) to multiply them by; saturation under .1.
 
     Two soft waves over a slope: enough that a model must paint it, little enough that words matter more.
     """
@@ -160,8 +160,8 @@ def _draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, n
     place = (np.arange(size) + 0.5) / size - 0.5
     along = np.cos(angle)[:, None, None] * place + np.sin(angle)[:, None, None] * place[:, None]  # (waves, h, w)
     wave = amplitude[:, None, None] * np.cos(2 * np.pi * cycles[:, None, None] * along + phase[:, None, None])
-    grey = base + 2 * slope[0] * place + 2 * slope[1] * place[:, None] + wave.sum(axis=0)
-    return grey.astype(np.float32), tint.astype(np.float32)
+    gray = base + 2 * slope[0] * place + 2 * slope[1] * place[:, None] + wave.sum(axis=0)
+    return gray.astype(np.float32), tint.astype(np.float32)
 
 
 def training_scenes(count: int, seed: int) -> list[Scene]:

@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from odvae.clips.clip import DataSettings, FrameCount, frame_count, frame_size
 from odvae.running.errors import InputError
-from odvae.running.run_folder import read_json
+from odvae.running.files import read_json
 from odvae.running.settings import Settings
 from odvae.shards.tars import Sample
 
@@ -51,7 +51,7 @@ class BucketSettings(Settings):
         return data.model_copy(update={"frames": self.frames, "height": self.height, "width": self.width})
 
 
-class LatentSettings(Settings):
+class EncodeSettings(Settings):
     buckets: tuple[BucketSettings, ...] = ()
     """Sizes of clips; each video goes where it fits best, images to a bucket of 1 frame. Empty: one bucket, of data's
     frames, height and width."""
@@ -65,7 +65,7 @@ class LatentSettings(Settings):
     """Longer clips are decoded and encoded in pieces of this many frames, one clip at a time, in constant memory."""
     dtype: Literal["bf16", "fp16"] = "bf16"
     """How means, standard deviations and text embeddings are stored."""
-    stored: Literal["moments", "mean"] = "moments"
+    posterior: Literal["moments", "mean"] = "moments"
     """Both moments of a clip's posterior, of which training draws anew each time; or the mean alone, half the size."""
 
     @field_validator("buckets")
@@ -139,7 +139,7 @@ def declare_clips(
 
 
 @dataclass(frozen=True)
-class Unit:
+class ShardJob:
     """What is encoded in one go: the clips of one bucket from one video shard, into one latent shard."""
 
     source: Path
@@ -149,15 +149,15 @@ class Unit:
     name: str
 
     def record(self, folder: Path) -> Path:
-        """Where its record lies, which says that the unit is done."""
+        """Where its record lies, which says that the job is done."""
         return folder / "shards" / f"{Path(self.name).stem}.json"
 
     def is_done(self, folder: Path) -> bool:
-        """A unit may have no entry and then no shard: every clip failed."""
+        """A job may have no entry and then no shard: every clip failed."""
         record = self.record(folder)
         return record.is_file() and ((folder / self.name).is_file() or read_json(record)["entries"] == 0)
 
-    def pieces(self, settings: LatentSettings, data: DataSettings) -> list[tuple[DataSettings, int]]:
+    def pieces(self, settings: EncodeSettings, data: DataSettings) -> list[tuple[DataSettings, int]]:
         """How each clip is decoded: (settings, frames after its first) of one piece, or of several where it is long."""
         whole = self.bucket.clip_settings(data)
         if whole.frames <= settings.stream_frames:
@@ -170,25 +170,25 @@ class Unit:
             for first in range(0, whole.frames, settings.stream_frames)
         ]
 
-    def batches(self, settings: LatentSettings) -> list[list[DeclaredClip]]:
+    def batches(self, settings: EncodeSettings) -> list[list[DeclaredClip]]:
         """The clips as they are encoded together: long ones alone."""
         size = settings.batch_size if self.bucket.frames <= settings.stream_frames else 1
         return [self.clips[i : i + size] for i in range(0, len(self.clips), size)]
 
 
-def plan_units(samples: Sequence[Sample], settings: LatentSettings, data: DataSettings) -> list[Unit]:
-    """The units of all videos, in order of shard and bucket; those without a clip are left out."""
+def plan_shard_jobs(samples: Sequence[Sample], settings: EncodeSettings, data: DataSettings) -> list[ShardJob]:
+    """The jobs of all videos, in order of shard and bucket; those without a clip are left out."""
     buckets = settings.buckets_for(data)
     by_shard: dict[Path, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_shard[sample.shard].append(sample)
-    units = []
+    jobs = []
     for shard, members in by_shard.items():
         declared = declare_clips(members, buckets, data, settings.clips_per_video, settings.flip)
         for bucket in buckets:
             if clips := declared[bucket.name]:
                 name = f"{bucket.name}-{shard.name}" if settings.buckets else shard.name
-                units.append(Unit(shard, len(members), bucket, clips, name))
-    if not units:
-        raise InputError("no video is long enough for any of latents.buckets")
-    return units
+                jobs.append(ShardJob(shard, len(members), bucket, clips, name))
+    if not jobs:
+        raise InputError("no video is long enough for any of encode.buckets")
+    return jobs

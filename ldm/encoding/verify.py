@@ -18,9 +18,9 @@ from ldm.networks.text_encoder import load_text_encoder
 from odvae.clips.clip import DataSettings, load_clip
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
+from odvae.running.progress import progress_over
 from odvae.running.seeds import numpy_generator
 from odvae.shards.tars import Sample, index_shard
-from odvae.training.tracking import progress_over
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE, load_vae
 
@@ -91,7 +91,7 @@ def _compare(entry: Sample, source: Sample, bucket: str, manifest: Manifest, vae
     mean, std = (moment[0].cpu() for moment in encode_pieces(vae, iter([clip[None]]), streamed=False))
     stored = load_entry(entry, 0, manifest.classes)
     error = _relative_error(stored["mean"], mean)
-    if manifest.stored == "moments":
+    if manifest.posterior == "moments":
         error = max(error, _relative_error(stored["std"], std))
     with torch.no_grad():
         decoded = vae.decode(stored["mean"][None].to(next(vae.parameters()))).sample[0].float().clamp(-1, 1)

@@ -1,4 +1,4 @@
-"""From decoded clips to latent shards: what one process does with its share of the units."""
+"""From decoded clips to latent shards: what one process does with its share of the jobs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ldm.encoding.plan import DeclaredClip, LatentSettings, Unit
+from ldm.encoding.plan import DeclaredClip, EncodeSettings, ShardJob
 from ldm.encoding.threads import ComputeThreads
 from ldm.latents.entries import entry_key, pack_entry
 from ldm.networks.text_encoder import TextEncoder
@@ -25,11 +25,11 @@ from odvae.clips.clip import DataSettings, is_held_out, load_clip
 from odvae.clips.pool import ClipPool
 from odvae.latent_statistics import ChannelSums
 from odvae.running.errors import InputError
+from odvae.running.files import write_json
 from odvae.running.hashing import file_fingerprint
-from odvae.running.run_folder import write_json
+from odvae.running.progress import progress_bar
 from odvae.running.worker_pool import Failure, Failures
 from odvae.shards.tars import Sample, shard_writer
-from odvae.training.tracking import progress_bar
 from odvae.video.pixels import to_float
 from odvae.video_vae import VideoVAE
 
@@ -37,20 +37,20 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class Encoder:
+class EncodingJob:
     """Everything that encodes: the VAE, the text encoder and how their outputs are kept."""
 
     vae: VideoVAE
     vae_sha256: str
     text: TextEncoder
     max_tokens: int
-    settings: LatentSettings
+    settings: EncodeSettings
     data: DataSettings
 
 
 @dataclass
-class UnitResult:
-    """What the clips of one unit came to."""
+class ShardResult:
+    """What the clips of one job came to."""
 
     entries: int = 0
     train_entries: int = 0
@@ -60,24 +60,24 @@ class UnitResult:
     sums: ChannelSums = field(default_factory=ChannelSums)
 
 
-def encode_units(encoder: Encoder, units: Sequence[Unit], folder: Path, videos: int) -> None:
-    """Encode some units, one after the other; their clips are decoded ahead, across the units' bounds.
+def encode_shard_jobs(encoder: EncodingJob, jobs: Sequence[ShardJob], folder: Path, videos: int) -> None:
+    """Encode some jobs, one after the other; their clips are decoded ahead, across the jobs' bounds.
 
     `videos` is the number of all videos, of which `data.failures_allowed` is a share.
     """
-    if not units:
+    if not jobs:
         return
     settings, data = encoder.settings, encoder.data
     pieces = [
         (clip, piece, clip.start + offset)
-        for unit in units
-        for batch in unit.batches(settings)
-        for piece, offset in unit.pieces(settings, data)
+        for job in jobs
+        for batch in job.batches(settings)
+        for piece, offset in job.pieces(settings, data)
         for clip in batch
     ]
     shapes = [(piece.frames, piece.height, piece.width, 3) for _, piece, _ in pieces]
     failures = Failures(videos, data.failures_allowed, "videos")
-    total, begin = sum(len(unit.clips) for unit in units), time.monotonic()
+    total, begin = sum(len(job.clips) for job in jobs), time.monotonic()
     with ComputeThreads(next(encoder.vae.parameters()).device) as threads, ThreadPoolExecutor(1) as hasher:
         slots = (threads.count + 1) * settings.batch_size if data.workers else 1
         with (
@@ -85,11 +85,11 @@ def encode_units(encoder: Encoder, units: Sequence[Unit], folder: Path, videos: 
             progress_bar("encoding", 0, total, unit="clip") as bar,
         ):
             decoded = pool.in_order(zip(pieces, shapes, strict=True))
-            for unit in units:
-                source_sha256 = hasher.submit(file_fingerprint, unit.source)
-                batches = _encoded_batches(encoder, unit, decoded, threads)
-                result = _write_unit(encoder, unit, batches, failures, folder, bar)
-                _write_record(encoder, unit, result, source_sha256.result(), folder)
+            for job in jobs:
+                source_sha256 = hasher.submit(file_fingerprint, job.source)
+                batches = _encoded_batches(encoder, job, decoded, threads)
+                result = _write_shard(encoder, job, batches, failures, folder, bar)
+                _write_record(encoder, job, result, source_sha256.result(), folder)
         idle, seconds = threads.idle_share, time.monotonic() - begin
     if PartialState().is_main_process:
         print(f"{total / seconds:.1f} clips/s; the encoder waited for clips {idle:.1%} of the time", flush=True)
@@ -112,32 +112,32 @@ class EncodedBatch:
 
 
 def _encoded_batches(
-    encoder: Encoder,
-    unit: Unit,
+    encoder: EncodingJob,
+    job: ShardJob,
     decoded: Iterator[Tensor | Failure],
     threads: ComputeThreads,
 ) -> Iterator[EncodedBatch]:
-    """The unit's batches in order; as many more as there are threads are encoded meanwhile."""
+    """The job's batches in order; as many more as there are threads are encoded meanwhile."""
     pending: deque[EncodedBatch] = deque()
-    pieces = unit.pieces(encoder.settings, encoder.data)
-    for clips in unit.batches(encoder.settings):
+    pieces = job.pieces(encoder.settings, encoder.data)
+    for clips in job.batches(encoder.settings):
         found = [caption_of(clip.sample) for clip in clips]
         reasons = [caption.reason if isinstance(caption, Failure) else None for caption in found]
         captions = ["" if isinstance(caption, Failure) else caption for caption in found]
         videos = _read_pieces(pieces, decoded, reasons)
         if len(pieces) == 1:
             videos = iter(list(videos))
-        job = threads.submit(_encode_batch, encoder, videos, captions, len(pieces) > 1)
+        tensors = threads.submit(_encode_batch, encoder, videos, captions, len(pieces) > 1)
         if len(pieces) > 1:
-            wait([job])  # it reads the pieces itself, one after the other, so that no more is in memory
-        pending.append(EncodedBatch(clips, captions, reasons, job))
+            wait([tensors])  # it reads the pieces itself, one after the other, so that no more is in memory
+        pending.append(EncodedBatch(clips, captions, reasons, tensors))
         if len(pending) > threads.count:
             yield pending.popleft()
     yield from pending
 
 
 def _encode_batch(
-    encoder: Encoder, videos: Iterator[Tensor], captions: list[str], streamed: bool
+    encoder: EncodingJob, videos: Iterator[Tensor], captions: list[str], streamed: bool
 ) -> tuple[Tensor, ...]:
     moments = encode_pieces(encoder.vae, videos, streamed)
     return tuple(tensor.cpu() for tensor in (*moments, *encoder.text.encode(captions, encoder.max_tokens)))
@@ -172,22 +172,22 @@ def encode_pieces(vae: VideoVAE, pieces: Iterator[Tensor], streamed: bool) -> tu
     return torch.cat(mean, dim=2), torch.cat(std, dim=2)
 
 
-def _write_unit(
-    encoder: Encoder, unit: Unit, batches: Iterator[EncodedBatch], failures: Failures, folder: Path, bar: tqdm
-) -> UnitResult:
+def _write_shard(
+    encoder: EncodingJob, job: ShardJob, batches: Iterator[EncodedBatch], failures: Failures, folder: Path, bar: tqdm
+) -> ShardResult:
     """Write one latent shard; none where no clip could be read."""
-    result = UnitResult()
-    with shard_writer(folder / unit.name) as shard:
+    result = ShardResult()
+    with shard_writer(folder / job.name) as shard:
         for batch in batches:
-            _write_batch(encoder, unit, batch, shard, failures, result)
+            _write_batch(encoder, job, batch, shard, failures, result)
             bar.update(len(batch.clips))
     if not result.entries:
-        (folder / unit.name).unlink()
+        (folder / job.name).unlink()
     return result
 
 
 def _write_batch(
-    encoder: Encoder, unit: Unit, batch: EncodedBatch, shard: TarWriter, failures: Failures, result: UnitResult
+    encoder: EncodingJob, job: ShardJob, batch: EncodedBatch, shard: TarWriter, failures: Failures, result: ShardResult
 ) -> None:
     settings, data, tensors = encoder.settings, encoder.data, batch.tensors.result()
     for clip, reason, caption, mean, std, text, mask in zip(
@@ -204,9 +204,9 @@ def _write_batch(
             "start": clip.start,
             "label": class_name(source),
             "flip": clip.flip,
-            "frames": unit.bucket.frames,
+            "frames": job.bucket.frames,
         }
-        kept_std = std if settings.stored == "moments" else None
+        kept_std = std if settings.posterior == "moments" else None
         shard.write(
             {
                 "__key__": entry_key(source.key, clip.index, clip.flip),
@@ -223,27 +223,27 @@ def _write_batch(
             result.sums.add(mean, std)
 
 
-def _write_record(encoder: Encoder, unit: Unit, result: UnitResult, source_sha256: str, folder: Path) -> None:
-    """The unit is done: what the manifest is made of."""
-    path = folder / unit.name
+def _write_record(encoder: EncodingJob, job: ShardJob, result: ShardResult, source_sha256: str, folder: Path) -> None:
+    """The job is done: what the manifest is made of."""
+    path = folder / job.name
     record = {
-        "name": unit.name,
+        "name": job.name,
         "sha256": file_fingerprint(path) if result.entries else "",
         "bytes": path.stat().st_size if result.entries else 0,
         "entries": result.entries,
         "train_entries": result.train_entries,
-        "bucket": unit.bucket.name,
-        "source": str(unit.source),
+        "bucket": job.bucket.name,
+        "source": str(job.source),
         "source_sha256": source_sha256,
-        "source_entries": unit.samples,
+        "source_entries": job.samples,
         "classes": sorted(result.classes),
         "failed": result.failed,
         "shape": list(result.shape),
         "vae_sha256": encoder.vae_sha256,
         "sums": result.sums.to_json() if result.train_entries else None,
     }
-    unit.record(folder).parent.mkdir(exist_ok=True)
-    write_json(unit.record(folder), record)
+    job.record(folder).parent.mkdir(exist_ok=True)
+    write_json(job.record(folder), record)
 
 
 def caption_of(sample: Sample) -> str | Failure:

@@ -55,8 +55,8 @@ class FeatureNetwork:
         if frames < least or (most is not None and frames > most):
             allowed = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
             raise InputError(
-                f"report.networks: {self.title} takes {allowed} frames, the protocol gives {frames}; choose another "
-                "report.protocol, or longer clips (data.frames)"
+                f"eval_ldm.networks: {self.title} takes {allowed} frames, the protocol gives {frames}; choose another "
+                "eval_ldm.protocol, or longer clips (data.frames)"
             )
 
 
@@ -78,11 +78,11 @@ def load_network(
 
 def _load_videomae(folder: str | None) -> FeatureNetwork:
     if folder is None:
-        raise InputError("report.networks has videomae, so report.videomae must name its folder or hub name")
+        raise InputError("eval_ldm.networks has videomae, so eval_ldm.videomae must name its folder or hub name")
     try:
         network = VideoMAEForVideoClassification.from_pretrained(folder).eval().requires_grad_(False)
     except (OSError, ValueError) as error:
-        raise InputError(f"report.videomae={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise InputError(f"eval_ldm.videomae={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from None
     module, config = VideoMAEFeatures(network), network.config
     return FeatureNetwork(
         "videomae",
@@ -98,7 +98,7 @@ def _load_videomae(folder: str | None) -> FeatureNetwork:
 
 
 class VideoMAEFeatures(nn.Module):
-    """VideoMAE without its classifier: the mean over tokens, normalised (Ge et al. 2024, arXiv 2404.12391).
+    """VideoMAE without its classifier: the mean over tokens, normalized (Ge et al. 2024, arXiv 2404.12391).
 
     Its distances follow motion where I3D's follow single frames.
     """
@@ -122,7 +122,7 @@ WIDTHS = (3, 16, 32, 64)
 class RandomConv3d(nn.Module):
     """Three strided 3D convolutions with fixed random weights; of the last, 32 means and 32 deviations. No download.
 
-    Random features see colour, texture and motion well enough to tell sets of videos apart, and they favour no model:
+    Random features see color, texture and motion well enough to tell sets of videos apart, and they favor no model:
     nothing was trained on anything. The values compare only with values of this network at the same size and count.
     """
 

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odvae.running.errors import InputError
+from odvae.running.files import written_aside
 from odvae.running.hashing import file_fingerprint
-from odvae.running.run_folder import written_aside
 
 TORCHSCRIPT_ADDRESS = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
 TORCHSCRIPT_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
@@ -139,14 +139,14 @@ def load_i3d(path: str | Path | None, sha256: str | None) -> tuple[I3D | Scripte
     """
     file = download_torchscript() if path is None else Path(path)
     if not file.is_file():
-        raise InputError(f"report.i3d={file}: no such file; null downloads StyleGAN-V's")
+        raise InputError(f"eval_ldm.i3d={file}: no such file; null downloads StyleGAN-V's")
     found = file_fingerprint(file)
     scripted = _is_torchscript(file)
     expected = sha256 or (TORCHSCRIPT_SHA256 if scripted else None)
     if expected is not None and found != expected:
         raise InputError(
             f"{file} is not the I3D expected: its sha256 is {found}, expected {expected}"
-            + ("" if sha256 else "; to use it all the same, set report.i3d_sha256 to its sha256")
+            + ("" if sha256 else "; to use it all the same, set eval_ldm.i3d_sha256 to its sha256")
         )
     if scripted:
         return ScriptedI3D(torch.jit.load(file, map_location="cpu")).eval(), found
@@ -165,7 +165,7 @@ def download_torchscript() -> Path:
         except OSError as error:
             raise InputError(
                 f"I3D cannot be downloaded from {TORCHSCRIPT_ADDRESS} ({error}); download it elsewhere and set "
-                "report.i3d to the file"
+                "eval_ldm.i3d to the file"
             ) from None
     return path
 

@@ -32,7 +32,7 @@ class ClipProtocol:
     most: int | None
     """Videos compared, at most; None: as many as the settings say."""
     resize: Literal["squash", "crop"]
-    """To the network's square: without keeping the aspect, or the short side first and then the centre."""
+    """To the network's square: without keeping the aspect, or the short side first and then the center."""
     ddof: int
     """The covariance is divided by n - ddof."""
 
@@ -44,8 +44,8 @@ class ClipProtocol:
         needed = (self.frames_of(clip_frames) - 1) * self.stride + 1
         if clip_frames < needed:
             raise InputError(
-                f"report.protocol={self.name} compares {self.frames} frames at stride {self.stride}, which need clips "
-                f"of {needed}; the experiment's have data.frames={clip_frames}"
+                f"eval_ldm.protocol={self.name} compares {self.frames} frames at stride {self.stride}, which need "
+                f"clips of {needed}; the experiment's have data.frames={clip_frames}"
             )
 
     def select(self, clips: np.ndarray) -> np.ndarray:
@@ -62,7 +62,7 @@ class ClipProtocol:
             "name": self.name,
             "source": self.source,
             "clip": f"{data.frames} frames {data.height}x{data.width}, stride {data.stride} at "
-            f"{data.fps or 'the own'} frames a second, cover ({data.resize}, antialiased) and centre crop",
+            f"{data.fps or 'the own'} frames a second, cover ({data.resize}, antialiased) and center crop",
             "frames": self.frames_of(data.frames),
             "stride": self.stride,
             "real_start": self.start,

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from odvae.running.errors import InputError
-from odvae.running.run_folder import written_aside
+from odvae.running.files import written_aside
 from odvae.shards.tars import Sample
 
 

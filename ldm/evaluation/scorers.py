@@ -23,15 +23,15 @@ from ldm.evaluation.protocols import ClipProtocol
 from odvae.clips.clip import DataSettings, load_clip
 from odvae.flicker import added_flicker, steadiness
 from odvae.running.errors import InputError
+from odvae.running.progress import progress_bar
 from odvae.shards.tars import Sample
-from odvae.training.tracking import progress_bar
 from odvae.video.files import decode
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE
 
 
 @dataclass(frozen=True)
-class Instruments:
+class Scorers:
     """What every pass measures with."""
 
     networks: Sequence[FeatureNetwork]
@@ -81,7 +81,7 @@ class SampleFiles(Dataset):
         return video
 
 
-def measure_samples(rows: Sequence[dict], folder: Path, tools: Instruments, compared: set[str]) -> list[dict]:
+def measure_samples(rows: Sequence[dict], folder: Path, tools: Scorers, compared: set[str]) -> list[dict]:
     """Rows of samples.jsonl -> the same with what was measured; features only of files in `compared`."""
     files = SampleFiles([folder / row["file"] for row in rows], tools.data)
     measured = []
@@ -105,7 +105,7 @@ def measure_samples(rows: Sequence[dict], folder: Path, tools: Instruments, comp
     return in_order(measured)
 
 
-def measure_real(clips: Sequence[tuple[Sample, int]], tools: Instruments) -> list[dict]:
+def measure_real(clips: Sequence[tuple[Sample, int]], tools: Scorers) -> list[dict]:
     """Features of real clips."""
     measured = []
     for numbers, batch in my_batches(RealClips(clips, tools.data), tools, "real clips"):
@@ -115,7 +115,7 @@ def measure_real(clips: Sequence[tuple[Sample, int]], tools: Instruments) -> lis
 
 
 @torch.no_grad()
-def measure_reconstructions(clips: Sequence[tuple[Sample, int]], vae: VideoVAE, tools: Instruments) -> list[dict]:
+def measure_reconstructions(clips: Sequence[tuple[Sample, int]], vae: VideoVAE, tools: Scorers) -> list[dict]:
     """What the VAE leaves of real clips: features, the judge's verdict, added flicker, steadiness before and after."""
     measured = []
     for numbers, batch in my_batches(RealClips(clips, tools.data), tools, "reconstructing"):
@@ -141,7 +141,7 @@ def measure_reconstructions(clips: Sequence[tuple[Sample, int]], vae: VideoVAE, 
     return in_order(measured)
 
 
-def my_batches(clips: Dataset, tools: Instruments, description: str) -> Iterator[tuple[list[int], np.ndarray]]:
+def my_batches(clips: Dataset, tools: Scorers, description: str) -> Iterator[tuple[list[int], np.ndarray]]:
     """This rank's share, under a progress bar: (numbers, uint8 (b, t, h, w, 3))."""
     state = PartialState()
     mine = list(range(state.process_index, len(clips), state.num_processes))

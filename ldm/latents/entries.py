@@ -22,14 +22,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.latents.manifest import ENCODE_COMMAND, Manifest
 from odvae.clips.clip import is_held_out
-from odvae.clips.sampling import BucketSampler, Draw
+from odvae.clips.sampling import BatchPlan, BucketSampler, SampleIndex
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.seeds import shuffled_index
 from odvae.shards.tars import Sample, index_shard
 
 # Batches of entries that are fetched from disk ahead of their use.
-_FORESEEN = 8
+_PREFETCHED_BATCHES = 8
 
 
 def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
@@ -98,12 +98,9 @@ def open_latents(folder: Path, manifest: Manifest) -> LatentSet:
 def latent_batches(
     latents: LatentSet,
     seed: int,
-    batch_size: int,
-    accumulate: int,
-    rank: int,
-    ranks: int,
-    start_step: int,
-    workers: int,
+    plan: BatchPlan,
+    start_step: int = 0,
+    workers: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
     """Training batches of one rank from step `start_step` on, without end, as `load_entries` gives them.
 
@@ -112,13 +109,11 @@ def latent_batches(
     other ranks, accumulation and batch size of the same product.
     """
     buckets = [entries for entries in latents.train.values() if entries]
-    sampler = BucketSampler(
-        [len(entries) for entries in buckets], seed, batch_size, accumulate, rank, ranks, start_step
-    )
+    sampler = BucketSampler([len(entries) for entries in buckets], seed, plan, start_step)
     batches = _DrawnBatches(buckets, latents.classes, seed)
     loader = DataLoader(
         batches,
-        sampler=_Foreseen(sampler, batches),  # type: ignore[arg-type] - it yields lists of draws
+        sampler=_Prefetcher(sampler, batches),  # type: ignore[arg-type] - it yields lists of draws
         batch_size=None,  # a draw list is a batch
         num_workers=workers,
         prefetch_factor=4 if workers else None,
@@ -147,15 +142,15 @@ class _DrawnBatches(Dataset):
     def __init__(self, buckets: list[list[Sample]], classes: list[str], seed: int) -> None:
         self.buckets, self.classes, self.seed = buckets, classes, seed
 
-    def __getitem__(self, draws: list[Draw]) -> dict[str, Tensor]:
+    def __getitem__(self, draws: list[SampleIndex]) -> dict[str, Tensor]:
         return load_entries(self.chosen(draws), [draw.number for draw in draws], self.classes)
 
-    def chosen(self, draws: list[Draw]) -> list[Sample]:
+    def chosen(self, draws: list[SampleIndex]) -> list[Sample]:
         entries = self.buckets[draws[0].bucket]
-        return [entries[shuffled_index(draw.place, len(entries), self.seed)] for draw in draws]
+        return [entries[shuffled_index(draw.index, len(entries), self.seed)] for draw in draws]
 
 
-class _Foreseen:
+class _Prefetcher:
     """The sampler's draws; those of the next batches are being fetched from disk when a batch is asked for.
 
     Entries lie in no order, so one read at a time would wait for the disk each time.
@@ -164,13 +159,13 @@ class _Foreseen:
     def __init__(self, sampler: BucketSampler, batches: _DrawnBatches) -> None:
         self.sampler, self.batches = sampler, batches
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        coming: deque[list[Draw]] = deque()
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        coming: deque[list[SampleIndex]] = deque()
         for draws in self.sampler:
             for entry in self.batches.chosen(draws):
-                entry.expect()
+                entry.prefetch()
             coming.append(draws)
-            if len(coming) > _FORESEEN:
+            if len(coming) > _PREFETCHED_BATCHES:
                 yield coming.popleft()
 
 

@@ -12,9 +12,9 @@ from typing import Any
 from accelerate import PartialState
 
 from odvae.running.errors import InputError
-from odvae.running.hash_cache import HashCache
-from odvae.running.run_folder import read_json, write_json
-from odvae.training.tracking import progress_bar
+from odvae.running.files import read_json, write_json
+from odvae.running.hashing import HashCache
+from odvae.running.progress import progress_bar
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -59,7 +59,7 @@ class Manifest:
     resize: str
     clips_per_video: int
     flip: bool
-    stored: str
+    posterior: str
     dtype: str
     held_out: float
     buckets: dict[str, tuple[int, int, int, int]]

@@ -1,4 +1,4 @@
-"""Attention over video tokens: 3D rotary positions, qk-norm, all tokens at once or space and time in turn.
+"""Attention over video tokens: 3D RoPE, qk-norm, over all tokens at once or factorized over space and time.
 
 Tokens are (b, n, d) with n = frames * places, a frame's tokens together.
 """
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from odvae.running.errors import InputError
 
 AttentionBackend = Literal["sdpa", "xformers"]
-Span = Literal["all", "space", "time"]  # which tokens a token sees: all, those of its frame, those of its place
+# A token attends to all tokens, to those of its frame, or to those at its position in all frames.
+AttentionAxis = Literal["all", "space", "time"]
 
 
 def check_backend(backend: AttentionBackend, device: torch.device) -> None:
@@ -48,8 +49,8 @@ def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
     return memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
 
 
-def rotary_angles(shape: tuple[int, int, int], head_width: int, theta: float, device: torch.device) -> Tensor:
-    """Angles (n, head_width / 2) of a (t, h, w) grid: some pairs turn with t, some with y, the rest with x.
+def rope_angles(shape: tuple[int, int, int], head_width: int, theta: float, device: torch.device) -> Tensor:
+    """Angles (n, head_width / 2) of a (t, h, w) grid: some channel pairs rotate with t, some with y, the rest with x.
 
     Positions are whole token steps, so a larger grid extends a smaller one's angles.
     """
@@ -71,15 +72,15 @@ def rotary_angles(shape: tuple[int, int, int], head_width: int, theta: float, de
     )
 
 
-def rotation(angles: Tensor) -> tuple[Tensor, Tensor]:
-    """The cosines and signed sines (n, 1, d) with which `rotate` turns by angles (n, d / 2): once for all blocks."""
+def rope_cos_sin(angles: Tensor) -> tuple[Tensor, Tensor]:
+    """The cosines and signed sines (n, 1, d) of angles (n, d / 2), for `apply_rope`; computed once for all blocks."""
     cos, sin = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
-def rotate(x: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn each pair of channels (one of the first half, one of the second) of x (b, n, heads, d) by a `rotation`."""
-    cos, sin = turn
+def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the channel pairs (i, i + d/2) of x (b, n, heads, d) by the angles of `rope_cos_sin`."""
+    cos, sin = rope
     y = x.float()
     return torch.addcmul(y * cos, y.roll(y.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
@@ -103,27 +104,27 @@ class _Attention(nn.Module):
 
 
 class SelfAttention(_Attention):
-    def __init__(self, width: int, heads: int, span: Span) -> None:
+    def __init__(self, width: int, heads: int, axis: AttentionAxis) -> None:
         super().__init__(width, heads)
-        self.span = span
+        self.axis = axis
         self.qkv = nn.Linear(width, 3 * width)
         self.q_norm, self.k_norm = _norm(width // heads), _norm(width // heads)
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor], frames: int) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], frames: int) -> Tensor:
         # Heads stay behind the tokens until the last: then a frame's tokens are a view, and nothing is copied.
         q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
-        q, k = rotate(self.q_norm(q), turn), rotate(self.k_norm(k), turn)
-        if self.span == "space":
+        q, k = apply_rope(self.q_norm(q), rope), apply_rope(self.k_norm(k), rope)
+        if self.axis == "space":
             q, k, v = (rearrange(y, "b (t s) heads d -> (b t) heads s d", t=frames) for y in (q, k, v))
-        elif self.span == "time":
+        elif self.axis == "time":
             q, k, v = (rearrange(y, "b (t s) heads d -> (b s) heads t d", t=frames) for y in (q, k, v))
         else:
             q, k, v = (rearrange(y, "b n heads d -> b heads n d") for y in (q, k, v))
         y = attend(q, k, v, None, self.backend)
-        if self.span == "space":
+        if self.axis == "space":
             return self.out(rearrange(y, "(b t) heads s d -> b (t s) (heads d)", t=frames))
-        if self.span == "time":
+        if self.axis == "time":
             return self.out(rearrange(y, "(b s) heads t d -> b (t s) (heads d)", b=len(x)))
         return self.out(rearrange(y, "b heads n d -> b n (heads d)"))
 

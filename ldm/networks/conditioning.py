@@ -18,8 +18,8 @@ NO_LABEL = -1
 
 class ConditioningSettings(Settings):
     kind: Literal["text", "class", "none"] = "text"
-    """What the network is told: the caption's embedding, the label's class, or nothing."""
-    dropout: float = Field(0.1, ge=0, le=1)
+    """What the network is conditioned on: the caption's embedding, the label's class, or nothing."""
+    cond_dropout: float = Field(0.1, ge=0, le=1)
     """Share of samples trained with the empty caption or no class instead of theirs, which guidance needs."""
     first_frame: float = Field(0.0, ge=0, le=1)
     """Share of samples trained with their first latent frame given (it is an image's latent), so that the network also
@@ -33,11 +33,11 @@ class Condition:
     text: Tensor | None = None  # (b, m, d) float
     text_mask: Tensor | None = None  # (b, m) bool, which tokens are real
     label: Tensor | None = None  # (b,) long, NO_LABEL for none
-    first_frame: Tensor | None = None  # (b, c, 1, h, w) normalised latents
+    first_frame: Tensor | None = None  # (b, c, 1, h, w) normalized latents
     first_frame_given: Tensor | None = None  # (b,) bool: where not, the frame is not looked at
 
     @property
-    def can_be_dropped(self) -> bool:
+    def supports_guidance(self) -> bool:
         """Whether there is anything for guidance to compare with and without."""
         return self.text is not None or self.label is not None
 
@@ -46,14 +46,14 @@ class Condition:
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return Condition(**{name: None if part is None else change(part) for name, part in parts.items()})
 
-    def followed_by(self, other: Condition) -> Condition:
+    def concat(self, other: Condition) -> Condition:
         """Both batches in one; they must have the same parts."""
         pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
         return Condition(
             **{name: None if a is None else torch.cat([a, b]) for name, (a, b) in pairs.items()}  # type: ignore[arg-type]
         )
 
-    def without(self, dropped: Tensor, empty_text: Tensor | None, empty_mask: Tensor | None) -> Condition:
+    def drop(self, dropped: Tensor, empty_text: Tensor | None, empty_mask: Tensor | None) -> Condition:
         """The same with text and label taken from the samples in `dropped` (b,) bool; a given first frame stays.
 
         `empty_text` (m, d) and `empty_mask` (m,) are the empty caption's.

@@ -1,7 +1,7 @@
-"""A diffusion transformer for video latents (Peebles & Xie 2023, arXiv 2212.09748), told a time and a condition.
+"""A diffusion transformer for video latents (DiT: Peebles & Xie 2023, arXiv 2212.09748).
 
-3D rotary (and, at the input, absolute) positions, adaLN-Zero, qk-norm, cross-attention to text; attention over all
-tokens, or over space and time in turn (Latte's first variant: Ma et al. 2024, arXiv 2401.03048).
+3D RoPE (and, at the input, absolute position embeddings), adaLN-Zero, qk-norm, cross-attention to text; attention over
+all tokens, or factorized over space and time (Latte's first variant: Ma et al. 2024, arXiv 2401.03048).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from einops import rearrange
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from ldm.networks.attention import CrossAttention, SelfAttention, Span, rotary_angles, rotation
+from ldm.networks.attention import AttentionAxis, CrossAttention, SelfAttention, rope_angles, rope_cos_sin
 from ldm.networks.conditioning import NO_LABEL, Condition, beside_first_frame
 from odvae.running.errors import InputError
 
@@ -26,7 +26,7 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Normalise each token, then scale and shift it by its sample's (b, d)."""
+    """Normalize each token, then scale and shift it by its sample's (b, d)."""
     return torch.addcmul(shift.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale.unsqueeze(1))
 
 
@@ -36,9 +36,9 @@ class Block(nn.Module):
     Self-attention, cross-attention to text where the block has it, MLP.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, span: Span, sees_text: bool) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, axis: AttentionAxis, sees_text: bool) -> None:
         super().__init__()
-        self.attention = SelfAttention(width, heads, span)
+        self.attention = SelfAttention(width, heads, axis)
         self.cross_attention = CrossAttention(width, heads) if sees_text else None
         self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=nn.SiLU)
         self.sublayers = 3 if sees_text else 2
@@ -50,34 +50,36 @@ class Block(nn.Module):
         condition: Tensor,
         text: Tensor | None,
         text_mask: Tensor | None,
-        turn: tuple[Tensor, Tensor],
+        rope: tuple[Tensor, Tensor],
         frames: int,
     ) -> Tensor:
         shift, scale, gate = rearrange(
             self.modulation(condition), "b (kind layer d) -> kind layer b d", kind=3, layer=self.sublayers
         )
         gate = gate.unsqueeze(2)  # (sublayers, b, 1, d)
-        x = torch.addcmul(x, gate[0], self.attention(modulate(x, shift[0], scale[0]), turn, frames))
+        x = torch.addcmul(x, gate[0], self.attention(modulate(x, shift[0], scale[0]), rope, frames))
         if self.cross_attention is not None:
             x = torch.addcmul(x, gate[1], self.cross_attention(modulate(x, shift[1], scale[1]), text, text_mask))
         return torch.addcmul(x, gate[-1], self.mlp(modulate(x, shift[-1], scale[-1])))  # (b, n, d)
 
 
 class DiT(ModelMixin, ConfigMixin):
-    """What the objective predicts, of noisy latents (b, c, t, h, w) at times (b,) under a condition.
+    """Predicts the training target (velocity, noise, v or x0) from noisy latents (b, c, t, h, w), timesteps (b,) and
+    conditioning.
 
     Args:
         latent_channels: c.
         patch_size: latent positions a token covers along (t, h, w).
         width, depth, heads, mlp_ratio: of the transformer; width / heads must be even and at least 16.
-        attention: "full", every block sees all tokens; "factorised", blocks see their frame and their place in turn.
-        text_width: width of the text encoder's embeddings; None: not told text.
-        text_tokens: how many text tokens it was trained with.
-        class_names: the classes it is told, by their label's number; None: not told a class.
-        first_frame: whether it takes a given first latent frame.
-        rope_theta: base of the rotary frequencies.
+        attention: "full", every block attends to all tokens; "factorized", blocks attend alternately to their frame
+            (space) and to their position in all frames (time).
+        text_width: width of the text encoder's embeddings; None: no text conditioning.
+        text_tokens: the number of text tokens it was trained with.
+        class_names: the classes, by their label's index; None: no class conditioning.
+        first_frame: whether it can be conditioned on the first latent frame.
+        rope_theta: base of the RoPE frequencies.
         sample_size: latent (t, h, w) it was trained on: what is generated when no size is asked for.
-        latents_mean, latents_std: per channel, of the latents it was trained on; it sees (z - mean) / std.
+        latents_mean, latents_std: per channel, of the latents it was trained on; its input is (z - mean) / std.
         objective: what it was trained to predict, as `ObjectiveSettings` writes it.
 
     diffusers' switches work: `enable_gradient_checkpointing()`, `compile_repeated_blocks()`,
@@ -97,7 +99,7 @@ class DiT(ModelMixin, ConfigMixin):
         depth: int = 12,
         heads: int = 6,
         mlp_ratio: float = 4.0,
-        attention: Literal["full", "factorised"] = "full",
+        attention: Literal["full", "factorized"] = "full",
         text_width: int | None = 64,
         text_tokens: int = 16,
         class_names: list[str] | None = None,
@@ -121,9 +123,9 @@ class DiT(ModelMixin, ConfigMixin):
             self.pooled_text_embedding = nn.Linear(width, width)
         if class_names is not None:
             self.class_embedding = nn.Embedding(len(class_names) + 1, width)  # the last stands for no class
-        spans: tuple[Span, ...] = ("all", "all") if attention == "full" else ("space", "time")
+        axes: tuple[AttentionAxis, ...] = ("all", "all") if attention == "full" else ("space", "time")
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, spans[i % 2], text_width is not None and spans[i % 2] != "time")
+            Block(width, heads, mlp_ratio, axes[i % 2], text_width is not None and axes[i % 2] != "time")
             for i in range(depth)
         )
         self.final_modulation = nn.Linear(width, 2 * width)
@@ -151,43 +153,44 @@ class DiT(ModelMixin, ConfigMixin):
         pt, ph, pw = self.config.patch_size
         x = rearrange(latents, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
         head_width = self.config.width // self.config.heads
-        angles = rotary_angles(grid, head_width, self.config.rope_theta, x.device)  # (n, head_width / 2)
-        x = self.patch_embedding(x) + self._where(angles).to(x.dtype)  # (b, n, d)
+        angles = rope_angles(grid, head_width, self.config.rope_theta, x.device)  # (n, head_width / 2)
+        x = self.patch_embedding(x) + self._embed_positions(angles).to(x.dtype)  # (b, n, d)
         text = None if condition.text is None else self.text_embedding(condition.text.to(x.dtype))  # (b, m, d)
-        told, turn = self._told(time, text, condition, x.dtype), rotation(angles)  # (b, d), 2 x (n, 1, head_width)
+        embedding = self._embed_condition(time, text, condition, x.dtype)  # (b, d)
+        rope = rope_cos_sin(angles)  # 2 x (n, 1, head_width)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, told, text, condition.text_mask, turn, grid[0])
+                x = self._gradient_checkpointing_func(block, x, embedding, text, condition.text_mask, rope, grid[0])
             else:
-                x = block(x, told, text, condition.text_mask, turn, grid[0])  # (b, n, d)
-        shift, scale = self.final_modulation(told).chunk(2, dim=-1)
+                x = block(x, embedding, text, condition.text_mask, rope, grid[0])  # (b, n, d)
+        shift, scale = self.final_modulation(embedding).chunk(2, dim=-1)
         x = self.final_linear(modulate(x, shift, scale))  # (b, n, c pt ph pw)
         t, h, w = grid
         return rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
-    def _where(self, angles: Tensor) -> Tensor:
-        """Where each token stands, (n, d), from the same angles.
+    def _embed_positions(self, angles: Tensor) -> Tensor:
+        """Absolute position embeddings (n, d), from the same angles.
 
-        Rotary attention sees differences of positions only. From those alone a network is slow to find out which frame
-        comes first, and so whether a thing moves left or right.
+        RoPE encodes only differences of positions. From those alone a network is slow to learn which frame comes first,
+        and so whether an object moves left or right (LOG.md, 2026-11-23).
         """
         return self.position_embedding(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.dtype))
 
-    def _told(self, time: Tensor, text: Tensor | None, condition: Condition, dtype: torch.dtype) -> Tensor:
-        """What modulates every block: time, plus the text tokens' sum over sqrt(n) or the class. (b, d)
+    def _embed_condition(self, time: Tensor, text: Tensor | None, condition: Condition, dtype: torch.dtype) -> Tensor:
+        """The conditioning vector (b, d) of adaLN: timestep, plus the text tokens' sum over sqrt(n) or the class.
 
-        Not the text's mean: that would make each word's share, and with it what tells two captions apart, 1/n.
+        Not the text's mean: each word would have a share of 1/n, and two captions would hardly differ.
         """
         waves = get_timestep_embedding(1000 * time, 256, flip_sin_to_cos=True, downscale_freq_shift=0)
-        told = self.time_embedding(waves.to(dtype))
+        embedding = self.time_embedding(waves.to(dtype))
         if text is not None and condition.text_mask is not None:
             weight = condition.text_mask.to(text.dtype).unsqueeze(-1)
             pooled = (text * weight).sum(1) / weight.sum(1).clamp(min=1).sqrt()
-            told = told + self.pooled_text_embedding(pooled)
+            embedding = embedding + self.pooled_text_embedding(pooled)
         if condition.label is not None:
             row = torch.where(condition.label == NO_LABEL, self.class_embedding.num_embeddings - 1, condition.label)
-            told = told + self.class_embedding(row)
-        return F.silu(told)
+            embedding = embedding + self.class_embedding(row)
+        return F.silu(embedding)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
         """(t, h, w) in tokens. Raises InputError for latents that the patches do not divide."""
@@ -207,4 +210,4 @@ class DiT(ModelMixin, ConfigMixin):
         }
         for name, takes in wanted.items():
             if (getattr(condition, name) is not None) != takes:
-                raise InputError(f"this network is {'' if takes else 'not '}told {name}")
+                raise InputError(f"this network {'needs' if takes else 'does not take'} {name} conditioning")

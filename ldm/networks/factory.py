@@ -1,9 +1,9 @@
-"""The networks an experiment can train, chosen by `ldm.network`, and how to make and load one."""
+"""The networks an experiment can train, chosen by `ldm.dit` or `ldm.unet`, and how to make and load one."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,7 +13,7 @@ from ldm.networks.conditioning import ConditioningSettings
 from ldm.networks.dit import SIZES, DiT
 from ldm.networks.unet import UNet
 from odvae.running.errors import InputError
-from odvae.running.run_folder import read_json
+from odvae.running.files import read_json
 from odvae.running.settings import Settings
 
 Network = DiT | UNet
@@ -31,7 +31,7 @@ class DiTSettings(Settings):
     """Blocks; null: the size's."""
     heads: int | None = Field(None, ge=1)
     """Attention heads; width / heads must be an even number of at least 16; null: the size's."""
-    attention: Literal["full", "factorised"] = "full"
+    attention: Literal["full", "factorized"] = "full"
     """Every block sees all tokens, or its frame and its place in turn (Latte's): cheaper for long videos."""
     mlp_ratio: float = Field(4.0, gt=0)
     """Hidden width of the MLPs over the width."""
@@ -42,6 +42,11 @@ class DiTSettings(Settings):
     def sizes(self) -> dict[str, int]:
         depth, width, heads = SIZES[self.size]
         return {"depth": self.depth or depth, "width": self.width or width, "heads": self.heads or heads}
+
+    def make(self, **fitted: Any) -> DiT:
+        """The network with random weights; `fitted` are the arguments that follow from its latents and conditions."""
+        own = self.model_dump(exclude={"size", "depth", "width", "heads"})
+        return DiT(**own, **self.sizes, **fitted)
 
     @model_validator(mode="after")
     def _heads_divide_the_width(self) -> DiTSettings:
@@ -61,6 +66,10 @@ class UNetSettings(Settings):
     norm_groups: int = Field(32, ge=1)
     """Groups of the group norms; both this and `head_width` must divide every width."""
 
+    def make(self, **fitted: Any) -> UNet:
+        """As `DiTSettings.make`."""
+        return UNet(**self.model_dump(), **fitted)
+
     @model_validator(mode="after")
     def _groups_and_heads_divide_the_widths(self) -> UNetSettings:
         if any(width % self.norm_groups or width % self.head_width for width in self.widths):
@@ -69,9 +78,7 @@ class UNetSettings(Settings):
 
 
 def make_network(
-    kind: Literal["dit", "unet"],
-    dit: DiTSettings,
-    unet: UNetSettings,
+    settings: DiTSettings | UNetSettings,
     conditioning: ConditioningSettings,
     objective: ObjectiveSettings,
     manifest: Manifest,
@@ -95,10 +102,7 @@ def make_network(
         "latents_std": manifest.latents_std,
     }
     common = {**told, **latents, "objective": objective.model_dump(mode="json")}
-    if kind == "unet":
-        return UNet(**unet.model_dump(), **common)
-    settings = {"patch_size": dit.patch_size, "mlp_ratio": dit.mlp_ratio, "rope_theta": dit.rope_theta}
-    return DiT(**settings, **dit.sizes, attention=dit.attention, **common)
+    return settings.make(**common)
 
 
 def load_network(folder: Path) -> Network:

@@ -29,10 +29,10 @@ from transformers import (
 )
 
 from odvae.running.errors import InputError
-from odvae.running.run_folder import folder_aside, read_json
+from odvae.running.files import folder_aside, read_json
+from odvae.running.progress import progress_over
 from odvae.running.seeds import torch_generator
 from odvae.running.settings import Settings
-from odvae.training.tracking import progress_over
 
 LEARNED = "learned"
 _SPECIAL = _PAD, _UNKNOWN, _START, _END, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"

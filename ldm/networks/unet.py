@@ -1,4 +1,4 @@
-"""diffusers' 3D UNet (Wang et al. 2023, arXiv 2308.06571) behind the DiT's call."""
+"""diffusers' 3D UNet (Wang et al. 2023, arXiv 2308.06571) with the same interface as the DiT."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from odvae.running.errors import InputError
 
 
 class UNet(ModelMixin, ConfigMixin):
-    """What the objective predicts, of noisy latents (b, c, t, h, w) at times (b,) under a condition.
+    """Predicts the training target (velocity, noise, v or x0) from noisy latents (b, c, t, h, w), timesteps (b,) and
+    conditioning.
 
     Args:
         latent_channels: c.
@@ -51,7 +52,7 @@ class UNet(ModelMixin, ConfigMixin):
             raise InputError(
                 f"widths={tuple(widths)}: norm_groups={norm_groups} and head_width={head_width} must divide each"
             )
-        told_width = widths[0]
+        token_width = widths[0]
         deeper = len(widths) - 1
         self.unet = UNet3DConditionModel(
             in_channels=2 * latent_channels + 1 if first_frame else latent_channels,
@@ -61,38 +62,38 @@ class UNet(ModelMixin, ConfigMixin):
             up_block_types=("UpBlock3D",) + ("CrossAttnUpBlock3D",) * deeper,
             layers_per_block=layers_per_level,
             norm_num_groups=norm_groups,
-            cross_attention_dim=told_width,
+            cross_attention_dim=token_width,
             attention_head_dim=head_width,
         )
         for module in self.unet.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # diffusers' temporal layers have 0.1: its noise is no function of the step
-        self.nothing = nn.Parameter(0.02 * torch.randn(told_width))  # stands for padding, and for no class
+        self.null_token = nn.Parameter(0.02 * torch.randn(token_width))  # stands for padding, and for no class
         if text_width is not None:
-            self.text_embedding = nn.Sequential(nn.RMSNorm(text_width, eps=1e-6), nn.Linear(text_width, told_width))
+            self.text_embedding = nn.Sequential(nn.RMSNorm(text_width, eps=1e-6), nn.Linear(text_width, token_width))
         if class_names is not None:
-            self.class_embedding = nn.Embedding(len(class_names), told_width)
+            self.class_embedding = nn.Embedding(len(class_names), token_width)
 
     def forward(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         """latents (b, c, t, h, w) and time (b,) in [0, 1] -> like latents."""
         self.token_grid(latents)
         if self.config.first_frame:
             latents = beside_first_frame(latents, condition)  # (b, 2c + 1, t, h, w)
-        told = self._tokens(condition, len(latents))  # (b, m, d)
-        return self.unet(latents, 1000 * time, told, return_dict=False)[0]
+        tokens = self._condition_tokens(condition, len(latents))  # (b, m, d)
+        return self.unet(latents, 1000 * time, tokens, return_dict=False)[0]
 
-    def _tokens(self, condition: Condition, batch: int) -> Tensor:
+    def _condition_tokens(self, condition: Condition, batch: int) -> Tensor:
         if self.config.text_width is not None:
             if condition.text is None or condition.text_mask is None:
-                raise InputError("this network is told text")
+                raise InputError("this network needs text conditioning")
             embedded = self.text_embedding(condition.text.to(self.dtype))
-            return torch.where(condition.text_mask.unsqueeze(-1), embedded, self.nothing)
+            return torch.where(condition.text_mask.unsqueeze(-1), embedded, self.null_token)
         if self.config.class_names is not None:
             if condition.label is None:
-                raise InputError("this network is told label")
+                raise InputError("this network needs label conditioning")
             embedded = self.class_embedding(condition.label.clamp(min=0))
-            return torch.where((condition.label == NO_LABEL).unsqueeze(-1), self.nothing, embedded).unsqueeze(1)
-        return self.nothing.expand(batch, 1, -1)
+            return torch.where((condition.label == NO_LABEL).unsqueeze(-1), self.null_token, embedded).unsqueeze(1)
+        return self.null_token.expand(batch, 1, -1)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
         """The latents' own (t, h, w). Raises InputError where the levels cannot halve them."""

@@ -1,4 +1,4 @@
-"""Charts of the report pages: SVG whose colours are the page's own, so that light and dark both fit."""
+"""Charts of the report pages: SVG whose colors are the page's own, so that light and dark both fit."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class _Svg:
 
 @contextmanager
 def _figure(title: str, panels: int, height: float):
-    """Axes in the page's colours, and the object that holds their SVG after the block."""
+    """Axes in the page's colors, and the object that holds their SVG after the block."""
     svg = _Svg()
     settings = {"svg.fonttype": "none", "svg.hashsalt": f"{title} {next(_number)}", "font.size": 9}
     with plt.rc_context(settings):
@@ -92,7 +92,7 @@ def _color(axis: Axes) -> None:
 
 
 def _for_page(svg: str, title: str) -> Markup:
-    """The <svg> element alone, as wide as its place, in the page's colours, with a name for screen readers."""
+    """The <svg> element alone, as wide as its place, in the page's colors, with a name for screen readers."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)

@@ -15,8 +15,9 @@ from markupsafe import Markup
 
 from ldm.report import charts
 from ldm.report.flat_table import as_text, flatten, to_csv
+from odvae.running.files import read_json, read_json_lines, write_text
 from odvae.running.report_file import STAGES
-from odvae.running.run_folder import RunFolder, read_json, read_json_lines, write_text
+from odvae.running.run_folder import RunFolder
 from odvae.video.files import decode
 from odvae.video.frame_grid import save_picture, strip
 
@@ -27,13 +28,13 @@ LABELS = {
 }
 
 
-def render_report(folders: RunFolder, report: dict, shown: int) -> Path:
+def render_report(folders: RunFolder, report: dict, num_visualized: int) -> Path:
     """Write report.html, numbers.csv and overview.png from what the stages left; returns the page's path."""
     stages = stage_records(folders)
     numbers = flatten(report, stages)
     table = to_csv(numbers)
     samples = read_json_lines(folders.samples / "samples.jsonl")
-    rows = side_by_side(folders, samples, shown)
+    rows = side_by_side(folders, samples, num_visualized)
     page = render_page(
         "report.html.j2",
         title=folders.root.name,
@@ -41,11 +42,11 @@ def render_report(folders: RunFolder, report: dict, shown: int) -> Path:
         rows=rows,
         groups=[
             ("Generated", "For the evaluation, beside which no real video has the same caption.",
-             [] if rows else sample_cells(folders, samples, "held_out", shown)),
+             [] if rows else sample_cells(folders, samples, "held_out", num_visualized)),
             ("Combinations that training never saw",
-             "Each word was in training; this combination of shape, colour and motion was not.",
-             sample_cells(folders, samples, "unseen", shown)),
-            ("Asked for", "Made with --prompt.", sample_cells(folders, samples, "asked", shown)),
+             "Each word was in training; this combination of shape, color and motion was not.",
+             sample_cells(folders, samples, "unseen", num_visualized)),
+            ("Asked for", "Made with --prompt.", sample_cells(folders, samples, "asked", num_visualized)),
         ],
         labels=LABELS,
         distance_charts=distance_charts(report),
@@ -90,13 +91,13 @@ def stage_records(folders: RunFolder) -> dict[str, dict]:
     return {stage: read_json(path) for stage, path in paths.items() if path.is_file()}
 
 
-def side_by_side(folders: RunFolder, samples: list[dict], shown: int) -> list[dict]:
+def side_by_side(folders: RunFolder, samples: list[dict], num_visualized: int) -> list[dict]:
     """Real, reconstructed and generated video of the same caption; empty where the VAE was not evaluated."""
     table = folders.report / "reconstructions.jsonl"
     generated = {row["source"]: row for row in reversed(samples) if row["group"] == "held_out"}
     rows = []
     for row in read_json_lines(table) if table.is_file() else []:
-        if "made" in row and row["key"] in generated and len(rows) < shown:
+        if "made" in row and row["key"] in generated and len(rows) < num_visualized:
             files = {
                 "real": folders.report / row["real"],
                 "reconstructed": folders.report / row["made"],
@@ -107,12 +108,12 @@ def side_by_side(folders: RunFolder, samples: list[dict], shown: int) -> list[di
     return rows
 
 
-def sample_cells(folders: RunFolder, samples: list[dict], group: str, shown: int) -> list[dict]:
+def sample_cells(folders: RunFolder, samples: list[dict], group: str, num_visualized: int) -> list[dict]:
     return [
         {"caption": asked_for(row), "video": data_uri((folders.samples / row["file"]).read_bytes(), "video/mp4")}
         for row in samples
         if row["group"] == group
-    ][:shown]
+    ][:num_visualized]
 
 
 def asked_for(row: dict) -> str:

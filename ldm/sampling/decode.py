@@ -12,7 +12,7 @@ PIECE = 4  # latent frames decoded at a time
 
 @torch.no_grad()
 def decode_in_pieces(vae: nn.Module, latents: Tensor, mean: list[float], std: list[float]) -> Iterator[Tensor]:
-    """Normalised latents (b, c, k, h, w) -> video (b, 3, t_j, H, W) float32 clipped to [-1, 1], piece after piece.
+    """Normalized latents (b, c, k, h, w) -> video (b, 3, t_j, H, W) float32 clipped to [-1, 1], piece after piece.
 
     Always in the same pieces, so the same latents give the same bits. A VAE whose function needs the whole clip
     (norm=clip or temporal_upsample=trilinear) gives one piece.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from odvae.running.errors import InputError
-from odvae.running.run_folder import read_json, write_text
+from odvae.running.files import read_json, write_text
 
 # What a saved pipeline holds beside its parts, so that DiffusionPipeline.from_pretrained finds the class.
 PIPELINE_MODULE = '''"""The class of this pipeline, from the installed package odvae."""

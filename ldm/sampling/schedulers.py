@@ -39,9 +39,9 @@ SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "sq
 class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6).
 
-    `interval`: the noise levels (times) within which it acts; outside, the conditional answer is taken as it is, in
-    half the time (Kynkaanniemi et al. 2024, arXiv 2404.07724). `rescale`: 0 leaves the answer as it is, 1 gives it the
-    standard deviation of the conditional one (Lin et al. 2023, arXiv 2305.08891, equations 15 and 16).
+    `interval`: the noise levels (times) within which it acts; outside, the conditional prediction is used as it is, in
+    half the time (Kynkaanniemi et al. 2024, arXiv 2404.07724). `rescale`: 0 leaves the prediction as it is, 1 gives it
+    the standard deviation of the conditional one (Lin et al. 2023, arXiv 2305.08891, equations 15 and 16).
     """
 
     scale: float = 3.0
@@ -51,9 +51,9 @@ class Guidance:
     def acts_at(self, time: float) -> bool:
         return self.scale != 1 and self.interval[0] <= time <= self.interval[1]
 
-    def combine(self, conditional: Tensor, without: Tensor) -> Tensor:
-        """without + scale (conditional - without), on all channels."""
-        guided = without + self.scale * (conditional - without)
+    def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """unconditional + scale (conditional - unconditional), on all channels."""
+        guided = unconditional + self.scale * (conditional - unconditional)
         if self.rescale == 0:
             return guided
         axes = tuple(range(1, guided.ndim))
@@ -143,24 +143,24 @@ def schedule_steps(
     return scheduler, scheduler.timesteps.float().cpu() / DIFFUSION_STEPS
 
 
-def guided_answer(
-    network: nn.Module, condition: Condition, without: Condition | None, guidance: Guidance
+def guided_prediction(
+    network: nn.Module, condition: Condition, unconditional: Condition | None, guidance: Guidance
 ) -> Callable[[Tensor, float, bool], Tensor]:
-    """The network as `sample_latents` asks it: both halves of guidance in one batch, alone where it does not act."""
-    both = condition if without is None else condition.followed_by(without)
+    """The network as `sample_latents` calls it: both halves of guidance in one batch, alone where it does not act."""
+    both = condition if unconditional is None else condition.concat(unconditional)
 
-    def answer(z: Tensor, time: float, guided: bool) -> Tensor:
-        if not guided or without is None:
+    def predict(z: Tensor, time: float, guided: bool) -> Tensor:
+        if not guided or unconditional is None:
             return network(z, torch.full((len(z),), time, device=z.device), condition)
         doubled = torch.cat([z, z])
         return guidance.combine(*network(doubled, torch.full((len(doubled),), time, device=z.device), both).chunk(2))
 
-    return answer
+    return predict
 
 
 @torch.no_grad()
 def sample_latents(
-    answer: Callable[[Tensor, float, bool], Tensor],
+    predict: Callable[[Tensor, float, bool], Tensor],
     noise: Tensor,
     scheduler: SchedulerMixin,
     objective: ObjectiveSettings,
@@ -168,13 +168,14 @@ def sample_latents(
     guidance: Guidance,
     progress: Callable[[Tensor], Tensor] = lambda timesteps: timesteps,
 ) -> Tensor:
-    """Normalised latents (b, c, t, h, w) from noise of that shape.
+    """Normalized latents (b, c, t, h, w) from noise of that shape.
 
-    `answer(z, time, guided)` is the network: the conditional answer, or, if `guided`, that of `guidance`.
+    `predict(z, time, guided)` is the network: the conditional prediction or, if `guided`, the one that `guidance`
+    combines.
     """
     scheduler, times = schedule_steps(scheduler, steps, noise[0, 0].numel(), objective, noise.device)
     latents = noise
     for timestep, time in zip(progress(scheduler.timesteps), times.tolist(), strict=True):
-        predicted = answer(latents, time, guidance.acts_at(time))
+        predicted = predict(latents, time, guidance.acts_at(time))
         latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
     return latents

@@ -18,14 +18,14 @@ class Claim:
     holds: bool
 
 
-def claims(main: dict | None, first: dict | None, others: Sequence[dict], ways: list[dict], generators: dict) -> list:
-    """All claims that can be judged, of the rows of the main variant, variant 1, other initialisations, (c) and (d)."""
+def claims(main: dict | None, first: dict | None, others: Sequence[dict], modes: list[dict], generators: dict) -> list:
+    """All claims that can be judged, of the rows of the main variant, variant 1, other initializations, (c) and (d)."""
     checks: list[Claim] = []
     if main and first and main is not first:
         checks += variant_claims(main, first)
     if main:
         checks += [initialization_claim(main, other) for other in others]
-    checks += way_claims({row["label"]: row for row in ways})
+    checks += mode_claims({row["label"]: row for row in modes})
     for generator, rows in generators.items():
         if len(rows) == 3:
             checks += generator_claims(generator, *rows)
@@ -45,7 +45,7 @@ def variant_claims(main: dict, first: dict) -> list[Claim]:
 
 
 def initialization_claim(tail: dict, other: dict) -> Claim:
-    """Section 3.3: tail initialisation learns fastest."""
+    """Section 3.3: tail initialization learns fastest."""
     values = dict(other["curve"])
     shared = [(step, value - values[step]) for step, value in tail["curve"] if step in values]
     leads = [lead for step, lead in shared if step <= shared[-1][0] / 2]
@@ -53,18 +53,18 @@ def initialization_claim(tail: dict, other: dict) -> Claim:
     if leads:
         ahead = sum(lead > 0 for lead in leads)
         measured = f"at {ahead} of {len(leads)}, by {min(leads):+.2f} to {max(leads):+.2f} dB"
-    text = f"b. Tail initialisation is ahead of {other['label']} in the first half"
+    text = f"b. Tail initialization is ahead of {other['label']} in the first half"
     return Claim(text, "at every logged step", measured, bool(leads) and min(leads) > 0)
 
 
-def way_claims(ways: dict[str, dict]) -> list[Claim]:
+def mode_claims(modes: dict[str, dict]) -> list[Claim]:
     """Section 3.4 and Table 4."""
     checks = []
-    if "streamed" in ways:
-        apart = ways["streamed"]["difference"]
+    if "streamed" in modes:
+        apart = modes["streamed"]["difference"]
         checks.append(Claim("c. Streamed equals whole", "to rounding, 1e-3 of 2", f"{apart:.1e}", apart < 1e-3))
-    if "tiled" in ways:
-        loss = ways["whole"]["psnr"] - ways["tiled"]["psnr"]
+    if "tiled" in modes:
+        loss = modes["whole"]["psnr"] - modes["tiled"]["psnr"]
         checks.append(
             Claim("c. Temporal tiling costs little", "less than 0.2 dB (paper: 0.07)", f"{loss:+.3f} dB", loss < 0.2)
         )

@@ -9,11 +9,11 @@ import torch
 
 from ldm.latents.manifest import load_manifest
 from ldm.networks.factory import Network
-from ldm.train import LDMSettings, new_network, switch_on
-from ldm.training.batches import Batch, LatentData, squared_errors
+from ldm.train import LDMSettings, apply_model_options, new_network
+from ldm.training.batches import Batch, LatentData, per_sample_mse
 from odvae.clips.clip import DataSettings
-from odvae.running.benchmarking import count_flops, now
-from odvae.running.memory import PeakMemory
+from odvae.clips.sampling import BatchPlan
+from odvae.running.benchmarking import PeakMemory, count_flops, now
 from odvae.running.seeds import torch_generator
 from odvae.training.optimization import make_accelerator, make_optimizer
 from odvae.video_vae import VideoVAE, load_vae
@@ -40,7 +40,7 @@ def vae_cost(folder: Path, data: DataSettings, device: torch.device) -> dict:
 
 
 def _compression(vae: VideoVAE) -> str:
-    return f"{vae.time_factor}x{vae.space_factor}x{vae.space_factor}"
+    return f"{vae.temporal_compression_ratio}x{vae.spatial_compression_ratio}x{vae.spatial_compression_ratio}"
 
 
 def _cost_of(work, frames: int, device: torch.device) -> dict[str, float]:
@@ -55,26 +55,26 @@ def _cost_of(work, frames: int, device: torch.device) -> dict[str, float]:
 def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, device: torch.device) -> dict:
     """Steps a second and memory growth of the generator's training at its batch size, on real latents.
 
-    Growth is the peak above what is held before the step: weights, optimiser state and gradients are there by then,
+    Growth is the peak above what is held before the step: weights, optimizer state and gradients are there by then,
     from a step on one sample.
     """
     manifest, optimization = load_manifest(latents), settings.optimization
     torch.manual_seed(seed)
     network = new_network(settings, manifest).to(device)
-    switch_on(network, settings)
+    apply_model_options(network, settings)
     accelerator = make_accelerator(optimization.precision, "none", latents, "cost")
     optimizer = make_optimizer(network, optimization)
     data = LatentData(latents, manifest, settings.conditioning, settings.objective, device)
 
     def step(batch: Batch) -> None:
         with accelerator.autocast():
-            errors = squared_errors(network, batch)
+            errors = per_sample_mse(network, batch)
         (batch.weight * errors).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
 
     def batches(size: int, count: int) -> list[Batch]:
-        return list(islice(data.training_batches(size, 1, 0, 0, 1, seed, 0), count))
+        return list(islice(data.training_batches(BatchPlan(size), seed), count))
 
     step(batches(1, 1)[0])
     first, *timed = batches(optimization.batch_size, 1 + steps)
@@ -93,7 +93,7 @@ def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, d
         "memory_growth_mb": None if growth is None else growth / 1e6,
         "batch_size": optimization.batch_size,
         "protocol": f"batch {optimization.batch_size}, median of {steps} steps on one device; memory: one step's peak "
-        "growth over weights, gradients and optimiser state",
+        "growth over weights, gradients and optimizer state",
     }
 
 

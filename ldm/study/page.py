@@ -10,7 +10,7 @@ from ldm.report import charts
 from ldm.report.flat_table import flatten, to_csv
 from ldm.report.page import asked_for, data_uri, render_page
 from ldm.study.plan import StudySettings
-from odvae.running.run_folder import read_json_lines, write_json, write_text
+from odvae.running.files import read_json_lines, write_json, write_text
 
 SHOWN = 8  # captions a generator's videos are shown for
 
@@ -24,7 +24,7 @@ def write_study(settings: StudySettings, found: dict) -> Path:
         title=found["title"],
         report=found,
         variant_chart=psnr_chart("Held-out PSNR of the variants", found["variants"]),
-        initialization_chart=psnr_chart("Held-out PSNR by initialisation", found["initializations"]),
+        initialization_chart=psnr_chart("Held-out PSNR by initialization", found["initializations"]),
         loss_charts={name: loss_chart(name, rows) for name, rows in found["generators"].items() if rows},
         videos={name: same_captions(folder, rows) for name, rows in found["generators"].items()},
         csv=data_uri(table.encode(), "text/csv"),
@@ -63,6 +63,6 @@ def same_captions(folder: Path, rows: list[dict]) -> list[dict]:
 
 def by_name(found: dict) -> dict:
     """The tables keyed by their rows' names, as the flat table of numbers wants them."""
-    tables = {name: {row["label"]: row for row in found[name]} for name in ("variants", "initializations", "ways")}
+    tables = {name: {row["label"]: row for row in found[name]} for name in ("variants", "initializations", "modes")}
     tables["generators"] = {name: {row["label"]: row for row in rows} for name, rows in found["generators"].items()}
     return tables

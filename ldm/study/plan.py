@@ -39,7 +39,7 @@ class StudySettings(Settings):
     variants: tuple[Variant, ...] = (1, 2, 3, 4)
     """a. Which variants are trained; the experiment's own always is."""
     initializations: tuple[Init, ...] = ("tail", "average", "random")
-    """b. Which initialisations are trained; tail always is."""
+    """b. Which initializations are trained; tail always is."""
     long_clips: LongClipSettings | None = LongClipSettings()
     """c. Whole, streamed and tiled clips; null: not compared."""
     generators: dict[str, LDMSettings] = Field(default_factory=dict)
@@ -53,8 +53,8 @@ class StudySettings(Settings):
     def _there_is_something_to_compare(self) -> StudySettings:
         if self.experiment.vae.init != "tail" or self.experiment.vae.video_phase is None:
             raise ValueError("experiment.vae must have init=tail and a video_phase: the other runs vary it")
-        if self.experiment.vae.begin_from is not None:
-            raise ValueError("experiment.vae.begin_from must be null: all runs begin from one image VAE")
+        if self.experiment.vae.init_from is not None:
+            raise ValueError("experiment.vae.init_from must be null: all runs begin from one image VAE")
         return self
 
     @property
@@ -82,12 +82,12 @@ def variant_name(variant: int) -> str:
 
 
 def vae_runs(settings: StudySettings) -> list[Run]:
-    """The VAEs: the image VAE that all begin from, the variants, the initialisations; and the long clips."""
+    """The VAEs: the image VAE that all begin from, the variants, the initializations; and the long clips."""
     base = settings.experiment
     compared = ("train_vae", "evaluate_vae")
     image = _vary(settings, IMAGE, video_phase=None)
     runs = [Run(IMAGE, image, (*compared, *(["encode_latents"] if settings.generators else [])))]
-    begun = {"image_vae": str(settings.folder / IMAGE / "vae"), "image_phase": None}
+    begun = {"init_image_vae": str(settings.folder / IMAGE / "vae"), "image_phase": None}
     for variant in sorted({*settings.variants, base.vae.model.variant}):
         name = variant_name(variant)
         model = base.vae.model.model_copy(update={"variant": variant})
@@ -95,7 +95,7 @@ def vae_runs(settings: StudySettings) -> list[Run]:
         runs.append(Run(name, _vary(settings, name, model=model, **begun), scripts))
     for init in settings.initializations:
         if init != "tail":
-            begin = dict.fromkeys(("image_vae", "image_phase"), None) if init == "random" else begun
+            begin = dict.fromkeys(("init_image_vae", "image_phase"), None) if init == "random" else begun
             runs.append(Run(init_name(init), _vary(settings, init_name(init), init=init, **begin), compared))
     if settings.long_clips is not None:
         runs.append(_long_clips_run(settings, settings.long_clips))
@@ -114,12 +114,12 @@ def _long_clips_run(settings: StudySettings, long: LongClipSettings) -> Run:
         data |= {"shards": None, "held_out": 0.5}
         update["demo_videos"] = base.demo_videos.model_copy(update={"count": long.count})
     clips = {
-        "ways": ("streamed", "tiled"),
-        "compared_clips": base.reconstruction.clips,
+        "modes": ("streamed", "tiled"),
+        "compared_clips": base.eval_vae.clips,
         "tile_frames": long.tile_frames,
         "frames": None,
     }
-    update["reconstruction"] = base.reconstruction.model_copy(update=clips)
+    update["eval_vae"] = base.eval_vae.model_copy(update=clips)
     update |= {"run": str(settings.folder / "long_clips"), "data": base.data.model_copy(update=data)}
     return Run("long_clips", base.model_copy(update=update), ("evaluate_vae",), {"vae": settings.main_vae})
 

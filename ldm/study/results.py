@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ldm.study.claims import ATTRIBUTES, claims
 from ldm.study.plan import IMAGE, StudySettings, generator_name, init_name, variant_name
-from odvae.running.run_folder import code_version, read_json, read_json_lines
+from odvae.running.files import read_json, read_json_lines
+from odvae.running.run_folder import code_version
 
 SCORES = ("psnr", "ssim", "lpips")
 
@@ -18,14 +19,14 @@ def collect(settings: StudySettings) -> dict:
         **code_version(),
         "variants": variant_rows(settings),
         "initializations": initialization_rows(settings),
-        "ways": way_rows(settings),
+        "modes": mode_rows(settings),
         "generators": {name: generator_rows(settings, name) for name in settings.generators},
         "minutes": minutes(settings.folder),
     }
     rows = {row["run"]: row for row in found["initializations"] + found["variants"]}
     others = [rows[name] for name in map(init_name, ("average", "random")) if name in rows]
     main, first = rows.get(settings.main_vae), rows.get(variant_name(1))
-    return {**found, "claims": claims(main, first, others, found["ways"], found["generators"])}
+    return {**found, "claims": claims(main, first, others, found["modes"], found["generators"])}
 
 
 def variant_rows(settings: StudySettings) -> list[dict]:
@@ -62,16 +63,16 @@ def psnr_curve(folder: Path) -> list[tuple[int, float]]:
     return [(row["step"], row["validation_psnr"]) for row in rows if "validation_psnr" in row]
 
 
-def way_rows(settings: StudySettings) -> list[dict]:
-    """c. Whole, streamed, tiled: the ways that were measured on the long clips."""
+def mode_rows(settings: StudySettings) -> list[dict]:
+    """c. Whole, streamed, tiled: the modes that were measured on the long clips."""
     report = _read(settings.folder / "long_clips" / "report" / "report.json")
     if report is None:
         return []
     part = report["reconstruction"]
     frames = part["protocol"]["frames"]
     return [
-        {"label": way, "run": "long_clips", "frames": frames, **row, **_source(part)}
-        for way, row in part["ways"].items()
+        {"label": mode, "run": "long_clips", "frames": frames, **row, **_source(part)}
+        for mode, row in part["modes"].items()
         if "psnr" in row
     ]
 

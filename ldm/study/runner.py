@@ -16,7 +16,8 @@ import yaml
 from ldm.experiment import Experiment
 from ldm.study.plan import IMAGE, Run, StudySettings, generator_run, vae_runs
 from odvae.running.errors import InputError
-from odvae.running.run_folder import code_version, read_json, write_json, write_text
+from odvae.running.files import read_json, write_json, write_text
+from odvae.running.run_folder import code_version
 from odvae.running.settings import differing_keys, load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]

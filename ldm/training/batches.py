@@ -1,4 +1,4 @@
-"""Training batches: latents drawn from the posterior and normalised, noised, with their conditions.
+"""Training batches: latents drawn from the posterior and normalized, noised, with their conditions.
 
 Every random choice follows from the sample's number, so it is the same on any number of ranks and after a resume.
 """
@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion import ObjectiveSettings, add_noise, min_snr_weight, path, shift_for, target, training_time
+from ldm.diffusion import ObjectiveSettings, add_noise, alpha_sigma, min_snr_weight, shift_for, target, training_time
 from ldm.latents.entries import latent_batches, load_entries, open_latents, unpack_entry
 from ldm.latents.manifest import EMPTY_TEXT, Manifest
 from ldm.networks.conditioning import Condition, ConditioningSettings
+from odvae.clips.sampling import BatchPlan
 from odvae.running.seeds import derive_seed, normal_per_sample
 
 
@@ -51,11 +52,9 @@ class LatentData:
             empty = unpack_entry((folder / EMPTY_TEXT).read_bytes(), str(folder / EMPTY_TEXT))
             self.empty_text, self.empty_mask = empty["text"].float().to(device), empty["text_mask"].to(device)
 
-    def training_batches(
-        self, batch_size: int, accumulate: int, workers: int, rank: int, ranks: int, seed: int, done: int
-    ) -> Iterator[Batch]:
-        """Batches of one rank from step `done` on, without end."""
-        for entries in latent_batches(self.latents, seed, batch_size, accumulate, rank, ranks, done, workers):
+    def training_batches(self, plan: BatchPlan, seed: int, start_step: int = 0, workers: int = 0) -> Iterator[Batch]:
+        """Batches of one rank from step `start_step` on, without end."""
+        for entries in latent_batches(self.latents, seed, plan, start_step, workers):
             yield self.make_batch(entries, seed)
 
     def make_batch(self, entries: Mapping[str, Tensor], seed: int) -> Batch:
@@ -63,7 +62,7 @@ class LatentData:
         numbers = entries["number"].tolist()
         x, condition = self._latents_and_condition(entries, numbers, seed)
         drop, time = self._uniform(numbers, seed, "drop"), self._uniform(numbers, seed, "time")
-        condition = condition.without(drop < self.conditioning.dropout, self.empty_text, self.empty_mask)
+        condition = condition.drop(drop < self.conditioning.cond_dropout, self.empty_text, self.empty_mask)
         return self._noised(x, time, condition, numbers, seed)
 
     def validation_batches(self, entries: Mapping[str, Tensor]) -> Iterator[Batch]:
@@ -81,7 +80,7 @@ class LatentData:
         chosen = self.latents.held_out[bucket]
         return load_entries([chosen[number] for number in numbers], numbers, self.latents.classes)
 
-    def shown(self, count: int) -> Iterator[tuple[Tensor, Condition]]:
+    def visualized(self, count: int) -> Iterator[tuple[Tensor, Condition]]:
         """Noise and condition, each a batch of one, of the first held-out clips; their first frame is given to networks
         that take one."""
         bucket = next(name for name, entries in self.latents.held_out.items() if entries)
@@ -91,15 +90,15 @@ class LatentData:
                 condition = replace(condition, first_frame_given=torch.ones_like(condition.first_frame_given))
             yield normal_per_sample(x.shape[1:], 0, "shown", [number], self.device), condition
 
-    def without_condition(self, condition: Condition) -> Condition:
+    def unconditional(self, condition: Condition) -> Condition:
         """The empty condition that guidance compares with."""
         dropped = torch.ones(1, dtype=torch.bool, device=self.device)
-        return condition.without(dropped, self.empty_text, self.empty_mask)
+        return condition.drop(dropped, self.empty_text, self.empty_mask)
 
     def _latents_and_condition(
         self, entries: Mapping[str, Tensor], numbers: Sequence[int], seed: int
     ) -> tuple[Tensor, Condition]:
-        """Normalised latents (b, c, t, h, w), drawn from the posterior; and all conditions."""
+        """Normalized latents (b, c, t, h, w), drawn from the posterior; and all conditions."""
         on_device = {
             name: value.to(self.device, non_blocking=True) for name, value in entries.items() if name != "number"
         }
@@ -121,7 +120,7 @@ class LatentData:
         objective = self.objective
         eps = normal_per_sample(x.shape[1:], seed, "noise", numbers, self.device)
         time = training_time(u, objective, shift_for(x[0, 0].numel(), objective))
-        alpha, sigma = path(time, objective)
+        alpha, sigma = alpha_sigma(time, objective)
         weight = torch.ones_like(time)
         if objective.min_snr_gamma is not None:
             weight = min_snr_weight(alpha, sigma, objective.min_snr_gamma, objective.prediction)
@@ -136,7 +135,7 @@ class LatentData:
         return values.to(self.device, non_blocking=True)
 
 
-def squared_errors(model: nn.Module, batch: Batch) -> Tensor:
+def per_sample_mse(model: nn.Module, batch: Batch) -> Tensor:
     """Mean squared error of the answer, a sample: (b,). In float32 whatever the network computes in."""
     answer = model(batch.noisy, batch.time, batch.condition)
     return (answer.float() - batch.target).square().mean(dim=(1, 2, 3, 4))

@@ -62,7 +62,7 @@ class StepMeter:
         rates = {
             "tokens_per_second": self.ranks * self.tokens / seconds,
             "model_tflops": self.flops / seconds / 1e12,  # a rank's
-            "peak_share": self.flops / seconds / self.peak_flops,
+            "mfu": self.flops / seconds / self.peak_flops,
             "data_wait_share": self.waited / seconds,
         }
         self._restart()

@@ -12,14 +12,14 @@ from torch import nn
 
 from ldm.networks.factory import Network
 from ldm.sampling.decode import decode_in_pieces
-from ldm.sampling.schedulers import Guidance, guided_answer, make_scheduler, sample_latents
-from ldm.training.batches import LatentData, squared_errors
+from ldm.sampling.schedulers import Guidance, guided_prediction, make_scheduler, sample_latents
+from ldm.training.batches import LatentData, per_sample_mse
 from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import strip
 from odvae.video.pixels import to_uint8
 
 QUARTERS = ("q1", "q2", "q3", "q4")
-SHOWN_STEPS, SHOWN_GUIDANCE, SHOWN_FPS = 20, 3.0, 8.0
+VISUALIZED_STEPS, VISUALIZED_GUIDANCE, VISUALIZED_FPS = 20, 3.0, 8.0
 
 
 @torch.no_grad()
@@ -46,7 +46,7 @@ def validate(
             total[4] += counts.sum()
             for quarter, batch in enumerate(data.validation_batches(collated)):
                 with accelerator.autocast():
-                    total[quarter] += (squared_errors(network, batch) * counts).sum()
+                    total[quarter] += (per_sample_mse(network, batch) * counts).sum()
     *sums, count = accelerator.reduce(total, "sum").tolist()
     means = [value / count for value in sums]
     quarters = {f"held_out_loss_{name}": mean for name, mean in zip(QUARTERS, means, strict=True)}
@@ -70,11 +70,11 @@ def show_videos(
     """
     objective, videos = data.objective, []
     scheduler = make_scheduler("euler" if objective.prediction == "flow" else "ddim", objective)
-    guidance = Guidance(SHOWN_GUIDANCE)
-    for noise, condition in data.shown(count):
-        without = data.without_condition(condition) if condition.can_be_dropped else None
-        answer = guided_answer(network, condition, without, guidance)
-        latents = sample_latents(answer, noise, scheduler, objective, SHOWN_STEPS, guidance)
+    guidance = Guidance(VISUALIZED_GUIDANCE)
+    for noise, condition in data.visualized(count):
+        unconditional = data.unconditional(condition) if condition.supports_guidance else None
+        predict = guided_prediction(network, condition, unconditional, guidance)
+        latents = sample_latents(predict, noise, scheduler, objective, VISUALIZED_STEPS, guidance)
         if accelerator.is_main_process:
             mean, std = network.config.latents_mean, network.config.latents_std
             pieces = list(decode_in_pieces(vae.to(accelerator.device), latents.float(), mean, std))
@@ -82,4 +82,4 @@ def show_videos(
     vae.to("cpu")  # it is needed only now and then
     if accelerator.is_main_process:
         log.picture(step, "strips", strip(videos))
-        log.video(step, "videos", np.concatenate(videos, axis=2), SHOWN_FPS)
+        log.video(step, "videos", np.concatenate(videos, axis=2), VISUALIZED_FPS)

@@ -20,13 +20,13 @@ from torchvision.transforms.v2 import functional as F
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
 from odvae.running.settings import Settings
-from odvae.running.worker_pool import Failure, GuardedPool
+from odvae.running.worker_pool import Failure, WorkerPool
 from odvae.shards.tars import Sample, index_shards, list_shards, video_of
 from odvae.video.files import VIDEO_EXTENSIONS, decode, examine, read_frames, read_frames_at
 from odvae.video.images import IMAGE_EXTENSIONS, decode_image
 
 Resize = Literal["bicubic", "bilinear"]
-CENTRE = (0.5, 0.5)
+CENTER = (0.5, 0.5)
 
 
 def check_frames(frames: int) -> int:
@@ -107,22 +107,22 @@ def frame_count(sample: Sample, data: DataSettings) -> int:
 
     From the sample's .json (`frames`, `seconds`); a video without these entries is decoded and counted.
     """
-    told = _told_frames(sample, data)
+    told = _frames_from_metadata(sample, data)
     if told is not None:
         return told
     facts = examine(sample.open(video_member(sample)), sample.name)
-    return told_frames({"frames": facts.frames, "seconds": facts.seconds}, data)
+    return frames_from_metadata({"frames": facts.frames, "seconds": facts.seconds}, data)
 
 
-def _told_frames(sample: Sample, data: DataSettings) -> int | None:
+def _frames_from_metadata(sample: Sample, data: DataSettings) -> int | None:
     """What `frame_count` answers, where it need decode nothing for it."""
     if video_member(sample) in IMAGE_EXTENSIONS:
         return 1
     about = sample.read_json()
-    return told_frames(about, data) if isinstance(about.get("frames"), int) else None
+    return frames_from_metadata(about, data) if isinstance(about.get("frames"), int) else None
 
 
-def told_frames(about: dict, data: DataSettings) -> int | None:
+def frames_from_metadata(about: dict, data: DataSettings) -> int | None:
     """Frames of a video, at the rate `data.fps` where it is set, as its .json tells; None where it does not."""
     told = about.get("seconds" if data.fps else "frames")
     if not isinstance(told, int | float):
@@ -141,7 +141,7 @@ def frame_size(sample: Sample) -> tuple[int, int]:
 
 
 def load_clip(
-    sample: Sample, data: DataSettings, start: int = 0, crop: tuple[float, float] = CENTRE, flip: bool = False
+    sample: Sample, data: DataSettings, start: int = 0, crop: tuple[float, float] = CENTER, flip: bool = False
 ) -> Tensor:
     """One clip of a video as uint8 (frames, height, width, 3), from its frame number `start` on.
 
@@ -171,7 +171,7 @@ def clip_frames(sample: Sample, data: DataSettings, start: int) -> Iterator[np.n
 
 
 def fit_frames(
-    frames: np.ndarray, height: int, width: int, resize: Resize = "bicubic", crop: tuple[float, float] = CENTRE
+    frames: np.ndarray, height: int, width: int, resize: Resize = "bicubic", crop: tuple[float, float] = CENTER
 ) -> Tensor:
     """uint8 (t, h, w, 3) -> uint8 (t, height, width, 3): cover the target, antialiased, and crop what is too long."""
     video = torch.from_numpy(frames)
@@ -230,16 +230,16 @@ class VideoSet:
 def frame_counts(samples: list[Sample], data: DataSettings) -> Iterable[int | Failure]:
     """Frames of each video; those whose .json does not tell are decoded in guarded workers."""
 
-    def told_frames(sample: Sample) -> int | Failure | None:
+    def frames_from_metadata(sample: Sample) -> int | Failure | None:
         try:
-            return _told_frames(sample, data)
+            return _frames_from_metadata(sample, data)
         except InputError as error:
             return Failure(str(error))
 
-    told = [told_frames(sample) for sample in samples]
+    told = [frames_from_metadata(sample) for sample in samples]
     untold = [sample for sample, frames in zip(samples, told, strict=True) if frames is None]
     workers = data.workers if untold else 0
-    with GuardedPool(lambda sample: frame_count(sample, data), workers, data.decode_seconds, data.decode_gib) as pool:
+    with WorkerPool(lambda sample: frame_count(sample, data), workers, data.decode_seconds, data.decode_gib) as pool:
         decoded = pool.map(untold, ahead=4 * workers)
         for frames in told:
             yield next(decoded) if frames is None else frames

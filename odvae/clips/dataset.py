@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from odvae.clips.clip import CENTRE, DataSettings, frame_count, load_clip
+from odvae.clips.clip import CENTER, DataSettings, frame_count, load_clip
 from odvae.running.seeds import derive_seed, numpy_generator, shuffled_index
 from odvae.shards.tars import Sample
 from odvae.video.files import VideoError
@@ -44,5 +44,5 @@ class ClipDataset:
             raise VideoError(f"{sample.name}: is shorter than the {data.span} frames a clip spans")
         anywhere = int(rng.integers(0, last_start + 1))
         start = {"random": anywhere, "first": 0, "middle": last_start // 2}[data.start]
-        crop = (float(rng.random()), float(rng.random())) if data.crop == "random" else CENTRE
+        crop = (float(rng.random()), float(rng.random())) if data.crop == "random" else CENTER
         return load_clip(sample, data, start, crop, flip=derive_seed(self.seed, "flip", number) / 2**63 < data.flip)

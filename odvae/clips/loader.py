@@ -36,7 +36,7 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) -> 
         return number, attempt
 
     shape, ahead = (data.frames, data.height, data.width, 3), AHEAD if workers else 1
-    with ClipPool(lambda task: dataset.load(*task), shape, ahead * sampler.batch_size, workers, data) as pool:
+    with ClipPool(lambda task: dataset.load(*task), shape, ahead * sampler.plan.batch_size, workers, data) as pool:
         pending: deque[list[tuple[tuple[int, int], ClipTicket]]] = deque()
         for numbers in sampler:
             tasks = [first_attempt(number) for number in numbers]

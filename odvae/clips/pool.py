@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from odvae.clips.clip import DataSettings
-from odvae.running.worker_pool import Failure, GuardedPool
+from odvae.running.worker_pool import Failure, WorkerPool
 
 Task = TypeVar("Task")
 
@@ -48,7 +48,7 @@ class ClipPool(Generic[Task]):
         self.load = load
         self.slots = _shared_bytes(slots, math.prod(shape))
         self.free = deque(range(slots))
-        self.pool = GuardedPool(self._decode, workers, data.decode_seconds, data.decode_gib)
+        self.pool = WorkerPool(self._decode, workers, data.decode_seconds, data.decode_gib)
 
     def __enter__(self) -> ClipPool[Task]:
         return self

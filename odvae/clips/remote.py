@@ -20,7 +20,7 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from odvae.clips.clip import is_held_out, told_frames
+from odvae.clips.clip import frames_from_metadata, is_held_out
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.pool import AHEAD, ClipPool, ClipTicket
 from odvae.clips.sampling import StepSampler
@@ -44,15 +44,15 @@ def streamed_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) ->
     """
     data = dataset.data
     assert data.stream is not None
-    if sampler.rank == 0:
+    if sampler.plan.rank == 0:
         print(f"streaming {data.stream}: order and resume are approximate", file=sys.stderr, flush=True)
     failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos")
-    videos = _stream(data.stream, derive_seed(dataset.seed, "stream", sampler.rank, sampler.start))
+    videos = _stream(data.stream, derive_seed(dataset.seed, "stream", sampler.plan.rank, sampler.start))
     videos = (video for video in videos if _wanted(video, dataset))
     shape, ahead = (data.frames, data.height, data.width, 3), AHEAD if workers else 1
     with (
         tempfile.TemporaryDirectory(prefix="odvae-") as spool,
-        ClipPool(lambda task: dataset.clip_of(*task), shape, ahead * sampler.batch_size, workers, data) as pool,
+        ClipPool(lambda task: dataset.clip_of(*task), shape, ahead * sampler.plan.batch_size, workers, data) as pool,
     ):
         files = (Path(spool) / str(i) for i in itertools.count())
 
@@ -107,7 +107,7 @@ def _wanted(members: dict, dataset: ClipDataset) -> bool:
         about = json.loads(members.get("json", b"{}"))
     except ValueError:
         return False
-    frames = told_frames(about, data)
+    frames = frames_from_metadata(about, data)
     return frames is None or frames >= data.span
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from accelerate import PartialState
 
 from odvae.running.errors import InputError
-from odvae.running.run_folder import make_output_folder
+from odvae.running.files import make_output_folder
 
 LOCK = ".lock"
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from odvae.running.run_folder import RunFolder, StageClock, code_version, read_json, write_json
+from odvae.running.files import read_json, write_json
+from odvae.running.run_folder import RunFolder, code_version
+from odvae.running.stage import StageClock
 
 STAGES = ("vae", "latents", "ldm", "samples", "report")
 

@@ -60,7 +60,7 @@ class Failures:
             raise InputError(f"{count} could not be used, more than the share of {self.share:g} that may fail:{listed}")
 
 
-class GuardedPool(Generic[Task, Result]):
+class WorkerPool(Generic[Task, Result]):
     """`workers` processes that compute `function(task)`, each for at most `seconds` and with `memory_gib` to spare.
 
     Workers are forked, so `function` may hold anything; tasks and results travel through pipes: keep them small, and
@@ -117,7 +117,7 @@ class GuardedPool(Generic[Task, Result]):
             worker.end()
         self._workers = []
 
-    def __enter__(self) -> GuardedPool[Task, Result]:
+    def __enter__(self) -> WorkerPool[Task, Result]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,7 +179,7 @@ class GuardedPool(Generic[Task, Result]):
 class _Worker(Generic[Task, Result]):
     """One process, the pipe to it, and the tickets it was handed and has not answered, oldest first."""
 
-    def __init__(self, pool: GuardedPool[Task, Result]) -> None:
+    def __init__(self, pool: WorkerPool[Task, Result]) -> None:
         fork = multiprocessing.get_context("fork")
         self.tickets: deque[int] = deque()
         self.connection, other_end = fork.Pipe()

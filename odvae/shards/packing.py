@@ -16,10 +16,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from odvae.running.errors import InputError
+from odvae.running.files import make_output_folder, read_json, read_json_lines, write_json
 from odvae.running.folder_lock import LOCK, sole_writer
 from odvae.running.hashing import file_fingerprint
-from odvae.running.run_folder import make_output_folder, read_json, read_json_lines, write_json
-from odvae.running.worker_pool import Failure, GuardedPool
+from odvae.running.worker_pool import Failure, WorkerPool
 from odvae.shards.captions import CaptionTable, Description, caption_beside, find_table
 from odvae.shards.filters import PackingSettings
 from odvae.shards.report import PackingReport, list_rejects
@@ -203,7 +203,7 @@ def _examine_files(source: Path, files: list[Path], settings: PackingSettings, f
     unknown = [path for path in files if str(path.relative_to(source)) not in known]
     limits = settings.workers, settings.seconds_per_file, settings.memory_gib
     with (
-        GuardedPool(lambda path: _examine_file(source, path, settings), *limits) as pool,
+        WorkerPool(lambda path: _examine_file(source, path, settings), *limits) as pool,
         open(journal, "a") as file,
         tqdm(total=len(files), initial=len(files) - len(unknown), desc="packing", unit="file", mininterval=1) as bar,
     ):

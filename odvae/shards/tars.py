@@ -21,7 +21,7 @@ from typing import BinaryIO
 import webdataset as wds
 
 from odvae.running.errors import InputError
-from odvae.running.run_folder import written_aside
+from odvae.running.files import written_aside
 
 # Between the key of a video and the number of one of its scenes.
 SCENE_MARK = "+"
@@ -59,7 +59,7 @@ class Sample:
             raise InputError(f"{self.name}: the shard ends inside it; it was cut after it was indexed")
         return {name: data[offset - first : offset - first + size] for name, (offset, size) in self.members.items()}
 
-    def expect(self) -> None:
+    def prefetch(self) -> None:
         """Have the system fetch the sample's bytes from disk in the background: `read_all` comes soon."""
         first, end = self._extent()
         if hasattr(os, "posix_fadvise"):

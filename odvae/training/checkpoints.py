@@ -1,6 +1,6 @@
 """Checkpoints that are whole or not there, and the way back from one.
 
-A checkpoint holds weights and optimiser state (accelerate's format, loaded with weights_only; under FSDP2 each rank
+A checkpoint holds weights and optimizer state (accelerate's format, loaded with weights_only; under FSDP2 each rank
 writes its shards), the averaged weights and other state (safetensors) and `state.json`. There is no random state and no
 data position in it: both are functions of the step.
 """
@@ -21,9 +21,10 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from odvae.running.errors import InputError, write_errors_named
-from odvae.running.run_folder import StageClock, read_json, write_json, write_text
+from odvae.running.files import read_json, write_json, write_text
 from odvae.running.settings import Settings, differing_keys, read_yaml
-from odvae.training.ema import AveragedWeights
+from odvae.running.stage import StageClock
+from odvae.training.ema import EMA
 from odvae.training.optimization import MAY_CHANGE_ON_RESUME
 
 
@@ -31,7 +32,7 @@ class Checkpoints:
     """The `checkpoints/` folder of one training run: `step_000500/ ...`, the newest `keep` of them."""
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, averages: list[AveragedWeights], keep: int, global_batch: int
+        self, folder: Path, accelerator: Accelerator, averages: list[EMA], keep: int, global_batch: int
     ) -> None:
         self.stage, self.folder, self.keep = folder, folder / "checkpoints", keep
         self.accelerator, self.averages = accelerator, averages
@@ -65,7 +66,7 @@ class Checkpoints:
             raise InputError(
                 f"{folder} was trained with {state['global_batch']} samples a step ({state['ranks']} ranks), this run "
                 f"would go on with {self.facts['global_batch']} ({self.facts['ranks']} ranks): ranks * batch_size * "
-                "accumulate must stay the same"
+                "gradient_accumulation_steps must stay the same"
             )
         if state["sharded"] != self.facts["sharded"]:
             kinds = {True: "sharded (FSDP2)", False: "whole"}

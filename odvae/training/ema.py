@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
-class AveragedWeights:
+class EMA:
     """An exponential moving average of a network's parameters, kept where they are and sharded as they are.
 
     Not a second network: FSDP2's cannot be copied, and the average of the shards costs each rank only its share.

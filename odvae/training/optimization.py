@@ -1,4 +1,4 @@
-"""How both stages optimise: settings, the optimiser, the learning rate as a function of the step, EMA, precision."""
+"""How both stages optimize: settings, the optimizer, the learning rate as a function of the step, EMA, precision."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
-from odvae.running.run_folder import make_output_folder
+from odvae.running.files import make_output_folder
 from odvae.running.settings import Settings
 
 Tracker = Literal["none", "wandb", "tensorboard"]
@@ -28,28 +28,28 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 class OptimizationSettings(Settings):
     steps: int = Field(1000, ge=1)
-    """Optimiser steps in all."""
+    """Optimizer steps in all."""
     batch_size: int = Field(8, ge=1)
     """Samples a micro-step on each rank."""
-    accumulate: int = Field(1, ge=1)
-    """Micro-steps a step: the global batch is ranks * accumulate * batch_size."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Micro-steps a step: the global batch is ranks * gradient_accumulation_steps * batch_size."""
     optimizer: str = "adamw"
-    """Any optimiser timm's factory knows by name. "nadamuon" learns far more a step than "adamw" (LOG.md)."""
+    """Any optimizer timm's factory knows by name. "nadamuon" learns far more a step than "adamw" (LOG.md)."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear rise from 0."""
-    decay: Literal["constant", "cosine"] = "constant"
-    """After warm-up: stay, or fall to 0 along a cosine that starts at `decay_start`."""
-    decay_start: float = Field(0.0, ge=0, lt=1)
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: stay, or fall to 0 along a cosine that starts at `lr_decay_start`."""
+    lr_decay_start: float = Field(0.0, ge=0, lt=1)
     """Share of the steps after which a cosine decay begins."""
     betas: tuple[float, float] | None = None
-    """Decay rates of the first and second moment; null: the optimiser's own. Optimisers without them refuse."""
+    """Decay rates of the first and second moment; null: the optimizer's own. Optimisers without them refuse."""
     weight_decay: float = Field(0.0, ge=0)
-    """Weight decay, decoupled except in optimisers that know no other ("adam"); biases and norm gains have none."""
+    """Weight decay, decoupled except in optimizers that know no other ("adam"); biases and norm gains have none."""
     grad_clip: float = Field(1.0, gt=0)
     """The gradient's norm is clipped to this."""
-    max_skipped: int = Field(10, ge=0)
+    max_nonfinite_steps: int = Field(10, ge=0)
     """A step with a gradient that is not finite is skipped and counted; more than this many in a row end the run."""
     precision: Precision = "auto"
     """Autocast to bf16, or none; auto: bf16 on a GPU that has it, fp32 elsewhere (a CPU without matrix units for bf16
@@ -68,16 +68,17 @@ class OptimizationSettings(Settings):
     """Steps between validations on held-out videos (there is always one at the end)."""
     checkpoint_every: int = Field(500, ge=1)
     """Steps between checkpoints (there is always one at the end, and one at Ctrl-C or SIGTERM)."""
-    keep_checkpoints: int = Field(2, ge=1)
+    checkpoints_total_limit: int = Field(2, ge=1)
     """How many of the newest checkpoints are kept."""
 
 
 # Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works. The
 # parts of the global batch may too, but not their product with the number of ranks (`Checkpoints`).
 MAY_CHANGE_ON_RESUME = (
-    "steps", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints", "max_skipped", "workers",
-    "tracker", "decode_seconds", "decode_gib", "failures_allowed", "batch_size", "accumulate", "show_every", "compile",
-    "gradient_checkpointing", "attention_backend", "peak_tflops",
+    "steps", "log_every", "validate_every", "checkpoint_every", "checkpoints_total_limit", "max_nonfinite_steps",
+    "workers", "tracker", "decode_seconds", "decode_gib", "failures_allowed", "batch_size",
+    "gradient_accumulation_steps", "sample_every", "compile", "gradient_checkpointing", "attention_backend",
+    "peak_tflops",
 )  # fmt: skip
 
 
@@ -86,7 +87,7 @@ FUSED_OPTIMIZERS = ("adam", "adamw")
 
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
-    """timm's optimiser by name, with weight decay on matrices only."""
+    """timm's optimizer by name, with weight decay on matrices only."""
     try:
         return create_optimizer_v2(
             model,
@@ -104,9 +105,9 @@ def learning_rate_at(step: int, settings: OptimizationSettings) -> float:
     """The learning rate of the step after `step` completed ones."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
-    if settings.decay == "constant":
+    if settings.lr_schedule == "constant":
         return settings.learning_rate
-    start = max(settings.warmup_steps, int(settings.decay_start * settings.steps))
+    start = max(settings.warmup_steps, int(settings.lr_decay_start * settings.steps))
     progress = min(1.0, max(0.0, (step - start) / max(1, settings.steps - start)))
     return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
@@ -119,9 +120,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def clipped_step(
     optimizer: torch.optim.Optimizer | AcceleratedOptimizer, parameters: Iterable[nn.Parameter], max_norm: float
 ) -> Tensor:
-    """One optimiser step along the gradient, shortened to `max_norm` where it is longer; returns its norm before.
+    """One optimizer step along the gradient, shortened to `max_norm` where it is longer; returns its norm before.
 
-    No step at all (moments and step counts included) where the gradient is not finite. torch's fused optimisers do
+    No step at all (moments and step counts included) where the gradient is not finite. torch's fused optimizers do
     both on the device while they step. For others the host must know, so there a GPU is waited for.
     """
     inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer

@@ -9,9 +9,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from odvae.running.run_folder import StageClock
+from odvae.clips.sampling import BatchPlan
+from odvae.running.stage import StageClock
 from odvae.training.checkpoints import Checkpoints, StopRequest
-from odvae.training.ema import AveragedWeights
+from odvae.training.ema import EMA
 from odvae.training.optimization import (
     OptimizationSettings,
     Tracker,
@@ -25,11 +26,12 @@ from odvae.training.tracking import MetricsLog
 
 
 class TrainingState:
-    """A network in training with its optimiser, averages, checkpoints and log.
+    """A network in training with its optimizer, averages, checkpoints and log.
 
-    `model` is the prepared network to call in the loop. `ema` is the average that is validated and saved; `averages`
-    holds it and those of `extra_ema_decays`. Whatever else belongs into the checkpoints is prepared with `accelerator`
-    or given to `checkpoints.remember` before `resume`, which restores the newest one.
+    `model` is the prepared network to call in the loop, `plan` how a step's samples are divided. `ema` is the average
+    that is validated and saved; `averages` holds it and those of `extra_ema_decays`. Whatever else belongs into the
+    checkpoints is prepared with `accelerator` or given to `checkpoints.remember` before `resume`, which restores the
+    newest one.
     """
 
     def __init__(
@@ -39,13 +41,18 @@ class TrainingState:
         self.accelerator: Accelerator = make_accelerator(optimization.precision, tracker, folder, name)
         self.model, self.optimizer = self.accelerator.prepare(network, make_optimizer(network, optimization))
         decays = (optimization.ema_decay, *optimization.extra_ema_decays)
-        self.averages = [AveragedWeights(network, decay) for decay in decays]
+        self.averages = [EMA(network, decay) for decay in decays]
         self.ema = self.averages[0]
-        global_batch = self.accelerator.num_processes * optimization.accumulate * optimization.batch_size
-        self.checkpoints = Checkpoints(
-            folder, self.accelerator, self.averages, optimization.keep_checkpoints, global_batch
+        self.plan = BatchPlan(
+            batch_size=optimization.batch_size,
+            gradient_accumulation_steps=optimization.gradient_accumulation_steps,
+            rank=self.accelerator.process_index,
+            ranks=self.accelerator.num_processes,
         )
-        self.guard = FiniteGuard(optimization.max_skipped).to(self.accelerator.device)
+        self.checkpoints = Checkpoints(
+            folder, self.accelerator, self.averages, optimization.checkpoints_total_limit, self.plan.global_batch
+        )
+        self.guard = FiniteGuard(optimization.max_nonfinite_steps).to(self.accelerator.device)
         self.checkpoints.remember(self.guard)
 
     def resume(self) -> int:
@@ -55,7 +62,7 @@ class TrainingState:
         return done
 
     def apply_gradients(self, step: int, losses: Mapping[str, Tensor]) -> tuple[Tensor, float]:
-        """Make optimiser step number `step` (from 1) and update the averages; returns (gradient norm, learning rate).
+        """Make optimizer step number `step` (from 1) and update the averages; returns (gradient norm, learning rate).
 
         A step whose gradients are not finite changes no weight; `losses` are this step's, to say later what broke.
         """

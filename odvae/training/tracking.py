@@ -1,23 +1,17 @@
-"""What a run writes down while it works: metrics.jsonl always, a tracker by setting, a progress bar with time left."""
+"""What a training run writes down: metrics.jsonl always, pictures and videos, and a tracker by setting."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from accelerate import Accelerator, PartialState
-from tqdm import tqdm
+from accelerate import Accelerator
 
-from odvae.running.run_folder import read_json_lines, write_text
+from odvae.running.files import read_json_lines, write_text
 from odvae.video.files import write_video
 from odvae.video.frame_grid import save_picture
-
-T = TypeVar("T")
 
 
 class MetricsLog:
@@ -69,24 +63,3 @@ class MetricsLog:
         """End the trackers' runs. Not accelerate's end_training: that also parts the ranks, which have work left."""
         for tracker in self.accelerator.trackers:
             tracker.finish()
-
-
-def progress_bar(description: str, done: int, total: int, unit: str = "step") -> tqdm:
-    """A bar with rate and time left on the main process; a line every ten seconds where the output is no terminal."""
-    return tqdm(
-        desc=description,
-        initial=done,
-        total=total,
-        unit=unit,
-        disable=not PartialState().is_main_process,
-        mininterval=0.5 if sys.stderr.isatty() else 10,
-        dynamic_ncols=True,
-    )
-
-
-def progress_over(items: Sequence[T], description: str, unit: str = "clip") -> Iterator[T]:
-    """The items, under a progress bar on the main process."""
-    with progress_bar(description, 0, len(items), unit=unit) as bar:
-        for item in items:
-            yield item
-            bar.update()

@@ -16,7 +16,7 @@ from av import VideoFrame
 from av.video.reformatter import VideoReformatter
 
 from odvae.running.errors import InputError
-from odvae.running.run_folder import written_aside
+from odvae.running.files import written_aside
 
 VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "gif", "mpg", "mpeg")
 
@@ -245,7 +245,7 @@ class _NamedErrors:
 
 
 def _upright_rgb(frame: VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
-    """Any pixel format (grey, 10 bit, alpha, which is dropped) -> uint8 RGB, rotated as the file says."""
+    """Any pixel format (gray, 10 bit, alpha, which is dropped) -> uint8 RGB, rotated as the file says."""
     pixels = to_rgb.reformat(frame, format="rgb24").to_ndarray()
     quarter_turns = round(frame.rotation / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels

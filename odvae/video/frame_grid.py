@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from odvae.running.run_folder import written_aside
+from odvae.running.files import written_aside
 
 
 def strip(videos: Sequence[np.ndarray], columns: int = 9, gap: int = 2, enlarge_to: int = 64) -> np.ndarray:

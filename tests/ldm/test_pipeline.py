@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from huggingface_hub import ModelCard
-from test_dit import CLASSES, awake, make_dit, make_unet
+from small_networks import CLASSES, awake, make_dit, make_unet
 
 from ldm import TextToVideoPipeline
 from ldm.diffusion import ObjectiveSettings
@@ -16,7 +16,7 @@ from ldm.networks.text_encoder import TextSettings, learn_text_encoder, load_tex
 from ldm.sample import asked_requests
 from ldm.sampling.decode import PIECE, decode_in_pieces
 from ldm.sampling.schedulers import make_scheduler
-from odvae.per_frame import FrameVAE
+from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 
@@ -108,7 +108,7 @@ def test_class_labels_go_by_name_or_number_and_guidance_leads_away_from_no_class
 def test_a_network_that_is_told_nothing_makes_as_many_videos_as_asked(vae):
     pipeline = make_pipeline(vae)
     assert generate(pipeline, None, [0, 1], num_videos=2).shape == (2, 9, 32, 32, 3)
-    with pytest.raises(InputError, match="prompt was given, but this network is not told one"):
+    with pytest.raises(InputError, match="prompt was given, but this network does not take one"):
         generate(pipeline, PROMPTS[0], [0])
 
 
@@ -127,7 +127,7 @@ def test_a_given_first_frame_is_the_videos_first_and_changes_the_others(vae, tex
 
 
 def test_an_image_vaes_latents_give_any_number_of_frames(image_vae):
-    vae = FrameVAE.from_config(image_vae.config)
+    vae = PerFrameVAE.from_config(image_vae.config)
     vae.load_state_dict(image_vae.state_dict())
     assert generate(make_pipeline(vae.eval()), None, [0], num_frames=6).shape == (1, 6, 32, 32, 3)
 
@@ -221,7 +221,7 @@ def test_published_it_has_its_own_card_and_the_file_that_names_its_class(pipelin
         ({"height": 20}, "height must be a multiple of 8, found 20"),
         ({"height": 40}, "not multiples of patch_size"),
         ({"output_type": "gif"}, "allowed are np, pt, latent"),
-        ({"class_label": "run"}, "class_label was given, but this network is not told one"),
+        ({"class_label": "run"}, "class_label was given, but this network does not take one"),
         ({"negative_prompt": ["a", "b"]}, "1 prompts need one negative_prompt or 1, found 2"),
         ({"num_videos": 2}, "num_videos is for networks that are told nothing"),
     ],

@@ -1,4 +1,4 @@
-"""The VAE's evaluation: what a reconstruction depends on, and which ways a model can go."""
+"""The VAE's evaluation: what a reconstruction depends on, and which modes a model can go."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from ldm.demo.videos import write_demo_videos
 from odvae import ODVAE
 from odvae.clips.clip import DataSettings, VideoSet
-from odvae.evaluate import Evaluation, ReconstructionSettings, compare_ways
+from odvae.evaluate import Evaluation, EvalVAESettings, compare_modes
 from odvae.shards.packing import pack_folder
 
 
@@ -21,7 +21,7 @@ def samples(tmp_path_factory):
 
 def evaluation(vae, data=None, **settings):
     data = data or DataSettings(frames=9, height=32, width=32)
-    return Evaluation(ReconstructionSettings(lpips=None, tile_frames=5, **settings), data, vae, seed=0)
+    return Evaluation(EvalVAESettings(lpips=None, tile_frames=5, **settings), data, vae, seed=0)
 
 
 @torch.no_grad()
@@ -41,11 +41,11 @@ def test_a_sampled_reconstruction_follows_from_seed_and_clip_number(vae):
 
 def test_streamed_equals_whole_and_tiled_does_not(vae, samples, tmp_path):
     clips, data = samples
-    ways = compare_ways(evaluation(vae, data), clips, tmp_path)
-    assert ways["streamed"]["difference"] < 1e-4
-    assert ways["tiled"]["difference"] > 1e-3
-    assert ways["whole"]["psnr"] == pytest.approx(ways["streamed"]["psnr"], abs=1e-3)
-    assert all(way["encode_frames_per_second"] > 0 for way in ways.values())
+    modes = compare_modes(evaluation(vae, data), clips, tmp_path)
+    assert modes["streamed"]["difference"] < 1e-4
+    assert modes["tiled"]["difference"] > 1e-3
+    assert modes["whole"]["psnr"] == pytest.approx(modes["streamed"]["psnr"], abs=1e-3)
+    assert all(mode["encode_frames_per_second"] > 0 for mode in modes.values())
     assert (tmp_path / "reconstructions.png").is_file()
     assert not vae.use_tiling
 
@@ -53,6 +53,6 @@ def test_streamed_equals_whole_and_tiled_does_not(vae, samples, tmp_path):
 def test_a_model_that_needs_the_whole_clip_says_so_in_place_of_a_number(image_vae, samples, tmp_path):
     clips, data = samples
     leaky = ODVAE.from_image_vae(image_vae, norm="clip").eval()
-    ways = compare_ways(evaluation(leaky, data), clips, tmp_path)
-    assert "needs the whole clip" in ways["streamed"]["not measured"]
-    assert ways["tiled"]["psnr"] > 0
+    modes = compare_modes(evaluation(leaky, data), clips, tmp_path)
+    assert "needs the whole clip" in modes["streamed"]["not measured"]
+    assert modes["tiled"]["psnr"] > 0

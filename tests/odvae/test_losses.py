@@ -10,13 +10,12 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from odvae.gan import Adversary, AdversarySettings, PatchDiscriminator, hinge_loss
-from odvae.losses import LossSettings, fidelity_loss, haar, kl_per_pixel, wavelet_loss
+from odvae.gan import GANSettings, GANTrainer, PatchDiscriminator, hinge_loss
+from odvae.losses import LossSettings, VAELoss, fidelity_loss, haar, kl_per_pixel, wavelet_loss
 from odvae.lpips import LPIPS
 from odvae.metrics import lpips
 from odvae.running.errors import InputError
 from odvae.training.optimization import OptimizationSettings
-from odvae.vae_loss import Objective
 from odvae.video.pixels import to_float
 
 
@@ -98,7 +97,7 @@ def test_hinge_loss_stops_pushing_beyond_the_margin():
 
 
 class OneConvolution(nn.Module):
-    """The least that `Objective` needs of a VAE: a decoder with a last convolution."""
+    """The least that `VAELoss` needs of a VAE: a decoder with a last convolution."""
 
     def __init__(self):
         super().__init__()
@@ -114,7 +113,7 @@ def make_objective(**loss):
     network = OneConvolution()
     settings = LossSettings(**{"lpips": None, **loss})
     optimization = OptimizationSettings(learning_rate=1e-2)
-    return network, Objective(settings, network, optimization, Accelerator(cpu=True))
+    return network, VAELoss(settings, network, optimization, Accelerator(cpu=True))
 
 
 def test_the_objective_has_the_gradient_of_the_sum_of_its_terms(backbone_file):
@@ -135,36 +134,36 @@ def test_the_objective_has_the_gradient_of_the_sum_of_its_terms(backbone_file):
 
 def test_the_adaptive_weight_is_the_ratio_of_both_gradients_a_step_before_and_has_a_ceiling():
     settings = {"width": 8, "weight": 0.5}
-    network, objective = make_objective(adversary=settings, kl=0.0)
-    adversary = objective.adversary
+    network, objective = make_objective(gan=settings, kl=0.0)
+    gan = objective.gan
     video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
     latent = torch.zeros(1, 4, 2, 2, 2)
 
     last = network.decoder.conv_out.weight
     fidelity = (network(video) - video).abs().mean()
     (of_fidelity,) = torch.autograd.grad(fidelity, last)
-    (of_adversarial,) = torch.autograd.grad(-adversary.network(network(video)).mean(), last)
+    (of_adversarial,) = torch.autograd.grad(-gan.network(network(video)).mean(), last)
     expected = of_fidelity.norm() / (of_adversarial.norm() + 1e-4)
 
     reconstruction = network(video)
     surrogate, parts = objective(reconstruction, video, latent, latent, step=1)
-    assert parts["balance"] == 0  # nothing was measured before
+    assert parts["adaptive_weight"] == 0  # nothing was measured before
     surrogate.backward()
     assert torch.allclose(last.grad, of_fidelity, rtol=1e-4, atol=1e-7)
-    objective.train_adversary(reconstruction, video, step=1, sync=True)
+    objective.discriminator_step(reconstruction, video, step=1, sync=True)
     objective.apply_gradients(step=1)
-    assert adversary.state.balance == pytest.approx(float(expected), rel=1e-4)
+    assert gan.state.adaptive_weight == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_the_adaptive_weight_has_a_ceiling_and_forgets_a_broken_step():
-    _, objective = make_objective(adversary={"width": 8, "adaptive_ceiling": 3.0})
-    adversary = objective.adversary
-    adversary.gradients[0], adversary.gradients[1] = 1.0, 1e-6
-    adversary.apply_gradients(step=1)
-    assert adversary.state.balance == 3
-    adversary.gradients[0] = float("nan")
-    adversary.apply_gradients(step=2)
-    assert adversary.state.balance == 3
+    _, objective = make_objective(gan={"width": 8, "adaptive_ceiling": 3.0})
+    gan = objective.gan
+    gan.gradients[0], gan.gradients[1] = 1.0, 1e-6
+    gan.apply_gradients(step=1)
+    assert gan.state.adaptive_weight == 3
+    gan.gradients[0] = float("nan")
+    gan.apply_gradients(step=2)
+    assert gan.state.adaptive_weight == 3
 
 
 def test_the_discriminator_learns_to_tell_noise_from_smooth_videos():
@@ -172,11 +171,11 @@ def test_the_discriminator_learns_to_tell_noise_from_smooth_videos():
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(3, 3, 3, 3, 3))
     optimization = OptimizationSettings(learning_rate=5e-3)
-    adversary = Adversary(AdversarySettings(width=8, lecam=0.001), optimization, accelerator, weight)
+    gan = GANTrainer(GANSettings(width=8, lecam=0.001), optimization, accelerator, weight)
     for step in range(1, 61):
         smooth = torch.rand(4, 3, 1, 1, 1).expand(-1, -1, 5, 16, 16) * 2 - 1
         noise = torch.randn(4, 3, 5, 16, 16)
-        row = adversary.learn(smooth, noise, sync=True)
-        adversary.apply_gradients(step)
+        row = gan.discriminator_step(smooth, noise, sync=True)
+        gan.apply_gradients(step)
     assert row["discriminator"] < 0.5  # it was 1
-    assert adversary.state.real > adversary.state.fake
+    assert gan.state.real > gan.state.fake

@@ -1,4 +1,4 @@
-"""OD-VAE's promises: causality, streaming, initialisation from an image VAE, shapes, errors."""
+"""OD-VAE's promises: causality, streaming, initialization from an image VAE, shapes, errors."""
 
 import gc
 
@@ -83,7 +83,7 @@ def test_streaming_refuses_modes_that_need_the_whole_clip(image_vae):
 
 
 @pytest.mark.parametrize("variant", [1, 2, 3, 4])
-def test_tail_initialisation_is_the_image_vae_on_every_fourth_frame(image_vae, variant):
+def test_tail_initialization_is_the_image_vae_on_every_fourth_frame(image_vae, variant):
     video = torch.randn(1, 3, 17, 16, 16, generator=torch.Generator().manual_seed(0))
     vae = ODVAE.from_image_vae(image_vae, variant, "tail").eval()
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_tail_initialisation_is_the_image_vae_on_every_fourth_frame(image_vae, v
 
 
 @pytest.mark.parametrize("init", ["tail", "average"])
-def test_both_initialisations_encode_images_as_the_image_vae_but_only_tail_videos(image_vae, init):
+def test_both_initializations_encode_images_as_the_image_vae_but_only_tail_videos(image_vae, init):
     video = torch.randn(1, 3, 9, 16, 16, generator=torch.Generator().manual_seed(0))
     vae = ODVAE.from_image_vae(image_vae, 4, init).eval()
     with torch.no_grad():

@@ -17,7 +17,7 @@ from small import REPOSITORY
 
 from ldm import TextToVideoPipeline
 from odvae.running.errors import InputError
-from odvae.running.run_folder import read_json_lines
+from odvae.running.files import read_json_lines
 from odvae.video.files import write_video
 from odvae.video.pixels import to_uint8
 
@@ -98,7 +98,7 @@ def test_the_report_has_every_number_with_its_protocol_and_a_page_that_plays(run
     assert "minutes.vae," in table
     assert report["reconstruction"]["protocol"]["frames"] == 9
     assert len(report["reconstruction"]["latents"]["std"]) == 4
-    assert set(report["reconstruction"]["ways"]) == {"whole", "streamed", "tiled"}
+    assert set(report["reconstruction"]["modes"]) == {"whole", "streamed", "tiled"}
     assert set(report["minutes"]) == {"vae", "latents", "ldm", "samples", "report"}
     assert report["commit"]
     page = (run / "report/report.html").read_text()
@@ -194,15 +194,18 @@ def same_weights(a: Path, b: Path, tolerance: float):
 
 
 def test_ranks_micro_steps_and_batch_make_the_same_vae_when_their_product_is_the_same(run, tmp_path):
-    """With the adversary on. By plain gradient descent: Adam would blow rounding up where a gradient is nearly zero."""
-    common = ["vae.loss.adversary.optimizer=sgd", "vae.loss.adversary.betas=null", "vae.image_phase.images_per_clip=1"]
+    """With the gan on. By plain gradient descent: Adam would blow rounding up where a gradient is nearly zero."""
+    common = ["vae.loss.gan.optimizer=sgd", "vae.loss.gan.betas=null", "vae.image_phase.images_per_clip=1"]
     common += [f"vae.{phase}.optimizer=sgd" for phase in ("image_phase", "video_phase")]
-    for ranks, accumulate, batch in ((1, 1, 4), (1, 2, 2), (2, 2, 1)):
-        folder = tmp_path / f"{ranks}x{accumulate}x{batch}"
+    for ranks, gradient_accumulation_steps, batch in ((1, 1, 4), (1, 2, 2), (2, 2, 1)):
+        folder = tmp_path / f"{ranks}x{gradient_accumulation_steps}x{batch}"
         shutil.copytree(run / "shards", folder / "shards")
         split = []
         for phase in ("image_phase", "video_phase"):
-            split += [f"vae.{phase}.accumulate={accumulate}", f"vae.{phase}.batch_size={batch}"]
+            split += [
+                f"vae.{phase}.gradient_accumulation_steps={gradient_accumulation_steps}",
+                f"vae.{phase}.batch_size={batch}",
+            ]
         if ranks == 1:
             succeed(command("train_vae.py", folder, *common, *split))
         else:
@@ -223,7 +226,7 @@ def test_two_ranks_encode_and_train_the_ldm_as_one_rank_with_the_same_global_bat
 
     succeed(command("train_ldm.py", two, "ldm.optimization.optimizer=sgd"))
     (two / "ldm").rename(one / "ldm")
-    halves = ["ldm.optimization.batch_size=1", "ldm.optimization.accumulate=2"]
+    halves = ["ldm.optimization.batch_size=1", "ldm.optimization.gradient_accumulation_steps=2"]
     on_two_ranks("train_ldm.py", two, "ldm.optimization.optimizer=sgd", *halves)
     same_weights(one / "ldm", two / "ldm", 1e-6)
 
@@ -350,7 +353,7 @@ def test_wandb_gets_the_videos_of_fixed_prompts(run, tmp_path):
     for stage in ("shards", "vae", "latents"):
         shutil.copytree(run / stage, tmp_path / stage)
     offline = environment(WANDB_MODE="offline", WANDB_SILENT="true", HOME=str(tmp_path))
-    succeed(command("train_ldm.py", tmp_path, "tracker=wandb", "ldm.show_every=6"), env=offline)
+    succeed(command("train_ldm.py", tmp_path, "tracker=wandb", "ldm.sample_every=6"), env=offline)
     assert list((tmp_path / "ldm").rglob("offline-run-*/files/media/videos/*.mp4"))
 
 
@@ -359,11 +362,11 @@ def test_an_image_vae_stands_in_for_the_video_vae_in_every_stage(run, tmp_path):
     shutil.copytree(run / "shards", folder / "shards")
     for script in ("train_vae", "encode_latents", "train_ldm", "sample_video", "evaluate_vae", "evaluate_ldm"):
         succeed(command(f"{script}.py", folder, "vae.video_phase=null"))
-    assert json.loads((folder / "vae/config.json").read_text())["_class_name"] == "FrameVAE"
+    assert json.loads((folder / "vae/config.json").read_text())["_class_name"] == "PerFrameVAE"
     (shape,) = json.loads((folder / "latents/manifest.json").read_text())["buckets"].values()
     assert shape[1] == 9  # one latent a frame
     report = json.loads((folder / "report/report.json").read_text())
-    assert "frame by frame" in report["reconstruction"]["ways"]["tiled"]["not measured"]
+    assert "frame by frame" in report["reconstruction"]["modes"]["tiled"]["not measured"]
 
 
 def test_help_lists_the_settings_and_a_bad_key_ends_with_status_1(run):

@@ -1,16 +1,16 @@
 """Encoding of a few small videos, for tests: its settings and its call."""
 
-from ldm.encode import LatentSettings, encode_latents
+from ldm.encode import EncodeSettings, encode_latents
 from ldm.networks.text_encoder import TextSettings
 from odvae.clips.clip import DataSettings, VideoSet
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=0)
 TEXT = TextSettings(max_tokens=8, width=16, steps=3)
-LATENTS = LatentSettings(batch_size=3, clips_per_video=2)
+ENCODE = EncodeSettings(batch_size=3, clips_per_video=2)
 
 
 def encode(folder, out, **changes):
-    settings = {"latents": LATENTS, "text": TEXT, "data": DATA, **changes}
+    settings = {"encode": ENCODE, "text": TEXT, "data": DATA, **changes}
     videos = VideoSet(folder / "shards", settings["data"], "?")
-    arguments = (settings["latents"], settings["text"], settings["data"], videos)
+    arguments = (settings["encode"], settings["text"], settings["data"], videos)
     encode_latents(*arguments, folder / "vae", out, seed=0)

@@ -16,7 +16,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 def settings(steps=4, optimizer="sgd", **changes) -> LDMSettings:
     chosen = {"learning_rate": 0.02, "log_every": 1, "checkpoint_every": 2, **changes.pop("optimization", {})}
     optimization = OptimizationSettings(steps=steps, batch_size=4, optimizer=optimizer, **chosen)
-    return LDMSettings(**{"model": SMALL_DIT, "unet": SMALL_UNET, "optimization": optimization, **changes})
+    network = {} if {"dit", "unet"} & changes.keys() else {"dit": SMALL_DIT}
+    return LDMSettings(**network, optimization=optimization, **changes)
 
 
 def train(run, folder, chosen, seed=0):

@@ -35,7 +35,7 @@ def grey_frames(values, height=32, width=48):
 
 
 def shown(frames):
-    """The grey of each frame."""
+    """The gray of each frame."""
     return [round(float(frame.mean())) for frame in frames]
 
 

@@ -14,7 +14,7 @@ from ldm.study.plan import IMAGE, StudySettings, generator_run, vae_runs
 from ldm.study.results import collect
 from ldm.study.runner import OutOfTime, Runner, record_experiment
 from odvae.running.errors import InputError
-from odvae.running.run_folder import read_json, write_json, write_text
+from odvae.running.files import read_json, write_json, write_text
 from odvae.running.settings import load_settings
 
 
@@ -38,8 +38,8 @@ def test_the_vae_runs_differ_only_in_what_is_compared(study):
     main = runs["variant_4"]
     assert differences(main, runs["variant_1"]) == {"run", "vae.model.variant"}
     assert differences(main, runs["init_average"]) == {"run", "vae.init"}
-    assert differences(main, runs["init_random"]) == {"run", "vae.init", "vae.image_vae"}
-    assert main["vae"]["image_vae"] == f"{study.run}/{IMAGE}/vae"
+    assert differences(main, runs["init_random"]) == {"run", "vae.init", "vae.init_image_vae"}
+    assert main["vae"]["init_image_vae"] == f"{study.run}/{IMAGE}/vae"
     assert runs[IMAGE]["vae"]["video_phase"] is None
 
 
@@ -107,7 +107,7 @@ def test_a_run_begun_with_other_settings_is_refused(study, tmp_path):
 
 def test_what_is_not_done_yet_is_left_out(study):
     found = collect(study)
-    assert found["variants"] == found["ways"] == found["claims"] == []
+    assert found["variants"] == found["modes"] == found["claims"] == []
     assert found["generators"] == {"dit": [], "unet": []}
 
 
@@ -130,7 +130,7 @@ def judged(**changes):
     } | changes  # fmt: skip
     main = vae_row("variant 4", values["psnr"], values["gflops"], [(1, 24.0), (2, 26.0), (3, 28.0), (4, 30.0)])
     first = vae_row("variant 1", 30.0, 10.0, [])
-    ways = [
+    modes = [
         {"label": "whole", "psnr": 30.0},
         {"label": "streamed", "psnr": 30.0, "difference": values["streamed"]},
         {"label": "tiled", "psnr": values["tiled"], "difference": 0.1},
@@ -138,7 +138,7 @@ def judged(**changes):
     ours = generator_row(values["speed"], values["memory"], values["frechet"], values["accuracy"])
     generators = {"dit": [generator_row(1.0, 100.0, 10.0, 0.9), ours, ours]}
     others = [vae_row("average", 29.0, 5.0, values["average"])]
-    return [claim["holds"] for claim in claims(main, first, others, ways, generators)]
+    return [claim["holds"] for claim in claims(main, first, others, modes, generators)]
 
 
 def test_all_claims_hold_where_the_numbers_say_so():

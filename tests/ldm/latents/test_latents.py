@@ -13,7 +13,7 @@ from small import REPOSITORY
 from small_latents import DATA, encode
 
 from ldm.demo.videos import write_demo_videos
-from ldm.encode import LatentSettings, _by_number_or_name
+from ldm.encode import EncodeSettings, _by_number_or_name
 from ldm.encoding.verify import TOLERANCE, find_problems, reencode
 from ldm.latents.entries import load_entry, open_latents
 from ldm.latents.manifest import check_latents, load_manifest
@@ -75,7 +75,7 @@ def test_class_names_become_places_in_the_sorted_list_of_classes(encoded, tmp_pa
     for name in ("shards", "vae"):
         shutil.copytree(encoded / name, tmp_path / name)
     relabel(tmp_path / "shards/00000.tar", ["walk", "run", None, "walk", "archery"])
-    encode(tmp_path, tmp_path / "latents", latents=LatentSettings(batch_size=3))
+    encode(tmp_path, tmp_path / "latents", encode=EncodeSettings(batch_size=3))
     manifest = load_manifest(tmp_path / "latents")
     assert manifest.classes == ["archery", "run", "walk"]
     assert load_manifest(encoded / "latents").classes == []
@@ -84,7 +84,7 @@ def test_class_names_become_places_in_the_sorted_list_of_classes(encoded, tmp_pa
 
 
 def test_means_alone_take_half_the_room_and_have_no_spread(encoded, tmp_path):
-    encode(encoded, tmp_path / "latents", latents=LatentSettings(batch_size=3, clips_per_video=2, stored="mean"))
+    encode(encoded, tmp_path / "latents", encode=EncodeSettings(batch_size=3, clips_per_video=2, posterior="mean"))
     manifest = load_manifest(tmp_path / "latents")
     means, moments = (entries_of(folder)[0][3] for folder in (tmp_path / "latents", encoded / "latents"))
     mean, both = (load_entry(entry, 0, manifest.classes) for entry in (means, moments))
@@ -136,7 +136,7 @@ def test_an_encoding_that_was_stopped_goes_on_and_ends_in_the_same_bytes(encoded
 def test_encoding_with_another_vae_or_other_settings_into_the_same_folder_is_refused(encoded, tmp_path):
     shutil.copytree(encoded, tmp_path / "run")
     with pytest.raises(InputError, match=r"latents\.clips_per_video: was 2, now 1"):
-        encode(encoded, tmp_path / "run/latents", latents=LatentSettings(batch_size=3))
+        encode(encoded, tmp_path / "run/latents", encode=EncodeSettings(batch_size=3))
     change_weights(tmp_path / "run/vae")
     with pytest.raises(InputError, match="was encoded by another VAE"):
         encode(tmp_path / "run", tmp_path / "run/latents")
@@ -188,7 +188,7 @@ def test_a_slice_of_a_longer_latent_is_not_the_latent_of_a_clip(encoded, vae):
 
 
 def test_a_mirrored_clip_is_an_entry_of_its_own(encoded, tmp_path, vae):
-    encode(encoded, tmp_path / "latents", latents=LatentSettings(batch_size=5, flip=True))
+    encode(encoded, tmp_path / "latents", encode=EncodeSettings(batch_size=5, flip=True))
     train, held_out = entries_of(tmp_path / "latents")
     assert len(train) + len(held_out) == 24
     plain, mirrored = train[0], train[1]
@@ -202,7 +202,7 @@ def test_a_mirrored_clip_is_an_entry_of_its_own(encoded, tmp_path, vae):
 def test_a_long_clip_encoded_in_pieces_is_the_clip_encoded_whole(encoded, tmp_path):
     data = DATA.model_copy(update={"frames": 9})
     for name, piece in (("whole", 65), ("pieces", 5)):
-        encode(encoded, tmp_path / name, latents=LatentSettings(batch_size=3, stream_frames=piece), data=data)
+        encode(encoded, tmp_path / name, encode=EncodeSettings(batch_size=3, stream_frames=piece), data=data)
     pairs = zip(entries_of(tmp_path / "whole")[0], entries_of(tmp_path / "pieces")[0], strict=True)
     for whole, pieces in pairs:
         for name in ("mean", "std"):
@@ -260,7 +260,7 @@ def test_verify_sees_a_wrong_entry_under_right_hashes(encoded, tmp_path):
     encode(tmp_path, tmp_path / "latents")
     videos = index_shards([tmp_path / "shards/00000.tar"])
     contents = [{ext: video.read(ext) for ext in video.members} for video in videos]
-    with shard_writer(tmp_path / "shards/00000.tar") as writer:  # every video under its neighbour's key
+    with shard_writer(tmp_path / "shards/00000.tar") as writer:  # every video under its neighbor's key
         for video, members in zip(videos, contents[1:] + contents[:1], strict=True):
             writer.write({"__key__": video.key, **members})
     manifest = load_manifest(tmp_path / "latents")

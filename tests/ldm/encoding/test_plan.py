@@ -7,10 +7,11 @@ from PIL import Image
 from small_latents import DATA, encode
 
 from ldm.demo.videos import write_demo_videos
-from ldm.encode import LatentSettings
+from ldm.encode import EncodeSettings
 from ldm.encoding.plan import BucketSettings, choose_bucket, clip_starts
 from ldm.latents.entries import held_out_batches, latent_batches, open_latents
 from ldm.latents.manifest import load_manifest
+from odvae.clips.sampling import BatchPlan
 from odvae.shards.packing import PackingSettings, pack_folder
 from odvae.video.files import write_video
 
@@ -45,7 +46,7 @@ def bucketed(tmp_path_factory, vae):
         Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)).save(folder / f"videos/image{i}.png")
     pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=8, workers=0))
     vae.save_pretrained(folder / "vae")
-    encode(folder, folder / "latents", latents=LatentSettings(batch_size=4, buckets=BUCKETS))
+    encode(folder, folder / "latents", encode=EncodeSettings(batch_size=4, buckets=BUCKETS))
     return folder
 
 
@@ -61,7 +62,7 @@ def test_buckets_have_shards_of_their_own_and_images_are_clips_of_one_frame(buck
 
 def test_every_batch_of_a_step_is_of_one_bucket_on_every_rank_and_resumes_exactly(bucketed):
     latents = open_latents(bucketed / "latents", load_manifest(bucketed / "latents"))
-    ranks = [latent_batches(latents, 7, 1, 2, rank, 2, start_step=0, workers=0) for rank in range(2)]
+    ranks = [latent_batches(latents, 7, BatchPlan(1, 2, rank, ranks=2)) for rank in range(2)]
     shapes = set()
     for step in range(12):
         batches = [next(rank) for _ in range(2) for rank in ranks]
@@ -69,7 +70,7 @@ def test_every_batch_of_a_step_is_of_one_bucket_on_every_rank_and_resumes_exactl
         assert sorted(n for batch in batches for n in batch["number"].tolist()) == list(range(4 * step, 4 * step + 4))
         shapes.add(batches[0]["mean"].shape)
     assert len(shapes) == 3
-    resumed = latent_batches(latents, 7, 1, 2, 1, 2, start_step=12, workers=1)
+    resumed = latent_batches(latents, 7, BatchPlan(1, 2, 1, ranks=2), start_step=12, workers=1)
     for _ in range(4):
         assert all(torch.equal(a, b) for a, b in zip(next(ranks[1]).values(), next(resumed).values(), strict=True))
 

@@ -13,9 +13,9 @@ from odvae.clips import loader as clip_loader
 from odvae.clips.clip import DataSettings, VideoSet, load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import each_clip, endless_loader
-from odvae.clips.sampling import StepSampler
+from odvae.clips.sampling import BatchPlan, StepSampler
 from odvae.running.errors import InputError
-from odvae.running.worker_pool import Failure, Failures, GuardedPool
+from odvae.running.worker_pool import Failure, Failures, WorkerPool
 from odvae.shards.packing import PackingSettings, pack_folder
 from odvae.video.files import write_video
 
@@ -37,7 +37,7 @@ def misbehave(task):
 def test_a_crash_a_hang_and_a_glutton_cost_one_result_each_and_order_is_kept():
     tasks = [0, "crash", 1, "hang", 2, "eat memory", "bad input", 3]
     begin = time.monotonic()
-    with GuardedPool(misbehave, workers=2, seconds=0.5, memory_gib=0.25) as pool:
+    with WorkerPool(misbehave, workers=2, seconds=0.5, memory_gib=0.25) as pool:
         results = list(pool.map(tasks, ahead=8))
     assert time.monotonic() - begin < 20
     assert [result for result in results if not isinstance(result, Failure)] == [0, 1, 2, 3]
@@ -51,7 +51,7 @@ def test_a_crash_a_hang_and_a_glutton_cost_one_result_each_and_order_is_kept():
 
 
 def test_a_bug_is_raised_with_its_trace_and_not_taken_for_bad_input():
-    with GuardedPool(misbehave, workers=1, seconds=5) as pool, pytest.raises(RuntimeError, match="a bug of ours"):
+    with WorkerPool(misbehave, workers=1, seconds=5) as pool, pytest.raises(RuntimeError, match="a bug of ours"):
         pool.result(pool.submit("bug"))
 
 
@@ -71,8 +71,8 @@ DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=2, fail
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
-    """Ten videos, each of one grey of its own."""
-    folder = tmp_path_factory.mktemp("grey")
+    """Ten videos, each of one gray of its own."""
+    folder = tmp_path_factory.mktemp("gray")
     (folder / "videos").mkdir()
     for i in range(14):
         write_video(folder / "videos" / f"{i}.mp4", np.full((6, 32, 32, 3), 20 + 15 * i, np.uint8), 8)
@@ -92,7 +92,7 @@ class Deadly(ClipDataset):
 
 
 def batches(dataset, workers, steps=4):
-    loader = endless_loader(dataset, StepSampler(5, 1, 0, 1, 0), workers)
+    loader = endless_loader(dataset, StepSampler(BatchPlan(5)), workers)
     return torch.stack([next(loader)["video"] for _ in range(steps)]).flatten(0, 1)
 
 

@@ -9,11 +9,11 @@ from diffusers import DDIMScheduler
 from ldm.diffusion import (
     ObjectiveSettings,
     add_noise,
+    alpha_sigma,
     alphas_cumprod,
-    data_estimate,
     min_snr_weight,
-    noise_estimate,
-    path,
+    predict_eps,
+    predict_x0,
     shift_for,
     shift_time,
     target,
@@ -32,26 +32,26 @@ every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda ob
 
 @every_objective
 def test_the_true_answer_leads_back_to_data_and_noise(objective):
-    alpha, sigma = path(TIMES, objective)
+    alpha, sigma = alpha_sigma(TIMES, objective)
     z, answer = add_noise(x, eps, alpha, sigma), target(x, eps, alpha, sigma, objective.prediction)
-    assert torch.allclose(data_estimate(z, answer, alpha, sigma, objective.prediction), x, atol=1e-10)
-    assert torch.allclose(noise_estimate(z, answer, alpha, sigma, objective.prediction), eps, atol=1e-10)
+    assert torch.allclose(predict_x0(z, answer, alpha, sigma, objective.prediction), x, atol=1e-10)
+    assert torch.allclose(predict_eps(z, answer, alpha, sigma, objective.prediction), eps, atol=1e-10)
 
 
 def test_the_flow_runs_from_data_to_noise_and_its_target_is_its_time_derivative():
     flow = OBJECTIVES[0]
     for time, end in ((0.0, x), (1.0, eps)):
-        assert torch.equal(add_noise(x, eps, *path(torch.full((5,), time, dtype=torch.float64), flow)), end)
+        assert torch.equal(add_noise(x, eps, *alpha_sigma(torch.full((5,), time, dtype=torch.float64), flow)), end)
     time = TIMES.clone().requires_grad_()
     _, derivative = torch.autograd.functional.jvp(
-        lambda t: add_noise(x, eps, *path(t, flow)), time, torch.ones(5, dtype=torch.float64)
+        lambda t: add_noise(x, eps, *alpha_sigma(t, flow)), time, torch.ones(5, dtype=torch.float64)
     )
-    assert torch.allclose(derivative, target(x, eps, *path(TIMES, flow), "flow"), atol=1e-12)
+    assert torch.allclose(derivative, target(x, eps, *alpha_sigma(TIMES, flow), "flow"), atol=1e-12)
 
 
 def test_v_is_the_derivative_along_the_circle_of_alpha_and_sigma():
     """With alpha = cos(phi), sigma = sin(phi): v = dz/dphi (Salimans & Ho, appendix D)."""
-    alpha, sigma = path(TIMES, OBJECTIVES[2])
+    alpha, sigma = alpha_sigma(TIMES, OBJECTIVES[2])
     phi = torch.atan2(sigma, alpha)
     _, derivative = torch.autograd.functional.jvp(
         lambda p: add_noise(x, eps, p.cos(), p.sin()), phi, torch.ones(5, dtype=torch.float64)
@@ -62,7 +62,7 @@ def test_v_is_the_derivative_along_the_circle_of_alpha_and_sigma():
 @every_objective
 def test_diffusion_keeps_variance_and_times_fall_in_signal(objective):
     times = torch.arange(1000, dtype=torch.float64) / 1000
-    alpha, sigma = path(times, objective)
+    alpha, sigma = alpha_sigma(times, objective)
     assert (alpha.diff() < 0).all()
     if objective.prediction != "flow":
         assert torch.allclose(alpha.square() + sigma.square(), torch.ones(1000, dtype=torch.float64))
@@ -82,7 +82,7 @@ def test_noise_levels_are_those_of_the_sampler(schedule, zero):
 
 
 def test_zero_terminal_snr_learns_from_pure_noise():
-    alpha, sigma = path(torch.tensor([0.999], dtype=torch.float64), ZERO_SNR[0])
+    alpha, sigma = alpha_sigma(torch.tensor([0.999], dtype=torch.float64), ZERO_SNR[0])
     assert alpha == 0
     assert torch.equal(add_noise(x[:1], eps[:1], alpha, sigma), eps[:1])
     assert torch.equal(target(x[:1], eps[:1], alpha, sigma, "v"), -x[:1])
@@ -92,10 +92,10 @@ def test_zero_terminal_snr_learns_from_pure_noise():
 
 @every_objective
 def test_min_snr_weights_an_error_of_the_data_the_same_whatever_is_predicted(objective):
-    alpha, sigma = path(TIMES, objective)
+    alpha, sigma = alpha_sigma(TIMES, objective)
     z, answer = add_noise(x, eps, alpha, sigma), target(x, eps, alpha, sigma, objective.prediction)
     wrong = answer + 0.1 * torch.randn(answer.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    data_error = (data_estimate(z, wrong, alpha, sigma, objective.prediction) - x).square().mean(dim=(1, 2, 3, 4))
+    data_error = (predict_x0(z, wrong, alpha, sigma, objective.prediction) - x).square().mean(dim=(1, 2, 3, 4))
     error = (wrong - answer).square().mean(dim=(1, 2, 3, 4))
     weighted = min_snr_weight(alpha, sigma, 5.0, objective.prediction) * error
     snr = (alpha / sigma).square()
@@ -104,12 +104,14 @@ def test_min_snr_weights_an_error_of_the_data_the_same_whatever_is_predicted(obj
 
 def test_logit_normal_times_have_the_logits_moments_and_uniform_ones_are_even():
     u = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    time = training_time(u, ObjectiveSettings(time_mean=0.4, time_std=1.5))
+    time = training_time(u, ObjectiveSettings(logit_mean=0.4, logit_std=1.5))
     logits = torch.log(time / (1 - time))
     assert abs(logits.mean() - 0.4) < 1e-3
     assert abs(logits.std() - 1.5) < 1e-2
-    assert torch.equal(training_time(u, ObjectiveSettings(times="uniform")), u)
-    counts = training_time(u, ObjectiveSettings(prediction="epsilon", times="uniform")).unique(return_counts=True)
+    assert torch.equal(training_time(u, ObjectiveSettings(timestep_sampling="uniform")), u)
+    counts = training_time(u, ObjectiveSettings(prediction="epsilon", timestep_sampling="uniform")).unique(
+        return_counts=True
+    )
     assert len(counts[0]) == 1000
     assert set(counts[1].tolist()) == {100}
 
@@ -121,7 +123,7 @@ def test_the_shift_keeps_the_ends_can_be_undone_and_grows_with_the_root_of_the_s
     assert shifted[-1] == 1
     assert (shifted[1:-1] > t[1:-1]).all()
     assert torch.allclose(shift_time(shifted, 1 / 3.0), t)
-    objective = ObjectiveSettings(shift=2.0, shift_positions=100)
+    objective = ObjectiveSettings(shift=2.0, shift_base_tokens=100)
     assert shift_for(100, objective) == 2.0
     assert shift_for(400, objective) == 4.0
     with pytest.raises(ValueError, match="prediction=flow, found prediction=v"):
@@ -134,7 +136,7 @@ MEAN, STD = torch.tensor([1.5, -0.5], dtype=torch.float64), torch.tensor([0.4, 1
 
 def best_answer(z, time, objective):
     """E[target | z], from E[x | z] = m + alpha s^2 / (alpha^2 s^2 + sigma^2) (z - alpha m)."""
-    alpha, sigma = path(torch.full((len(z),), time, dtype=z.dtype), objective)
+    alpha, sigma = alpha_sigma(torch.full((len(z),), time, dtype=z.dtype), objective)
     alpha, sigma = alpha[:, None], sigma[:, None]
     mean, variance = MEAN.to(z), STD.to(z).square()
     data = mean + alpha * variance / (alpha**2 * variance + sigma**2) * (z - alpha * mean)
@@ -148,7 +150,7 @@ def test_training_on_gaussian_data_ends_at_the_known_optimum(objective):
     gen = torch.Generator().manual_seed(2)
     data = MEAN + STD * torch.randn(40_000, 2, dtype=torch.float64, generator=gen)
     noise = torch.randn(40_000, 2, dtype=torch.float64, generator=gen)
-    alpha, sigma = path(torch.full((40_000,), 0.6, dtype=torch.float64), objective)
+    alpha, sigma = alpha_sigma(torch.full((40_000,), 0.6, dtype=torch.float64), objective)
     z, wanted = add_noise(data, noise, alpha, sigma), target(data, noise, alpha, sigma, objective.prediction)
     slope, offset = (torch.zeros(2, dtype=torch.float64, requires_grad=True) for _ in range(2))
     optimizer = torch.optim.LBFGS([slope, offset], lr=1.0, max_iter=50, line_search_fn="strong_wolfe")
@@ -197,7 +199,7 @@ def test_every_sampler_with_the_optimum_makes_the_datas_moments(objective, name)
         Guidance(scale=1.0),
     ).flatten(1)
     noisiest = 1.0 if objective.prediction == "flow" else 0.999
-    alpha, sigma = path(torch.tensor([noisiest], dtype=torch.float64), objective)
+    alpha, sigma = alpha_sigma(torch.tensor([noisiest], dtype=torch.float64), objective)
     spread = (alpha**2 * STD**2 + sigma**2).sqrt()
     assert torch.allclose(made.mean(0).double(), MEAN - STD * alpha * MEAN / spread, atol=0.03)
     assert torch.allclose(made.std(0).double(), STD / spread, rtol=0.03)
@@ -223,12 +225,12 @@ def test_ddim_refuses_steps_that_it_would_place_wrongly():
 
 
 def test_guidance_acts_in_its_interval_and_rescale_restores_the_spread():
-    conditional, without = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(4)), torch.zeros(1)
+    conditional, unconditional = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(4)), torch.zeros(1)
     guidance = Guidance(scale=4.0, interval=(0.2, 0.8))
     assert [guidance.acts_at(t) for t in (0.1, 0.5, 0.9)] == [False, True, False]
     assert not Guidance(scale=1.0).acts_at(0.5)
-    assert torch.allclose(guidance.combine(conditional, without), 4 * conditional)
-    rescaled = Guidance(scale=4.0, rescale=1.0).combine(conditional, without)
+    assert torch.allclose(guidance.combine(conditional, unconditional), 4 * conditional)
+    rescaled = Guidance(scale=4.0, rescale=1.0).combine(conditional, unconditional)
     assert torch.allclose(rescaled, conditional, atol=1e-5)
-    assert math.isclose(float(Guidance(scale=4.0, rescale=0.5).combine(conditional, without).std()),
+    assert math.isclose(float(Guidance(scale=4.0, rescale=0.5).combine(conditional, unconditional).std()),
                         2.5 * float(conditional.std()), rel_tol=1e-5)  # fmt: skip

@@ -13,7 +13,7 @@ import yaml
 from small import REPOSITORY
 
 from ldm.demo.videos import write_demo_videos
-from ldm.encode import LatentSettings, encode_latents
+from ldm.encode import EncodeSettings, encode_latents
 from ldm.experiment import Experiment
 from odvae.clips.clip import VideoSet
 from odvae.running.settings import load_settings
@@ -22,7 +22,7 @@ from odvae.shards.packing import PackingSettings, pack_folder
 SECTIONS = {
     "data": {"frames": 5, "height": 32, "width": 32, "held_out": 0.3, "workers": 1},
     "text": {"max_tokens": 8, "width": 16, "steps": 3},
-    "latents": {
+    "encode": {
         "batch_size": 3,
         "clips_per_video": 2,
         "flip": True,
@@ -40,10 +40,10 @@ def runs(tmp_path_factory, vae):
     vae.save_pretrained(folder / "vae")
     (folder / "config.yaml").write_text(yaml.safe_dump({"run": str(folder), **SECTIONS}))
     experiment = load_settings(Experiment, folder / "config.yaml")
-    assert isinstance(experiment.latents, LatentSettings)
+    assert isinstance(experiment.encode, EncodeSettings)
     videos = VideoSet(folder / "shards", experiment.data, "?")
     encode_latents(
-        experiment.latents, experiment.text, experiment.data, videos, folder / "vae", folder / "undisturbed", seed=0
+        experiment.encode, experiment.text, experiment.data, videos, folder / "vae", folder / "undisturbed", seed=0
     )
     return folder
 

@@ -12,7 +12,7 @@ from odvae.clips.clip import DataSettings, VideoSet, fit_frames, frame_count, is
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.remote import _wanted
-from odvae.clips.sampling import BucketSampler, StepSampler
+from odvae.clips.sampling import BatchPlan, BucketSampler, StepSampler
 from odvae.running.errors import InputError
 from odvae.running.seeds import normal_per_sample, shuffled_index
 from odvae.shards.packing import PackingSettings, pack_folder
@@ -28,17 +28,17 @@ def shards(tmp_path_factory):
     return folder / "shards"
 
 
-def numbers_seen(batch, accumulate, ranks, steps, start=0):
+def numbers_seen(batch, micro_steps, ranks, steps, start=0):
     """The set of sample numbers of each step, over all ranks and micro-steps."""
-    iterators = [iter(StepSampler(batch, accumulate, rank, ranks, start)) for rank in range(ranks)]
+    iterators = [iter(StepSampler(BatchPlan(batch, micro_steps, rank, ranks), start)) for rank in range(ranks)]
     return [
-        sorted(n for _ in range(accumulate) for iterator in iterators for n in next(iterator)) for _ in range(steps)
+        sorted(n for _ in range(micro_steps) for iterator in iterators for n in next(iterator)) for _ in range(steps)
     ]
 
 
-@pytest.mark.parametrize(("ranks", "accumulate", "batch"), [(1, 1, 4), (1, 2, 2), (2, 2, 1), (2, 1, 2), (4, 1, 1)])
-def test_a_step_sees_the_same_samples_however_the_batch_is_made_up(ranks, accumulate, batch):
-    assert numbers_seen(batch, accumulate, ranks, steps=3) == [[4 * s + i for i in range(4)] for s in range(3)]
+@pytest.mark.parametrize(("ranks", "micro_steps", "batch"), [(1, 1, 4), (1, 2, 2), (2, 2, 1), (2, 1, 2), (4, 1, 1)])
+def test_a_step_sees_the_same_samples_however_the_batch_is_made_up(ranks, micro_steps, batch):
+    assert numbers_seen(batch, micro_steps, ranks, steps=3) == [[4 * s + i for i in range(4)] for s in range(3)]
 
 
 def test_a_resumed_run_goes_on_with_the_next_samples():
@@ -56,7 +56,7 @@ def test_every_epoch_visits_every_item_once_in_its_own_order():
 def test_clips_are_the_same_for_any_number_of_workers_and_any_start(shards, workers):
     videos = VideoSet(shards, DATA, "?")
     expected = [ClipDataset(videos.train, DATA, seed=7)[n]["video"] for n in range(4, 12)]
-    loader = endless_loader(ClipDataset(videos.train, DATA, seed=7), StepSampler(4, 1, 0, 1, start=1), workers)
+    loader = endless_loader(ClipDataset(videos.train, DATA, seed=7), StepSampler(BatchPlan(4), start=1), workers)
     for first in (0, 4):
         batch = next(loader)
         assert batch["number"].tolist() == list(range(4 + first, 8 + first))
@@ -68,7 +68,7 @@ def test_starts_crops_and_flips_follow_from_the_sample_number(shards):
     videos = VideoSet(shards, wide, "?")
     dataset = ClipDataset(videos.train, wide, seed=7)
     clips = torch.stack([dataset[n]["video"] for n in range(8)])
-    loader = endless_loader(dataset, StepSampler(4, 1, 0, 1, start=0), workers=2)
+    loader = endless_loader(dataset, StepSampler(BatchPlan(4)), workers=2)
     assert torch.equal(torch.cat([next(loader)["video"] for _ in range(2)]), clips)
     source = dataset.source(0, 0)
     whole = load_clip(source, DATA, start=frame_count(source, DATA) - 5)  # 32 wide
@@ -107,7 +107,7 @@ def test_streamed_videos_that_say_they_are_too_short_are_passed_over_at_any_rate
 def test_streamed_shards_give_training_videos_of_their_own_and_say_that_order_is_approximate(shards, tmp_path, capsys):
     local = VideoSet(shards, DATA, "?")
     data = DATA.model_copy(update={"stream": f"pipe:cat {shards}/{{00000..00002}}.tar", "workers": 1})
-    loader = endless_loader(ClipDataset(local.train, data, seed=0), StepSampler(3, 1, 0, 1, 0), workers=1)
+    loader = endless_loader(ClipDataset(local.train, data, seed=0), StepSampler(BatchPlan(3)), workers=1)
     batches = [next(loader) for _ in range(6)]
     assert "order and resume are approximate" in capsys.readouterr().err
     assert [batch["number"].tolist() for batch in batches[:2]] == [[0, 1, 2], [3, 4, 5]]
@@ -123,12 +123,12 @@ def test_streamed_shards_give_training_videos_of_their_own_and_say_that_order_is
 
 def test_bucket_steps_visit_every_entry_once_an_epoch_and_one_bucket_is_the_plain_order():
     counts = [40, 12, 4]
-    draws = [draw for batch in islice(BucketSampler(counts, 5, 4, 1, 0, 1, 0), 14) for draw in batch]
+    draws = [draw for batch in islice(BucketSampler(counts, 5, BatchPlan(4)), 14) for draw in batch]
     assert [draw.number for draw in draws] == list(range(56))
     for bucket, count in enumerate(counts):
         assert sorted(draw.place for draw in draws if draw.bucket == bucket) == list(range(count))
-    single = islice(BucketSampler([100], 5, 2, 2, 1, 2, 3), 6)
-    plain = islice(StepSampler(2, 2, 1, 2, 3), 6)
+    single = islice(BucketSampler([100], 5, BatchPlan(2, 2, 1, ranks=2), 3), 6)
+    plain = islice(StepSampler(BatchPlan(2, 2, 1, ranks=2), 3), 6)
     assert [[draw.place for draw in batch] for batch in single] == list(plain)
 
 
@@ -162,7 +162,7 @@ def test_a_missing_or_empty_shard_folder_names_the_command_that_makes_it(tmp_pat
 
 def test_fitting_covers_the_target_and_keeps_the_centre():
     frames = np.zeros((2, 60, 120, 3), np.uint8)
-    frames[:, :, 30:90] = 255  # the centre half is white: what a centre crop to a square keeps
+    frames[:, :, 30:90] = 255  # the center half is white: what a center crop to a square keeps
     fitted = fit_frames(frames, 32, 32)
     assert fitted.shape == (2, 32, 32, 3)
     assert fitted[:, :, 2:-2].min() > 250

@@ -47,7 +47,7 @@ def test_a_run_goes_on_only_with_the_same_global_batch_and_says_what_else_differ
     train(ldm_run, tmp_path / "ldm", settings(steps=2))
     for _ in range(2):  # a refused command leaves no trace that the next one takes for a finished run
         with pytest.raises(InputError, match=r"4 samples a step \(1 ranks\), this run would go on with 8"):
-            train(ldm_run, tmp_path / "ldm", settings(steps=4, optimization={"accumulate": 2}))
+            train(ldm_run, tmp_path / "ldm", settings(steps=4, optimization={"gradient_accumulation_steps": 2}))
     with pytest.raises(InputError, match=r"ldm\.conditioning\.kind: was 'text', now 'none'"):
         train(ldm_run, tmp_path / "ldm", settings(steps=4, conditioning=ConditioningSettings(kind="none")))
 
@@ -65,7 +65,7 @@ CONFIG = """
 run: {run}
 data: {{frames: 9, height: 32, width: 32, held_out: 0.25, workers: 0}}
 ldm:
-  model: {{width: 32, depth: 2, heads: 2}}
+  dit: {{width: 32, depth: 2, heads: 2}}
   optimization: {{steps: 6, batch_size: 4, optimizer: sgd, learning_rate: 2e-2, checkpoint_every: 2, log_every: 6}}
 """
 
@@ -115,7 +115,7 @@ def test_a_run_killed_on_one_rank_goes_on_on_two_to_the_same_weights(one_rank, t
 
 
 def test_sharded_ranks_train_save_and_load_like_one_process(one_rank, tmp_path):
-    """With the optimiser that large runs use, whose one kernel updates all shards."""
+    """With the optimizer that large runs use, whose one kernel updates all shards."""
     folder, _ = one_rank
     for name in ("vae", "latents"):
         shutil.copytree(folder / name, tmp_path / name)

@@ -2,35 +2,13 @@
 
 import pytest
 import torch
+from small_networks import CLASSES, awake, make_dit, make_unet
 from torch import nn
 
-from ldm.networks.attention import check_backend, rotary_angles, rotate, rotation
+from ldm.networks.attention import apply_rope, check_backend, rope_angles, rope_cos_sin
 from ldm.networks.conditioning import Condition, beside_first_frame
 from ldm.networks.dit import SIZES, DiT
-from ldm.networks.unet import UNet
 from odvae.running.errors import InputError
-
-CLASSES = ["run", "jump", "swim"]
-
-
-def make_dit(**settings) -> DiT:
-    torch.manual_seed(0)
-    sizes = {"latent_channels": 4, "width": 32, "depth": 2, "heads": 2, "text_width": 8, "text_tokens": 6}
-    return DiT(**{**sizes, "sample_size": (3, 4, 4), **settings}).eval()
-
-
-def make_unet(**settings) -> UNet:
-    torch.manual_seed(0)
-    sizes = {"widths": (8, 16), "layers_per_level": 1, "head_width": 4, "norm_groups": 4, "text_width": 8}
-    return UNet(**{**sizes, "latent_channels": 4, "sample_size": (3, 4, 4), **settings}).eval()
-
-
-def awake(model):
-    """With weights where training would have moved them from zero."""
-    torch.manual_seed(1)
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
 
 
 def inputs(batch=2, shape=(3, 4, 4), text=True, classes=False, first_frame=False):
@@ -53,7 +31,7 @@ WAYS = {
     "first frame": ({"first_frame": True}, {"first_frame": True}),
 }
 every_way = pytest.mark.parametrize("way", WAYS)
-every_attention = pytest.mark.parametrize("attention", ["full", "factorised"])
+every_attention = pytest.mark.parametrize("attention", ["full", "factorized"])
 
 
 @every_way
@@ -130,7 +108,7 @@ def test_the_networks_input_holds_the_given_frame_and_says_so():
 def test_dropped_conditions_are_the_empty_caption_and_no_class_and_a_first_frame_stays():
     _, _, condition = inputs(classes=True, first_frame=True)
     empty, mask = torch.ones(6, 8), torch.tensor([True] + [False] * 5)
-    dropped = condition.without(torch.tensor([True, False]), empty, mask)
+    dropped = condition.drop(torch.tensor([True, False]), empty, mask)
     assert torch.equal(dropped.text[0], empty)
     assert torch.equal(dropped.text_mask[0], mask)
     assert torch.equal(dropped.text[1], condition.text[1])
@@ -147,18 +125,18 @@ def test_samples_of_a_batch_do_not_see_each_other(attention):
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
-def test_factorised_blocks_see_their_frame_then_their_place():
-    model = awake(make_dit(attention="factorised", text_width=None, patch_size=(1, 1, 1), depth=1))
+def test_factorized_blocks_see_their_frame_then_their_place():
+    model = awake(make_dit(attention="factorized", text_width=None, patch_size=(1, 1, 1), depth=1))
     latents, time, condition = inputs(batch=1, text=False)
     latents.requires_grad_()
-    for span in ("space", "time"):
-        model.blocks[0].attention.span = span
+    for axis in ("space", "time"):
+        model.blocks[0].attention.axis = axis
         out = model(latents, time, condition)
         (grad,) = torch.autograd.grad(out[0, :, 0, 0, 0].sum(), latents)  # of the first token
         seen = grad[0].abs().sum(0) > 0  # (3, 4, 4)
         expected = torch.zeros(3, 4, 4, dtype=torch.bool)
-        expected[(0, ...) if span == "space" else (..., 0, 0)] = True
-        assert torch.equal(seen, expected), span
+        expected[(0, ...) if axis == "space" else (..., 0, 0)] = True
+        assert torch.equal(seen, expected), axis
 
 
 @every_attention
@@ -191,11 +169,11 @@ def test_the_table_of_sizes_has_the_papers_parameter_counts():
 
 
 def test_rotated_products_depend_on_relative_positions_alone():
-    angles = rotary_angles((4, 6, 6), 32, 100.0, torch.device("cpu")).double().view(4, 6, 6, -1)
+    angles = rope_angles((4, 6, 6), 32, 100.0, torch.device("cpu")).double().view(4, 6, 6, -1)
     q, k = (torch.randn(1, 1, 1, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
 
     def product(a, b):
-        return (rotate(q, rotation(angles[a][None])) * rotate(k, rotation(angles[b][None]))).sum()
+        return (apply_rope(q, rope_cos_sin(angles[a][None])) * apply_rope(k, rope_cos_sin(angles[b][None]))).sum()
 
     assert torch.allclose(product((0, 1, 2), (1, 3, 3)), product((2, 3, 4), (3, 5, 5)), atol=1e-5)
     assert not torch.allclose(product((0, 1, 2), (1, 3, 3)), product((0, 1, 2), (2, 3, 3)), atol=1e-3)
@@ -244,9 +222,9 @@ def test_sizes_and_conditions_that_do_not_fit_are_errors():
         make_dit()(*inputs(shape=(3, 5, 4)))
     with pytest.raises(InputError, match="at least 16"):
         make_dit(width=32, heads=4)
-    with pytest.raises(InputError, match="this network is told text"):
+    with pytest.raises(InputError, match="this network needs text conditioning"):
         make_dit()(*inputs(text=False))
-    with pytest.raises(InputError, match="this network is not told label"):
+    with pytest.raises(InputError, match="this network does not take label conditioning"):
         make_dit()(*inputs(classes=True))
     with pytest.raises(InputError, match="must be multiples of 2"):
         make_unet()(*inputs(shape=(3, 5, 4)))

@@ -57,7 +57,7 @@ def test_long_gradients_are_shortened_alike_whether_the_optimizer_is_fused_or_no
 
 
 def test_too_many_broken_steps_in_a_row_end_the_run_and_say_what_broke(tmp_path):
-    state = make_state(tmp_path, max_skipped=2)
+    state = make_state(tmp_path, max_nonfinite_steps=2)
     for step, value in enumerate((float("inf"), float("inf"), 1.0, float("nan"), float("nan")), start=1):
         train_step(state, step, value)
         assert state.guard.report(step) == min(step, 2) if step <= 3 else step - 1
@@ -76,14 +76,16 @@ def test_the_count_of_skipped_steps_survives_a_resume(tmp_path):
 
 
 def test_single_frames_of_a_step_are_shared_out_evenly_or_refused():
-    phase = VideoPhaseSettings(image_every=2, images_per_step=8, accumulate=2)
+    phase = VideoPhaseSettings(image_every=2, images_per_step=8, gradient_accumulation_steps=2)
     three_ranks = types.SimpleNamespace(num_processes=3, process_index=0)
     with pytest.raises(InputError, match=r"images_per_step=8 is not divisible by the 3 ranks times 2 micro-steps"):
         next(Batches(None, phase, three_ranks, seed=0).from_step(0))
 
 
 def test_the_learning_rate_rises_stays_and_falls():
-    settings = OptimizationSettings(steps=100, learning_rate=1.0, warmup_steps=10, decay="cosine", decay_start=0.5)
+    settings = OptimizationSettings(
+        steps=100, learning_rate=1.0, warmup_steps=10, lr_schedule="cosine", lr_decay_start=0.5
+    )
     rates = [learning_rate_at(step, settings) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:50] == [1.0] * 41
@@ -99,7 +101,7 @@ def make_run_settings(**vae):
 def test_training_begins_from_an_image_vae_s_folder_or_its_pipeline_s(tmp_path, image_vae):
     image_vae.save_pretrained(tmp_path / "alone")
     image_vae.save_pretrained(tmp_path / "pipeline/vae")
-    settings = make_run_settings(image_vae="unused", image_phase=None)
+    settings = make_run_settings(init_image_vae="unused", image_phase=None)
     for name in ("alone", "pipeline"):
         loaded = load_image_vae(str(tmp_path / name), settings.model)
         assert torch.equal(loaded.decoder.conv_out.weight, image_vae.decoder.conv_out.weight)
@@ -111,7 +113,7 @@ def test_training_begins_from_an_image_vae_s_folder_or_its_pipeline_s(tmp_path, 
 
 def test_a_second_phase_goes_on_from_another_odvae_with_the_function_asked_for(tmp_path, vae):
     vae.save_pretrained(tmp_path)
-    model = make_run_settings(begin_from="x", image_phase=None).model.model_copy(update={"norm": "clip"})
+    model = make_run_settings(init_from="x", image_phase=None).model.model_copy(update={"norm": "clip"})
     loaded = load_video_vae(str(tmp_path), model)
     assert loaded.config.norm == "clip"
     assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), vae.parameters(), strict=True))
@@ -123,9 +125,9 @@ def test_a_second_phase_goes_on_from_another_odvae_with_the_function_asked_for(t
     ("given", "message"),
     [
         ({"init": "random"}, "set to null: image_phase"),
-        ({"image_vae": "x"}, "exactly one of image_vae, begin_from, image_phase"),
+        ({"init_image_vae": "x"}, "exactly one of init_image_vae, init_from, image_phase"),
         ({"image_phase": None}, "found none"),
-        ({"begin_from": "x", "image_phase": None, "video_phase": None}, "makes an image VAE"),
+        ({"init_from": "x", "image_phase": None, "video_phase": None}, "makes an image VAE"),
         ({"init": "random", "image_phase": None, "video_phase": None}, "nothing to train"),
     ],
 )

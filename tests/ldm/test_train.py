@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from small_ldm import SMALL_DIT, WEIGHTS, settings, train
+from small_ldm import SMALL_DIT, SMALL_UNET, WEIGHTS, settings, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm.diffusion import ObjectiveSettings, path
+from ldm.diffusion import ObjectiveSettings, alpha_sigma
 from ldm.latents.manifest import load_manifest
 from ldm.networks.conditioning import NO_LABEL, ConditioningSettings
 from ldm.networks.factory import DiTSettings
@@ -21,10 +21,11 @@ from ldm.train import LDMSettings, new_network, train_ldm
 from ldm.training.batches import LatentData
 from ldm.training.throughput import forward_flops
 from ldm.training.validation import _equal_shares
+from odvae.clips.sampling import BatchPlan
 from odvae.running.benchmarking import matmul_rate
 from odvae.running.errors import InputError
-from odvae.running.run_folder import read_json_lines
-from odvae.training.ema import AveragedWeights
+from odvae.running.files import read_json_lines
+from odvae.training.ema import EMA
 from odvae.training.optimization import OptimizationSettings
 from odvae.video.files import decode
 
@@ -43,10 +44,10 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize(("network", "kind"), [*itertools.product(["dit"], KINDS), ("unet", "text")])
+@pytest.mark.parametrize(("network", "kind"), [*itertools.product([{}], KINDS), ({"unet": SMALL_UNET}, "text")])
 def test_every_condition_trains_on_rendered_videos_and_samples(ldm_run, tmp_path, network, kind):
     conditioning, asked = KINDS[kind]
-    chosen = settings(network=network, conditioning=ConditioningSettings(**conditioning), show_every=4, shown=1)
+    chosen = settings(**network, conditioning=ConditioningSettings(**conditioning), sample_every=4, num_visualized=1)
     train(ldm_run, tmp_path / "ldm", chosen)
     assert (tmp_path / "ldm/strips/000004.png").is_file()
     assert len(list(decode(tmp_path / "ldm/videos/000004.mp4", "x"))) == 9
@@ -55,7 +56,7 @@ def test_every_condition_trains_on_rendered_videos_and_samples(ldm_run, tmp_path
         image = tmp_path / "first.png"
         Image.fromarray(np.full((40, 64, 3), 200, np.uint8)).save(image)
     requests = asked_requests(seed=5, image=image, count=2, **asked)
-    sampling = SampleSettings(steps=2, gif=True)
+    sampling = SampleSettings(num_inference_steps=2, gif=True)
     files = sample_videos(requests, sampling, ldm_run / "vae", tmp_path / "ldm", tmp_path / "samples")
     assert [file.stem[-5:] for file in files] == ["seed5", "seed6"]
     assert all(len(list(decode(file, "x"))) == 9 for file in files)
@@ -84,7 +85,7 @@ def test_a_run_logs_its_speed_and_the_held_out_loss_of_each_quarter(ldm_run, tmp
     logged = rows(tmp_path / "ldm")
     speed = logged[-2]
     assert speed["tokens_per_second"] > 0
-    assert speed["peak_share"] == pytest.approx(speed["model_tflops"] / 2.0)
+    assert speed["mfu"] == pytest.approx(speed["model_tflops"] / 2.0)
     assert 0 <= speed["data_wait_share"] < 1
     quarters = [logged[-1][f"held_out_loss_q{i}"] for i in (1, 2, 3, 4)]
     assert logged[-1]["held_out_loss"] == pytest.approx(sum(quarters) / 4)
@@ -105,15 +106,15 @@ def test_validation_times_lie_in_the_quarters_of_trainings_times(ldm_run):
 
 
 def test_batches_are_drawn_anew_each_time_a_clip_comes_and_conditions_drop_by_their_share(ldm_run):
-    data = data_of(ldm_run, kind="class", dropout=0.5, first_frame=0.25)
-    batches = list(itertools.islice(data.training_batches(8, 1, 0, 0, 1, seed=1, done=0), 40))
+    data = data_of(ldm_run, kind="class", cond_dropout=0.5, first_frame=0.25)
+    batches = list(itertools.islice(data.training_batches(BatchPlan(8), seed=1), 40))
     labels = torch.cat([batch.condition.label for batch in batches])
     given = torch.cat([batch.condition.first_frame_given for batch in batches])
     times = torch.cat([batch.time for batch in batches])
     assert abs((labels == NO_LABEL).float().mean() - 0.5) < 0.1
     assert abs(given.float().mean() - 0.25) < 0.1
     assert len(times.unique()) == 320
-    alpha, sigma = (value.view(-1, 1, 1, 1, 1) for value in path(batches[0].time, ObjectiveSettings()))
+    alpha, sigma = (value.view(-1, 1, 1, 1, 1) for value in alpha_sigma(batches[0].time, ObjectiveSettings()))
     x = batches[0].noisy - sigma * batches[0].target  # what the path says the data is
     assert torch.allclose(x[:, :, :1], batches[0].condition.first_frame, atol=1e-5)
     assert torch.allclose(alpha + sigma, torch.ones_like(alpha))
@@ -121,11 +122,11 @@ def test_batches_are_drawn_anew_each_time_a_clip_comes_and_conditions_drop_by_th
 
 def test_ranks_and_accumulation_share_out_the_same_samples(ldm_run):
     data = data_of(ldm_run)
-    whole = next(data.training_batches(8, 1, 0, 0, 1, seed=0, done=3))
+    whole = next(data.training_batches(BatchPlan(8), seed=0, start_step=3))
     parts = [
         batch
         for rank in (0, 1)
-        for batch in itertools.islice(data.training_batches(2, 2, 0, rank, 2, seed=0, done=3), 2)
+        for batch in itertools.islice(data.training_batches(BatchPlan(2, 2, rank, ranks=2), seed=0, start_step=3), 2)
     ]
     order = [0, 2, 1, 3]  # micro-step by micro-step
     assert torch.equal(torch.cat([parts[i].noisy for i in order]), whole.noisy)
@@ -141,7 +142,7 @@ def test_every_rank_validates_as_many_batches_and_every_clip_once():
 
 def test_averages_are_exponential_and_lend_their_weights():
     layer = torch.nn.Linear(1, 1, bias=False)
-    average = AveragedWeights(layer, decay=0.5)
+    average = EMA(layer, decay=0.5)
     expected = 0.0
     for step, value in enumerate([1.0, 3.0, 2.0, 5.0], start=1):
         layer.weight.data.fill_(value)
@@ -186,7 +187,7 @@ def test_steps_that_do_not_log_read_no_value_from_the_device(ldm_run, tmp_path):
     for steps in (2, 12):
         every = {"log_every": 1000, "checkpoint_every": 1000, "validate_every": 1000}
         optimization = OptimizationSettings(steps=steps, batch_size=4, learning_rate=1e-3, **every)
-        chosen = LDMSettings(model=SMALL_DIT, optimization=optimization, peak_tflops=1.0)
+        chosen = LDMSettings(dit=SMALL_DIT, optimization=optimization, peak_tflops=1.0)
         with WaitsForTheDevice() as waits:
             train(ldm_run, tmp_path / str(steps), chosen)
         counts.append(waits.count)
@@ -197,28 +198,28 @@ def test_steps_that_do_not_log_read_no_value_from_the_device(ldm_run, tmp_path):
 def test_a_training_step_never_waits_for_the_gpu(ldm_run, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from ldm.training.batches import squared_errors
+    from ldm.training.batches import per_sample_mse
     from odvae.training.state import TrainingState
 
     chosen, device = settings(optimizer="adamw"), torch.device("cuda")
     data = data_of(ldm_run, device)
     network = new_network(chosen, load_manifest(ldm_run / "latents"))
     state = TrainingState(network, chosen.optimization, tmp_path, "none", "sync")
-    batches = data.training_batches(4, 1, 0, 0, 1, 0, 0)
+    batches = data.training_batches(BatchPlan(4), seed=0)
     for step in range(1, 6):
         torch.cuda.set_sync_debug_mode("error" if step > 2 else "default")
         batch = next(batches)
         with state.accelerator.autocast():
-            loss = (batch.weight * squared_errors(state.model, batch)).mean()
+            loss = (batch.weight * per_sample_mse(state.model, batch)).mean()
         state.accelerator.backward(loss)
         state.apply_gradients(step, {"loss": loss.detach()})
     torch.cuda.set_sync_debug_mode("default")
 
 
 def test_counted_flops_are_those_of_the_formula(ldm_run):
-    chosen = settings(conditioning=ConditioningSettings(kind="none"), model=DiTSettings(width=64, depth=3, heads=2))
+    chosen = settings(conditioning=ConditioningSettings(kind="none"), dit=DiTSettings(width=64, depth=3, heads=2))
     network = new_network(chosen, load_manifest(ldm_run / "latents"))
-    batch = next(data_of(ldm_run, kind="none").training_batches(2, 1, 0, 0, 1, 0, 0))
+    batch = next(data_of(ldm_run, kind="none").training_batches(BatchPlan(2), seed=0))
     n, d, depth, values = 3 * 2 * 2, 64, 3, 4 * 4
     a_block = 2 * n * 12 * d * d + 2 * 2 * n * n * d + 2 * 6 * d * d  # linear layers, attention, modulation
     rest = 2 * n * 2 * values * d + 2 * (256 * d + d * d) + 2 * 2 * d * d  # patches in and out, time, modulation
@@ -232,7 +233,7 @@ def test_the_matmul_rate_is_a_plausible_number():
 
 def test_what_the_latents_cannot_teach_is_refused_before_training(ldm_run, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"patch_size=\(1, 3, 2\)"):
-        train(ldm_run, tmp_path / "a", settings(model=DiTSettings(width=32, depth=1, heads=2, patch_size=(1, 3, 2))))
+        train(ldm_run, tmp_path / "a", settings(dit=DiTSettings(width=32, depth=1, heads=2, patch_size=(1, 3, 2))))
     with pytest.raises(InputError, match="xformers needs a CUDA device"):
         train(ldm_run, tmp_path / "b", settings(attention_backend="xformers"))
     shutil.copytree(ldm_run / "latents", tmp_path / "latents")

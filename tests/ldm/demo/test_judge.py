@@ -124,20 +124,20 @@ def make_pictures_of_nothing() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     shape = (17, 48, 48, 3)
     clip = render(Scene("circle", "red", "large", "left"), 0)
-    grey = clip.mean(-1, keepdims=True).repeat(3, -1)
+    gray = clip.mean(-1, keepdims=True).repeat(3, -1)
     fading = np.linspace(1, 0, 17)[:, None, None, None]
     return {
-        "colour noise": rng.uniform(0, 255, shape),
-        "grey noise": rng.uniform(0, 255, (17, 48, 48, 1)).repeat(3, -1),
-        "coloured clouds": 128 + 1500 * blur(rng.normal(0, 1, shape), 4),
-        "one-colour clouds": 128 + np.array([120, -60, -60]) * (blur(rng.normal(0, 1, shape), 4) > 0.05),
+        "color noise": rng.uniform(0, 255, shape),
+        "gray noise": rng.uniform(0, 255, (17, 48, 48, 1)).repeat(3, -1),
+        "colored clouds": 128 + 1500 * blur(rng.normal(0, 1, shape), 4),
+        "one-color clouds": 128 + np.array([120, -60, -60]) * (blur(rng.normal(0, 1, shape), 4) > 0.05),
         "black": np.zeros(shape),
         "white": np.full(shape, 255),
         "all red": np.full(shape, (255, 0, 0)),
-        "background only": grey,
-        "half-faded shape": (grey + clip) / 2,
-        "shape fading away": grey + (clip - grey) * fading,
-        "shape gone in the second half": np.where(np.arange(17)[:, None, None, None] < 9, clip, grey),
+        "background only": gray,
+        "half-faded shape": (gray + clip) / 2,
+        "shape fading away": gray + (clip - gray) * fading,
+        "shape gone in the second half": np.where(np.arange(17)[:, None, None, None] < 9, clip, gray),
     }
 
 
@@ -147,7 +147,7 @@ def test_a_clip_without_a_clear_object_is_unclear(name, video):
 
 
 def put_side_by_side(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Both clips at half size on one grey clip."""
+    """Both clips at half size on one gray clip."""
     both = np.full_like(first, 128)
     both[:, 4:28, :24], both[:, 20:44, 24:] = first[:, ::2, ::2], second[:, ::2, ::2]
     return both

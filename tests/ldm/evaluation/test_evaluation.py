@@ -20,7 +20,14 @@ from transformers import (
 )
 
 from ldm.demo.judge import Verdict
-from ldm.evaluate import ReportSettings, accuracy_parts, announce_warnings, choose_sets, duplicates_part, read_samples
+from ldm.evaluate import (
+    EvalLDMSettings,
+    accuracy_parts,
+    announce_warnings,
+    choose_video_sets,
+    duplicates_part,
+    read_samples,
+)
 from ldm.evaluation.clip_score import CLIPScorer
 from ldm.evaluation.features import extract_features, load_network, to_square
 from ldm.evaluation.i3d import I3D, load_i3d
@@ -205,10 +212,10 @@ def sample(key):
 def test_sets_have_equal_size_and_too_few_videos_are_refused():
     videos = types.SimpleNamespace(held_out=[sample("a"), sample("b"), sample("c")], train=[sample("d"), sample("e")])
     rows = [{"group": "held_out", "file": f"{i}"} for i in range(5)]
-    sets = choose_sets(ReportSettings(), DATA, videos, rows, 0)
+    sets = choose_video_sets(EvalLDMSettings(), DATA, videos, rows, 0)
     assert len(sets.generated) == len(sets.reference) == len(sets.other_real) == 2
     with pytest.raises(InputError, match="at least 2 videos of each kind"):
-        choose_sets(ReportSettings(), DATA, videos, rows[:1], 0)
+        choose_video_sets(EvalLDMSettings(), DATA, videos, rows[:1], 0)
 
 
 def test_an_unconditional_run_has_no_prompts_to_obey():
@@ -292,10 +299,12 @@ def test_seams_are_found_between_latent_frames():
     stepping = video.clone()
     stepping[:, :, 1:5] += 0.1
     stepping[:, :, 5:] += 0.2  # holds within each group of four
-    assert seam_ratio(added_flicker(stepping, video), time_factor=4) > 100
+    assert seam_ratio(added_flicker(stepping, video), temporal_compression_ratio=4) > 100
     noise = torch.rand(4, 3, 17, 8, 8, generator=torch.Generator().manual_seed(0))
-    assert seam_ratio(added_flicker(noise, torch.zeros_like(noise)), time_factor=4) == pytest.approx(1, abs=0.1)
-    assert seam_ratio(added_flicker(noise, noise), time_factor=1) is None
+    assert seam_ratio(added_flicker(noise, torch.zeros_like(noise)), temporal_compression_ratio=4) == pytest.approx(
+        1, abs=0.1
+    )
+    assert seam_ratio(added_flicker(noise, noise), temporal_compression_ratio=1) is None
 
 
 # The table of numbers

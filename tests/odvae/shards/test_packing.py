@@ -302,7 +302,7 @@ def test_two_writers_into_one_folder_are_refused(source, tmp_path):
 
 def test_scenes_become_samples_of_one_split(source, tmp_path):
     pytest.importorskip("scenedetect", reason="needs PySceneDetect")
-    halves = [np.full((40, 64, 64, 3), grey, np.uint8) for grey in (30, 200)]
+    halves = [np.full((40, 64, 64, 3), gray, np.uint8) for gray in (30, 200)]
     (tmp_path / "cut").mkdir()
     write_video(tmp_path / "cut/x.mp4", np.concatenate(halves), 20)
     report = pack_folder(tmp_path / "cut", tmp_path / "out", PackingSettings(cut_scenes=True, workers=1))

@@ -1,0 +1,105 @@
+"""Files and folders that appear whole or not at all, and JSON in them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from odvae.running.errors import InputError, write_errors_named
+
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that appears at `path` only when the block ends well; until then `path` keeps what it held."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(aside, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_aside(path: str | Path) -> Iterator[Path]:
+    """A new folder that appears at `path` only when the block ends well; a folder already there is replaced."""
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    yield aside
+    if path.exists():
+        retired = path.with_name(f".{path.name}.retired")
+        shutil.rmtree(retired, ignore_errors=True)
+        path.rename(retired)
+        aside.rename(path)
+        shutil.rmtree(retired)
+    else:
+        aside.rename(path)
+
+
+@contextlib.contextmanager
+def install_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder whose files move into `path`, each whole, when the block ends well; other files there stay.
+
+    config.json moves last: where it is, the rest of the model is too.
+    """
+    path = Path(path)
+    aside = path / ".installing.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    with write_errors_named(path):
+        yield aside
+    for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
+        file.replace(path / file.name)
+    aside.rmdir()
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with written_aside(path) as file:
+        file.write(text.encode())
+
+
+def read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+
+
+def read_json_lines(path: str | Path) -> list[dict]:
+    """The rows of a .jsonl file; a last line cut short by a kill is left out."""
+    rows = []
+    lines = Path(path).read_text().splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            if number < len(lines):
+                raise InputError(f"{path}, line {number} is not valid JSON") from None
+    return rows
+
+
+def make_output_folder(path: str | Path) -> Path:
+    """Create a folder and prove that it can be written, before any long work begins."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / f".write_test.{os.getpid()}"
+        probe.write_bytes(b"x" * 4096)
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write into output folder {path}: {error.strerror}") from None
+    return path

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -37,10 +36,10 @@ PROVENANCE = "trained_on.json"
 
 
 class LDMSettings(Settings):
-    dit: DiTSettings | None = None
-    """The diffusion transformer, which is trained unless there is a `unet`."""
     unet: UNetSettings | None = None
-    """diffusers' 3D UNet, in place of the DiT."""
+    """diffusers' 3D UNet, trained in place of the DiT; null: the DiT is trained."""
+    dit: DiTSettings | None = Field(default_factory=lambda given: None if given.get("unet") else DiTSettings())
+    """The diffusion transformer."""
     conditioning: ConditioningSettings = ConditioningSettings()
     """Conditioning: text, class or none; optional first frame."""
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -60,17 +59,10 @@ class LDMSettings(Settings):
     workers: int = Field(0, ge=0)
     """Processes that read latents, a rank; 0 reads in the training process."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _a_dit_by_default(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("dit") is None and values.get("unet") is None:
-            return {**values, "dit": {}}
-        return values
-
     @model_validator(mode="after")
     def _there_is_one_network_that_supports_the_options(self) -> LDMSettings:
-        if self.dit is not None and self.unet is not None:
-            raise ValueError("dit and unet are both given: one network is trained, set the other to null")
+        if (self.dit is None) == (self.unet is None):
+            raise ValueError("one network is trained: give either dit or unet")
         for name in ("compile", "gradient_checkpointing"):
             if self.unet is not None and getattr(self.optimization, name):
                 raise ValueError(f"optimization.{name}=true is for ldm.dit: diffusers' 3D UNet does not support it")

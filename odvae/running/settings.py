@@ -173,7 +173,7 @@ def settings_help(kind: type[Settings], prefix: str = "") -> str:
     lines: list[str] = []
     for name, field in kind.model_fields.items():
         section = _settings_in(field.annotation)
-        default = field.get_default(call_default_factory=True)
+        default = field.get_default(call_default_factory=True, validated_data={})
         meaning = " ".join((field.description or "").split())
         if section is not None:
             optional = " (may be null)" if type(None) in get_args(field.annotation) else ""

@@ -223,7 +223,7 @@ def test_published_it_has_its_own_card_and_the_file_that_names_its_class(pipelin
         ({"output_type": "gif"}, "allowed are np, pt, latent"),
         ({"class_label": "run"}, "class_label was given, but this network does not take one"),
         ({"negative_prompt": ["a", "b"]}, "1 prompts need one negative_prompt or 1, found 2"),
-        ({"num_videos": 2}, "num_videos is for networks that are told nothing"),
+        ({"num_videos": 2}, "num_videos is for unconditional networks"),
     ],
 )
 def test_what_it_cannot_make_is_an_error_that_says_what_it_can(pipeline, options, message):

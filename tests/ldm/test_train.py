@@ -64,7 +64,10 @@ def test_every_condition_trains_on_rendered_videos_and_samples(ldm_run, tmp_path
     assert (tmp_path / "samples/contact_sheet.png").is_file()
     recorded = read_json_lines(tmp_path / "samples/samples.jsonl")
     assert [row["seed"] for row in recorded] == [5, 6]
-    assert all(row["ldm_sha256"] and row["vae_sha256"] and row["steps"] == 2 and row["commit"] for row in recorded)
+    assert all(
+        row["ldm_sha256"] and row["vae_sha256"] and row["num_inference_steps"] == 2 and row["commit"]
+        for row in recorded
+    )
     assert ("image_sha256" in recorded[0]) == (kind == "first frame")
 
 

@@ -122,7 +122,12 @@ def test_the_exported_pipeline_makes_the_very_videos_of_the_sampling_stage(run):
     folder = run / "pipeline"
     assert f"output: {folder}" in printed
     card = (folder / "README.md").read_text()
-    for words in ("told | text, up to 8 tokens", "held-out loss: ", "reconstruction PSNR", "learning_rate: 0.001"):
+    for words in (
+        "conditioning | text, up to 8 tokens",
+        "held-out loss: ",
+        "reconstruction PSNR",
+        "learning_rate: 0.001",
+    ):
         assert words in card
     pipeline = TextToVideoPipeline.from_pretrained(folder)
     row = read_json_lines(run / "samples/samples.jsonl")[0]

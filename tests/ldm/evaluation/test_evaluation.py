@@ -125,7 +125,7 @@ class Scripted(nn.Module):
 def test_a_torchscript_program_runs_only_with_the_known_hash_or_the_one_given(tmp_path):
     path = tmp_path / "i3d_torchscript.pt"
     torch.jit.script(Scripted()).save(str(path))
-    with pytest.raises(InputError, match=r"set report\.i3d_sha256"):
+    with pytest.raises(InputError, match=r"set eval_ldm\.i3d_sha256"):
         load_i3d(path, None)
     network = load_network("i3d", str(path), file_fingerprint(path))
     assert network.distance == "FVD"
@@ -150,7 +150,7 @@ def test_videomae_features_are_its_pooled_tokens_and_need_its_frames(tmp_path):
     assert "not FVD" in network.distance
     with pytest.raises(InputError, match="takes 4 frames, the protocol gives 17"):
         network.check_frames(17)
-    with pytest.raises(InputError, match=r"report\.videomae must name"):
+    with pytest.raises(InputError, match=r"eval_ldm\.videomae must name"):
         load_network("videomae")
 
 
@@ -227,9 +227,9 @@ def test_an_unconditional_run_has_no_prompts_to_obey():
 
 
 def test_samples_made_with_several_settings_are_refused(tmp_path):
-    rows = [{"file": f"{i}.mp4", "group": "held_out", "ldm_sha256": "a", "guidance": 3.0 + i} for i in range(2)]
+    rows = [{"file": f"{i}.mp4", "group": "held_out", "ldm_sha256": "a", "guidance_scale": 3.0 + i} for i in range(2)]
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(InputError, match=r"mixes samples of several guidance: 3\.0, 4\.0"):
+    with pytest.raises(InputError, match=r"mixes samples of several guidance_scale: 3\.0, 4\.0"):
         read_samples(tmp_path)
 
 

@@ -135,7 +135,7 @@ def test_an_encoding_that_was_stopped_goes_on_and_ends_in_the_same_bytes(encoded
 
 def test_encoding_with_another_vae_or_other_settings_into_the_same_folder_is_refused(encoded, tmp_path):
     shutil.copytree(encoded, tmp_path / "run")
-    with pytest.raises(InputError, match=r"latents\.clips_per_video: was 2, now 1"):
+    with pytest.raises(InputError, match=r"encode\.clips_per_video: was 2, now 1"):
         encode(encoded, tmp_path / "run/latents", encode=EncodeSettings(batch_size=3))
     change_weights(tmp_path / "run/vae")
     with pytest.raises(InputError, match="was encoded by another VAE"):

@@ -126,10 +126,10 @@ def test_bucket_steps_visit_every_entry_once_an_epoch_and_one_bucket_is_the_plai
     draws = [draw for batch in islice(BucketSampler(counts, 5, BatchPlan(4)), 14) for draw in batch]
     assert [draw.number for draw in draws] == list(range(56))
     for bucket, count in enumerate(counts):
-        assert sorted(draw.place for draw in draws if draw.bucket == bucket) == list(range(count))
+        assert sorted(draw.index for draw in draws if draw.bucket == bucket) == list(range(count))
     single = islice(BucketSampler([100], 5, BatchPlan(2, 2, 1, ranks=2), 3), 6)
     plain = islice(StepSampler(BatchPlan(2, 2, 1, ranks=2), 3), 6)
-    assert [[draw.place for draw in batch] for batch in single] == list(plain)
+    assert [[draw.index for draw in batch] for batch in single] == list(plain)
 
 
 def test_another_seed_takes_other_clips(shards):

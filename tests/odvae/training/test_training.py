@@ -1,12 +1,11 @@
 """What both training loops share (steps that are not finite, the learning rate), and where the VAE's begins."""
 
-import types
-
 import pytest
 import torch
 from torch import nn
 
 from odvae.batches import Batches, VideoPhaseSettings
+from odvae.clips.sampling import BatchPlan
 from odvae.initial_weights import ModelSettings, load_image_vae, load_video_vae
 from odvae.running.errors import InputError
 from odvae.train import VAESettings
@@ -77,9 +76,9 @@ def test_the_count_of_skipped_steps_survives_a_resume(tmp_path):
 
 def test_single_frames_of_a_step_are_shared_out_evenly_or_refused():
     phase = VideoPhaseSettings(image_every=2, images_per_step=8, gradient_accumulation_steps=2)
-    three_ranks = types.SimpleNamespace(num_processes=3, process_index=0)
+    plan = BatchPlan(8, gradient_accumulation_steps=2, ranks=3)
     with pytest.raises(InputError, match=r"images_per_step=8 is not divisible by the 3 ranks times 2 micro-steps"):
-        next(Batches(None, phase, three_ranks, seed=0).from_step(0))
+        next(Batches(None, phase, plan, torch.device("cpu"), seed=0).from_step(0))
 
 
 def test_the_learning_rate_rises_stays_and_falls():

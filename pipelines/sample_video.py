@@ -11,6 +11,7 @@ from ldm.experiment import announce, open_videos, parse_experiment
 from ldm.latents.manifest import load_manifest
 from ldm.sample import asked_requests, evaluation_requests, sample_videos
 from odvae.running.errors import InputError, readable_errors
+from odvae.running.text import read_text_file
 
 
 def main() -> None:
@@ -42,9 +43,10 @@ def main() -> None:
 def read_prompts(path: Path | None) -> list[str]:
     if path is None:
         return []
-    if not path.is_file():
-        raise InputError(f"--prompts {path}: no such file")
-    return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    prompts = [line.strip() for line in read_text_file(path, "--prompts").split("\n") if line.strip()]
+    if not prompts:
+        raise InputError(f"--prompts {path} holds no prompt; one a line is read")
+    return prompts
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from odvae.running.errors import InputError, write_errors_named
+from odvae.running.text import decode_text
 
 
 @contextlib.contextmanager
@@ -73,16 +74,21 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_json(path: str | Path) -> Any:
+    return parse_json(decode_text(Path(path).read_bytes(), str(path)), str(path))
+
+
+def parse_json(text: str, name: str) -> Any:
+    """The value in a JSON text; `name` stands for it in the InputError where it is not valid."""
     try:
-        return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from None
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, brackets in brackets
+        raise InputError(f"{name} is not valid JSON: {error}") from None
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
     """The rows of a .jsonl file; a last line cut short by a kill is left out."""
     rows = []
-    lines = Path(path).read_text().splitlines()
+    lines = decode_text(Path(path).read_bytes(), str(path)).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticUndefined
 
 from odvae.running.errors import InputError
+from odvae.running.text import read_text_file
 
 
 class Settings(BaseModel):
@@ -64,7 +65,7 @@ def read_yaml(text: str, name: str) -> Any:
         return yaml.load(text, Loader=_StrictLoader)  # _StrictLoader is a SafeLoader: no code runs
     except InputError as error:
         raise InputError(f"{name}, {error}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
         raise InputError(f"{name} is not valid YAML: {error}") from None
 
 
@@ -87,9 +88,7 @@ def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[s
     Raises InputError naming the file, the key, what was found and what is allowed.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"config file {path} does not exist")
-    data = read_yaml(path.read_text(), str(path)) or {}
+    data = read_yaml(read_text_file(path, "config file"), str(path)) or {}
     if not isinstance(data, dict):
         raise InputError(f"{path}: expected sections with keys, found {type(data).__name__}")
     source = str(path) if not overrides else f"{path} with {' '.join(overrides)}"
@@ -101,7 +100,11 @@ def make_settings(kind: type[SettingsT], data: dict[str, Any], overrides: Sequen
     for override in overrides:
         _apply_override(data, override)
     try:
-        return kind.model_validate_json(json.dumps(data), strict=True)  # JSON mode: strict, yet lists fill tuples
+        text = json.dumps(data)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{source}: a value is no text, number, list or section: {error}") from None
+    try:
+        return kind.model_validate_json(text, strict=True)  # JSON mode: strict, yet lists fill tuples
     except ValidationError as error:
         problems = "\n".join(f"  {_describe(problem, kind)}" for problem in error.errors())
         raise InputError(f"{source}:\n{problems}") from None

@@ -1,0 +1,119 @@
+"""What became of the videos a command was given: used, or left out with a reason. Each is counted and named."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from odvae.running.files import write_json
+from odvae.running.text import printable, valid_unicode
+
+ACCOUNT = "account.json"
+
+# The usual reasons, so that the same thing has one name in every stage.
+UNREADABLE = "cannot be decoded"
+NO_VIDEO = "holds no video"
+TOO_SHORT = "shorter than a clip"
+COPY = "same bytes as another"
+BAD_CAPTION = "caption cannot be read"
+NOT_A_FILE = "not a file that can be read"
+
+_NAMES_SHOWN, _CLASSES_SHOWN = 3, 5
+
+
+@dataclass
+class Account:
+    """Found = used + left out. `what` names the things in the plural."""
+
+    what: str = "videos"
+    used: int = 0
+    without_caption: int | None = None
+    """Of the used; None where captions do not matter."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """Used ones by class."""
+    left_out: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Reason -> {name: what exactly}."""
+    notes: list[str] = field(default_factory=list)
+    """What else a reader should know, a sentence each."""
+
+    def use(self, captioned: bool | None = None, label: str | None = None) -> None:
+        """Count one that is used; `captioned` says whether it has a caption, where that matters."""
+        self.used += 1
+        if captioned is not None:
+            self.without_caption = (self.without_caption or 0) + (not captioned)
+        if label is not None:
+            self.classes[label] = self.classes.get(label, 0) + 1
+
+    def leave_out(self, name: str, reason: str, exactly: str = "") -> None:
+        """Count one that is not used. The same name under the same reason counts once."""
+        exactly = exactly.removeprefix(name).removeprefix(":").strip() or reason
+        self.left_out.setdefault(reason, {})[valid_unicode(name)] = valid_unicode(exactly)
+
+    @property
+    def count_left_out(self) -> int:
+        return sum(map(len, self.left_out.values()))
+
+    @property
+    def found(self) -> int:
+        return self.used + self.count_left_out
+
+    @property
+    def captioned(self) -> int | None:
+        """Used ones that have a caption; None where captions do not matter."""
+        return None if self.without_caption is None else self.used - self.without_caption
+
+    def table(self) -> str:
+        """The account as a person reads it, a few lines; every name is in `to_json`."""
+        rows = [(f"{self.what} found", str(self.found), ""), ("used", str(self.used), "")]
+        rows.append(("left out", str(self.count_left_out), ""))
+        for reason, names in sorted(self.left_out.items(), key=lambda item: (-len(item[1]), item[0])):
+            rows.append((f"  {reason}", str(len(names)), _a_few(list(names))))
+        if self.without_caption is not None:
+            rows.append(("without a caption", str(self.without_caption), _share(self.without_caption, self.used)))
+        if self.classes:
+            rows.append(("classes", str(len(self.classes)), most_frequent(self.classes, _CLASSES_SHOWN)))
+        name_width, count_width = max(len(name) for name, _, _ in rows), max(len(count) for _, count, _ in rows)
+        lines = [f"  {name:<{name_width}}  {count:>{count_width}}  {rest}".rstrip() for name, count, rest in rows]
+        return "\n".join(lines + [f"  note: {note}" for note in self.notes])
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "what": self.what,
+            "found": self.found,
+            "used": self.used,
+            "left_out": {
+                reason: {"count": len(names), "names": dict(sorted(names.items()))}
+                for reason, names in sorted(self.left_out.items())
+            },
+            "without_caption": self.without_caption,
+            "classes": dict(sorted(self.classes.items())),
+            "notes": self.notes,
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Account:
+        left_out = {reason: dict(group["names"]) for reason, group in values["left_out"].items()}
+        kept = {name: values[name] for name in ("what", "used", "without_caption", "classes", "notes")}
+        return cls(left_out=left_out, **kept)
+
+    def save(self, folder: Path) -> None:
+        """Write every count and name to `account.json` in a stage's folder."""
+        write_json(folder / ACCOUNT, self.to_json())
+
+
+def _share(part: int, whole: int) -> str:
+    return f"({part / whole:.0%} of the used)" if part and whole else ""
+
+
+def _a_few(names: list[str]) -> str:
+    shown = ", ".join(printable(name) for name in names[:_NAMES_SHOWN])
+    return shown + (", ..." if len(names) > _NAMES_SHOWN else "")
+
+
+def most_frequent(counts: Mapping[str, int], most: int) -> str:
+    """The names with the largest counts, and how many more there are."""
+    shown = ", ".join(f"{printable(name)} ({count})" for name, count in Counter(counts).most_common(most))
+    return shown + (f" and {len(counts) - most} more" if len(counts) > most else "")

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from pydantic import Field
-from timm.optim import create_optimizer_v2
+from timm.optim import Lookahead, create_optimizer_v2, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -21,6 +21,7 @@ from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder
 from odvae.running.settings import Settings
+from odvae.training.muon import Muon
 
 Tracker = Literal["none", "wandb", "tensorboard"]
 Precision = Literal["auto", "bf16", "fp32"]
@@ -34,7 +35,8 @@ class OptimizationSettings(Settings):
     gradient_accumulation_steps: int = Field(1, ge=1)
     """Micro-steps a step: the global batch is ranks * gradient_accumulation_steps * batch_size."""
     optimizer: str = "adamw"
-    """Any optimizer timm's factory knows by name. "nadamuon" learns far more a step than "adamw" (LOG.md)."""
+    """Any optimizer timm's factory knows by name; muon, nmuon, adamuon and nadamuon are `odvae.training.muon`'s.
+    "nadamuon" learns far more a step than "adamw" (LOG.md)."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(0, ge=0)
@@ -84,19 +86,25 @@ MAY_CHANGE_ON_RESUME = (
 
 # torch's, which then update all weights in one kernel, on CPU too. Not sgd: its kernel cannot take shards (FSDP2).
 FUSED_OPTIMIZERS = ("adam", "adamw")
+# Ours in place of timm's, whose inner work is in bf16 on every device, one matrix after the other.
+MUON_OPTIMIZERS = {
+    "muon": {},
+    "nmuon": {"nesterov": True},
+    "adamuon": {"adaptive": True},
+    "nadamuon": {"adaptive": True, "nesterov": True},
+}
 
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
-    """timm's optimizer by name, with weight decay on matrices only."""
+    """The optimizer of this name, with weight decay on matrices only. Raises InputError for one there is not."""
+    name, rate, decay = settings.optimizer.lower(), settings.learning_rate, settings.weight_decay
+    betas = {"betas": settings.betas} if settings.betas else {}
+    if (muon := name.removeprefix("lookahead_")) in MUON_OPTIMIZERS:
+        optimizer = Muon(param_groups_weight_decay(model, decay), rate, **MUON_OPTIMIZERS[muon], **betas)
+        return optimizer if muon == name else Lookahead(optimizer)
+    fused = {"fused": True} if name in FUSED_OPTIMIZERS else {}
     try:
-        return create_optimizer_v2(
-            model,
-            opt=settings.optimizer,
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
-            **({"fused": True} if settings.optimizer in FUSED_OPTIMIZERS else {}),
-            **({"betas": settings.betas} if settings.betas else {}),
-        )
+        return create_optimizer_v2(model, name, rate, decay, **fused, **betas)
     except (ValueError, AssertionError, TypeError) as error:
         raise InputError(f"optimizer={settings.optimizer!r}, betas={settings.betas}: timm says {error}") from None
 

@@ -26,7 +26,8 @@ from ldm.networks.text_encoder import (
     learn_text_encoder,
     load_text_encoder,
 )
-from odvae.clips.clip import DataSettings, VideoSet
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
 from odvae.latent_statistics import ChannelSums
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, written_aside
@@ -36,7 +37,7 @@ from odvae.running.run_folder import code_version
 from odvae.running.stage import StageClock
 from odvae.running.worker_pool import Failure
 from odvae.training.checkpoints import begin_stage
-from odvae.video_vae import load_vae
+from odvae.video_vae import compression_of, load_vae
 
 
 def encode_latents(
@@ -55,6 +56,7 @@ def encode_latents(
     """
     state = PartialState()
     vae = load_vae(vae_folder).to(state.device)
+    settings.check_sizes(data, compression_of(vae))
     clock = StageClock(folder)
     with main_process_writes(folder):
         begin_stage(folder, {"encode": settings, "text": text, "data": data}, clock)

@@ -25,8 +25,11 @@ from ldm.evaluation.scorers import Scorers, measure_real, measure_reconstruction
 from ldm.evaluation.scores import distance_part
 from ldm.report.page import render_report
 from ldm.sample import HELD_OUT, UNSEEN
-from odvae.clips.clip import DataSettings, VideoSet, frame_count
+from odvae.clips.clip import frame_count
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
 from odvae.flicker import seam_ratio
+from odvae.input_checks import check_clip_size
 from odvae.running.benchmarking import forbid_tf32
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json_lines
@@ -36,7 +39,7 @@ from odvae.running.run_folder import RunFolder
 from odvae.running.settings import Settings
 from odvae.running.stage import StageClock
 from odvae.shards.tars import Sample
-from odvae.video_vae import load_vae
+from odvae.video_vae import compression_of, load_vae
 
 SAMPLES_COMMAND = "accelerate launch pipelines/sample_video.py (with this experiment's --config, no --prompt)"
 ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
@@ -95,6 +98,7 @@ def evaluate_ldm(
     if state.is_main_process:
         make_output_folder(folders.report)
     vae = load_vae(folders.vae).to(state.device)
+    check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")
     networks = load_networks(settings.networks, settings.i3d, settings.i3d_sha256, settings.videomae, state.device)
     for network in networks:
         network.check_frames(protocol.frames_of(data.frames))
@@ -171,7 +175,7 @@ def choose_video_sets(
     def start(sample: Sample, number: int) -> int:
         if protocol.start == "first":
             return 0
-        return protocol.random_start(frame_count(sample, data), data, seed, number)
+        return protocol.random_start(frame_count(sample, data.fps), data, seed, number)
 
     def clips(samples: list[Sample], first: int) -> list[tuple[Sample, int]]:
         return [(sample, start(sample, first + i)) for i, sample in enumerate(samples[:n])]

@@ -15,8 +15,10 @@ from ldm.evaluate import EvalLDMSettings
 from ldm.networks.text_encoder import TextSettings
 from ldm.sample import SampleSettings
 from ldm.train import LDMSettings
-from odvae.clips.clip import DataSettings, VideoSet
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
 from odvae.evaluate import EvalVAESettings
+from odvae.frame_counts import check_frame_count
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import InputError
 from odvae.running.run_folder import RunFolder
@@ -69,6 +71,15 @@ class Experiment(Settings):
         frames = self.vae.video_phase.frames if self.vae.video_phase else None
         if frames is not None and frames > self.data.frames:
             raise ValueError(f"vae.video_phase.frames={frames} is more than data.frames={self.data.frames}")
+        return self
+
+    @model_validator(mode="after")
+    def _the_vae_takes_clips_of_these_sizes(self) -> Experiment:
+        ratios, phase = self.vae.compression, self.vae.video_phase
+        self.encode.check_sizes(self.data, ratios)
+        self.eval_vae.check_sizes(self.data, ratios, tiled=phase is not None)
+        if phase is not None and phase.frames is not None:
+            check_frame_count(phase.frames, ratios[0], "vae.video_phase.frames")
         return self
 
     @property

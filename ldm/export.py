@@ -10,6 +10,7 @@ from ldm.latents.manifest import TEXT_ENCODER_FOLDER
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sample import SampleSettings, load_pipeline
 from ldm.train import PROVENANCE, ema_folder
+from odvae.frame_counts import video_frames
 from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import folder_aside, read_json, read_json_lines
 from odvae.running.hashing import weights_fingerprint
@@ -76,7 +77,7 @@ def write_card(
         call=call,
         conditioning=conditioning,
         objective=pipeline.objective,
-        frames=(t - 1) * vae.temporal_compression_ratio + 1,
+        frames=video_frames(t, vae.temporal_compression_ratio),
         height=h * vae.spatial_compression_ratio,
         width=w * vae.spatial_compression_ratio,
         data=provenance["data"],

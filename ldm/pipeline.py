@@ -21,7 +21,8 @@ from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.pipeline_folder import PipelineFolderMixin
 from ldm.sampling.schedulers import Guidance, check_scheduler, guided_prediction, sample_latents
-from odvae.clips.clip import check_frames
+from odvae.frame_counts import check_frame_count, latent_frames
+from odvae.input_checks import check_picture_size
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.video_vae import VideoVAE
@@ -99,7 +100,8 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
             negative_prompt: what guidance leads away from; one for all, or one each.
             class_label: a class by its name, or by its number where no class has that for a name.
             image: the first frame, float (3, h, w) in [-1, 1]; one for all, or one each. For networks that take one.
-            num_frames, height, width: 4k+1 frames, multiples of 8 pixels; by default what the model was trained on.
+            num_frames, height, width: sizes that the VAE takes (OD-VAE: 4k+1 frames, multiples of 8 pixels); by default
+                what the network was trained on.
             guidance_scale: 1 follows the condition as trained; larger follows it more (classifier-free guidance).
             guidance_interval, guidance_rescale: see `ldm.sampling.schedulers.Guidance`.
             generator: one for all videos, or one each, which makes each independent of the others.
@@ -167,17 +169,11 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         t, h, w = self.transformer.config.sample_size
         factor = self.vae.spatial_compression_ratio
         if frames is not None:
-            t = (
-                frames
-                if self.vae.temporal_compression_ratio == 1
-                else (check_frames(frames) - 1) // self.vae.temporal_compression_ratio + 1
-            )
-        for name, size in (("height", height), ("width", width)):
-            if size is not None and (size < factor or size % factor):
-                raise InputError(f"{name} must be a multiple of {factor}, found {size}")
-        h = height // factor if height is not None else h
-        w = width // factor if width is not None else w
-        shape = (self.transformer.config.latent_channels, t, h, w)
+            check_frame_count(frames, self.vae.temporal_compression_ratio, "num_frames")
+            t = latent_frames(frames, self.vae.temporal_compression_ratio)
+        height, width = (h * factor if height is None else height), (w * factor if width is None else width)
+        check_picture_size(height, width, factor)
+        shape = (self.transformer.config.latent_channels, t, height // factor, width // factor)
         self.transformer.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide it
         return shape
 

@@ -23,7 +23,8 @@ from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sampling.schedulers import SamplerName, make_scheduler
 from ldm.train import PROVENANCE, ema_folder
-from odvae.clips.clip import VideoSet, fit_frames
+from odvae.clips.clip import fit_frames
+from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json, read_json_lines, write_text, written_aside
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
@@ -59,10 +60,10 @@ class SampleSettings(Settings):
     """Videos made at a time on each rank. With 1 a video is the same to the last bit whichever others are made; more
     are faster where the network is small, and then a video differs by rounding with its place among others."""
     frames: int | None = Field(None, ge=1)
-    """Frames a video; null: as trained."""
-    height: int | None = Field(None, ge=8)
+    """Frames a video, as many as the VAE takes; null: as trained."""
+    height: int | None = Field(None, ge=1)
     """Height in pixels; null: as trained."""
-    width: int | None = Field(None, ge=8)
+    width: int | None = Field(None, ge=1)
     """Width in pixels; null: as trained."""
     count: int = Field(96, ge=1)
     """Videos made for the evaluation when nothing is asked for: of held-out captions, or of all classes in turn."""

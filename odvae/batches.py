@@ -11,10 +11,11 @@ from einops import rearrange
 from pydantic import Field
 from torch import Tensor
 
-from odvae.clips.clip import FrameCount, VideoSet, is_held_out
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.sampling import BatchPlan, StepSampler
+from odvae.clips.video_set import VideoSet, is_held_out
+from odvae.frame_counts import latent_frames
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
 from odvae.training.optimization import OptimizationSettings
@@ -29,7 +30,7 @@ class ImagePhaseSettings(OptimizationSettings):
 
 
 class VideoPhaseSettings(OptimizationSettings):
-    frames: FrameCount | None = Field(None, ge=5)
+    frames: int | None = Field(None, ge=2)
     """Frames a training clip, 4k+1; null: data.frames. The model is convolutional in time, so it may train on shorter
     clips than it is used for (the paper trains on 25 and is measured on 33)."""
     image_every: int | None = Field(None, ge=2)
@@ -52,10 +53,9 @@ class Batch:
     def posterior_noise(self, network: VideoVAE, seed: int) -> Tensor:
         """The noise that draws latents from the posterior, (b, c, 1 + k, h/8, w/8)."""
         _, _, t, h, w = self.video.shape
-        frames = (t - 1) // network.temporal_compression_ratio + 1
         shape = (
             network.config.latent_channels,
-            frames,
+            latent_frames(t, network.temporal_compression_ratio),
             h // network.spatial_compression_ratio,
             w // network.spatial_compression_ratio,
         )
@@ -99,7 +99,7 @@ class Batches:
         if self.optimization.frames is not None:
             data = data.model_copy(update={"frames": self.optimization.frames})
         clips = ClipDataset(self.videos.train, data, self.seed)
-        for batch in endless_loader(clips, StepSampler(self.plan, done), data.workers):
+        for batch in endless_loader(clips, StepSampler(self.plan, done)):
             video = batch["video"].to(self.device, non_blocking=True)
             yield Batch(to_float(video), "posterior", batch["number"].tolist())
 
@@ -114,7 +114,7 @@ class Batches:
             samples = [sample for sample in self.videos.samples if not is_held_out(sample.key, data.held_out)]
         data = data.model_copy(update={"frames": frames, "stride": max(1, data.span // frames)})
         clips = ClipDataset(samples, data, derive_seed(self.seed, "images"))
-        for batch in endless_loader(clips, StepSampler(replace(self.plan, batch_size=batch_size), done), data.workers):
+        for batch in endless_loader(clips, StepSampler(replace(self.plan, batch_size=batch_size), done)):
             video = batch["video"].to(self.device, non_blocking=True)
             numbers = [number * frames + i for number in batch["number"].tolist() for i in range(frames)]
             yield Batch(to_float(rearrange(video, "b t h w c -> (b t) 1 h w c")), "image posterior", numbers)

@@ -18,12 +18,14 @@ from accelerate.utils import gather_object
 from pydantic import Field
 from torch import Tensor
 
-from odvae.clips.clip import DataSettings, FrameCount, VideoSet, frame_count, load_clip
+from odvae.clips.clip import frame_count, load_clip
 from odvae.clips.loader import each_clip
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
+from odvae.input_checks import check_clip_size
 from odvae.latent_statistics import ChannelSums
 from odvae.lpips import LPIPSSettings
 from odvae.metrics import lpips, psnr, ssim
-from odvae.model import ODVAE
 from odvae.running.benchmarking import PeakMemory, forbid_tf32, now
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, write_text
@@ -34,10 +36,11 @@ from odvae.running.seeds import normal_per_sample
 from odvae.running.settings import Settings
 from odvae.running.stage import StageClock
 from odvae.shards.tars import Sample
+from odvae.tiling import check_group
 from odvae.video.files import write_video
 from odvae.video.frame_grid import save_picture, strip
 from odvae.video.pixels import to_float, to_uint8
-from odvae.video_vae import VideoVAE, load_vae
+from odvae.video_vae import VideoVAE, compression_of, load_vae
 
 Mode = Literal["whole", "streamed", "tiled"]
 
@@ -47,8 +50,8 @@ class EvalVAESettings(Settings):
     """Held-out clips that are reconstructed and scored (fewer if there are)."""
     batch_size: int = Field(4, ge=1)
     """Clips that are reconstructed at a time."""
-    frames: FrameCount | None = Field(None, ge=1)
-    """Frames a clip, 4k+1; null: data.frames. The paper's protocol has 33."""
+    frames: int | None = Field(None, ge=1)
+    """Frames a clip, as many as the VAE takes (OD-VAE: 4k+1); null: data.frames. The paper's protocol has 33."""
     latents: Literal["mean", "sample"] = "mean"
     """Decode the posterior's mean, or a sample of it."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -61,10 +64,21 @@ class EvalVAESettings(Settings):
     """Clips on which the modes are compared and timed."""
     chunk: int = Field(4, ge=1)
     """Frames a chunk when streaming."""
-    tile_frames: FrameCount = Field(9, ge=5)
+    tile_frames: int = Field(9, ge=2)
     """Frames a group when tiling, 4m+1 (the paper's: 33)."""
     num_visualized: int = Field(12, ge=1)
     """Clips that are kept as videos for the report page."""
+
+    def clip_settings(self, data: DataSettings) -> DataSettings:
+        """`data` with the length of the clips that are scored."""
+        return data if self.frames is None else data.model_copy(update={"frames": self.frames})
+
+    def check_sizes(self, data: DataSettings, ratios: tuple[int, int], tiled: bool) -> None:
+        """Raise InputError for clips, or groups of frames when tiling, that a VAE with these ratios does not take."""
+        clip = self.clip_settings(data)
+        check_clip_size(clip.frames, clip.height, clip.width, ratios, "data" if self.frames is None else "eval_vae")
+        if tiled and "tiled" in self.modes:
+            check_group(self.tile_frames, ratios[0], "eval_vae.tile_frames")
 
 
 @dataclass(frozen=True)
@@ -124,11 +138,11 @@ def evaluate_vae(
     if state.is_main_process:
         make_output_folder(folders.report / "videos")
     state.wait_for_everyone()
-    if settings.frames is not None:
-        data = data.model_copy(update={"frames": settings.frames})
     vae = load_vae(folders.vae).to(state.device)
+    settings.check_sizes(data, compression_of(vae), tiled=vae.has_temporal_tiling)
+    data = settings.clip_settings(data)
     evaluation = Evaluation(settings, data, vae, seed)
-    chosen = [sample for sample in videos.held_out if frame_count(sample, data) >= data.span][: settings.clips]
+    chosen = [sample for sample in videos.held_out if frame_count(sample, data.fps) >= data.span][: settings.clips]
     if not chosen:
         raise InputError(f"no held-out video has the {data.span} frames that a clip spans (eval_vae.frames)")
     mine = list(enumerate(chosen))[state.process_index :: state.num_processes]
@@ -279,8 +293,10 @@ def _timed(evaluation: Evaluation, videos: list[Tensor], mode: Mode) -> tuple[li
 def _impossible(evaluation: Evaluation, mode: Mode) -> str | None:
     """Why the VAE does not have this mode; None where it has it."""
     vae = evaluation.vae
-    if mode == "tiled" and not isinstance(vae, ODVAE):
-        return "an image VAE works frame by frame: there is nothing to tile in time"
-    if mode == "streamed" and isinstance(vae, ODVAE) and not vae.streamable:
-        return f"norm={vae.config.norm}, temporal_upsample={vae.config.temporal_upsample} needs the whole clip"
+    if mode == "tiled" and vae.temporal_compression_ratio == 1:
+        return "the VAE works frame by frame: there is nothing to tile in time"
+    if mode == "tiled" and not vae.has_temporal_tiling:
+        return f"{type(vae).__name__} has no groups of frames that a setting could size"
+    if mode == "streamed" and not vae.streamable:
+        return f"{type(vae).__name__} as it is configured needs the whole clip: a frame depends on later ones"
     return None

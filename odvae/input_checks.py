@@ -7,27 +7,42 @@ import math
 import torch
 from torch import Tensor
 
-from odvae.clips.clip import check_frames
+from odvae.frame_counts import check_frame_count
 from odvae.running.errors import InputError
-
-TEMPORAL_COMPRESSION_RATIO, SPATIAL_COMPRESSION_RATIO = 4, 8
 
 # Pixels in [-1, 1] may overshoot a little (resizing, noise), those in 0..255 do by far; between the two lies no mistake
 # that the range alone would prove.
 LARGEST_PIXEL = 8.0
 
 
-def check_video(video: Tensor, any_length: bool = False) -> None:
-    """Raise InputError unless `video` is floats (b, 3, 4k+1, h, w), h and w multiples of 8. Reads no values."""
+def check_video(video: Tensor, temporal_ratio: int, spatial_ratio: int) -> None:
+    """Raise InputError unless `video` is floats (b, 3, t, h, w) of a size that a VAE with these ratios takes.
+
+    That is t = temporal_ratio*k + 1, h and w multiples of spatial_ratio. Reads no values.
+    """
     shape = tuple(video.shape)
     if video.ndim != 5 or shape[1] != 3:
         raise InputError(f"a video is (batch, 3, frames, height, width), found {shape}")
     if not video.is_floating_point():
         raise InputError(f"pixels are floats in [-1, 1], found {video.dtype}; from 0..255: video / 127.5 - 1")
-    if not any_length:
-        check_frames(shape[2])
-    if shape[3] % SPATIAL_COMPRESSION_RATIO or shape[4] % SPATIAL_COMPRESSION_RATIO or 0 in shape[3:]:
-        raise InputError(f"height and width must be multiples of 8, found {shape[3]}x{shape[4]}")
+    if temporal_ratio > 1:  # a stream's chunk may be empty
+        check_frame_count(shape[2], temporal_ratio)
+    check_picture_size(*shape[3:], spatial_ratio)
+
+
+def check_picture_size(height: int, width: int, ratio: int, names: tuple[str, str] = ("height", "width")) -> None:
+    """Raise InputError unless both are multiples of a VAE's spatial compression ratio."""
+    for name, size in zip(names, (height, width), strict=True):
+        if size < ratio or size % ratio:
+            raise InputError(
+                f"{name} must be a multiple of {ratio}, as the VAE compresses space by {ratio}; found {size}"
+            )
+
+
+def check_clip_size(frames: int, height: int, width: int, ratios: tuple[int, int], section: str) -> None:
+    """Raise InputError unless a VAE with these (temporal, spatial) compression ratios takes the clips of a section."""
+    check_frame_count(frames, ratios[0], f"{section}.frames")
+    check_picture_size(height, width, ratios[1], (f"{section}.height", f"{section}.width"))
 
 
 def check_latents(latents: Tensor, channels: int) -> None:

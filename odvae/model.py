@@ -18,14 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from odvae.initialization import Init, inflate_state
-from odvae.input_checks import (
-    SPATIAL_COMPRESSION_RATIO,
-    TEMPORAL_COMPRESSION_RATIO,
-    check_latent_values,
-    check_latents,
-    check_pixel_values,
-    check_video,
-)
+from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.layers import (
     ChannelsLastMixin,
     FrameAttention,
@@ -190,8 +183,9 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    temporal_compression_ratio = TEMPORAL_COMPRESSION_RATIO
-    spatial_compression_ratio = SPATIAL_COMPRESSION_RATIO
+    temporal_compression_ratio = 4
+    spatial_compression_ratio = 8
+    has_temporal_tiling = True
 
     @register_to_config
     def __init__(
@@ -280,7 +274,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
 
         Raises InputError for any other shape, NaN, and pixels that cannot be in [-1, 1] (`odvae.input_checks`).
         """
-        check_video(video)
+        check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
         check_pixel_values(video)
         distribution = self._encode(video)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
@@ -301,7 +295,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         Returns (reconstruction like `video`, latent mean, latent log-variance), which is what training needs. It
         checks shapes, but unlike `encode` no values: that would make a GPU wait in every step.
         """
-        check_video(video)
+        check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
         posterior = self._encode(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return self._decode_tiled(self._to_pixels, latents), posterior.mean, posterior.logvar
@@ -325,22 +319,23 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         frames do not end on 4k+1.
         """
         self._check_streamable()
+        ratio = self.temporal_compression_ratio
         streams: TileStreams = {}
         waiting: Tensor | None = None
         begun = False
         for chunk in chunks:
-            check_video(chunk, any_length=True)
+            check_video(chunk, 1, self.spatial_compression_ratio)
             check_pixel_values(chunk)
             waiting = chunk if waiting is None else torch.cat([waiting, chunk], dim=2)
             usable = waiting.shape[2] if begun else waiting.shape[2] - 1  # the first frame makes a latent alone
-            ready = usable // TEMPORAL_COMPRESSION_RATIO * TEMPORAL_COMPRESSION_RATIO + (not begun)
+            ready = usable // ratio * ratio + (not begun)
             if usable < 0 or ready == 0:
                 continue
             yield DiagonalGaussianDistribution(self._encode_in_space(self._to_moments, waiting[:, :, :ready], streams))
             waiting, begun = waiting[:, :, ready:], True
         if waiting is not None and waiting.shape[2]:
             raise InputError(
-                f"the stream ended {waiting.shape[2]} frames after a whole latent; its length must be 4k+1"
+                f"the stream ended {waiting.shape[2]} frames after a whole latent; its length must be {ratio}k+1"
             )
 
     @torch.no_grad()

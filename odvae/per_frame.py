@@ -23,6 +23,8 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
     """
 
     temporal_compression_ratio = 1
+    streamable = True
+    has_temporal_tiling = False
 
     @property
     def spatial_compression_ratio(self) -> int:
@@ -30,7 +32,7 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
 
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """As ODVAE.encode, and with its checks."""
-        check_video(video, any_length=True)
+        check_video(video, 1, self.spatial_compression_ratio)
         check_pixel_values(video)
         distribution = self._encode_frames(video)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
@@ -44,7 +46,7 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """As ODVAE.forward: (reconstruction, latent mean, latent log-variance), without reading any value."""
-        check_video(video, any_length=True)
+        check_video(video, 1, self.spatial_compression_ratio)
         posterior = self._encode_frames(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return self._decode_frames(latents), posterior.mean, posterior.logvar

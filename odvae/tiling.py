@@ -13,8 +13,7 @@ import torch
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from torch import Tensor
 
-from odvae.clips.clip import nearest_frame_counts
-from odvae.input_checks import SPATIAL_COMPRESSION_RATIO, TEMPORAL_COMPRESSION_RATIO
+from odvae.frame_counts import latent_frames, nearest_frame_counts
 from odvae.layers import Stream
 from odvae.running.errors import InputError
 
@@ -26,6 +25,8 @@ TileStreams = dict[tuple[int, int], Stream]  # by a tile's first row and column
 class TilingMixin(AutoencoderMixin):
     """`enable_tiling` and `disable_tiling`, and what `encode` and `decode` then do. Sizes are in pixels and frames."""
 
+    temporal_compression_ratio: int
+    spatial_compression_ratio: int
     use_tiling: bool = False
     tile_sample_min_height: int | None = None
     tile_sample_min_width: int | None = None
@@ -58,11 +59,11 @@ class TilingMixin(AutoencoderMixin):
         Raises InputError for sizes that do not fit these rules.
         """
         frames = tile_sample_min_num_frames
-        if frames is not None and (frames < TEMPORAL_COMPRESSION_RATIO + 1 or frames % TEMPORAL_COMPRESSION_RATIO != 1):
-            nearest = nearest_frame_counts(max(frames, TEMPORAL_COMPRESSION_RATIO + 1))
-            raise InputError(f"tile_sample_min_num_frames={frames}: needs 4m+1 frames, at least 5; nearest: {nearest}")
-        stride_height = _checked_stride("height", tile_sample_min_height, tile_sample_stride_height)
-        stride_width = _checked_stride("width", tile_sample_min_width, tile_sample_stride_width)
+        if frames is not None:
+            check_group(frames, self.temporal_compression_ratio, "tile_sample_min_num_frames")
+        step = self.spatial_compression_ratio
+        stride_height = _checked_stride("height", tile_sample_min_height, tile_sample_stride_height, step)
+        stride_width = _checked_stride("width", tile_sample_min_width, tile_sample_stride_width, step)
         self.use_tiling = True
         self.tile_sample_min_num_frames = frames
         self.tile_sample_min_height, self.tile_sample_stride_height = tile_sample_min_height, stride_height
@@ -76,15 +77,16 @@ class TilingMixin(AutoencoderMixin):
     def _decode_tiled(self, network: Network, latents: Tensor) -> Tensor:
         """`network` (latents -> pixels) in the same groups and tiles."""
         frames = self.tile_sample_min_num_frames if self.use_tiling else None
-        group = None if frames is None else (frames - 1) // TEMPORAL_COMPRESSION_RATIO + 1
+        group = None if frames is None else latent_frames(frames, self.temporal_compression_ratio)
         return in_groups(lambda part: self._decode_in_space(network, part), latents, group)
 
     def _encode_in_space(self, network: Network, video: Tensor, streams: TileStreams | None = None) -> Tensor:
-        return in_tiles(network, video, *self._tiles(*video.shape[3:]), 1, SPATIAL_COMPRESSION_RATIO, streams)
+        return in_tiles(network, video, *self._tiles(*video.shape[3:]), 1, self.spatial_compression_ratio, streams)
 
     def _decode_in_space(self, network: Network, latents: Tensor, streams: TileStreams | None = None) -> Tensor:
-        height, width = (SPATIAL_COMPRESSION_RATIO * size for size in latents.shape[3:])
-        return in_tiles(network, latents, *self._tiles(height, width), SPATIAL_COMPRESSION_RATIO, 1, streams)
+        step = self.spatial_compression_ratio
+        height, width = (step * size for size in latents.shape[3:])
+        return in_tiles(network, latents, *self._tiles(height, width), step, 1, streams)
 
     def _tiles(self, height: int, width: int) -> tuple[Spans, Spans]:
         """The rows and the columns of tiles of pictures of this size, in pixels."""
@@ -170,16 +172,25 @@ def blend_weights(tiles: Spans) -> Tensor:
     return torch.stack([ramp / total[start:end] for (start, end), ramp in zip(tiles, ramps, strict=True)])
 
 
-def _checked_stride(side: str, size: int | None, stride: int | None) -> int | None:
-    """The distance of two tiles of `size` pixels: as given, or three quarters of a tile."""
+def check_group(frames: int, ratio: int, name: str) -> None:
+    """Raise InputError unless groups of so many frames share one frame and hold another latent each."""
+    if frames <= ratio or frames % ratio != 1 % ratio:
+        nearest = nearest_frame_counts(max(frames, ratio + 1), ratio)
+        raise InputError(f"{name}={frames}: needs {ratio}m+1 frames, at least {ratio + 1}; nearest: {nearest}")
+
+
+def _checked_stride(side: str, size: int | None, stride: int | None, step: int) -> int | None:
+    """The distance of two tiles of `size` pixels: as given, or three quarters of a tile; both multiples of `step`."""
     if size is None:
         if stride is not None:
             raise InputError(f"tile_sample_stride_{side}={stride} needs tile_sample_min_{side}, which is None")
         return None
-    if size < SPATIAL_COMPRESSION_RATIO or size % SPATIAL_COMPRESSION_RATIO:
-        raise InputError(f"tile_sample_min_{side}={size}: needs a multiple of 8 pixels")
+    if size < step or size % step:
+        raise InputError(f"tile_sample_min_{side}={size}: needs a multiple of {step} pixels")
     if stride is None:
-        return max(SPATIAL_COMPRESSION_RATIO, size * 3 // 4 // SPATIAL_COMPRESSION_RATIO * SPATIAL_COMPRESSION_RATIO)
-    if not 0 < stride <= size or stride % SPATIAL_COMPRESSION_RATIO:
-        raise InputError(f"tile_sample_stride_{side}={stride}: needs a multiple of 8 pixels, at most the tile's {size}")
+        return max(step, size * 3 // 4 // step * step)
+    if not 0 < stride <= size or stride % step:
+        raise InputError(
+            f"tile_sample_stride_{side}={stride}: needs a multiple of {step} pixels, at most the tile's {size}"
+        )
     return stride

@@ -15,8 +15,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from odvae.batches import Batches, ImagePhaseSettings, PhaseSettings, VideoPhaseSettings
-from odvae.clips.clip import DataSettings, VideoSet
 from odvae.clips.loader import each_clip
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
 from odvae.initial_weights import ModelSettings, load_image_vae, load_video_vae, make_image_vae
 from odvae.initialization import Init, initialize_from_scratch
 from odvae.latent_statistics import ChannelSums
@@ -82,6 +83,13 @@ class VAESettings(Settings):
         if self.init == "random" and self.video_phase is None:
             raise ValueError("init=random with video_phase=null leaves nothing to train")
         return self
+
+    @property
+    def compression(self) -> tuple[int, int]:
+        """(temporal, spatial) compression ratio of the VAE that these settings make."""
+        if self.video_phase is None:
+            return PerFrameVAE.temporal_compression_ratio, 2 ** (len(self.model.block_out_channels) - 1)
+        return ODVAE.temporal_compression_ratio, ODVAE.spatial_compression_ratio
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,98 @@
-"""The trained VAE of a run, whichever class it is."""
+"""What a video VAE is to the pipeline, and the one place that knows VAE classes by their names on disk."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
-from odvae.model import ODVAE
-from odvae.per_frame import PerFrameVAE
+import torch
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from torch import Tensor
+
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
 
-VideoVAE = ODVAE | PerFrameVAE
-_CLASSES = {"ODVAE": ODVAE, "PerFrameVAE": PerFrameVAE, "AutoencoderKL": PerFrameVAE}
+
+@runtime_checkable
+class VideoVAE(Protocol):
+    """A torch module that turns video (b, 3, t, h, w) in [-1, 1] into latents (b, c, k + 1, h/s, w/s) and back.
+
+    t = r*k + 1 with r its temporal, s its spatial compression ratio. The pipeline asks for no more than this, so any
+    module with these members takes part (docs/your_own.md). Those after `__call__` come with diffusers' ModelMixin
+    and ConfigMixin.
+    """
+
+    temporal_compression_ratio: int
+    spatial_compression_ratio: int
+    streamable: bool
+    """Whether the streams equal the whole: no frame depends on a later one."""
+    has_temporal_tiling: bool
+    """Whether `enable_tiling(height, width, frames)` makes `encode` and `decode` work in groups of frames."""
+
+    def encode(self, video: Tensor) -> AutoencoderKLOutput:
+        """The posterior of a video's latents, as `.latent_dist` with `mean`, `std` and `logvar`.
+
+        Raises InputError for sizes that the VAE does not take.
+        """
+        ...
+
+    def decode(self, latents: Tensor) -> DecoderOutput:
+        """The video of latents, as `.sample`; not clipped to [-1, 1]."""
+        ...
+
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
+        """`encode` of a video that comes in chunks along time; raises InputError where not `streamable`."""
+        ...
+
+    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """`decode` of latents that come in chunks along time; raises InputError where not `streamable`."""
+        ...
+
+    def __call__(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(reconstruction, latent mean, latent log-variance), of latents mean + std * noise; without noise the mean."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """`latent_channels` at least; `latents_mean` and `latents_std`, per channel, once they were measured."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
+
+    def to(self, *args: Any, **kwargs: Any) -> VideoVAE: ...
+
+    def state_dict(self) -> Mapping[str, Tensor]: ...
+
+    def save_pretrained(self, save_directory: Path) -> None: ...
+
+
+def compression_of(vae: VideoVAE) -> tuple[int, int]:
+    """(temporal, spatial) compression ratio."""
+    return vae.temporal_compression_ratio, vae.spatial_compression_ratio
+
+
+def vae_classes() -> dict[str, type]:
+    """Every class that a VAE's folder may name in its config.json, by that name. Imported only when one is loaded."""
+    from odvae.model import ODVAE
+    from odvae.per_frame import PerFrameVAE
+
+    return {"ODVAE": ODVAE, "PerFrameVAE": PerFrameVAE, "AutoencoderKL": PerFrameVAE}
 
 
 def load_vae(folder: Path) -> VideoVAE:
-    """The VAE in `folder`, frozen and in eval mode: an ODVAE, or an image VAE that works frame by frame.
+    """The VAE in `folder`, frozen and in eval mode: whichever of `vae_classes` its config.json names.
 
     Raises InputError that names the command which makes it, where there is none.
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no trained VAE; make it with: accelerate launch pipelines/train_vae.py")
-    name = read_json(folder / "config.json").get("_class_name")
-    if name not in _CLASSES:
-        raise InputError(f"{folder / 'config.json'}: _class_name is {name!r}; allowed are {', '.join(_CLASSES)}")
-    return _CLASSES[name].from_pretrained(folder).eval().requires_grad_(False)
+    name, classes = read_json(folder / "config.json").get("_class_name"), vae_classes()
+    if name not in classes:
+        raise InputError(f"{folder / 'config.json'}: _class_name is {name!r}; allowed are {', '.join(classes)}")
+    return classes[name].from_pretrained(folder).eval().requires_grad_(False)

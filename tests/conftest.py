@@ -15,7 +15,7 @@ from ldm.demo.videos import write_demo_videos
 from ldm.encode import EncodeSettings, encode_latents
 from ldm.networks.text_encoder import TextSettings
 from odvae import ODVAE
-from odvae.clips.clip import VideoSet
+from odvae.clips.video_set import VideoSet
 from odvae.shards.packing import pack_folder
 from odvae.shards.tars import index_shards, shard_writer
 

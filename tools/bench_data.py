@@ -38,10 +38,12 @@ from ldm.latents.entries import LatentSet, latent_batches, open_latents, pack_en
 from ldm.latents.manifest import load_manifest
 from ldm.networks.text_encoder import TextSettings
 from odvae import ODVAE
-from odvae.clips.clip import DataSettings, VideoSet, fit_frames, video_member
+from odvae.clips.clip import fit_frames, video_member
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.sampling import BatchPlan, StepSampler
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import readable_errors
 from odvae.running.files import read_json
@@ -88,7 +90,7 @@ def bench_decoding(videos: VideoSet, count: int) -> dict:
 
 
 def our_decoding(dataset: ClipDataset, count: int) -> None:
-    loader = endless_loader(dataset, StepSampler(BatchPlan(BATCH)), dataset.data.workers)
+    loader = endless_loader(dataset, StepSampler(BatchPlan(BATCH)))
     for _ in range(count // BATCH):
         next(loader)
     loader.close()
@@ -167,7 +169,7 @@ def read_latents(latents: LatentSet, batches: int) -> None:
 
 
 def encode_anew(videos: VideoSet, vae: ODVAE, count: int) -> None:
-    loader = endless_loader(ClipDataset(videos.train, videos.data, 0), StepSampler(BatchPlan(BATCH)), 2)
+    loader = endless_loader(ClipDataset(videos.train, videos.data, 0), StepSampler(BatchPlan(BATCH)))
     for batch in islice(loader, count // BATCH):
         encode_pieces(vae, iter([batch["video"]]), streamed=False)
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 from odvae.benchmark import DTYPES, MODELS, Case, measure_alone, table
-from odvae.clips.clip import check_frames
-from odvae.input_checks import SPATIAL_COMPRESSION_RATIO
+from odvae.frame_counts import check_frame_count
+from odvae.input_checks import check_picture_size
+from odvae.model import ODVAE
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import make_output_folder, write_json
 from odvae.running.progress import progress_over
@@ -67,9 +68,8 @@ def main() -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raise InputError for a clip or device that cannot be measured."""
-    check_frames(options.frames)
-    if options.size < SPATIAL_COMPRESSION_RATIO or options.size % SPATIAL_COMPRESSION_RATIO:
-        raise InputError(f"--size must be a multiple of {SPATIAL_COMPRESSION_RATIO}, found {options.size}")
+    check_frame_count(options.frames, ODVAE.temporal_compression_ratio, "--frames")
+    check_picture_size(options.size, options.size, ODVAE.spatial_compression_ratio, ("--size", "--size"))
     if options.repeats < 1:
         raise InputError(f"--repeats must be at least 1, found {options.repeats}")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -15,7 +15,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from odvae.clips.clip import DataSettings, FrameCount, frame_count, frame_size
+from odvae.clips.clip import frame_count, frame_size
+from odvae.clips.settings import DataSettings
+from odvae.input_checks import check_clip_size
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
 from odvae.running.settings import Settings
@@ -25,12 +27,13 @@ from odvae.shards.tars import Sample
 class BucketSettings(Settings):
     """One size of clips: videos and images of different shapes go where they fit best."""
 
-    frames: FrameCount = Field(ge=1)
-    """Frames a clip, 4k+1; a bucket of 1 frame is for images, and for videos too short for the others."""
-    height: int = Field(ge=8, multiple_of=8)
-    """Clip height in pixels, a multiple of 8."""
-    width: int = Field(ge=8, multiple_of=8)
-    """Clip width in pixels, a multiple of 8."""
+    frames: int = Field(ge=1)
+    """Frames a clip, as many as the VAE takes; a bucket of 1 frame is for images, and for videos too short for the
+    others."""
+    height: int = Field(ge=1)
+    """Clip height in pixels, a multiple of the VAE's spatial compression ratio."""
+    width: int = Field(ge=1)
+    """Clip width in pixels, a multiple as the height."""
 
     @property
     def name(self) -> str:
@@ -75,6 +78,12 @@ class EncodeSettings(Settings):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"there twice: {', '.join(repeated)}")
         return buckets
+
+    def check_sizes(self, data: DataSettings, ratios: tuple[int, int]) -> None:
+        """Raise InputError for clips that a VAE with these (temporal, spatial) compression ratios does not take."""
+        for bucket in self.buckets_for(data):
+            section = f"encode.buckets: {bucket.name}" if self.buckets else "data"
+            check_clip_size(bucket.frames, bucket.height, bucket.width, ratios, section)
 
     def buckets_for(self, data: DataSettings) -> tuple[BucketSettings, ...]:
         """The buckets, or the only one."""
@@ -126,7 +135,7 @@ def declare_clips(
     """Every clip of these videos by bucket name, in order. Videos too short for every bucket give none."""
     declared: dict[str, list[DeclaredClip]] = {bucket.name: [] for bucket in buckets}
     for sample in samples:
-        frames = frame_count(sample, data)
+        frames = frame_count(sample, data.fps)
         height, width = frame_size(sample) if len(buckets) > 1 else (1, 1)
         bucket = choose_bucket(frames, height, width, buckets, data)
         if bucket is None:

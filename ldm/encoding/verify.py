@@ -15,7 +15,8 @@ from ldm.encoding.worker import encode_pieces
 from ldm.latents.entries import load_entry, open_latents, source_key
 from ldm.latents.manifest import Manifest, changed_config, changed_files
 from ldm.networks.text_encoder import load_text_encoder
-from odvae.clips.clip import DataSettings, load_clip
+from odvae.clips.clip import load_clip
+from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_over

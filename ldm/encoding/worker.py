@@ -21,8 +21,10 @@ from ldm.encoding.plan import DeclaredClip, EncodeSettings, ShardJob
 from ldm.encoding.threads import ComputeThreads
 from ldm.latents.entries import entry_key, pack_entry
 from ldm.networks.text_encoder import TextEncoder
-from odvae.clips.clip import DataSettings, is_held_out, load_clip
+from odvae.clips.clip import load_clip
 from odvae.clips.pool import ClipPool
+from odvae.clips.settings import ClipSettings, DataSettings
+from odvae.clips.video_set import is_held_out
 from odvae.latent_statistics import ChannelSums
 from odvae.running.errors import InputError
 from odvae.running.files import write_json
@@ -75,13 +77,13 @@ def encode_shard_jobs(encoder: EncodingJob, jobs: Sequence[ShardJob], folder: Pa
         for piece, offset in job.pieces(settings, data)
         for clip in batch
     ]
-    shapes = [(piece.frames, piece.height, piece.width, 3) for _, piece, _ in pieces]
+    shapes = [piece.shape for _, piece, _ in pieces]
     failures = Failures(videos, data.failures_allowed, "videos")
     total, begin = sum(len(job.clips) for job in jobs), time.monotonic()
     with ComputeThreads(next(encoder.vae.parameters()).device) as threads, ThreadPoolExecutor(1) as hasher:
         slots = (threads.count + 1) * settings.batch_size if data.workers else 1
         with (
-            ClipPool(_load_piece, max(shapes, key=math.prod), slots, data.workers, data) as pool,
+            ClipPool(_load_piece, max(shapes, key=math.prod), slots, data) as pool,
             progress_bar("encoding", 0, total, unit="clip") as bar,
         ):
             decoded = pool.in_order(zip(pieces, shapes, strict=True))
@@ -96,7 +98,7 @@ def encode_shard_jobs(encoder: EncodingJob, jobs: Sequence[ShardJob], folder: Pa
         write_json(folder / "speed.json", {"clips": total, "seconds": round(seconds, 3), "waiting": round(idle, 4)})
 
 
-def _load_piece(task: tuple[DeclaredClip, DataSettings, int]) -> Tensor:
+def _load_piece(task: tuple[DeclaredClip, ClipSettings, int]) -> Tensor:
     clip, piece, start = task
     return load_clip(clip.sample, piece, start, flip=clip.flip)
 
@@ -144,11 +146,11 @@ def _encode_batch(
 
 
 def _read_pieces(
-    pieces: list[tuple[DataSettings, int]], decoded: Iterator[Tensor | Failure], reasons: list[str | None]
+    pieces: list[tuple[ClipSettings, int]], decoded: Iterator[Tensor | Failure], reasons: list[str | None]
 ) -> Iterator[Tensor]:
     """The pieces of a batch of clips in turn, uint8 (b, t, h, w, 3); black where one failed, with its reason noted."""
     for piece, _ in pieces:
-        video = torch.zeros((len(reasons), piece.frames, piece.height, piece.width, 3), dtype=torch.uint8)
+        video = torch.zeros((len(reasons), *piece.shape), dtype=torch.uint8)
         for i in range(len(reasons)):
             clip = next(decoded)
             if isinstance(clip, Failure):

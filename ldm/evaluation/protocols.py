@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from odvae.clips.clip import DataSettings
+from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
 from odvae.running.seeds import numpy_generator
 

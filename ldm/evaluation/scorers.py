@@ -20,7 +20,8 @@ from ldm.demo.judge import judge
 from ldm.evaluation.clip_score import CLIPScorer
 from ldm.evaluation.features import FeatureNetwork, extract_features
 from ldm.evaluation.protocols import ClipProtocol
-from odvae.clips.clip import DataSettings, load_clip
+from odvae.clips.clip import load_clip
+from odvae.clips.settings import DataSettings
 from odvae.flicker import added_flicker, steadiness
 from odvae.running.errors import InputError
 from odvae.running.progress import progress_bar

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.latents.manifest import ENCODE_COMMAND, Manifest
-from odvae.clips.clip import is_held_out
 from odvae.clips.sampling import BatchPlan, BucketSampler, SampleIndex
+from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.seeds import shuffled_index

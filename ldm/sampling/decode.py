@@ -5,21 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from odvae.video_vae import VideoVAE
 
 PIECE = 4  # latent frames decoded at a time
 
 
 @torch.no_grad()
-def decode_in_pieces(vae: nn.Module, latents: Tensor, mean: list[float], std: list[float]) -> Iterator[Tensor]:
+def decode_in_pieces(vae: VideoVAE, latents: Tensor, mean: list[float], std: list[float]) -> Iterator[Tensor]:
     """Normalized latents (b, c, k, h, w) -> video (b, 3, t_j, H, W) float32 clipped to [-1, 1], piece after piece.
 
     Always in the same pieces, so the same latents give the same bits. A VAE whose function needs the whole clip
-    (norm=clip or temporal_upsample=trilinear) gives one piece.
+    gives one piece.
     """
     mean, std = (torch.tensor(x, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1) for x in (mean, std))
     latents = (latents * std + mean).to(vae.dtype)
-    streams = vae.config.get("norm", "frame") == "frame" and vae.config.get("temporal_upsample", "nearest") == "nearest"
-    pieces = vae.decode_stream(latents.split(PIECE, dim=2)) if streams else iter([vae.decode(latents).sample])
+    pieces = vae.decode_stream(latents.split(PIECE, dim=2)) if vae.streamable else iter([vae.decode(latents).sample])
     for piece in pieces:
         yield piece.float().clamp(-1, 1)

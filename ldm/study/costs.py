@@ -11,8 +11,8 @@ from ldm.latents.manifest import load_manifest
 from ldm.networks.factory import Network
 from ldm.train import LDMSettings, apply_model_options, new_network
 from ldm.training.batches import Batch, LatentData, per_sample_mse
-from odvae.clips.clip import DataSettings
 from odvae.clips.sampling import BatchPlan
+from odvae.clips.settings import DataSettings
 from odvae.running.benchmarking import PeakMemory, count_flops, now
 from odvae.running.seeds import torch_generator
 from odvae.training.optimization import make_accelerator, make_optimizer

@@ -13,9 +13,10 @@ from pydantic import Field, model_validator
 
 from ldm.experiment import Experiment
 from ldm.train import LDMSettings
-from odvae.clips.clip import FrameCount
+from odvae.frame_counts import check_frame_count
 from odvae.initialization import Init
 from odvae.running.settings import Settings
+from odvae.tiling import check_group
 
 Variant = Literal[1, 2, 3, 4]
 Budget = Literal["steps", "time"]
@@ -23,11 +24,11 @@ IMAGE = "image_vae"
 
 
 class LongClipSettings(Settings):
-    frames: FrameCount = Field(33, ge=9)
-    """Frames of the clips that are encoded whole, streamed and tiled, 4k+1."""
+    frames: int = Field(33, ge=2)
+    """Frames of the clips that are encoded whole, streamed and tiled, as many as the VAE takes (OD-VAE: 4k+1)."""
     count: int = Field(24, ge=2)
     """Demo videos rendered for it (half of them are held out and measured)."""
-    tile_frames: FrameCount = Field(9, ge=5)
+    tile_frames: int = Field(9, ge=2)
     """Frames a group of the temporal tiling, 4m+1."""
 
 
@@ -55,6 +56,10 @@ class StudySettings(Settings):
             raise ValueError("experiment.vae must have init=tail and a video_phase: the other runs vary it")
         if self.experiment.vae.init_from is not None:
             raise ValueError("experiment.vae.init_from must be null: all runs begin from one image VAE")
+        if self.long_clips is not None:
+            ratio, _ = self.experiment.vae.compression
+            check_frame_count(self.long_clips.frames, ratio, "long_clips.frames")
+            check_group(self.long_clips.tile_frames, ratio, "long_clips.tile_frames")
         return self
 
     @property

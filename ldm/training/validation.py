@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from ldm.networks.factory import Network
 from ldm.sampling.decode import decode_in_pieces
@@ -17,6 +16,7 @@ from ldm.training.batches import LatentData, per_sample_mse
 from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import strip
 from odvae.video.pixels import to_uint8
+from odvae.video_vae import VideoVAE
 
 QUARTERS = ("q1", "q2", "q3", "q4")
 VISUALIZED_STEPS, VISUALIZED_GUIDANCE, VISUALIZED_FPS = 20, 3.0, 8.0
@@ -62,7 +62,7 @@ def _equal_shares(count: int, batch_size: int, rank: int, ranks: int) -> Iterato
 
 @torch.no_grad()
 def show_videos(
-    network: Network, vae: nn.Module, data: LatentData, count: int, log: MetricsLog, step: int, accelerator: Accelerator
+    network: Network, vae: VideoVAE, data: LatentData, count: int, log: MetricsLog, step: int, accelerator: Accelerator
 ) -> None:
     """Videos of the first held-out clips' conditions, side by side and as strips; from the same noise every time.
 

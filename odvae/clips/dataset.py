@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from odvae.clips.clip import CENTER, DataSettings, frame_count, load_clip
+from odvae.clips.clip import CENTER, frame_count, load_clip
+from odvae.clips.settings import DataSettings
 from odvae.running.seeds import derive_seed, numpy_generator, shuffled_index
 from odvae.shards.tars import Sample
 from odvae.video.files import VideoError
@@ -39,7 +40,7 @@ class ClipDataset:
         """The clip that sample n is when it is from this video."""
         data = self.data
         rng = numpy_generator(self.seed, "clip", number)
-        last_start = frame_count(sample, data) - data.span
+        last_start = frame_count(sample, data.fps) - data.span
         if last_start < 0:
             raise VideoError(f"{sample.name}: is shorter than the {data.span} frames a clip spans")
         anywhere = int(rng.integers(0, last_start + 1))

@@ -8,17 +8,18 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from odvae.clips.clip import DataSettings, load_clip
+from odvae.clips.clip import load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.pool import AHEAD, ClipPool, ClipTicket
 from odvae.clips.remote import streamed_loader
 from odvae.clips.sampling import StepSampler
+from odvae.clips.settings import DataSettings
 from odvae.running.distributed import uses_cuda
 from odvae.running.worker_pool import Failure, Failures
 from odvae.shards.tars import Sample
 
 
-def endless_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) -> Iterator[dict[str, Tensor]]:
+def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[str, Tensor]]:
     """Batches in the sampler's order: {"video": uint8 (b, t, h, w, 3), "number": (b,)}.
 
     A video that cannot be decoded, or does something to the process that decodes it, is named once, and another takes
@@ -26,7 +27,7 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) -> 
     """
     data = dataset.data
     if data.stream is not None:
-        yield from streamed_loader(dataset, sampler, workers)
+        yield from streamed_loader(dataset, sampler)
         return
     failures = Failures(len(dataset.samples), data.failures_allowed, "training videos")
 
@@ -35,8 +36,8 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) -> 
             attempt += 1
         return number, attempt
 
-    shape, ahead = (data.frames, data.height, data.width, 3), AHEAD if workers else 1
-    with ClipPool(lambda task: dataset.load(*task), shape, ahead * sampler.plan.batch_size, workers, data) as pool:
+    shape, ahead = data.shape, AHEAD if data.workers else 1
+    with ClipPool(lambda task: dataset.load(*task), shape, ahead * sampler.plan.batch_size, data) as pool:
         pending: deque[list[tuple[tuple[int, int], ClipTicket]]] = deque()
         for numbers in sampler:
             tasks = [first_attempt(number) for number in numbers]
@@ -62,9 +63,8 @@ def each_clip(samples: Sequence[Sample], data: DataSettings, of: int) -> Iterato
     the set's `of` videos.
     """
     failures = Failures(of, data.failures_allowed, "videos")
-    shape, slots = (data.frames, data.height, data.width, 3), AHEAD * max(1, data.workers)
-    with ClipPool(lambda sample: load_clip(sample, data), shape, slots, data.workers, data) as pool:
-        clips = pool.in_order((sample, shape) for sample in samples)
+    with ClipPool(lambda sample: load_clip(sample, data), data.shape, AHEAD * max(1, data.workers), data) as pool:
+        clips = pool.in_order((sample, data.shape) for sample in samples)
         for place, clip in enumerate(clips):
             if isinstance(clip, Failure):
                 failures.add(samples[place].name, clip.reason)

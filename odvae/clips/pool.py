@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from odvae.clips.clip import DataSettings
+from odvae.clips.settings import LoadingSettings
 from odvae.running.worker_pool import Failure, WorkerPool
 
 Task = TypeVar("Task")
@@ -42,13 +42,12 @@ class ClipPool(Generic[Task]):
         load: Callable[[Task], Tensor],
         shape: tuple[int, ...],
         slots: int,
-        workers: int,
-        data: DataSettings,
+        loading: LoadingSettings,
     ) -> None:
         self.load = load
         self.slots = _shared_bytes(slots, math.prod(shape))
         self.free = deque(range(slots))
-        self.pool = WorkerPool(self._decode, workers, data.decode_seconds, data.decode_gib)
+        self.pool = WorkerPool(self._decode, loading.workers, loading.decode_seconds, loading.decode_gib)
 
     def __enter__(self) -> ClipPool[Task]:
         return self

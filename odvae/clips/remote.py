@@ -20,10 +20,12 @@ import webdataset as wds
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from odvae.clips.clip import frames_from_metadata, is_held_out
+from odvae.clips.clip import frames_from_metadata
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.pool import AHEAD, ClipPool, ClipTicket
 from odvae.clips.sampling import StepSampler
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.seeds import derive_seed
 from odvae.running.worker_pool import Failure, Failures
@@ -37,7 +39,7 @@ _SHUFFLED = 100
 _FAIR_COUNT = 1000
 
 
-def streamed_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) -> Iterator[dict[str, Tensor]]:
+def streamed_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[str, Tensor]]:
     """As `endless_loader`, with videos from `data.stream` in place of the data set's own.
 
     Held-out videos in the stream, known by their keys, are passed over, and so are those that say they are too short.
@@ -48,11 +50,11 @@ def streamed_loader(dataset: ClipDataset, sampler: StepSampler, workers: int) ->
         print(f"streaming {data.stream}: order and resume are approximate", file=sys.stderr, flush=True)
     failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos")
     videos = _stream(data.stream, derive_seed(dataset.seed, "stream", sampler.plan.rank, sampler.start))
-    videos = (video for video in videos if _wanted(video, dataset))
-    shape, ahead = (data.frames, data.height, data.width, 3), AHEAD if workers else 1
+    videos = (video for video in videos if _wanted(video, data))
+    shape, ahead = data.shape, AHEAD if data.workers else 1
     with (
         tempfile.TemporaryDirectory(prefix="odvae-") as spool,
-        ClipPool(lambda task: dataset.clip_of(*task), shape, ahead * sampler.plan.batch_size, workers, data) as pool,
+        ClipPool(lambda task: dataset.clip_of(*task), shape, ahead * sampler.plan.batch_size, data) as pool,
     ):
         files = (Path(spool) / str(i) for i in itertools.count())
 
@@ -94,8 +96,8 @@ def _name_and_go_on(error: Exception) -> bool:
     return True
 
 
-def _wanted(members: dict, dataset: ClipDataset) -> bool:
-    key, data = members["__key__"], dataset.data
+def _wanted(members: dict, data: DataSettings) -> bool:
+    key = members["__key__"]
     for name in members:
         if not name.startswith("__"):
             check_member_name(f"{key}.{name}", members["__url__"])
@@ -107,7 +109,7 @@ def _wanted(members: dict, dataset: ClipDataset) -> bool:
         about = json.loads(members.get("json", b"{}"))
     except ValueError:
         return False
-    frames = frames_from_metadata(about, data)
+    frames = frames_from_metadata(about, data.fps)
     return frames is None or frames >= data.span
 
 

@@ -5,7 +5,8 @@ import torch
 
 from ldm.demo.videos import write_demo_videos
 from odvae import ODVAE
-from odvae.clips.clip import DataSettings, VideoSet
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
 from odvae.evaluate import Evaluation, EvalVAESettings, compare_modes
 from odvae.shards.packing import pack_folder
 

@@ -2,7 +2,8 @@
 
 from ldm.encode import EncodeSettings, encode_latents
 from ldm.networks.text_encoder import TextSettings
-from odvae.clips.clip import DataSettings, VideoSet
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=0)
 TEXT = TextSettings(max_tokens=8, width=16, steps=3)

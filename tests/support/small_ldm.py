@@ -4,7 +4,7 @@ from safetensors.torch import load_file
 
 from ldm.networks.factory import DiTSettings, UNetSettings
 from ldm.train import LDMSettings, train_ldm
-from odvae.clips.clip import DataSettings
+from odvae.clips.settings import DataSettings
 from odvae.training.optimization import OptimizationSettings
 
 DATA = DataSettings(frames=9, height=32, width=32, held_out=0.25, workers=0)

@@ -15,7 +15,7 @@ from small import REPOSITORY
 from ldm.demo.videos import write_demo_videos
 from ldm.encode import EncodeSettings, encode_latents
 from ldm.experiment import Experiment
-from odvae.clips.clip import VideoSet
+from odvae.clips.video_set import VideoSet
 from odvae.running.settings import load_settings
 from odvae.shards.packing import PackingSettings, pack_folder
 

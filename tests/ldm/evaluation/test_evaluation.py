@@ -37,7 +37,7 @@ from ldm.evaluation.scorers import SampleFiles
 from ldm.evaluation.scores import distance_part
 from ldm.report.flat_table import flatten, to_csv
 from ldm.report.page import short_number
-from odvae.clips.clip import DataSettings
+from odvae.clips.settings import DataSettings
 from odvae.flicker import added_flicker, seam_ratio, steadiness
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint

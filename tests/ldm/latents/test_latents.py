@@ -18,7 +18,8 @@ from ldm.encoding.verify import TOLERANCE, find_problems, reencode
 from ldm.latents.entries import load_entry, open_latents
 from ldm.latents.manifest import check_latents, load_manifest
 from ldm.networks.text_encoder import knows_words
-from odvae.clips.clip import VideoSet, is_held_out, load_clip
+from odvae.clips.clip import load_clip
+from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.running.hashing import file_fingerprint, weights_fingerprint

@@ -1,6 +1,5 @@
 """Which clip sample n is: a function of (seed, n) alone, whoever reads it."""
 
-import types
 from itertools import islice
 
 import numpy as np
@@ -8,11 +7,13 @@ import pytest
 import torch
 
 from ldm.demo.videos import write_demo_videos
-from odvae.clips.clip import DataSettings, VideoSet, fit_frames, frame_count, is_held_out, load_clip
+from odvae.clips.clip import fit_frames, frame_count, load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.remote import _wanted
 from odvae.clips.sampling import BatchPlan, BucketSampler, StepSampler
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
 from odvae.running.seeds import normal_per_sample, shuffled_index
 from odvae.shards.packing import PackingSettings, pack_folder
@@ -54,9 +55,10 @@ def test_every_epoch_visits_every_item_once_in_its_own_order():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_clips_are_the_same_for_any_number_of_workers_and_any_start(shards, workers):
-    videos = VideoSet(shards, DATA, "?")
-    expected = [ClipDataset(videos.train, DATA, seed=7)[n]["video"] for n in range(4, 12)]
-    loader = endless_loader(ClipDataset(videos.train, DATA, seed=7), StepSampler(BatchPlan(4), start=1), workers)
+    data = DATA.model_copy(update={"workers": workers})
+    videos = VideoSet(shards, data, "?")
+    expected = [ClipDataset(videos.train, data, seed=7)[n]["video"] for n in range(4, 12)]
+    loader = endless_loader(ClipDataset(videos.train, data, seed=7), StepSampler(BatchPlan(4), start=1))
     for first in (0, 4):
         batch = next(loader)
         assert batch["number"].tolist() == list(range(4 + first, 8 + first))
@@ -64,14 +66,14 @@ def test_clips_are_the_same_for_any_number_of_workers_and_any_start(shards, work
 
 
 def test_starts_crops_and_flips_follow_from_the_sample_number(shards):
-    wide = DATA.model_copy(update={"width": 16, "crop": "random", "flip": 0.5})
+    wide = DATA.model_copy(update={"width": 16, "crop": "random", "flip": 0.5, "workers": 2})
     videos = VideoSet(shards, wide, "?")
     dataset = ClipDataset(videos.train, wide, seed=7)
     clips = torch.stack([dataset[n]["video"] for n in range(8)])
-    loader = endless_loader(dataset, StepSampler(BatchPlan(4)), workers=2)
+    loader = endless_loader(dataset, StepSampler(BatchPlan(4)))
     assert torch.equal(torch.cat([next(loader)["video"] for _ in range(2)]), clips)
     source = dataset.source(0, 0)
-    whole = load_clip(source, DATA, start=frame_count(source, DATA) - 5)  # 32 wide
+    whole = load_clip(source, DATA, start=frame_count(source, None) - 5)  # 32 wide
     left, right = (load_clip(source, wide, 4, crop=(0, place)) for place in (0.0, 1.0))
     assert torch.equal(left, whole[:, :, :16])
     assert torch.equal(right, whole[:, :, 16:])
@@ -84,7 +86,7 @@ def test_starts_crops_and_flips_follow_from_the_sample_number(shards):
 def test_a_rate_is_reached_by_frames_shown_at_its_moments(shards):
     slow = DATA.model_copy(update={"fps": 4.0, "frames": 1})
     (source, *_) = VideoSet(shards, slow, "?").samples
-    assert (frame_count(source, DATA), frame_count(source, slow)) == (9, 4)  # 9 frames at 8 a second
+    assert (frame_count(source, None), frame_count(source, slow.fps)) == (9, 4)  # 9 frames at 8 a second
     every_second = load_clip(source, DATA.model_copy(update={"stride": 2, "frames": 4}), 0)
     assert torch.equal(load_clip(source, slow.model_copy(update={"frames": 4}), 0), every_second)
 
@@ -100,14 +102,14 @@ def test_a_rate_is_reached_by_frames_shown_at_its_moments(shards):
     ],
 )
 def test_streamed_videos_that_say_they_are_too_short_are_passed_over_at_any_rate(members, wanted):
-    dataset = types.SimpleNamespace(data=DATA.model_copy(update={"fps": 8.0, "frames": 9, "held_out": 1e-9}))
-    assert _wanted({"__key__": "a", "__url__": "x.tar", **members}, dataset) == wanted
+    data = DATA.model_copy(update={"fps": 8.0, "frames": 9, "held_out": 1e-9})
+    assert _wanted({"__key__": "a", "__url__": "x.tar", **members}, data) == wanted
 
 
 def test_streamed_shards_give_training_videos_of_their_own_and_say_that_order_is_approximate(shards, tmp_path, capsys):
     local = VideoSet(shards, DATA, "?")
     data = DATA.model_copy(update={"stream": f"pipe:cat {shards}/{{00000..00002}}.tar", "workers": 1})
-    loader = endless_loader(ClipDataset(local.train, data, seed=0), StepSampler(BatchPlan(3)), workers=1)
+    loader = endless_loader(ClipDataset(local.train, data, seed=0), StepSampler(BatchPlan(3)))
     batches = [next(loader) for _ in range(6)]
     assert "order and resume are approximate" in capsys.readouterr().err
     assert [batch["number"].tolist() for batch in batches[:2]] == [[0, 1, 2], [3, 4, 5]]

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from odvae.clips import loader as clip_loader
-from odvae.clips.clip import DataSettings, VideoSet, load_clip
+from odvae.clips.clip import load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import each_clip, endless_loader
 from odvae.clips.sampling import BatchPlan, StepSampler
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.worker_pool import Failure, Failures, WorkerPool
 from odvae.shards.packing import PackingSettings, pack_folder
@@ -92,7 +94,8 @@ class Deadly(ClipDataset):
 
 
 def batches(dataset, workers, steps=4):
-    loader = endless_loader(dataset, StepSampler(BatchPlan(5)), workers)
+    dataset.data = dataset.data.model_copy(update={"workers": workers})
+    loader = endless_loader(dataset, StepSampler(BatchPlan(5)))
     return torch.stack([next(loader)["video"] for _ in range(steps)]).flatten(0, 1)
 
 

@@ -14,7 +14,9 @@ import webdataset as wds
 from PIL import Image
 from small import REPOSITORY
 
-from odvae.clips.clip import DataSettings, VideoSet, is_held_out, load_clip
+from odvae.clips.clip import load_clip
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.shards import packing

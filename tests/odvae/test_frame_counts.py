@@ -1,0 +1,47 @@
+"""Which frame counts and picture sizes a VAE takes follows from its compression ratios."""
+
+import pytest
+
+from ldm.experiment import Experiment
+from odvae.frame_counts import check_frame_count, latent_frames, nearest_frame_counts, video_frames
+from odvae.running.errors import InputError
+from odvae.running.settings import make_settings
+
+
+@pytest.mark.parametrize("ratio", [1, 2, 4, 8])
+def test_just_the_multiples_of_the_ratio_plus_one_are_frame_counts(ratio):
+    accepted = []
+    for frames in range(-3, 4 * ratio + 2):
+        try:
+            check_frame_count(frames, ratio)
+        except InputError:
+            continue
+        accepted.append(frames)
+    assert accepted == [ratio * k + 1 for k in range(5)]
+    assert [latent_frames(frames, ratio) for frames in accepted] == [1, 2, 3, 4, 5]
+    assert [video_frames(latent_frames(frames, ratio), ratio) for frames in accepted] == accepted
+
+
+def test_an_error_names_what_is_counted_the_ratio_and_the_nearest_counts():
+    with pytest.raises(InputError, match=r"data.frames must be 8k\+1, .*by 8; found 16, nearest: 9 or 17"):
+        check_frame_count(16, 8, "data.frames")
+    assert nearest_frame_counts(-2, 4) == "1 or 5"
+    assert nearest_frame_counts(7, 4) == "5 or 9"
+
+
+def experiment(*overrides):
+    return make_settings(Experiment, {}, overrides, "test")
+
+
+def test_the_clips_of_an_experiment_fit_the_vae_it_describes():
+    assert experiment("data.frames=16", "vae.video_phase=null").data.frames == 16  # image VAEs take any number
+    assert experiment("data.frames=1").data.frames == 1
+    for wrong in (
+        "data.frames=16",
+        "eval_vae.frames=16",
+        "vae.video_phase.frames=8",
+        "encode.buckets=[{frames: 6, height: 32, width: 32}]",
+        "encode.buckets=[{frames: 5, height: 36, width: 32}]",
+    ):
+        with pytest.raises(InputError, match=r"4k\+1|multiple of 8"):
+            experiment(wrong)

@@ -14,7 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; 
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+$(VENV)/.installed: pyproject.toml setup.py constraints.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.10-3.13 found: install one, or run make PYTHON=/path/to/python"; exit 1; }
 	@# Debian ships venv apart from Python.
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV) || { test "$$(id -u)" = 0 && apt-get update -q \

@@ -31,6 +31,7 @@ from odvae.clips.video_set import VideoSet
 from odvae.flicker import seam_ratio
 from odvae.input_checks import check_clip_size
 from odvae.running.benchmarking import forbid_tf32
+from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json_lines
 from odvae.running.hashing import weights_fingerprint
@@ -41,7 +42,6 @@ from odvae.running.stage import StageClock
 from odvae.shards.tars import Sample
 from odvae.video_vae import compression_of, load_vae
 
-SAMPLES_COMMAND = "accelerate launch pipelines/sample_video.py (with this experiment's --config, no --prompt)"
 ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
 JUDGE_PROTOCOL = "exact judge on {what} (color by hue, shape by overlap, motion by displacement); unclear is wrong"
 
@@ -145,15 +145,15 @@ def read_samples(samples: Path) -> list[dict]:
     Raises InputError for none, and for those of several LDMs or made with several settings.
     """
     path = samples / "samples.jsonl"
+    command = f"{command_line('sample_video')} (with this experiment's --config, no --prompt)"
     rows = [row for row in read_json_lines(path) if row["group"] in (HELD_OUT, UNSEEN)] if path.is_file() else []
     if not rows:
-        raise InputError(f"{samples} holds no samples to score; make them with: {SAMPLES_COMMAND}")
+        raise InputError(f"{samples} holds no samples to score; make them with: {command}")
     for name in ("ldm_sha256", *SAMPLED_ALIKE):
         found = sorted({str(row.get(name)) for row in rows})
         if len(found) > 1:
             raise InputError(
-                f"{path} mixes samples of several {name}: {', '.join(found)}; remove {samples} and run: "
-                f"{SAMPLES_COMMAND}"
+                f"{path} mixes samples of several {name}: {', '.join(found)}; remove {samples} and run: {command}"
             )
     return rows
 

@@ -19,6 +19,7 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.evaluate import EvalVAESettings
 from odvae.frame_counts import check_frame_count
+from odvae.running.commands import command_line
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import InputError
 from odvae.running.run_folder import RunFolder
@@ -28,7 +29,10 @@ from odvae.shards.report import describe
 from odvae.train import VAESettings
 from odvae.training.optimization import Tracker
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+# The configs that come with the project: a wheel carries the checkout's folder inside the package.
+_INSTALLED = Path(__file__).resolve().parent / "configs"
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "configs"
+DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 
 
 class DemoVideoSettings(Settings):
@@ -105,7 +109,7 @@ def open_videos(experiment: Experiment) -> VideoSet:
     Raises InputError that names the command which makes missing shards.
     """
     shards, state = experiment.shards, PartialState()
-    command = f"python tools/make_shards.py FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
+    command = f"{command_line('make_shards')} FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
     with state.main_process_first():
         if experiment.demo_videos is not None and state.is_main_process and not shards.exists():
             _render_demo(experiment.demo_videos, experiment.data, shards)
@@ -123,13 +127,11 @@ def _render_demo(demo: DemoVideoSettings, data: DataSettings, shards: Path) -> N
     print(describe(pack_folder(folder, shards), shards), flush=True)
 
 
-def announce(output: Path, next_script: str | None, experiment: Experiment, options: argparse.Namespace) -> None:
+def announce(output: Path, next_command: str | None, options: argparse.Namespace) -> None:
     """Say, at a stage's end, where its output is and which command comes next (with the same config and overrides)."""
     if not PartialState().is_main_process:
         return
     print(f"\noutput: {output}", flush=True)
-    if next_script:
-        words = ["accelerate", "launch", f"pipelines/{next_script}"]
-        if options.config != DEFAULT_CONFIG:
-            words += ["--config", str(options.config)]
-        print(f"next:   {shlex.join(words + options.overrides)}", flush=True)
+    if next_command:
+        config = ["--config", str(options.config)] if options.config != DEFAULT_CONFIG else []
+        print(f"next:   {command_line(next_command)} {shlex.join(config + options.overrides)}".rstrip(), flush=True)

@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
+from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
 
@@ -91,7 +92,7 @@ def load_vae(folder: Path) -> VideoVAE:
     Raises InputError that names the command which makes it, where there is none.
     """
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no trained VAE; make it with: accelerate launch pipelines/train_vae.py")
+        raise InputError(f"{folder} holds no trained VAE; make it with: {command_line('train_vae')}")
     name, classes = read_json(folder / "config.json").get("_class_name"), vae_classes()
     if name not in classes:
         raise InputError(f"{folder / 'config.json'}: _class_name is {name!r}; allowed are {', '.join(classes)}")

@@ -3,19 +3,7 @@
 accelerate launch pipelines/evaluate_ldm.py [--config configs/demo.yaml] [section.key=value ...]
 """
 
-from ldm.evaluate import evaluate_ldm
-from ldm.experiment import announce, open_videos, parse_experiment
-from odvae.running.errors import readable_errors
-
-
-def main() -> None:
-    experiment, options = parse_experiment(__doc__)
-    folders, demo = experiment.folders, experiment.demo_videos is not None
-    videos = open_videos(experiment)
-    evaluate_ldm(experiment.eval_ldm, experiment.data, videos, folders, experiment.seed, demo)
-    announce(folders.report, None, experiment, options)
-
+from ldm.commands.evaluate_ldm import main
 
 if __name__ == "__main__":
-    with readable_errors():
-        main()
+    main()

@@ -1,6 +1,7 @@
 """The house: which floor imports which, and what an installation adds."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ FLOORS = [
     "ldm.report",
     "ldm",
     "ldm.study",
+    "ldm.commands",
 ]
 
 
@@ -60,7 +62,9 @@ def test_imports_point_down(path):
 def test_an_installation_adds_only_the_two_packages(tmp_path):
     names = ("odvae", "ldm", "pipelines", "tools", "tests", "configs")
     code = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    words = [sys.executable, "-c", code]
+    result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "['odvae', 'ldm']"
 
 

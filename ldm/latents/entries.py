@@ -20,7 +20,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ldm.latents.manifest import ENCODE_COMMAND, Manifest
+from ldm.latents.manifest import Manifest, encode_command
 from odvae.clips.sampling import BatchPlan, BucketSampler, SampleIndex
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
@@ -90,7 +90,7 @@ def open_latents(folder: Path, manifest: Manifest) -> LatentSet:
     if counts != (manifest.train_entries, manifest.held_out_entries):
         raise InputError(
             f"{folder} holds {counts[0]} training and {counts[1]} held-out entries, its manifest says "
-            f"{manifest.train_entries} and {manifest.held_out_entries}; run: {ENCODE_COMMAND}"
+            f"{manifest.train_entries} and {manifest.held_out_entries}; run: {encode_command()}"
         )
     return LatentSet(train, held_out, manifest.classes)
 

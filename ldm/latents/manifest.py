@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_json
 from odvae.running.hashing import HashCache
@@ -20,7 +21,6 @@ FORMAT = 2
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
 TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was learned from the captions
-ENCODE_COMMAND = "accelerate launch pipelines/encode_latents.py (with this experiment's --config)"
 
 # Hashes of files as they were last seen, so that the trainer need not read all of them at every start.
 HASHES = ".hashes.json"
@@ -85,18 +85,23 @@ class Manifest:
         write_json(folder / MANIFEST, asdict(self))
 
 
+def encode_command() -> str:
+    """The command that makes latents, for error messages."""
+    return f"{command_line('encode_latents')} (with this experiment's --config)"
+
+
 def load_manifest(folder: Path) -> Manifest:
     """Read a latent folder's manifest. Raises InputError when there is none (the encoding did not finish)."""
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(
-            f"{path} does not exist: the latents are not (completely) encoded; make them with: {ENCODE_COMMAND}"
+            f"{path} does not exist: the latents are not (completely) encoded; make them with: {encode_command()}"
         )
     values = read_json(path)
     found = values.get("format")
     if found != FORMAT:
         newer = isinstance(found, int) and found > FORMAT
-        advice = "update this project" if newer else f"remove {folder} and run: {ENCODE_COMMAND}"
+        advice = "update this project" if newer else f"remove {folder} and run: {encode_command()}"
         raise InputError(f"{path}: format {found!r}, this version reads {FORMAT}; {advice}")
     names = {field.name for field in fields(Manifest)}
     if values.keys() != names:
@@ -112,7 +117,7 @@ def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder:
     Every file's hash is compared the first time; after that only those of files whose size or time of change is
     another than then. `tools/verify_latents.py` compares all of them, always.
     """
-    again = f"remove {folder} and run: {ENCODE_COMMAND}"
+    again = f"remove {folder} and run: {encode_command()}"
     if manifest.vae_sha256 != vae_sha256:
         raise InputError(
             f"{folder} was encoded by another VAE: its manifest's vae_sha256 is {manifest.vae_sha256[:16]}..., that of "

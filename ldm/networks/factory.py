@@ -12,6 +12,7 @@ from ldm.latents.manifest import Manifest
 from ldm.networks.conditioning import ConditioningSettings
 from ldm.networks.dit import SIZES, DiT
 from ldm.networks.unet import UNet
+from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
 from odvae.running.settings import Settings
@@ -108,7 +109,7 @@ def make_network(
 def load_network(folder: Path) -> Network:
     """A trained network of a run, in eval mode. Raises InputError that names the command which makes it."""
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no trained LDM; make it with: accelerate launch pipelines/train_ldm.py")
+        raise InputError(f"{folder} holds no trained LDM; make it with: {command_line('train_ldm')}")
     name = read_json(folder / "config.json").get("_class_name")
     if name not in NETWORKS:
         raise InputError(f"{folder / 'config.json'}: _class_name={name!r}; allowed are {', '.join(NETWORKS)}")

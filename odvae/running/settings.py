@@ -95,6 +95,21 @@ def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[s
     return make_settings(kind, data, overrides, source)
 
 
+def find_config(given: str | Path, shipped: Path) -> Path:
+    """The config file that is meant: a path, or the name of one in `shipped` (demo, configs/demo.yaml).
+
+    Raises InputError that lists the shipped ones.
+    """
+    given = Path(given)
+    if given.is_file():
+        return given
+    found = shipped / (given.as_posix().removeprefix("configs/").removesuffix(".yaml") + ".yaml")
+    if given.is_absolute() or not found.is_file():
+        names = sorted(str(path.relative_to(shipped).with_suffix("")) for path in shipped.rglob("*.yaml"))
+        raise InputError(f"config file {given} does not exist; those that come with the project: {', '.join(names)}")
+    return found
+
+
 def make_settings(kind: type[SettingsT], data: dict[str, Any], overrides: Sequence[str], source: str) -> SettingsT:
     """`kind` from values and `section.key=value` overrides on top; `source` stands for them in error messages."""
     for override in overrides:
@@ -192,18 +207,23 @@ def settings_help(kind: type[Settings], prefix: str = "") -> str:
 def parse_command_line(
     kind: type[SettingsT],
     description: str,
-    default_config: str | Path,
+    default_config: Path,
     extra: argparse.ArgumentParser | None = None,
     arguments: Sequence[str] | None = None,
 ) -> tuple[SettingsT, argparse.Namespace]:
-    """`[--config FILE] [section.key=value ...]` plus the options of `extra` -> (settings, all parsed options)."""
+    """`[--config FILE] [section.key=value ...]` plus the options of `extra` -> (settings, all parsed options).
+
+    FILE may be the name of a config that lies beside the default one.
+    """
     parser = argparse.ArgumentParser(
         description=description,
         parents=[extra] if extra else [],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"settings (YAML keys; override any as section.key=value):\n{settings_help(kind)}",
     )
-    parser.add_argument("--config", type=Path, default=default_config, help="one experiment (default: %(default)s)")
+    meaning = "one experiment: a YAML file, or the name of one that comes with the project (default: %(default)s)"
+    parser.add_argument("--config", type=Path, default=default_config, help=meaning)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
     options = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
-    return load_settings(kind, options.config, options.overrides), options
+    config = find_config(options.config, shipped=default_config.parent)
+    return load_settings(kind, config, options.overrides), options

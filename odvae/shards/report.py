@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+from odvae.running.commands import command_line
+
 
 @dataclass
 class PackingReport:
@@ -99,4 +101,4 @@ def _most_frequent(counts: dict[str, int], most: int = 5) -> str:
 
 
 def next_command(out: Path) -> str:
-    return f"accelerate launch pipelines/train_vae.py --config CONFIG.yaml data.shards={shlex.quote(str(out))}"
+    return f"{command_line('train_vae')} --config CONFIG.yaml data.shards={shlex.quote(str(out))}"

@@ -1,5 +1,7 @@
 """Settings: strict, explained, and every shipped file loads."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
@@ -9,7 +11,7 @@ from ldm.experiment import Experiment
 from ldm.study.plan import IMAGE, StudySettings, generator_run, vae_runs
 from ldm.study.runner import record_experiment
 from odvae.running.errors import InputError
-from odvae.running.settings import load_settings, read_yaml, settings_help
+from odvae.running.settings import find_config, load_settings, read_yaml, settings_help
 
 LAUNCHES = sorted((REPOSITORY / "configs/accelerate").glob("*.yaml"))
 STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
@@ -115,3 +117,18 @@ def test_help_shows_every_key_with_a_meaning():
     for dotted, field in leaves(Experiment):
         assert dotted in text
         assert field.description, f"{dotted} has no meaning"
+
+
+def test_a_config_is_found_by_path_or_by_the_name_of_a_shipped_one(tmp_path, monkeypatch):
+    shipped = tmp_path / "shipped"
+    (shipped / "paper").mkdir(parents=True)
+    for name in ("demo", "paper/big"):
+        (shipped / f"{name}.yaml").touch()
+    for given in ("paper/big", "paper/big.yaml", "configs/paper/big", "configs/paper/big.yaml"):
+        assert find_config(given, shipped) == shipped / "paper/big.yaml"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo.yaml").touch()
+    assert find_config("demo.yaml", shipped) == Path("demo.yaml")  # a path comes before a name
+    for missing in ("huge", "configs", str(tmp_path / "elsewhere/demo.yaml")):
+        with pytest.raises(InputError, match=r"does not exist; those that come with the project: demo, paper/big"):
+            find_config(missing, shipped)

@@ -1,0 +1,22 @@
+"""Score the generated videos (prompt accuracy, FVD and the like, flicker) and write the report page.
+
+odvae-evaluate-ldm [--config demo] [section.key=value ...]
+On several GPUs: accelerate launch -m ldm.commands.evaluate_ldm ...
+"""
+
+from ldm.evaluate import evaluate_ldm
+from ldm.experiment import announce, open_videos, parse_experiment
+from odvae.running.errors import readable_errors
+
+
+@readable_errors()
+def main() -> None:
+    experiment, options = parse_experiment(__doc__)
+    folders, demo = experiment.folders, experiment.demo_videos is not None
+    videos = open_videos(experiment)
+    evaluate_ldm(experiment.eval_ldm, experiment.data, videos, folders, experiment.seed, demo)
+    announce(folders.report, None, options)
+
+
+if __name__ == "__main__":
+    main()

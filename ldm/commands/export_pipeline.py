@@ -1,0 +1,35 @@
+"""Export a trained run as one diffusers pipeline folder with a model card; --push publishes it on the Hugging Face hub.
+
+odvae-export [--config demo] [--out FOLDER] [section.key=value ...]
+On several GPUs: accelerate launch -m ldm.commands.export_pipeline ...
+"""
+
+import argparse
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ldm.experiment import announce, parse_experiment
+from ldm.export import export_pipeline
+from odvae.running.errors import readable_errors
+
+
+@readable_errors()
+def main() -> None:
+    extra = argparse.ArgumentParser(add_help=False)
+    extra.add_argument("--out", type=Path, help="the pipeline's folder (default: `pipeline` in the run folder)")
+    extra.add_argument("--copy-text-encoder", action="store_true", help="keep it in the folder, not only its name")
+    extra.add_argument("--push", metavar="REPO", help="also publish it as this repository of the hub")
+    experiment, options = parse_experiment(__doc__, extra)
+    folders = experiment.folders
+    out = options.out or folders.root / "pipeline"
+    if PartialState().is_main_process:
+        name = options.push or str(out)
+        pipeline = export_pipeline(folders, experiment.sample, out, name, options.copy_text_encoder)
+        if options.push:
+            pipeline.push_to_hub(options.push)
+    announce(out, None, options)
+
+
+if __name__ == "__main__":
+    main()

@@ -14,12 +14,13 @@ from small import REPOSITORY
 
 from ldm.experiment import Experiment
 from odvae import ODVAE
-from odvae.running.settings import load_settings
+from odvae.running.settings import find_config, load_settings
 
 CHANGES = REPOSITORY / "docs" / "changes.md"  # names what is gone, too
 LOG = REPOSITORY / "LOG.md"  # names what was there when an entry was written
 DOCUMENTS = sorted({*REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/*.md")})
-CONFIGS = sorted(REPOSITORY.glob("configs/**/*.yaml"))
+CONFIG_FOLDER = REPOSITORY / "configs"
+CONFIGS = sorted(CONFIG_FOLDER.glob("**/*.yaml"))
 COMMENT = re.compile(r"(^|\s)#.*$")
 # What may begin a command besides a script, a make target and a console command.
 OTHER_PROGRAMS = {"git", "cd", "export", "pip", "pre-commit", "pytest", "ruff", "sbatch"}
@@ -91,9 +92,10 @@ def test_commands_name_scripts_targets_and_settings_that_exist(where, line):
         check_settings(program, words[1:])
     elif program not in OTHER_PROGRAMS:
         assert program in LAUNCHERS, f"{where}: what is {program}?"
-        script = next((word for word in words if word.endswith(".py")), None)
+        script = next((word for word in words if word.endswith(".py") or word.startswith("ldm.commands.")), None)
         if script is not None:
-            assert (REPOSITORY / script).is_file()
+            path = script if script.endswith(".py") else script.replace(".", "/") + ".py"
+            assert (REPOSITORY / path).is_file()
             check_settings(script, words[words.index(script) + 1 :])
 
 
@@ -101,9 +103,9 @@ def check_settings(program: str, arguments: list[str]) -> None:
     """The config that a pipeline is given exists and takes the overrides beside it."""
     if program.startswith("tools/") or program == "odvae-make-shards":
         return
-    config = arguments[arguments.index("--config") + 1] if "--config" in arguments else "configs/demo.yaml"
+    config = arguments[arguments.index("--config") + 1] if "--config" in arguments else "demo"
     overrides = [word for word in arguments if re.match(r"[a-z_]+(\.[a-z_]+)*=", word) and word != "section.key=value"]
-    load_settings(Experiment, REPOSITORY / config, overrides)
+    load_settings(Experiment, find_config(config, CONFIG_FOLDER), overrides)
 
 
 @pytest.mark.parametrize("document", [path for path in DOCUMENTS if path not in (CHANGES, LOG)], ids=named)

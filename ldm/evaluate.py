@@ -29,7 +29,7 @@ from odvae.clips.clip import frame_count
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.flicker import seam_ratio
-from odvae.input_checks import check_clip_size
+from odvae.frame_counts import check_clip_size
 from odvae.running.benchmarking import forbid_tf32
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError

@@ -21,8 +21,7 @@ from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.pipeline_folder import PipelineFolderMixin
 from ldm.sampling.schedulers import Guidance, check_scheduler, guided_prediction, sample_latents
-from odvae.frame_counts import check_frame_count, latent_frames
-from odvae.input_checks import check_picture_size
+from odvae.frame_counts import check_frame_count, check_picture_size, latent_frames
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.video_vae import VideoVAE

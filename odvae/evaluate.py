@@ -22,7 +22,7 @@ from odvae.clips.clip import frame_count, load_clip
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.input_checks import check_clip_size
+from odvae.frame_counts import check_clip_size, check_group
 from odvae.latent_statistics import ChannelSums
 from odvae.lpips import LPIPSSettings
 from odvae.metrics import lpips, psnr, ssim
@@ -36,7 +36,6 @@ from odvae.running.seeds import normal_per_sample
 from odvae.running.settings import Settings
 from odvae.running.stage import StageClock
 from odvae.shards.tars import Sample
-from odvae.tiling import check_group
 from odvae.video.files import write_video
 from odvae.video.frame_grid import save_picture, strip
 from odvae.video.pixels import to_float, to_uint8

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from odvae.frame_counts import check_frame_count
+from odvae.frame_counts import check_frame_count, check_picture_size
 from odvae.running.errors import InputError
 
 # Pixels in [-1, 1] may overshoot a little (resizing, noise), those in 0..255 do by far; between the two lies no mistake
@@ -28,21 +28,6 @@ def check_video(video: Tensor, temporal_ratio: int, spatial_ratio: int) -> None:
     if temporal_ratio > 1:  # a stream's chunk may be empty
         check_frame_count(shape[2], temporal_ratio)
     check_picture_size(*shape[3:], spatial_ratio)
-
-
-def check_picture_size(height: int, width: int, ratio: int, names: tuple[str, str] = ("height", "width")) -> None:
-    """Raise InputError unless both are multiples of a VAE's spatial compression ratio."""
-    for name, size in zip(names, (height, width), strict=True):
-        if size < ratio or size % ratio:
-            raise InputError(
-                f"{name} must be a multiple of {ratio}, as the VAE compresses space by {ratio}; found {size}"
-            )
-
-
-def check_clip_size(frames: int, height: int, width: int, ratios: tuple[int, int], section: str) -> None:
-    """Raise InputError unless a VAE with these (temporal, spatial) compression ratios takes the clips of a section."""
-    check_frame_count(frames, ratios[0], f"{section}.frames")
-    check_picture_size(height, width, ratios[1], (f"{section}.height", f"{section}.width"))
 
 
 def check_latents(latents: Tensor, channels: int) -> None:

@@ -13,7 +13,7 @@ import torch
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from torch import Tensor
 
-from odvae.frame_counts import latent_frames, nearest_frame_counts
+from odvae.frame_counts import check_group, latent_frames
 from odvae.layers import Stream
 from odvae.running.errors import InputError
 
@@ -170,13 +170,6 @@ def blend_weights(tiles: Spans) -> Tensor:
     for (start, end), ramp in zip(tiles, ramps, strict=True):
         total[start:end] += ramp
     return torch.stack([ramp / total[start:end] for (start, end), ramp in zip(tiles, ramps, strict=True)])
-
-
-def check_group(frames: int, ratio: int, name: str) -> None:
-    """Raise InputError unless groups of so many frames share one frame and hold another latent each."""
-    if frames <= ratio or frames % ratio != 1 % ratio:
-        nearest = nearest_frame_counts(max(frames, ratio + 1), ratio)
-        raise InputError(f"{name}={frames}: needs {ratio}m+1 frames, at least {ratio + 1}; nearest: {nearest}")
 
 
 def _checked_stride(side: str, size: int | None, stride: int | None, step: int) -> int | None:

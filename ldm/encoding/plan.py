@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 
 from odvae.clips.clip import frame_count, frame_size
 from odvae.clips.settings import DataSettings
-from odvae.input_checks import check_clip_size
+from odvae.frame_counts import check_clip_size
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
 from odvae.running.settings import Settings

@@ -13,10 +13,9 @@ from pydantic import Field, model_validator
 
 from ldm.experiment import Experiment
 from ldm.train import LDMSettings
-from odvae.frame_counts import check_frame_count
+from odvae.frame_counts import check_frame_count, check_group
 from odvae.initialization import Init
 from odvae.running.settings import Settings
-from odvae.tiling import check_group
 
 Variant = Literal[1, 2, 3, 4]
 Budget = Literal["steps", "time"]

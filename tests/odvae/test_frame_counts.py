@@ -4,8 +4,10 @@ import pytest
 
 from ldm.experiment import Experiment
 from odvae.frame_counts import check_frame_count, latent_frames, nearest_frame_counts, video_frames
+from odvae.initial_weights import make_image_vae
 from odvae.running.errors import InputError
 from odvae.running.settings import make_settings
+from odvae.video_vae import compression_of
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])
@@ -31,6 +33,12 @@ def test_an_error_names_what_is_counted_the_ratio_and_the_nearest_counts():
 
 def experiment(*overrides):
     return make_settings(Experiment, {}, overrides, "test")
+
+
+def test_the_settings_know_the_ratios_of_the_vaes_they_make(vae):
+    assert experiment().vae.compression == compression_of(vae)
+    settings = experiment("vae.video_phase=null").vae
+    assert settings.compression == compression_of(make_image_vae(settings.model))
 
 
 def test_the_clips_of_an_experiment_fit_the_vae_it_describes():

@@ -28,7 +28,7 @@ def backbone_file(tmp_path_factory):
     return str(file)
 
 
-def test_lpips_meets_the_golden_values(shared):
+def test_lpips_of_real_clips_by_its_real_weights(shared):
     clips = np.load(shared / "reference/metrics/clips.npz")
     golden = json.loads((shared / "reference/metrics/golden.json").read_text())["per_video"]["degraded"]
     real, degraded = (to_float(torch.from_numpy(clips[name][:2])) for name in ("real", "degraded"))

@@ -1,6 +1,7 @@
 """Videos and images of every kind: read as they are shown, or named with the reason."""
 
 import io
+import struct
 from fractions import Fraction
 
 import av
@@ -143,7 +144,30 @@ def test_images_are_upright_rgb_with_transparency_on_white():
         decode_image(clear[:40], "x.png")
 
 
-def test_turned_videos_are_shown_upright(shared):
+@pytest.mark.parametrize("quarters", [1, 2, 3])
+def test_a_video_that_says_it_lies_turned_is_shown_upright(tmp_path, quarters):
+    frames = np.zeros((3, 32, 48, 3), np.uint8)
+    frames[:, :16, :24] = 255  # upright, its upper left quarter is white
+    write_video(tmp_path / "upright.mp4", frames, 8)
+    write_video(tmp_path / "stored.mp4", np.rot90(frames, quarters, axes=(1, 2)).copy(), 8)
+    turn_in_header(tmp_path / "stored.mp4", quarters)
+    expected, found = (next(decode(tmp_path / name, name)) for name in ("upright.mp4", "stored.mp4"))
+    assert found.shape == expected.shape == (32, 48, 3)
+    assert np.abs(found.astype(int) - expected).mean() < 3
+    facts = examine(tmp_path / "stored.mp4", "stored.mp4")
+    assert (facts.height, facts.width) == (32, 48)
+
+
+def turn_in_header(path, quarters):
+    """Let the track header of an mp4 say that players shall turn it clockwise by so many quarters."""
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 4 + 40  # after version, times, track, duration, layer, volume
+    cos, sin = [(1, 0), (0, 1), (-1, 0), (0, -1)][quarters]
+    struct.pack_into(">9i", data, matrix, cos << 16, sin << 16, 0, -sin << 16, cos << 16, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
+
+
+def test_turned_real_videos_are_shown_upright(shared):
     """The same picture, stored in three turns: corners agree once all are upright."""
     upright = {}
     for turn in (90, 180, 270):

@@ -1,0 +1,31 @@
+"""Samples as the scorers read them."""
+
+import numpy as np
+import pytest
+
+from ldm.evaluate import (
+    read_samples,
+)
+from ldm.evaluation.scorers import SampleFiles
+from odvae.clips.settings import DataSettings
+from odvae.running.errors import InputError
+from odvae.video.files import write_video
+
+DATA = DataSettings(frames=17, height=16, width=16)
+
+
+def test_samples_missing_broken_or_of_another_size_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"holds no samples to score; make them with: .*sample_video"):
+        read_samples(tmp_path)
+    write_video(tmp_path / "short.mp4", np.zeros((9, 16, 16, 3), np.uint8), 8)
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    files = SampleFiles([tmp_path / name for name in ("none.mp4", "short.mp4", "broken.mp4")], DATA)
+    for number, message in enumerate(
+        [
+            r"none\.mp4 is missing",
+            r"short\.mp4: .*\(9, 16, 16, 3\), expected \(17, 16",
+            r"broken\.mp4.*cannot be decoded",
+        ]
+    ):
+        with pytest.raises(InputError, match=message):
+            files[number]

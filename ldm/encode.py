@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from safetensors.torch import save as save_safetensors
 
 from ldm.encoding.plan import BucketSettings, EncodeSettings, ShardJob, plan_shard_jobs
@@ -29,14 +28,13 @@ from ldm.networks.text_encoder import (
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.latent_statistics import ChannelSums
+from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, written_aside
-from odvae.running.folder_lock import main_process_writes
 from odvae.running.hashing import HashCache, file_fingerprint, weights_fingerprint
 from odvae.running.run_folder import code_version
-from odvae.running.stage import StageClock
+from odvae.running.stage import Stage
 from odvae.running.worker_pool import Failure
-from odvae.training.checkpoints import begin_stage
 from odvae.video_vae import compression_of, load_vae
 
 
@@ -57,27 +55,26 @@ def encode_latents(
     state = PartialState()
     vae = load_vae(vae_folder).to(state.device)
     settings.check_sizes(data, compression_of(vae))
-    clock = StageClock(folder)
-    with main_process_writes(folder):
-        begin_stage(folder, {"encode": settings, "text": text, "data": data}, clock)
+    with Stage(folder, {"encode": settings, "text": text, "data": data}):  # a finished one is checked again too
         vae_sha256 = weights_fingerprint(vae)
-        _check_same_vae(folder, vae_sha256, vae_folder)
         jobs = plan_shard_jobs(videos.samples, settings, data)
-        if state.is_main_process:
-            _check_same_videos(folder, jobs)
+        waiting = set(decide_on_main_process(lambda: _waiting_jobs(folder, jobs, vae_sha256, vae_folder)))
         text_encoder = open_text_encoder(text, videos, folder, seed)
         check_max_tokens(text_encoder, text.max_tokens)
         text_encoder.model.to(state.device)
         encoder = EncodingJob(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
-        (waiting,) = broadcast_object_list([[job.name for job in jobs if not job.is_done(folder)]])
-        todo = [job for job in jobs if job.name in set(waiting)]
+        todo = [job for job in jobs if job.name in waiting]
         encode_shard_jobs(encoder, todo[state.process_index :: state.num_processes], folder, len(videos.samples))
         state.wait_for_everyone()
-        if state.is_main_process:
-            if todo or not _manifest_lists(jobs, folder):
-                _write_manifest(encoder, jobs, text, vae_folder, folder)
-            clock.save(finished=True)
-        state.wait_for_everyone()
+        if state.is_main_process and (todo or not _manifest_lists(jobs, folder)):
+            _write_manifest(encoder, jobs, text, vae_folder, folder)
+
+
+def _waiting_jobs(folder: Path, jobs: Sequence[ShardJob], vae_sha256: str, vae_folder: Path) -> list[str]:
+    """Names of the jobs that are not done yet. Raises InputError where those that are had another VAE or video."""
+    _check_same_vae(folder, vae_sha256, vae_folder)
+    _check_same_videos(folder, jobs)
+    return [job.name for job in jobs if not job.is_done(folder)]
 
 
 def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: int) -> TextEncoder:

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import PartialState
 from pydantic import Field
 
 from ldm.demo.judge import Verdict, prompt_accuracy
@@ -33,12 +32,12 @@ from odvae.frame_counts import check_clip_size
 from odvae.running.benchmarking import forbid_tf32
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
-from odvae.running.files import make_output_folder, read_json_lines
+from odvae.running.files import read_json_lines
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
 from odvae.running.settings import Settings
-from odvae.running.stage import StageClock
+from odvae.running.stage import Stage
 from odvae.shards.tars import Sample
 from odvae.video_vae import compression_of, load_vae
 
@@ -89,47 +88,58 @@ def evaluate_ldm(
     Raises InputError when samples are missing, of another size or unreadable, when there are too few videos or frames
     for what is asked, or when a network's or a reference's file is not what it should be.
     """
-    state, clock = PartialState(), StageClock(folders.report)
     forbid_tf32()
     protocol = PROTOCOLS[settings.protocol]
     protocol.check(data.frames)
     rows = read_samples(folders.samples)
     sets = choose_video_sets(settings, data, videos, rows, seed)
-    if state.is_main_process:
-        make_output_folder(folders.report)
-    vae = load_vae(folders.vae).to(state.device)
-    check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")
-    networks = load_networks(settings.networks, settings.i3d, settings.i3d_sha256, settings.videomae, state.device)
-    for network in networks:
-        network.check_frames(protocol.frames_of(data.frames))
-    clip = CLIPScorer(settings.clip_model, state.device) if settings.clip_model else None
-    tools = Scorers(networks, protocol, data, demo, settings.batch_size, clip)
-
-    generated = measure_samples(rows, folders.samples, tools, {row["file"] for row in sets.generated})
-    reconstructed = measure_reconstructions(sets.reference, vae, tools)
-    real = measure_real_sets(settings, sets, tools, protocol.describe(data, seed), folders.report)
-
-    if state.is_main_process:
-        parts: dict[str, Any] = {"duplicates": duplicates_part(generated)}
-        parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(ACCURACIES)
-        parts["clip_score"] = clip_part(generated, settings) if clip else None
-        parts["flicker"] = flicker_part(generated, reconstructed, vae.temporal_compression_ratio)
-        parts["distances"] = {}
+    with Stage(folders.report) as stage:
+        device = stage.state.device
+        vae = load_vae(folders.vae).to(device)
+        check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")
+        networks = load_networks(settings.networks, settings.i3d, settings.i3d_sha256, settings.videomae, device)
         for network in networks:
-            features = {
-                "generated": stack(generated, network),
-                "reconstructed": stack(reconstructed, network),
-                "real": real[network.name]["other_real"],
+            network.check_frames(protocol.frames_of(data.frames))
+        clip = CLIPScorer(settings.clip_model, device) if settings.clip_model else None
+        tools = Scorers(networks, protocol, data, demo, settings.batch_size, clip)
+
+        generated = measure_samples(rows, folders.samples, tools, {row["file"] for row in sets.generated})
+        reconstructed = measure_reconstructions(sets.reference, vae, tools)
+        real = measure_real_sets(settings, sets, tools, protocol.describe(data, seed), folders.report)
+
+        if stage.state.is_main_process:
+            parts: dict[str, Any] = {"duplicates": duplicates_part(generated)}
+            parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(ACCURACIES)
+            parts["clip_score"] = clip_part(generated, settings) if clip else None
+            parts["flicker"] = flicker_part(generated, reconstructed, vae.temporal_compression_ratio)
+            how = {**protocol.describe(data, seed), **provenance(rows, vae)}
+            parts["distances"] = {
+                network.name: distances(network, generated, reconstructed, real[network.name], how, settings, seed)
+                for network in networks
             }
-            how = {**protocol.describe(data, seed), **network.describe(), **provenance(rows, vae)}
-            reference = real[network.name]["reference"]
-            part = distance_part(network, reference, features, how, settings.bootstrap, seed)
-            parts["distances"][network.name] = part
-        announce_warnings(parts)
-        update_report(folders, clock, parts)
-        render_report(folders, read_report(folders), settings.num_visualized)
-    state.wait_for_everyone()
+            announce_warnings(parts)
+            with stage.updating():
+                update_report(folders, stage, parts)
+                render_report(folders, read_report(folders), settings.num_visualized)
     return read_report(folders)
+
+
+def distances(
+    network: FeatureNetwork,
+    generated: list[dict],
+    reconstructed: list[dict],
+    real: dict[str, np.ndarray],
+    how: dict,
+    settings: EvalLDMSettings,
+    seed: int,
+) -> dict:
+    """The distances of one network's features from the reference, of generated videos and of both floors."""
+    features = {
+        "generated": stack(generated, network),
+        "reconstructed": stack(reconstructed, network),
+        "real": real["other_real"],
+    }
+    return distance_part(network, real["reference"], features, {**how, **network.describe()}, settings.bootstrap, seed)
 
 
 # What all videos of one score have in common, of the settings they were sampled with.

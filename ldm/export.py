@@ -17,6 +17,7 @@ from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report
 from odvae.running.run_folder import RunFolder, code_version
 from odvae.running.settings import read_yaml
+from odvae.running.stage import Stage
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 
 # Scores of the report that a card shows, where there are any: name in report.json and words for it.
@@ -31,26 +32,36 @@ SCORES = {
 
 
 def export_pipeline(
-    folders: RunFolder, samples: SampleSettings, out: Path, name: str, copy_text_encoder: bool = False
-) -> TextToVideoPipeline:
+    folders: RunFolder, samples: SampleSettings, out: Path, copy_text_encoder: bool = False, push: str | None = None
+) -> None:
     """Write VAE, network, scheduler, text encoder and card of a run into `out`; the folder appears when it is whole.
 
-    `name` is what the card calls it: a repository of the hub, or a folder.
-
     A text encoder learned by the run is copied. One from elsewhere is named, with the hash of its weights, and loaded
-    from there when it is needed, unless `copy_text_encoder`. Raises InputError where a part is missing or does not
-    belong to the others, or `out` holds something else.
+    from there when it is needed, unless `copy_text_encoder`. `push` is the hub's repository in which the pipeline is
+    published too. Raises InputError where a part is missing or does not belong to the others, or `out` holds something
+    else.
     """
-    if out.exists() and not (out / "model_index.json").is_file():
-        raise InputError(f"{out} exists and is no pipeline folder: choose another, or remove it")
+    with Stage(out, whole=True) as stage:
+        if stage.state.is_main_process:
+            if out.exists() and not (out / "model_index.json").is_file():
+                raise InputError(f"{out} exists and is no pipeline folder: choose another, or remove it")
+            pipeline = assemble_pipeline(folders, samples, push or str(out), copy_text_encoder)
+            with folder_aside(out) as aside, write_errors_named(out):
+                pipeline.save_pretrained(aside)
+            if push:
+                pipeline.push_to_hub(push)
+
+
+def assemble_pipeline(
+    folders: RunFolder, samples: SampleSettings, name: str, copy_text_encoder: bool
+) -> TextToVideoPipeline:
+    """The run's pipeline, ready to be saved with its card, which calls it `name`."""
     pipeline = load_pipeline(folders.vae, folders.ldm, samples.sampler, samples.ema_decay)
     pipeline.register_to_config(model_card=write_card(pipeline, folders, samples, name, copy_text_encoder))
     if _learned_here(pipeline, folders) or copy_text_encoder:
         pipeline.register_to_config(text_encoder_name=None)  # it is in the folder
     elif pipeline.text_encoder is not None:
         pipeline.register_modules(text_encoder=None, tokenizer=None)
-    with folder_aside(out) as aside, write_errors_named(out):
-        pipeline.save_pretrained(aside)
     return pipeline
 
 

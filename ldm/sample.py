@@ -26,13 +26,13 @@ from ldm.train import PROVENANCE, ema_folder
 from odvae.clips.clip import fit_frames
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
-from odvae.running.files import make_output_folder, read_json, read_json_lines, write_text, written_aside
+from odvae.running.files import read_json, read_json_lines, write_text, written_aside
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.run_folder import code_version
 from odvae.running.seeds import derive_seed
 from odvae.running.settings import Settings
-from odvae.running.stage import StageClock
+from odvae.running.stage import Stage
 from odvae.video.files import decode, encode_video
 from odvae.video.frame_grid import save_gif, save_picture, strip
 from odvae.video.pixels import to_float, to_uint8
@@ -203,22 +203,17 @@ def sample_videos(
     state = PartialState()
     pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
-    if state.is_main_process:
-        make_output_folder(folder)
-    state.wait_for_everyone()
-    clock = StageClock(folder)
-    mine = requests[state.process_index :: state.num_processes]
-    with progress_bar("sampling", 0, len(mine), unit="video") as bar:
-        for batch in _batches(mine, settings.batch_size):
-            for request, latents in zip(batch, generate_latents(pipeline, batch, settings), strict=True):
-                _write(folder / request.file, pipeline, latents, settings)
-                bar.update()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        _record(requests, settings, read_json(ldm_folder / PROVENANCE), pipeline, folder)
-        _write_contact_sheet([folder / request.file for request in requests[:ON_CONTACT_SHEET]], folder)
-        clock.save(finished=True)
-    state.wait_for_everyone()
+    with Stage(folder) as stage:
+        mine = requests[state.process_index :: state.num_processes]
+        with progress_bar("sampling", 0, len(mine), unit="video") as bar:
+            for batch in _batches(mine, settings.batch_size):
+                for request, latents in zip(batch, generate_latents(pipeline, batch, settings), strict=True):
+                    _write(folder / request.file, pipeline, latents, settings)
+                    bar.update()
+        state.wait_for_everyone()
+        if state.is_main_process:
+            _record(requests, settings, read_json(ldm_folder / PROVENANCE), pipeline, stage)
+            _write_contact_sheet([folder / request.file for request in requests[:ON_CONTACT_SHEET]], folder)
     return [folder / request.file for request in requests]
 
 
@@ -288,11 +283,9 @@ def _record(
     settings: SampleSettings,
     provenance: dict,
     pipeline: TextToVideoPipeline,
-    folder: Path,
+    stage: Stage,
 ) -> None:
-    """Everything that decides a video's bytes, a row a file."""
-    path = folder / "samples.jsonl"
-    rows = {row["file"]: row for row in read_json_lines(path)} if path.exists() else {}
+    """Everything that decides a video's bytes, a row a file; the rows of other files stay."""
     how = {
         **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif"}),
         "scheduler": type(pipeline.scheduler).__name__,
@@ -304,10 +297,15 @@ def _record(
         "torch": torch.__version__,
         **code_version(),
     }
+    made = {}
     for request in requests:
         image = {"image_sha256": file_fingerprint(Path(request.image))} if request.image else {}
-        rows[request.file] = asdict(request) | how | image
-    write_text(path, "".join(json.dumps(rows[file]) + "\n" for file in sorted(rows)))
+        made[request.file] = asdict(request) | how | image
+    path = stage.folder / "samples.jsonl"
+    with stage.updating():
+        before = {row["file"]: row for row in read_json_lines(path)} if path.exists() else {}
+        rows = before | made
+        write_text(path, "".join(json.dumps(rows[file]) + "\n" for file in sorted(rows)))
 
 
 def _write_contact_sheet(files: Sequence[Path], folder: Path) -> None:

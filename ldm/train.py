@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from accelerate import PartialState
@@ -22,12 +23,10 @@ from ldm.training.validation import show_videos, validate
 from odvae.running.benchmarking import matmul_rate
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder, write_json
-from odvae.running.folder_lock import main_process_writes
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.progress import progress_bar
-from odvae.running.settings import Settings
-from odvae.running.stage import StageClock
-from odvae.training.checkpoints import StopRequest, begin_stage
+from odvae.running.settings import MayChange, Settings
+from odvae.running.stage import Stage
 from odvae.training.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.training.state import TrainingState
 from odvae.video_vae import VideoVAE, load_vae
@@ -46,17 +45,17 @@ class LDMSettings(Settings):
     """Prediction target, noise levels and loss weights."""
     optimization: OptimizationSettings = OptimizationSettings()
     """Optimizer, learning rate, EMA, precision, logging and checkpoints."""
-    attention_backend: AttentionBackend = "sdpa"
+    attention_backend: Annotated[AttentionBackend, MayChange] = "sdpa"
     """torch's attention, or xformers' (CUDA); the results are the same."""
-    peak_tflops: float | None = Field(None, gt=0)
+    peak_tflops: Annotated[float | None, MayChange] = Field(None, gt=0)
     """What `mfu` compares with, a device; null: the rate of large matrix products, measured at the start."""
     validation_clips: int = Field(256, ge=1)
     """Held-out clips whose loss is measured (fewer if there are)."""
-    sample_every: int = Field(5000, ge=1)
+    sample_every: Annotated[int, MayChange] = Field(5000, ge=1)
     """Steps between videos of fixed held-out conditions, in `videos/` and `strips/` and to the tracker."""
     num_visualized: int = Field(4, ge=1)
     """How many of them."""
-    workers: int = Field(0, ge=0)
+    workers: Annotated[int, MayChange] = Field(0, ge=0)
     """Processes that read latents, a rank; 0 reads in the training process."""
 
     @model_validator(mode="after")
@@ -93,13 +92,11 @@ def train_ldm(
     network = new_network(settings, manifest)
     for shape in manifest.buckets.values():
         network.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide the latents
-    clock, stop = StageClock(folder), StopRequest()
-    with main_process_writes(folder):
-        if begin_stage(folder, {"seed": seed, "ldm": settings, "latents": latents_identity(manifest)}, clock):
+    with Stage(folder, {"seed": seed, "ldm": settings, "latents": latents_identity(manifest)}) as stage:
+        if stage.finished:
             return
         data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
-        averages = fit(network, vae, settings, data, folder, seed, tracker, clock, stop)
-        stop.restore()
+        averages = fit(network, vae, settings, data, stage, seed, tracker)
         if state.is_main_process:
             for place, weights in averages.items():
                 trained = new_network(settings, manifest)
@@ -107,8 +104,6 @@ def train_ldm(
                 with install_folder(folder / place) as aside:
                     trained.save_pretrained(aside)
                     write_json(aside / PROVENANCE, provenance(manifest, latents_folder, folder))
-            clock.save(finished=True)
-        state.wait_for_everyone()
 
 
 def check_can_be_learned(settings: LDMSettings, manifest: Manifest, latents_folder: Path) -> None:
@@ -166,18 +161,16 @@ def fit(
     vae: VideoVAE,
     settings: LDMSettings,
     data: LatentData,
-    folder: Path,
+    stage: Stage,
     seed: int,
     tracker: Tracker,
-    clock: StageClock,
-    stop: StopRequest,
 ) -> dict[str, dict[str, Tensor]]:
     """Train for `optimization.steps` steps. Returns the averaged weights by their place in the folder (main process).
 
     `step` counts completed optimizer steps. Data, noise and learning rate are functions of it, so a run that is
     killed anywhere and started again ends in the same weights.
     """
-    optimization = settings.optimization
+    optimization, folder = settings.optimization, stage.folder
     apply_model_options(network, settings)
     state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
     accelerator, model, done = state.accelerator, state.model, state.resume()
@@ -185,7 +178,7 @@ def fit(
     meter = StepMeter(network, state.plan.ranks, peak_flops(settings, accelerator.device, accelerator.mixed_precision))
     progress = progress_bar("training the LDM", done, optimization.steps)
 
-    for step in range(done + 1, optimization.steps + 1):
+    for step in stage.steps(done + 1, optimization.steps):
         loss_sum = torch.zeros((), device=accelerator.device)
         for micro_step in range(1, optimization.gradient_accumulation_steps + 1):
             with meter.waiting_for_data():
@@ -214,7 +207,7 @@ def fit(
         if step % settings.sample_every == 0:
             with state.ema.in_network():
                 show_videos(network, vae, data, settings.num_visualized, state.log, step, accelerator)
-        state.save_and_stop_when_due(step, clock, stop)
+        state.save_and_stop_when_due(step, stage)
     progress.close()
     state.log.close()
     places = [".", *map(ema_folder, optimization.extra_ema_decays)]

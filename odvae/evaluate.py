@@ -28,13 +28,13 @@ from odvae.lpips import LPIPSSettings
 from odvae.metrics import lpips, psnr, ssim
 from odvae.running.benchmarking import PeakMemory, forbid_tf32, now
 from odvae.running.errors import InputError
-from odvae.running.files import make_output_folder, write_text
+from odvae.running.files import write_text
 from odvae.running.progress import progress_bar
 from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
 from odvae.running.seeds import normal_per_sample
 from odvae.running.settings import Settings
-from odvae.running.stage import StageClock
+from odvae.running.stage import Stage
 from odvae.shards.tars import Sample
 from odvae.video.files import write_video
 from odvae.video.frame_grid import save_picture, strip
@@ -132,36 +132,43 @@ def evaluate_vae(
 
     Raises InputError when there is no VAE, or a mode is asked for that it does not have.
     """
-    state, clock = PartialState(), StageClock(folders.report)
     forbid_tf32()
-    if state.is_main_process:
-        make_output_folder(folders.report / "videos")
-    state.wait_for_everyone()
-    vae = load_vae(folders.vae).to(state.device)
+    vae = load_vae(folders.vae).to(PartialState().device)
     settings.check_sizes(data, compression_of(vae), tiled=vae.has_temporal_tiling)
     data = settings.clip_settings(data)
     evaluation = Evaluation(settings, data, vae, seed)
     chosen = [sample for sample in videos.held_out if frame_count(sample, data.fps) >= data.span][: settings.clips]
     if not chosen:
         raise InputError(f"no held-out video has the {data.span} frames that a clip spans (eval_vae.frames)")
+    with Stage(folders.report) as stage:
+        (folders.report / "videos").mkdir(exist_ok=True)
+        rows, sums = reconstruct_clips(evaluation, chosen, len(videos.samples), folders.report)
+        if stage.state.is_main_process:
+            part = _summary(rows, sums, evaluation)
+            decoded = [chosen[row["number"]] for row in rows]
+            part["modes"] = compare_modes(evaluation, decoded[: settings.compared_clips], folders.report)
+            with stage.updating():
+                table = "".join(json.dumps(row) + "\n" for row in rows)
+                write_text(folders.report / "reconstructions.jsonl", table)
+                update_report(folders, stage, {"reconstruction": part})
+    return read_report(folders)
+
+
+def reconstruct_clips(
+    evaluation: Evaluation, chosen: Sequence[Sample], of: int, report: Path
+) -> tuple[list[dict], ChannelSums]:
+    """Scores of every clip and sums of its latents, the same on every rank; ranks share the work."""
+    state = PartialState()
     mine = list(enumerate(chosen))[state.process_index :: state.num_processes]
     sums, rows = ChannelSums(), []
     with progress_bar("reconstructing", 0, len(mine), unit="clip") as bar:
-        for batch in _batches(mine, settings.batch_size, data, len(videos.samples)):
-            rows += _reconstruct(evaluation, batch, folders.report, sums)
+        for batch in _batches(mine, evaluation.settings.batch_size, evaluation.data, of):
+            rows += _reconstruct(evaluation, batch, report, sums)
             bar.update(len(batch))
     rows = sorted(gather_object(rows), key=lambda row: row["number"])
-    sums = sum(gather_object([sums]), ChannelSums())
     if not rows:
         raise InputError(f"none of the {len(chosen)} held-out videos could be decoded")
-    if state.is_main_process:
-        write_text(folders.report / "reconstructions.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        part = _summary(rows, sums, evaluation)
-        decoded = [chosen[row["number"]] for row in rows]
-        part["modes"] = compare_modes(evaluation, decoded[: settings.compared_clips], folders.report)
-        update_report(folders, clock, {"reconstruction": part})
-    state.wait_for_everyone()
-    return read_report(folders)
+    return rows, sum(gather_object([sums]), ChannelSums())
 
 
 # A clip's number in the evaluation, its video, its frames as uint8 (t, h, w, 3).

@@ -27,14 +27,14 @@ from odvae.lpips import LPIPS
 from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
+from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
-from odvae.running.folder_lock import main_process_writes
 from odvae.running.progress import progress_bar
 from odvae.running.seeds import derive_seed
 from odvae.running.settings import Settings
-from odvae.running.stage import StageClock
-from odvae.training.checkpoints import StopRequest, begin_stage, checkpoint_facts, checkpoints_of
+from odvae.running.stage import Stage
+from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 from odvae.training.optimization import OptimizationSettings, Tracker, gradients_synced_at
 from odvae.training.state import TrainingState
 from odvae.training.tracking import MetricsLog
@@ -97,11 +97,13 @@ class VAERun:
     settings: VAESettings
     data: DataSettings
     videos: VideoSet
-    folder: Path
+    stage: Stage
     seed: int
     tracker: Tracker
-    clock: StageClock
-    stop: StopRequest
+
+    @property
+    def folder(self) -> Path:
+        return self.stage.folder
 
 
 def train_vae(
@@ -113,22 +115,18 @@ def train_vae(
     the process with status 130 or 143.
     """
     state = PartialState()
-    clock, stop = StageClock(folder), StopRequest()
-    with main_process_writes(folder):
-        if begin_stage(folder, {"seed": seed, "vae": settings, "data": data}, clock):
+    with Stage(folder, {"seed": seed, "vae": settings, "data": data}) as stage:
+        if stage.finished:
             return
-        run = VAERun(settings, data, videos, folder, seed, tracker, clock, stop)
+        run = VAERun(settings, data, videos, stage, seed, tracker)
         if state.is_main_process:
             print(f"loss: {settings.loss.describe()}", flush=True)
         vae = make_vae(run)
-        stop.restore()
         mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
         vae.register_to_config(latents_mean=mean, latents_std=std)
         if state.is_main_process:
             with install_folder(folder) as aside:
                 vae.save_pretrained(aside)
-            run.clock.save(finished=True)
-        state.wait_for_everyone()
 
 
 def make_vae(run: VAERun) -> VideoVAE:
@@ -160,16 +158,9 @@ def initial_image_vae(run: VAERun) -> PerFrameVAE:
         return load_image_vae(settings.init_image_vae, settings.model)
     folder = run.folder / "image_vae"
     assert settings.image_phase is not None  # the settings' validator saw to it
-    if (folder / "config.json").exists():
-        checkpoints, wanted = checkpoints_of(folder), settings.image_phase.steps
-        trained = checkpoint_facts(checkpoints[-1])["step"] if checkpoints else wanted  # removed: taken as it is
-        if trained != wanted and checkpoints_of(run.folder):
-            raise InputError(
-                f"{folder} was trained for {trained} steps and the video VAE began from it, but "
-                f"vae.image_phase.steps is {wanted}: choose another run folder (run=...)"
-            )
-        if trained >= wanted:
-            return PerFrameVAE.from_pretrained(folder)
+    wanted = settings.image_phase.steps
+    if decide_on_main_process(lambda: image_vae_is_trained(folder, wanted, run.folder)):
+        return PerFrameVAE.from_pretrained(folder)
     torch.manual_seed(run.seed)
     image_vae = fit(make_image_vae(settings.model), "image VAE", settings.image_phase, run, folder)
     if PartialState().is_main_process:
@@ -177,6 +168,23 @@ def initial_image_vae(run: VAERun) -> PerFrameVAE:
             image_vae.save_pretrained(aside)
     PartialState().wait_for_everyone()
     return image_vae
+
+
+def image_vae_is_trained(folder: Path, steps: int, video_folder: Path) -> bool:
+    """Whether `folder` holds the image VAE after so many steps.
+
+    Raises InputError where the video VAE in `video_folder` began from one after another number of steps.
+    """
+    if not (folder / "config.json").exists():
+        return False
+    checkpoints = checkpoints_of(folder)
+    trained = checkpoint_facts(checkpoints[-1])["step"] if checkpoints else steps  # removed: taken as it is
+    if trained != steps and checkpoints_of(video_folder):
+        raise InputError(
+            f"{folder} was trained for {trained} steps and the video VAE began from it, but "
+            f"vae.image_phase.steps is {steps}: choose another run folder (run=...)"
+        )
+    return trained >= steps
 
 
 def fit(
@@ -203,7 +211,7 @@ def fit(
     batches = Batches(run.videos, optimization, state.plan, accelerator.device, run.seed).from_step(done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
-    for step in range(done + 1, optimization.steps + 1):
+    for step in run.stage.steps(done + 1, optimization.steps):
         for micro_step in range(1, optimization.gradient_accumulation_steps + 1):
             batch = next(batches)
             video, noise = batch.video, batch.posterior_noise(network, run.seed)
@@ -227,7 +235,7 @@ def fit(
         if step % optimization.validate_every == 0 or last:
             with state.ema.in_network():
                 validate(network, held_out, objective.perceptual, state.log, step, accelerator)
-        state.save_and_stop_when_due(step, run.clock, run.stop)
+        state.save_and_stop_when_due(step, run.stage)
     progress.close()
     state.finish()
     return network.eval()

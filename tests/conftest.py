@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -52,15 +51,6 @@ def vae(image_vae: AutoencoderKL) -> ODVAE:
     for parameter in vae.parameters():
         parameter.data += 0.02 * torch.randn_like(parameter)
     return vae.eval()
-
-
-@pytest.fixture(autouse=True)
-def _signals_as_before():
-    """Training takes over Ctrl-C and SIGTERM; pytest gets them back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

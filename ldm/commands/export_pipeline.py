@@ -7,8 +7,6 @@ On several GPUs: accelerate launch -m ldm.commands.export_pipeline ...
 import argparse
 from pathlib import Path
 
-from accelerate import PartialState
-
 from ldm.experiment import announce, parse_experiment
 from ldm.export import export_pipeline
 from odvae.running.errors import readable_errors
@@ -23,11 +21,7 @@ def main() -> None:
     experiment, options = parse_experiment(__doc__, extra)
     folders = experiment.folders
     out = options.out or folders.root / "pipeline"
-    if PartialState().is_main_process:
-        name = options.push or str(out)
-        pipeline = export_pipeline(folders, experiment.sample, out, name, options.copy_text_encoder)
-        if options.push:
-            pipeline.push_to_hub(options.push)
+    export_pipeline(folders, experiment.sample, out, options.copy_text_encoder, options.push)
     announce(out, None, options)
 
 

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -20,7 +20,7 @@ from odvae.clips.settings import DataSettings
 from odvae.frame_counts import check_clip_size
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
-from odvae.running.settings import Settings
+from odvae.running.settings import MayChange, Settings
 from odvae.shards.tars import Sample
 
 
@@ -62,7 +62,7 @@ class EncodeSettings(Settings):
     """Clips encoded of each video, their first frames spread evenly over it."""
     flip: bool = False
     """Whether each clip's mirror image is encoded too, as an entry of its own."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: Annotated[int, MayChange] = Field(16, ge=1)
     """Clips encoded at a time."""
     stream_frames: int = Field(65, ge=5)
     """Longer clips are decoded and encoded in pieces of this many frames, one clip at a time, in constant memory."""

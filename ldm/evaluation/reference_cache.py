@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.files import written_aside
 from odvae.shards.tars import Sample
@@ -34,7 +34,7 @@ def describe_clips(clips: Sequence[tuple[Sample, int]]) -> dict:
 def cached_features(folder: Path, description: dict, measure: Callable[[], np.ndarray]) -> np.ndarray:
     """Features (n, d) of what `description` says: read from `folder`, or measured by all ranks and written there."""
     state, path = PartialState(), path_in(folder, description)
-    if broadcast_object_list([path.is_file()])[0]:  # one answer for all ranks
+    if decide_on_main_process(path.is_file):
         return read_features(path, description)
     features = measure()
     if state.is_main_process:

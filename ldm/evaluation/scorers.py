@@ -25,6 +25,7 @@ from odvae.clips.settings import DataSettings
 from odvae.flicker import added_flicker, steadiness
 from odvae.running.errors import InputError
 from odvae.running.progress import progress_bar
+from odvae.running.stop_signals import leave_stop_signals_to_parent
 from odvae.shards.tars import Sample
 from odvae.video.files import decode
 from odvae.video.pixels import to_float, to_uint8
@@ -147,7 +148,13 @@ def my_batches(clips: Dataset, tools: Scorers, description: str) -> Iterator[tup
     state = PartialState()
     mine = list(range(state.process_index, len(clips), state.num_processes))
     batches = [mine[i : i + tools.batch_size] for i in range(0, len(mine), tools.batch_size)]
-    loader = DataLoader(clips, batch_sampler=batches, num_workers=tools.data.workers, collate_fn=np.stack)
+    loader = DataLoader(
+        clips,
+        batch_sampler=batches,
+        num_workers=tools.data.workers,
+        collate_fn=np.stack,
+        worker_init_fn=leave_stop_signals_to_parent,
+    )
     with progress_bar(description, 0, len(mine), unit="clip") as bar:
         for numbers, batch in zip(batches, loader, strict=True):
             yield numbers, batch

@@ -26,6 +26,7 @@ from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.seeds import shuffled_index
+from odvae.running.stop_signals import leave_stop_signals_to_parent
 from odvae.shards.tars import Sample, index_shard
 
 # Batches of entries that are fetched from disk ahead of their use.
@@ -118,7 +119,7 @@ def latent_batches(
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=uses_cuda(),
-        worker_init_fn=_one_thread,
+        worker_init_fn=_start_worker,
     )
     return iter(loader)
 
@@ -169,8 +170,9 @@ class _Prefetcher:
                 yield coming.popleft()
 
 
-def _one_thread(_worker: int) -> None:
+def _start_worker(_worker: int) -> None:
     torch.set_num_threads(1)
+    leave_stop_signals_to_parent()
 
 
 def entry_key(video_key: str, clip: int, flip: bool = False) -> str:

@@ -5,11 +5,11 @@ Each part is what one job needs; `DataSettings` is all of them, so every functio
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from odvae.running.settings import Settings
+from odvae.running.settings import MayChange, Settings
 
 Resize = Literal["bicubic", "bilinear"]
 
@@ -73,13 +73,13 @@ class SplitSettings(Settings):
 class LoadingSettings(Settings):
     """How clips are decoded, and how much may go wrong."""
 
-    workers: int = Field(1, ge=0)
+    workers: Annotated[int, MayChange] = Field(1, ge=0)
     """Processes that decode clips, a rank; 0 decodes in the training process, where nothing guards it."""
-    decode_seconds: float = Field(60.0, gt=0)
+    decode_seconds: Annotated[float, MayChange] = Field(60.0, gt=0)
     """A video that takes a worker longer than this for one clip is left out."""
-    decode_gib: float = Field(4.0, gt=0)
+    decode_gib: Annotated[float, MayChange] = Field(4.0, gt=0)
     """A video that needs more memory than this to decode is left out."""
-    failures_allowed: float = Field(0.05, ge=0, le=1)
+    failures_allowed: Annotated[float, MayChange] = Field(0.05, ge=0, le=1)
     """The run ends when more than this share of the videos could not be decoded; until then they are left out."""
 
 

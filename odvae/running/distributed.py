@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
+
+T = TypeVar("T")
 
 # How long ranks wait for each other. The usual ten minutes are too short where one of them counts frames, hashes
 # terabytes or finishes its last shard while the others are done.
@@ -41,3 +45,23 @@ def share_cores() -> None:
 def uses_cuda() -> bool:
     """Whether this launch computes on a CUDA GPU: a machine may have one and still be told to use its CPU."""
     return PartialState().device.type == "cuda"
+
+
+def decide_on_main_process(decision: Callable[[], T]) -> T:
+    """What `decision` gives on the main process, on every rank: another machine may not see the same files yet.
+
+    The value is plain data. An error there ends every rank; the main process alone says why.
+    """
+    state = PartialState()
+    if not state.is_main_process:
+        ((decided, value),) = broadcast_object_list([None])
+        if not decided:
+            raise SystemExit(1)
+        return value
+    try:
+        value = decision()
+    except BaseException:
+        broadcast_object_list([(False, None)])
+        raise
+    broadcast_object_list([(True, value)])
+    return value

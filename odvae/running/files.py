@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import re
+import secrets
 import shutil
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -14,11 +18,54 @@ from odvae.running.errors import InputError, write_errors_named
 from odvae.running.text import decode_text
 
 
+def name_aside(path: Path) -> Path:
+    """A name beside `path` for what is not whole yet, which no other process has, on whichever machine.
+
+    It says who writes it: `.NAME.HOST-PROCESS-RANDOM.partial`.
+    """
+    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def _host() -> str:
+    return socket.gethostname()[:40]
+
+
+def remove_leftovers(folder: Path, of_the_dead: bool = False) -> None:
+    """Remove what killed writers left half-written in the folder and below.
+
+    `of_the_dead`: other processes may be writing, so only what one of this machine wrote that is no more.
+    """
+    _remove(folder.rglob(".*.partial"), of_the_dead)
+
+
+def _remove(leftovers: Iterable[Path], of_the_dead: bool) -> None:
+    for leftover in list(leftovers):
+        if not of_the_dead or _writer_is_gone(leftover):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
+
+
+def _writer_is_gone(leftover: Path) -> bool:
+    """Whether a process of this machine was writing it that is no more."""
+    found = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.partial$", leftover.name)
+    if found is None:
+        return False
+    try:
+        os.kill(int(found[1]), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # it lives, and is another user's
+        return False
+    return False
+
+
 @contextlib.contextmanager
 def written_aside(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` only when the block ends well; until then `path` keeps what it held."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    aside = name_aside(path)
     try:
         with open(aside, "wb") as file:
             yield file
@@ -33,18 +80,23 @@ def written_aside(path: str | Path) -> Iterator[BinaryIO]:
 def folder_aside(path: str | Path) -> Iterator[Path]:
     """A new folder that appears at `path` only when the block ends well; a folder already there is replaced."""
     path = Path(path)
-    aside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    _remove(path.parent.glob(f".{glob.escape(path.name)}.*.partial"), of_the_dead=True)
+    aside, retired = name_aside(path), name_aside(path)
     aside.mkdir(parents=True)
-    yield aside
-    if path.exists():
-        retired = path.with_name(f".{path.name}.retired")
-        shutil.rmtree(retired, ignore_errors=True)
-        path.rename(retired)
-        aside.rename(path)
-        shutil.rmtree(retired)
-    else:
-        aside.rename(path)
+    try:
+        yield aside
+        replaces = path.exists()
+        if replaces:
+            path.rename(retired)
+        try:
+            aside.rename(path)
+        except OSError:
+            if replaces:
+                retired.rename(path)
+            raise
+    finally:
+        for folder in (aside, retired):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -54,14 +106,15 @@ def install_folder(path: str | Path) -> Iterator[Path]:
     config.json moves last: where it is, the rest of the model is too.
     """
     path = Path(path)
-    aside = path / ".installing.partial"
-    shutil.rmtree(aside, ignore_errors=True)
+    aside = path / name_aside(path).name
     aside.mkdir(parents=True)
-    with write_errors_named(path):
-        yield aside
-    for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
-        file.replace(path / file.name)
-    aside.rmdir()
+    try:
+        with write_errors_named(path):
+            yield aside
+        for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
+            file.replace(path / file.name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:

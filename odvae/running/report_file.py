@@ -6,14 +6,17 @@ import sys
 
 from odvae.running.files import read_json, write_json
 from odvae.running.run_folder import RunFolder, code_version
-from odvae.running.stage import StageClock
+from odvae.running.stage import Stage
 
 STAGES = ("vae", "latents", "ldm", "samples", "report")
 
 
-def update_report(folders: RunFolder, clock: StageClock, parts: dict) -> None:
-    """Put new parts into report.json, each with the command and commit that made it, and each stage's minutes."""
-    clock.save(finished=True)
+def update_report(folders: RunFolder, stage: Stage, parts: dict) -> None:
+    """Put new parts into report.json, each with the command and commit that made it, and each stage's minutes.
+
+    On the main process, within `stage.updating()`.
+    """
+    stage.record()
     source = {"command": " ".join(sys.argv), "commit": code_version()["commit"]}
     report = read_report(folders)
     report |= {name: {**part, **source} if isinstance(part, dict) else part for name, part in parts.items()}

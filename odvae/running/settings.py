@@ -13,12 +13,13 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from odvae.running.errors import InputError
@@ -34,6 +35,13 @@ class Settings(BaseModel):
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
+
+
+class MayChange:
+    """Marks a field that a run may go on with another value of: `steps: Annotated[int, MayChange]`.
+
+    It decides how long, how visibly or with how many helpers a stage works, not what comes out of a step.
+    """
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -69,17 +77,19 @@ def read_yaml(text: str, name: str) -> Any:
         raise InputError(f"{name} is not valid YAML: {error}") from None
 
 
-def differing_keys(before: dict, now: dict) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (before, now) of every value in which two nested mappings differ; None where one lacks it."""
-    old, new = _flatten(before), _flatten(now)
-    return {key: (old.get(key), new.get(key)) for key in sorted(old | new) if old.get(key) != new.get(key)}
+def differing_keys(before: Any, now: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (before, now) of every value in which two nested mappings differ; None where one lacks it.
 
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
-    return flat
+    Elements of lists are numbered. A section that only one of them has is one value.
+    """
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        before, now = ({str(i): value for i, value in enumerate(values)} for values in (before, now))
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return {} if before == now else {prefix.removesuffix("."): (before, now)}
+    differing: dict[str, tuple[Any, Any]] = {}
+    for key in sorted(before | now):
+        differing |= differing_keys(before.get(key), now.get(key), f"{prefix}{key}.")
+    return differing
 
 
 def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[str] = ()) -> SettingsT:
@@ -157,20 +167,46 @@ def _describe(problem: Any, kind: type[Settings]) -> str:
 
 def _keys_at(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
     for section in sections:
+        if section.isdecimal():  # a place in a tuple
+            continue
         field = kind.model_fields.get(section)
         if field is None:
             return []
-        kind = _settings_in(field.annotation) or kind
+        kind = next(iter(_settings_in(field.annotation)), kind)
     return list(kind.model_fields)
 
 
-def _settings_in(annotation: Any) -> type[Settings] | None:
-    """The Settings class an annotation holds (`X` or `X | None`), if it holds one."""
-    candidates = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, Settings):
-            return candidate
-    return None
+def _settings_in(annotation: Any) -> list[type[Settings]]:
+    """The Settings classes an annotation holds: itself, or in a union, a tuple or the like."""
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Settings):
+        return [annotation]
+    return [kind for argument in get_args(annotation) for kind in _settings_in(argument)]
+
+
+def _is_marked(annotation: Any) -> bool:
+    """Whether `MayChange` stands in an annotation, as in `Annotated[int, MayChange] | None`."""
+    return annotation is MayChange or any(_is_marked(argument) for argument in get_args(annotation))
+
+
+def _field_may_change(field: FieldInfo) -> bool:
+    return MayChange in field.metadata or _is_marked(field.annotation)
+
+
+def may_change(dotted: str, sections: Mapping[str, Any]) -> bool:
+    """Whether a run of these sections may go on with another value of a key: its field, or a section it is in, says so.
+
+    A field that is in several classes of a union must be marked in each.
+    """
+    section, *names = dotted.split(".")
+    kinds = [type(sections[section])] if isinstance(sections.get(section), Settings) else []
+    for name in names:
+        if name.isdecimal():  # a place in a tuple
+            continue
+        fields = [kind.model_fields[name] for kind in kinds if name in kind.model_fields]
+        if fields and all(_field_may_change(field) for field in fields):
+            return True
+        kinds = [kind for field in fields for kind in _settings_in(field.annotation)]
+    return False
 
 
 def _type_name(annotation: Any) -> str:
@@ -186,11 +222,16 @@ def _type_name(annotation: Any) -> str:
     return "null" if annotation is type(None) else annotation.__name__
 
 
+def _section_in(annotation: Any) -> type[Settings] | None:
+    """The Settings class of a section, `X` or `X | None`; none for lists of them."""
+    return next(iter(_settings_in(annotation)), None) if get_origin(annotation) is not tuple else None
+
+
 def settings_help(kind: type[Settings], prefix: str = "") -> str:
     """Every key with its type, default and meaning, one paragraph a key."""
     lines: list[str] = []
     for name, field in kind.model_fields.items():
-        section = _settings_in(field.annotation)
+        section = _section_in(field.annotation)
         default = field.get_default(call_default_factory=True, validated_data={})
         meaning = " ".join((field.description or "").split())
         if section is not None:
@@ -199,7 +240,8 @@ def settings_help(kind: type[Settings], prefix: str = "") -> str:
             lines.append(settings_help(section, f"{prefix}{name}."))
         else:
             shown = "required" if default is PydanticUndefined else json.dumps(default, default=str)
-            lines.append(f"  {prefix}{name}  [{_type_name(field.annotation)}, default {shown}]")
+            notes = ", may change on resume" if _field_may_change(field) else ""
+            lines.append(f"  {prefix}{name}  [{_type_name(field.annotation)}, default {shown}{notes}]")
             lines.append(textwrap.fill(meaning, 108, initial_indent=" " * 6, subsequent_indent=" " * 6))
     return "\n".join(lines)
 

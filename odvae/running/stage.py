@@ -1,33 +1,159 @@
-"""A stage of the pipeline at work: how long it has worked, over all its runs."""
+"""A stage of the pipeline at work on its folder: one writer, the same settings as before, a clock, a way to stop."""
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NoReturn
 
-from odvae.running.files import read_json, write_json
+import yaml
+from accelerate import PartialState
+
+from odvae.running.distributed import decide_on_main_process
+from odvae.running.errors import InputError
+from odvae.running.files import make_output_folder, read_json, remove_leftovers, write_json, write_text
+from odvae.running.folder_lock import exclusive_update, sole_writer
 from odvae.running.run_folder import code_version
+from odvae.running.settings import Settings, differing_keys, may_change, read_yaml
+from odvae.running.stop_signals import StopSignals
+
+RECORD = "stage.json"
+SETTINGS = "experiment.yaml"
 
 
-class StageClock:
-    """Minutes a stage has worked, over all its (interrupted) runs, with the command and commit: `stage.json`.
+class Stage:
+    """One run of a command that writes into a folder; every rank enters and leaves it.
 
-    Only the main process writes.
+        with Stage(folder, sections) as stage:
+            if stage.finished:
+                return
+            ...
+
+    With `sections` (the settings everything in the folder follows from) the command is the folder's only writer: a
+    second one is refused at once, half-written files of a killed one are removed, and the settings must be those the
+    folder was begun with (`experiment.yaml`). Without, several commands may add to the folder; whatever one of them
+    reads, changes and writes again, it does in `updating`.
+
+    `finished` says that an earlier run with the very same settings came to its end. A block that ends well makes the
+    stage finished, once every rank is there. `stage.json` has the minutes of all runs, the last command and its code.
+
+    `whole`: the folder is made aside and replaced as a whole (`folder_aside`), so its lock lies beside it and it has
+    no record; here too a second command is refused.
+
+    Stop signals end the block at once, except in a loop over `steps`, which is asked to save first.
+
+    Raises InputError for a folder that cannot be written, is being written, or was begun with other settings.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / "stage.json"
-        self.before = read_json(self.path)["minutes"] if self.path.exists() else 0.0
-        self.start = time.monotonic()
+    def __init__(self, folder: Path, sections: Mapping[str, Any] | None = None, whole: bool = False) -> None:
+        self.folder, self.sections, self.whole = folder, sections, whole
+        self.state = PartialState()
+        self.signals = StopSignals()
+        self.finished = self._is_updating = False
+        self._held = contextlib.ExitStack()
+        self._counted = time.monotonic()
 
-    def save(self, finished: bool) -> None:
-        """Write the record."""
-        minutes = self.before + (time.monotonic() - self.start) / 60
-        record = {"minutes": round(minutes, 3), "finished": finished, "command": " ".join(sys.argv), **code_version()}
-        write_json(self.path, record)
+    def __enter__(self) -> Stage:
+        with contextlib.ExitStack() as held:
+            self.signals.install()
+            held.callback(self.signals.restore)
+            self.finished = decide_on_main_process(lambda: self._begin(held))
+            self._held = held.pop_all()
+        return self
 
-    @property
-    def finished(self) -> bool:
-        """Whether an earlier run of the stage came to its end."""
-        return self.path.exists() and read_json(self.path)["finished"]
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._held:
+            if kind is None and not self.finished:
+                self.state.wait_for_everyone()
+                self.record(finished=True)
+        if kind is None:
+            self.state.wait_for_everyone()
+
+    def _begin(self, held: contextlib.ExitStack) -> bool:
+        """On the main process: lock, clean up, check and record; returns whether there is nothing left to do."""
+        if self.whole:
+            held.enter_context(sole_writer(self.folder, lock=self.folder.with_name(f".{self.folder.name}.lock")))
+            return False
+        if self.sections is None:
+            make_output_folder(self.folder)
+            remove_leftovers(self.folder, of_the_dead=True)
+            return False
+        held.enter_context(sole_writer(self.folder))
+        same = record_settings(self.folder / SETTINGS, self.sections)
+        finished = same and self._last_record()["finished"]
+        if not finished:
+            self.record()
+        return finished
+
+    @contextlib.contextmanager
+    def updating(self) -> Iterator[None]:
+        """Within it no other command changes what it may in this folder; brief, since the others wait."""
+        if self.sections is not None or self.whole or self._is_updating:
+            yield
+            return
+        with exclusive_update(self.folder):
+            self._is_updating = True
+            try:
+                yield
+            finally:
+                self._is_updating = False
+
+    def _last_record(self) -> dict[str, Any]:
+        path = self.folder / RECORD
+        return read_json(path) if path.is_file() else {"minutes": 0.0, "finished": False}
+
+    def record(self, finished: bool = False) -> None:
+        """Add the time since the last record to `stage.json`. Only the main process writes."""
+        if self.whole or not self.state.is_main_process:
+            return
+        now = time.monotonic()
+        with self.updating():
+            minutes = self._last_record()["minutes"] + (now - self._counted) / 60
+            record = {"minutes": round(minutes, 4), "finished": finished, "command": " ".join(sys.argv)}
+            write_json(self.folder / RECORD, record | code_version())
+        self._counted = now
+
+    def steps(self, first: int, last: int) -> Iterator[int]:
+        """The numbers of a training's steps, `last` included; meanwhile stop signals wait for `stop_requested`."""
+        with self.signals.deferred():
+            yield from range(first, last + 1)
+
+    def stop_requested(self, step: int) -> bool:
+        """Whether a stop signal came: then save and `stop`. To be asked after every step; all ranks hear the same."""
+        return self.signals.agreed(step)
+
+    def stop(self, step: int) -> NoReturn:
+        """Say where the run stands and leave, with the exit status of the signal."""
+        if self.state.is_main_process:
+            print(
+                f"\nstopped after step {step}, saved in {self.folder}; run the same command again to go on", flush=True
+            )
+        raise SystemExit(128 + (self.signals.received or signal.SIGINT))
+
+
+def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
+    """Write the resolved settings of a run, or check that a run already there was started with the same ones.
+
+    Returns whether they are the same to the last key. Raises InputError naming each key that differs, except those
+    whose field says that it `MayChange`.
+    """
+    resolved = {
+        name: section.model_dump(mode="json") if isinstance(section, Settings) else section
+        for name, section in sections.items()
+    }
+    same = False
+    if path.exists():
+        before = read_yaml(path.read_text(), str(path))
+        differing = differing_keys(before, resolved)
+        same = not differing
+        if changed := {key: values for key, values in differing.items() if not may_change(key, sections)}:
+            raise InputError(
+                f"{path.parent} holds a run with other settings; choose another run folder (run=...) or remove it:\n"
+                + "\n".join(f"  {key}: was {before!r}, now {now!r}" for key, (before, now) in changed.items())
+            )
+    write_text(path, yaml.safe_dump(resolved, sort_keys=False))
+    return same

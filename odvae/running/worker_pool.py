@@ -23,6 +23,7 @@ from typing import Generic, TypeVar
 import torch
 
 from odvae.running.errors import InputError
+from odvae.running.stop_signals import leave_stop_signals_to_parent
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -199,8 +200,7 @@ def _work(
 ) -> None:
     """The life of a worker: answer tasks until the main process closes the pipe or ends."""
     parents_end.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's business
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    leave_stop_signals_to_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process at once, wherever it is
     faulthandler.disable()
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from accelerate import Accelerator
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder
-from odvae.running.settings import Settings
+from odvae.running.settings import MayChange, Settings
 from odvae.training.muon import Muon
 
 Tracker = Literal["none", "wandb", "tensorboard"]
@@ -28,11 +28,11 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 class OptimizationSettings(Settings):
-    steps: int = Field(1000, ge=1)
+    steps: Annotated[int, MayChange] = Field(1000, ge=1)
     """Optimizer steps in all."""
-    batch_size: int = Field(8, ge=1)
+    batch_size: Annotated[int, MayChange] = Field(8, ge=1)
     """Samples a micro-step on each rank."""
-    gradient_accumulation_steps: int = Field(1, ge=1)
+    gradient_accumulation_steps: Annotated[int, MayChange] = Field(1, ge=1)
     """Micro-steps a step: the global batch is ranks * gradient_accumulation_steps * batch_size."""
     optimizer: str = "adamw"
     """Any optimizer timm's factory knows by name; muon, nmuon, adamuon and nadamuon are `odvae.training.muon`'s.
@@ -51,37 +51,27 @@ class OptimizationSettings(Settings):
     """Weight decay, decoupled except in optimizers that know no other ("adam"); biases and norm gains have none."""
     grad_clip: float = Field(1.0, gt=0)
     """The gradient's norm is clipped to this."""
-    max_nonfinite_steps: int = Field(10, ge=0)
+    max_nonfinite_steps: Annotated[int, MayChange] = Field(10, ge=0)
     """A step with a gradient that is not finite is skipped and counted; more than this many in a row end the run."""
     precision: Precision = "auto"
     """Autocast to bf16, or none; auto: bf16 on a GPU that has it, fp32 elsewhere (a CPU without matrix units for bf16
     is slower with it)."""
-    compile: bool = False
+    compile: Annotated[bool, MayChange] = False
     """torch.compile the network's blocks: minutes at the start, faster steps after."""
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: Annotated[bool, MayChange] = False
     """Compute activations again in the backward pass: less memory, about a third more time."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Decay a step of the averaged weights, which are the ones saved, validated and sampled; it warms up from 0."""
     extra_ema_decays: tuple[float, ...] = ()
     """Decays of further averages, saved beside the first (the LDM's in `ema_DECAY/` folders)."""
-    log_every: int = Field(10, ge=1)
+    log_every: Annotated[int, MayChange] = Field(10, ge=1)
     """Steps between rows of metrics.jsonl."""
-    validate_every: int = Field(1000, ge=1)
+    validate_every: Annotated[int, MayChange] = Field(1000, ge=1)
     """Steps between validations on held-out videos (there is always one at the end)."""
-    checkpoint_every: int = Field(500, ge=1)
+    checkpoint_every: Annotated[int, MayChange] = Field(500, ge=1)
     """Steps between checkpoints (there is always one at the end, and one at Ctrl-C or SIGTERM)."""
-    checkpoints_total_limit: int = Field(2, ge=1)
+    checkpoints_total_limit: Annotated[int, MayChange] = Field(2, ge=1)
     """How many of the newest checkpoints are kept."""
-
-
-# Keys that may differ between a run and its continuation: how long, how visibly, with how many helpers it works. The
-# parts of the global batch may too, but not their product with the number of ranks (`Checkpoints`).
-MAY_CHANGE_ON_RESUME = (
-    "steps", "log_every", "validate_every", "checkpoint_every", "checkpoints_total_limit", "max_nonfinite_steps",
-    "workers", "tracker", "decode_seconds", "decode_gib", "failures_allowed", "batch_size",
-    "gradient_accumulation_steps", "sample_every", "compile", "gradient_checkpointing", "attention_backend",
-    "peak_tflops",
-)  # fmt: skip
 
 
 # torch's, which then update all weights in one kernel, on CPU too. Not sgd: its kernel cannot take shards (FSDP2).

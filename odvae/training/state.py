@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from odvae.clips.sampling import BatchPlan
-from odvae.running.stage import StageClock
-from odvae.training.checkpoints import Checkpoints, StopRequest
+from odvae.running.stage import Stage
+from odvae.training.checkpoints import Checkpoints
 from odvae.training.ema import EMA
 from odvae.training.optimization import (
     OptimizationSettings,
@@ -75,15 +75,14 @@ class TrainingState:
             average.update(step)
         return gradient_norm, learning_rate
 
-    def save_and_stop_when_due(self, step: int, clock: StageClock, stop: StopRequest) -> None:
-        """Write a checkpoint where one is due; after Ctrl-C or SIGTERM write one and leave the process."""
-        last, stopping = step == self.optimization.steps, stop.agreed(step, self.accelerator)
+    def save_and_stop_when_due(self, step: int, stage: Stage) -> None:
+        """Write a checkpoint where one is due; after a stop signal write one and leave the process."""
+        last, stopping = step == self.optimization.steps, stage.stop_requested(step)
         if step % self.optimization.checkpoint_every == 0 or last or stopping:
             self.checkpoints.save(step)
-            if self.accelerator.is_main_process:
-                clock.save(finished=False)
+            stage.record()
         if stopping and not last:
-            stop.end(self.folder, step, self.accelerator.is_main_process)
+            stage.stop(step)
 
     def finish(self) -> None:
         """Put the averaged weights into the network and close the log."""

@@ -134,7 +134,11 @@ def test_the_exported_pipeline_makes_the_very_videos_of_the_sampling_stage(run):
     generator = torch.Generator().manual_seed(row["seed"])
     threads = torch.get_num_threads()
     torch.set_num_threads(row["threads"])
-    asked = {"num_inference_steps": row["steps"], "guidance_scale": row["guidance"], "generator": generator}
+    asked = {
+        "num_inference_steps": row["num_inference_steps"],
+        "guidance_scale": row["guidance_scale"],
+        "generator": generator,
+    }
     frames = pipeline(row["prompt"], output_type="pt", **asked).frames
     torch.set_num_threads(threads)
     write_video(run / "again.mp4", to_uint8(frames.transpose(1, 2) * 2 - 1)[0], row["fps"])

@@ -1,0 +1,258 @@
+"""A stage on its folder: one writer, the same settings, finished or not, a clock that adds up, an orderly stop."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+
+from odvae.running.errors import InputError
+from odvae.running.files import name_aside
+from odvae.running.settings import MayChange, Settings, settings_help
+from odvae.running.stage import Stage
+
+
+class Part(Settings):
+    width: int = 1
+    every: Annotated[int, MayChange] = 1
+
+
+class Other(Settings):
+    every: int = 1
+
+
+class Chosen(Settings):
+    steps: Annotated[int, MayChange] = 10
+    learning_rate: float = 0.1
+    limit: Annotated[int, MayChange] | None = None
+    optional: Part | None = Part()
+    either: Part | Other = Other()
+    several: tuple[Part, ...] = (Part(), Part(width=2))
+
+
+class Text(Settings):
+    steps: int = 5
+
+
+def run(folder, chosen=None, **sections):
+    with Stage(folder, {"seed": 0, "chosen": chosen or Chosen(), **sections}) as stage:
+        return stage.finished
+
+
+def record(folder):
+    return json.loads((folder / "stage.json").read_text())
+
+
+def test_a_block_that_ends_well_makes_the_stage_finished_and_one_that_fails_does_not(tmp_path):
+    with pytest.raises(ZeroDivisionError), Stage(tmp_path, {"seed": 0}):
+        1 / (0 if not record(tmp_path)["finished"] else 1)
+    assert not record(tmp_path)["finished"]
+    with Stage(tmp_path, {"seed": 0}) as stage:
+        assert not stage.finished
+    assert record(tmp_path)["finished"]
+    before = (tmp_path / "stage.json").read_bytes()
+    with Stage(tmp_path, {"seed": 0}) as stage:
+        assert stage.finished
+    assert (tmp_path / "stage.json").read_bytes() == before
+
+
+def test_minutes_add_up_over_all_runs_and_name_the_code(tmp_path, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    def work_two_minutes():
+        with Stage(tmp_path, {"seed": 0}) as stage:
+            for _ in range(2):
+                clock[0] += 60
+                stage.record()
+            raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            work_two_minutes()
+    assert record(tmp_path)["minutes"] == 4
+    assert record(tmp_path).keys() == {"minutes", "finished", "command", "version", "commit"}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (Chosen(learning_rate=0.2), r"chosen\.learning_rate: was 0\.1, now 0\.2"),
+        (Chosen(optional=Part(width=3)), r"chosen\.optional\.width: was 1, now 3"),
+        (Chosen(optional=None), r"chosen\.optional: was {'width': 1, 'every': 1}, now None"),
+        (Chosen(either=Other(every=2)), r"chosen\.either\.every: was 1, now 2"),
+        (Chosen(several=(Part(), Part(width=5))), r"chosen\.several\.1\.width: was 2, now 5"),
+        (Chosen(several=(Part(),)), r"chosen\.several: was \["),
+    ],
+)
+def test_another_setting_is_refused_by_name_and_nothing_changes(tmp_path, chosen, message):
+    run(tmp_path)
+    before = (tmp_path / "experiment.yaml").read_bytes()
+    with pytest.raises(InputError, match=message):
+        run(tmp_path, chosen)
+    assert (tmp_path / "experiment.yaml").read_bytes() == before
+    assert run(tmp_path), "still finished with the first settings"
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Chosen(steps=20),
+        Chosen(limit=5),
+        Chosen(optional=Part(every=9)),
+        Chosen(several=(Part(every=7), Part(width=2))),
+    ],
+)
+def test_a_marked_field_may_change_wherever_it_is_and_the_stage_goes_on(tmp_path, chosen):
+    run(tmp_path)
+    assert not run(tmp_path, chosen)
+    assert run(tmp_path, chosen)
+
+
+def test_a_field_of_the_same_name_elsewhere_may_not_change(tmp_path):
+    """The steps of a learned text encoder decide its weights; those of a training only when it ends."""
+    run(tmp_path, text=Text())
+    with pytest.raises(InputError, match=r"text\.steps: was 5, now 6"):
+        run(tmp_path, Chosen(steps=20), text=Text(steps=6))
+
+
+def test_help_says_which_settings_may_change():
+    text = settings_help(Chosen)
+    assert "steps  [int, default 10, may change on resume]" in text
+    assert "learning_rate  [float, default 0.1]" in text
+    assert "optional.every  [int, default 1, may change on resume]" in text
+
+
+def test_a_second_writer_is_refused_at_once_and_may_come_afterwards(tmp_path):
+    with Stage(tmp_path, {"seed": 0}):
+        started = time.monotonic()
+        with pytest.raises(InputError, match=rf"is being written by another process \(process {os.getpid()} on"):
+            run(tmp_path)
+        assert time.monotonic() - started < 2
+    with Stage(tmp_path, {"seed": 0}):
+        pass
+
+
+def test_what_a_killed_writer_left_is_removed_and_whole_files_stay(tmp_path):
+    (tmp_path / "deep").mkdir()
+    leftovers = [name_aside(tmp_path / "a.mp4"), name_aside(tmp_path / "deep/b.tar"), tmp_path / ".old.partial"]
+    for leftover in leftovers:
+        leftover.write_text("half")
+    (tmp_path / "deep/whole.tar").write_text("whole")
+    run(tmp_path)
+    assert not any(leftover.exists() for leftover in leftovers)
+    assert (tmp_path / "deep/whole.tar").exists()
+
+
+def test_where_several_write_only_what_a_dead_process_of_this_machine_left_is_removed(tmp_path):
+    child = multiprocessing.get_context("fork").Process(target=lambda: None)
+    child.start()
+    child.join()
+    alive = name_aside(tmp_path / "a.mp4")
+    dead = Path(str(alive).replace(f"-{os.getpid()}-", f"-{child.pid}-"))
+    elsewhere = Path(str(dead).replace(".mp4.", ".mp4.another-"))
+    for leftover in (alive, dead, elsewhere):
+        leftover.write_text("half")
+    with Stage(tmp_path):
+        assert alive.exists()
+        assert elsewhere.exists()
+        assert not dead.exists()
+
+
+def append_rows(folder, name, count, ready):
+    ready.wait()
+    for i in range(count):
+        with Stage(folder) as stage, stage.updating():
+            path = folder / "rows.json"
+            rows = json.loads(path.read_text()) if path.exists() else []
+            time.sleep(0.005)
+            path.write_text(json.dumps([*rows, f"{name} {i}"]))
+
+
+def test_commands_that_add_to_one_folder_at_once_wait_for_one_another_and_lose_no_row(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    ready = fork.Barrier(3)
+    processes = [fork.Process(target=append_rows, args=(tmp_path, name, 6, ready)) for name in "abc"]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted(json.loads((tmp_path / "rows.json").read_text())) == [
+        f"{name} {i}" for name in "abc" for i in range(6)
+    ]
+    assert record(tmp_path)["minutes"] > 18 * 0.005 / 60 / 2, "the clock counts every command's time"
+
+
+def test_a_folder_that_is_replaced_as_a_whole_is_locked_from_beside_and_keeps_no_record(tmp_path):
+    out = tmp_path / "pipeline"
+    with Stage(out, whole=True):
+        assert not out.exists()
+        with pytest.raises(InputError, match="is being written by another process"), Stage(out, whole=True):
+            pass
+        out.mkdir()
+    assert list(out.iterdir()) == []
+    with Stage(out, whole=True):
+        pass
+
+
+def test_a_signal_in_the_steps_of_a_loop_waits_until_they_have_saved(tmp_path):
+    done = []
+
+    def loop():
+        with Stage(tmp_path, {"seed": 0}) as stage:
+            for step in stage.steps(1, 10):
+                if step == 3:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                done.append(step)
+                if stage.stop_requested(step):
+                    stage.stop(step)
+
+    with pytest.raises(SystemExit) as stopped:
+        loop()
+    assert done == [1, 2, 3]
+    assert stopped.value.code == 128 + signal.SIGUSR1
+    assert not record(tmp_path)["finished"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_outside_of_the_steps_ends_the_block_at_once(tmp_path, number, capsys):
+    def work():
+        with Stage(tmp_path, {"seed": 0}) as stage:
+            for _ in stage.steps(1, 2):
+                pass
+            os.kill(os.getpid(), number)
+            raise AssertionError("not reached")
+
+    with pytest.raises(SystemExit) as stopped:
+        work()
+    assert stopped.value.code == 128 + number
+    assert f"stopped by {number.name}" in capsys.readouterr().err
+    run(tmp_path / "again")
+
+
+def test_ctrl_c_interrupts_outside_of_the_steps_and_a_second_one_within(tmp_path):
+    def loop():
+        with Stage(tmp_path, {"seed": 0}) as stage:
+            for _ in stage.steps(1, 2):
+                os.kill(os.getpid(), signal.SIGINT)
+                assert stage.stop_requested(1)
+                os.kill(os.getpid(), signal.SIGINT)
+                raise AssertionError("not reached")
+
+    with pytest.raises(KeyboardInterrupt), Stage(tmp_path, {"seed": 0}):
+        os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        loop()
+
+
+def test_signals_do_afterwards_what_they_did_before(tmp_path):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    run(tmp_path)
+    with pytest.raises(InputError), Stage(tmp_path, {"seed": 1}):
+        pass
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before

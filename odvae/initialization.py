@@ -42,6 +42,15 @@ def inflate_state(image: dict[str, Tensor], video: dict[str, Tensor], init: Init
     return state
 
 
+def add_quant_convolutions(image: dict[str, Tensor], latent_channels: int) -> dict[str, Tensor]:
+    """The image VAE's tensors, with 1x1 quant convolutions that change nothing where it has none (SD3, FLUX)."""
+    identities = {}
+    for name, channels in (("quant_conv", 2 * latent_channels), ("post_quant_conv", latent_channels)):
+        identities[f"{name}.weight"] = torch.eye(channels)[:, :, None, None]
+        identities[f"{name}.bias"] = torch.zeros(channels)
+    return {**identities, **image}
+
+
 @torch.no_grad()
 def initialize_from_scratch(vae: nn.Module) -> None:
     """Give a VAE (image or video) weights that learn fast from nothing; in place.

@@ -17,7 +17,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from odvae.initialization import Init, inflate_state
+from odvae.initialization import Init, add_quant_convolutions, inflate_state
 from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.layers import (
     ChannelsLastMixin,
@@ -231,14 +231,16 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         its decoder holds each later latent's frame four times. "average" spreads the kernels over time; "random" takes
         only the sizes. `settings` are further arguments of ODVAE (norm, temporal_upsample).
 
-        Raises InputError where the image VAE is built in another way than SD's (no quant convolutions, attention
-        missing in the middle), or a tensor does not fit, with its name.
+        Image VAEs of SD 1 to 3, SDXL and FLUX fit. Where there are no quant convolutions, they begin as identities.
+
+        Raises InputError for an image VAE without attention in the middle, and with its name for a tensor that does not
+        fit.
         """
         if init not in ("tail", "average", "random"):
             raise InputError(f"init={init!r}: allowed are tail, average, random")
         config = image_vae.config
-        if not (config.use_quant_conv and config.use_post_quant_conv and config.mid_block_add_attention):
-            raise InputError("the image VAE has no quant convolutions or no middle attention; OD-VAE needs both")
+        if not config.mid_block_add_attention:
+            raise InputError("the image VAE has no attention in the middle (mid_block_add_attention); OD-VAE needs it")
         vae = cls(
             block_out_channels=tuple(config.block_out_channels),
             layers_per_block=config.layers_per_block,
@@ -248,7 +250,8 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
             **settings,
         )
         if init != "random":
-            vae.load_state_dict(inflate_state(image_vae.state_dict(), vae.state_dict(), init))
+            image = add_quant_convolutions(image_vae.state_dict(), config.latent_channels)
+            vae.load_state_dict(inflate_state(image, vae.state_dict(), init))
         return vae
 
     @classmethod

@@ -151,16 +151,26 @@ def test_impossible_sizes_are_errors():
         ODVAE(**SMALL, variant=5)
 
 
-def test_an_image_vae_without_quant_convolutions_is_refused():
-    other = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        **SMALL,
-    )
-    with pytest.raises(InputError, match="no quant convolutions"):
-        ODVAE.from_image_vae(other)
+@pytest.mark.parametrize("init", ["tail", "average"])
+def test_an_image_vae_without_quant_convolutions_is_inflated_too(init):
+    """As SD3's and FLUX's: 16 channels, no quant convolutions."""
+    torch.manual_seed(0)
+    sizes = {**SMALL, "latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    image_vae = AutoencoderKL(**levels, **sizes).eval()
+    vae = ODVAE.from_image_vae(image_vae, init=init).eval()
+    image = torch.randn(2, 3, 1, 32, 32).clamp(-1, 1)
+    with torch.no_grad():
+        moments = vae.encode(image).latent_dist.parameters[:, :, 0]
+        assert relative_error(moments, image_vae.encode(image[:, :, 0]).latent_dist.parameters) < 1e-5
+        latents = torch.randn(2, 16, 1, 4, 4)
+        assert relative_error(vae.decode(latents).sample[:, :, 0], image_vae.decode(latents[:, :, 0]).sample) < 1e-5
+
+
+def test_an_image_vae_without_attention_in_the_middle_is_refused():
+    levels = {"down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4}
+    with pytest.raises(InputError, match="no attention in the middle"):
+        ODVAE.from_image_vae(AutoencoderKL(**levels, mid_block_add_attention=False, **SMALL))
 
 
 def held_bytes() -> int:

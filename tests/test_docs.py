@@ -125,6 +125,18 @@ def test_new_keys_in_the_list_of_changes_exist():
         assert is_setting(Experiment, key.replace("PHASE", "ldm.optimization").split(".")), key
 
 
+def test_new_modules_in_the_list_of_changes_exist():
+    section = CHANGES.read_text().partition("## Modules")[2].partition("\n## ")[0]
+    new = [row.strip("| ").split(" | ")[1] for row in section.splitlines() if row.startswith("| `")]
+    modules = re.findall(r"`((?:odvae|ldm)\.[\w.]+)`", " ".join(new))
+    assert len(modules) > 30
+    assert [module for module in modules if not is_module(module) and not is_package(module)] == []
+
+
+def is_package(dotted: str) -> bool:
+    return (REPOSITORY / dotted.replace(".", "/") / "__init__.py").is_file()
+
+
 def is_module(dotted: str) -> bool:
     """Whether it is a module of the packages, or a name in one."""
     parts = dotted.split(".")

@@ -1,39 +1,40 @@
-"""Video files in and out, through PyAV. Frames are uint8 RGB (h, w, 3), turned upright as the file asks."""
+"""Video files in and out, through PyAV. Frames are uint8 RGB (h, w, 3), as players show them."""
 
 from __future__ import annotations
 
 import io
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import BinaryIO
 
 import av
 import numpy as np
-from av import VideoFrame
-from av.video.reformatter import VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from odvae.running.errors import InputError
 from odvae.running.files import written_aside
+from odvae.video.decoding import VideoError, decoding
+from odvae.video.display import HDR, Display, transfer_of
+from odvae.video.hdr import Transfer
+from odvae.video.stream import Keyframe, Source, VideoStream
 
-VIDEO_EXTENSIONS = ("mp4", "webm", "mkv", "mov", "avi", "m4v", "gif", "mpg", "mpeg")
-
-# Where a frame's number is known to be a keyframe's: (frame number, its time in the stream's units).
-Keyframe = tuple[int, int]
+VIDEO_EXTENSIONS = (
+    "mp4", "webm", "mkv", "mov", "avi", "m4v", "gif", "mpg", "mpeg", "m2v", "vob", "ts", "mts", "m2ts", "flv", "wmv",
+    "asf", "3gp", "3g2", "ogv", "mxf",
+)  # fmt: skip
 
 # Keyframes nearer than this to the one before are not worth remembering: decoding that far takes no time.
 KEYFRAME_SPACING = 24
 
-
-class VideoError(InputError):
-    """A file that cannot be read as a video; the message names it and says why."""
+# More runs of equal steps between frame times than this are not worth remembering.
+_MOST_TIME_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What decoding a whole file found. Sizes are as shown (upright)."""
+    """What decoding a whole file found. Sizes are as shown (upright, square pixels)."""
 
     frames: int
     height: int
@@ -46,91 +47,134 @@ class VideoFacts:
     """Whether some frames are shown for a third longer or shorter than usual."""
     keyframes: list[Keyframe]
     """Where decoding can begin, so that a clip from the middle needs no decoding from the start."""
+    transfer: Transfer = "sdr"
+    """pq and hlg are of high dynamic range."""
+    time_steps: list[tuple[float, int]] | None = None
+    """Seconds from a frame to the next, and how many frames in a row have this step. Only for containers in which a
+    frame's time is known for sure when decoding began at the file's start; null for the others."""
 
 
-def decode(data: bytes | Path | BinaryIO, name: str) -> Iterator[np.ndarray]:
+def decode(data: Source, name: str, hdr: HDR = "tone_map") -> Iterator[np.ndarray]:
     """Frames of a video, uint8 (h, w, 3); `name` stands for it in errors."""
-    to_rgb = VideoReformatter()  # kept over the frames: a new converter each would cost more than decoding
-    with _Stream(data, name) as stream:
+    with decoding(name), VideoStream(data, name) as stream:
+        display = Display(name, stream.pixel_aspect, hdr)
         for frame in stream.frames():
-            yield _upright_rgb(frame, to_rgb)
+            yield display.rgb(frame)
 
 
 def read_frames(
-    data: bytes | Path | BinaryIO,
+    data: Source,
     name: str,
     start: int,
     count: int,
     stride: int = 1,
     keyframes: Sequence[Keyframe] = (),
+    hdr: HDR = "tone_map",
 ) -> Iterator[np.ndarray]:
     """Frames start, start + stride, ... of a video, uint8 (h, w, 3), `count` of them.
 
     With `keyframes` (as `examine` lists them) decoding begins at the last one before `start`, else at the file's
     beginning; the frames are the same. Raises VideoError where the file is unreadable or ends too early.
     """
-    to_rgb, found = VideoReformatter(), 0
-    with _Stream(data, name) as stream:
-        for number, frame in stream.numbered_frames(start, keyframes):
-            if number < start or (number - start) % stride:
+    return _read_numbers(data, name, [start + i * stride for i in range(count)], keyframes, hdr)
+
+
+def _read_numbers(
+    data: Source, name: str, numbers: Sequence[int], keyframes: Sequence[Keyframe], hdr: HDR
+) -> Iterator[np.ndarray]:
+    """The frames of these ascending numbers, each as often as it is there."""
+    waiting = list(reversed(numbers))
+    with decoding(name), VideoStream(data, name) as stream:
+        display = Display(name, stream.pixel_aspect, hdr)
+        for number, frame in stream.numbered_frames(numbers[0], keyframes):
+            if number != waiting[-1]:
                 continue
-            yield _upright_rgb(frame, to_rgb)  # converting costs more than decoding: only these
-            found += 1
-            if found == count:
+            pixels = display.rgb(frame)  # converting costs more than decoding: only these
+            while waiting and waiting[-1] == number:
+                yield pixels
+                waiting.pop()
+            if not waiting:
                 return
-    raise VideoError(f"{name}: ends before frame {start + (count - 1) * stride}, which was asked for")
+    raise VideoError(f"{name}: ends before frame {numbers[-1]}, which was asked for")
 
 
 def read_frames_at(
-    data: bytes | Path | BinaryIO, name: str, times: Sequence[float], tail: float | None = None
+    data: Source,
+    name: str,
+    times: Sequence[float],
+    tail: float | None = None,
+    known: VideoFacts | None = None,
+    hdr: HDR = "tone_map",
 ) -> Iterator[np.ndarray]:
     """The frames shown at `times` (seconds after the first frame, ascending), uint8 (h, w, 3), one for each time.
 
     This is what a clip at a given rate is, also of a video whose own rate varies; a frame may come several times.
     The last frame is taken to be shown for `tail` seconds at least; None: as long as one at the file's own rate.
+    With what is `known` of the video (as `examine` found) less may have to be decoded; the frames are the same.
     Raises VideoError where the file is unreadable or ends too early.
     """
-    to_rgb, waiting, shown, time = VideoReformatter(), list(times), None, 0.0
-    with _Stream(data, name) as stream:
-        rounding = 0.25 / stream.rate  # containers round times, some to whole milliseconds
+    if known is not None and known.time_steps is not None:
+        numbers = _numbers_at(times, tail, known, name)
+        yield from _read_numbers(data, name, numbers, known.keyframes, hdr)
+        return
+    waiting, shown, time = list(times), None, 0.0
+    with decoding(name), VideoStream(data, name) as stream:
+        display = Display(name, stream.pixel_aspect, hdr)
+        rounding = _rounding(stream.rate)
         tail = 1 / stream.rate if tail is None else tail
         for time, frame in stream.timed_frames(times[0]):
             while waiting and shown is not None and time > waiting[0] + rounding:
-                yield _upright_rgb(shown, to_rgb)
+                yield display.rgb(shown)
                 waiting.pop(0)
             if not waiting:
                 return
             shown = frame
         while waiting and shown is not None and waiting[0] < time + tail + rounding:
-            yield _upright_rgb(shown, to_rgb)
+            yield display.rgb(shown)
             waiting.pop(0)
     if waiting:
-        raise VideoError(f"{name}: ends before {waiting[0]:.2f} s, which was asked for")
+        raise _ends_before(name, waiting[0])
 
 
-def examine(data: bytes | Path | BinaryIO, name: str) -> VideoFacts:
+def _numbers_at(times: Sequence[float], tail: float | None, known: VideoFacts, name: str) -> list[int]:
+    """The number of the frame shown at each of `times`."""
+    steps = [step for step, repeats in known.time_steps or () for _ in range(repeats)]
+    shown_at = np.concatenate([[0.0], np.cumsum(steps)])
+    rate = known.fps
+    tail, rounding = 1 / rate if tail is None else tail, _rounding(rate)
+    for time in times:
+        if time >= shown_at[-1] + tail + rounding:
+            raise _ends_before(name, time)
+    return [max(0, int(number) - 1) for number in np.searchsorted(shown_at, np.array(times) + rounding, side="right")]
+
+
+def _rounding(rate: float) -> float:
+    """How far apart two times may be and still be the same: containers round times, some to whole milliseconds."""
+    return 0.25 / rate
+
+
+def _ends_before(name: str, time: float) -> VideoError:
+    return VideoError(f"{name}: ends before {time:.2f} s, which was asked for")
+
+
+def examine(data: Source, name: str) -> VideoFacts:
     """Decode a whole file, which proves that it can be read, and note what readers need to know of it."""
-    count, shape, keyframes = 0, (0, 0), []
+    count, shape, transfer, keyframes = 0, (0, 0), "sdr", []
     times: list[int | None] = []
-    with _Stream(data, name) as stream:
+    with decoding(name), VideoStream(data, name) as stream:
+        display = Display(name, stream.pixel_aspect)
         for frame in stream.frames():
             near = keyframes and count - keyframes[-1][0] < KEYFRAME_SPACING
             if frame.key_frame and frame.pts is not None and not near:
                 keyframes.append((count, frame.pts))
-            quarter_turns = round(frame.rotation / 90) % 4
-            shape = (frame.width, frame.height) if quarter_turns % 2 else (frame.height, frame.width)
+            shape, transfer = display.size(frame), transfer_of(frame)
             times.append(frame.pts)
             count += 1
         if count == 0:
             raise VideoError(f"{name}: holds no frame that can be decoded")
         seconds, variable = _duration(times, stream.rate, stream.time_base)
-    return VideoFacts(count, *shape, count / seconds, seconds, variable, keyframes)
-
-
-def declared_frames(data: bytes | Path | BinaryIO, name: str) -> int:
-    """The number of frames that a file's header claims; 0 where it claims none. Decodes nothing."""
-    with _Stream(data, name) as stream:
-        return stream.stream.frames
+        steps = None if stream.has_exact_times else _time_steps(times, stream.time_base)
+        return VideoFacts(count, *shape, count / seconds, seconds, variable, keyframes, transfer, steps)
 
 
 def _duration(times: list[int | None], rate: float, time_base: Fraction) -> tuple[float, bool]:
@@ -138,117 +182,18 @@ def _duration(times: list[int | None], rate: float, time_base: Fraction) -> tupl
     if None in times or len(times) < 3 or times[-1] <= times[0]:
         return len(times) / rate, False
     gaps = np.diff(np.asarray(times, dtype=np.float64)) * float(time_base)
-    usual = float(np.median(gaps))
+    usual = max(0.0, float(np.median(gaps)))
     irregular = bool(((gaps > 1.3 * usual) | (gaps < 0.7 * usual)).any())
     return float(gaps.sum()) + usual, irregular
 
 
-class _Stream:
-    """An open video file and its first video stream; its errors are VideoErrors that name the file."""
-
-    def __init__(self, data: bytes | Path | BinaryIO, name: str) -> None:
-        if data == b"" or (isinstance(data, Path) and data.stat().st_size == 0):
-            raise VideoError(f"{name}: the file is empty (0 bytes)")
-        self.source, self.name = (io.BytesIO(data) if isinstance(data, bytes) else data), name
-
-    def __enter__(self) -> _Stream:
-        with self._errors_named():
-            self.container = av.open(str(self.source) if isinstance(self.source, Path) else self.source)
-        if not self.container.streams.video:
-            self.container.close()
-            raise VideoError(f"{self.name}: has no video stream")
-        self.stream = self.container.streams.video[0]
-        self.stream.codec_context.thread_count = 1  # parallelism comes from the loader's processes
-        self.rate = float(self.stream.average_rate or self.stream.guessed_rate or 25)
-        self.time_base = self.stream.time_base or Fraction(1, 1000)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.container.close()
-
-    def _errors_named(self) -> _NamedErrors:
-        return _NamedErrors(self.name)
-
-    def frames(self) -> Iterator[VideoFrame]:
-        """All frames from here on, as the decoder gives them."""
-        with self._errors_named():
-            yield from self.container.decode(self.stream)
-
-    def numbered_frames(self, start: int, keyframes: Sequence[Keyframe]) -> Iterator[tuple[int, VideoFrame]]:
-        """Frames with their numbers, from some frame at or before `start` on."""
-        place = bisect_right([number for number, _ in keyframes], start) - 1
-        if place > 0:
-            first, time = keyframes[place]
-            if frames := self._from_keyframe(time):
-                yield from enumerate(frames, start=first)
-                return
-        yield from enumerate(self.frames())
-
-    def timed_frames(self, start: float) -> Iterator[tuple[float, VideoFrame]]:
-        """Frames with their times in seconds after the video's first frame, from some frame at or before `start` on."""
-        frames = self.frames()
-        first = next(frames, None)
-        if first is None:
-            return
-        origin = first.pts or 0
-        target = origin + int(start / self.time_base)
-        found = self._from_keyframe(target, exactly=False) if start > 0 and first.pts is not None else None
-        if found is None:
-            self._rewind()
-            found = self.frames()
-        for number, frame in enumerate(found):
-            yield (number / self.rate if frame.pts is None else float((frame.pts - origin) * self.time_base)), frame
-
-    def _from_keyframe(self, time: int, exactly: bool = True) -> Iterator[VideoFrame] | None:
-        """Frames from the keyframe at `time` (or the last one before it) on; None, rewound, where seeking fails.
-
-        Frames that come before the keyframe in time but after it in the file lean on what was skipped: left out.
-        """
-        with self._errors_named():
-            try:
-                self.container.seek(time, stream=self.stream, backward=True)
-            except av.error.FFmpegError:  # a format that cannot seek
-                return self._rewind()
-            frames = self.frames()
-            keyframe = next((frame for frame in frames if frame.key_frame), None)
-        if keyframe is None or keyframe.pts is None or keyframe.pts > time or (exactly and keyframe.pts != time):
-            return self._rewind()
-        return self._in_order_after(keyframe, frames)
-
-    @staticmethod
-    def _in_order_after(keyframe: VideoFrame, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-        yield keyframe
-        for frame in frames:
-            if frame.pts is None or frame.pts > keyframe.pts:
-                yield frame
-
-    def _rewind(self) -> None:
-        """Open the file anew: seeking back is what did not work."""
-        self.container.close()
-        if not isinstance(self.source, Path):
-            self.source.seek(0)
-        self.__enter__()
-
-
-class _NamedErrors:
-    """Turns FFmpeg's errors into VideoErrors that name the file."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
-        if isinstance(error, av.error.FFmpegError):
-            raise VideoError(f"{self.name}: cannot be decoded as a video ({error.strerror or error})") from None
-
-
-def _upright_rgb(frame: VideoFrame, to_rgb: VideoReformatter) -> np.ndarray:
-    """Any pixel format (gray, 10 bit, alpha, which is dropped) -> uint8 RGB, rotated as the file says."""
-    pixels = to_rgb.reformat(frame, format="rgb24").to_ndarray()
-    quarter_turns = round(frame.rotation / 90) % 4
-    return np.ascontiguousarray(np.rot90(pixels, quarter_turns)) if quarter_turns else pixels
+def _time_steps(times: list[int | None], time_base: Fraction) -> list[tuple[float, int]] | None:
+    """`VideoFacts.time_steps`; None where times are missing, go back, or are too irregular to be worth it."""
+    if None in times:
+        return None
+    gaps = [after - before for before, after in pairwise(times)]
+    runs = [(float(gap * time_base), len(list(run))) for gap, run in groupby(gaps)]
+    return runs if min(gaps, default=0) >= 0 and len(runs) <= _MOST_TIME_STEPS else None
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
@@ -265,14 +210,40 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
 
 
 def encode_video(frames: Iterator[np.ndarray], height: int, width: int, fps: float) -> bytes:
-    """uint8 RGB frames (height, width, 3), both even -> the bytes of an H.264 mp4."""
-    buffer = io.BytesIO()
+    """uint8 RGB frames (height, width, 3), both even -> the bytes of an H.264 mp4.
+
+    Colors are BT.709 of limited range, and the file says so: else players guess, and guess by the size.
+    """
+    buffer, to_yuv = io.BytesIO(), VideoReformatter()
     with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = container.add_stream("libx264", rate=rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        context = stream.codec_context
+        context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
+        context.color_primaries = context.color_trc = 1  # BT.709 in both lists of ITU-T H.273
         # Without x264's macroblock tree: in small pictures it reads memory that nobody wrote, and the bytes vary.
         stream.options = {"crf": "12", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
-        for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")))
+        for number, pixels in enumerate(frames):
+            frame = to_yuv.reformat(
+                av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24"),
+                format="yuv420p",
+                dst_colorspace=Colorspace.ITU709,
+                dst_color_range=ColorRange.MPEG,
+                interpolation=_EXACT,
+                threads=1,
+            )
+            frame.pts, frame.time_base = number, 1 / rate
+            container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+# swscale's usual shortcuts cost up to two levels of color.
+_EXACT = (
+    Interpolation.BICUBIC
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.FULL_CHR_H_INT
+)

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from odvae.running.settings import Settings
+from odvae.running.errors import InputError
+from odvae.running.settings import Settings, find_renamed
 
 Prediction = Literal["flow", "epsilon", "v", "x0"]
 NoiseSchedule = Literal["linear", "scaled_linear", "cosine"]
@@ -29,6 +31,13 @@ BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}  # of Ho et 
 
 
 class ObjectiveSettings(Settings):
+    renamed_keys: ClassVar = {
+        "times": "timestep_sampling",
+        "time_mean": "logit_mean",
+        "time_std": "logit_std",
+        "shift_positions": "shift_base_tokens",
+    }
+
     prediction: Prediction = "flow"
     """What the network predicts. "flow": the velocity of the straight path from data to noise (rectified flow);
     "epsilon", "v", "x0": noise, velocity or data of a variance-preserving diffusion."""
@@ -59,6 +68,18 @@ class ObjectiveSettings(Settings):
         if self.prediction != "flow" and (self.shift != 1 or self.shift_base_tokens is not None):
             raise ValueError(f"shift and shift_base_tokens are for prediction=flow, found prediction={self.prediction}")
         return self
+
+
+def objective_of(config: Mapping[str, Any]) -> ObjectiveSettings:
+    """What a network was trained to predict, by its config. Raises InputError for a config of version 0.1."""
+    objective = dict(config["objective"] or {})
+    if renamed := find_renamed(ObjectiveSettings, objective):
+        names = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
+        raise InputError(
+            f"the network in {config.get('_name_or_path', 'use')} was trained by version 0.1; in its config's "
+            f"objective {names}. Train it again, or sample from it with version 0.1 (docs/changes.md)"
+        )
+    return ObjectiveSettings.model_validate(objective)
 
 
 def alpha_sigma(time: Tensor, objective: ObjectiveSettings) -> tuple[Tensor, Tensor]:

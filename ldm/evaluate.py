@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from ldm.evaluation.scorers import Scorers, measure_real, measure_reconstruction
 from ldm.evaluation.scores import distance_part
 from ldm.report.page import render_report
 from ldm.sample import HELD_OUT, UNSEEN
+from ldm.sampling.sample_table import SAMPLE_TABLE, read_sample_rows
 from odvae.clips.clip import frame_count
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
@@ -32,7 +33,6 @@ from odvae.frame_counts import check_clip_size
 from odvae.running.benchmarking import forbid_tf32
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
-from odvae.running.files import read_json_lines
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
@@ -46,6 +46,9 @@ JUDGE_PROTOCOL = "exact judge on {what} (color by hue, shape by overlap, motion 
 
 
 class EvalLDMSettings(Settings):
+    renamed_section: ClassVar = "report"
+    renamed_keys: ClassVar = {"shown": "num_visualized"}
+
     clips: int = Field(96, ge=2)
     """Videos of each kind whose distances are measured (fewer where there are fewer)."""
     num_visualized: int = Field(12, ge=1)
@@ -91,6 +94,7 @@ def evaluate_ldm(
     forbid_tf32()
     protocol = PROTOCOLS[settings.protocol]
     protocol.check(data.frames)
+    read_report(folders)  # whether it can be added to
     rows = read_samples(folders.samples)
     sets = choose_video_sets(settings, data, videos, rows, seed)
     with Stage(folders.report) as stage:
@@ -154,9 +158,9 @@ def read_samples(samples: Path) -> list[dict]:
 
     Raises InputError for none, and for those of several LDMs or made with several settings.
     """
-    path = samples / "samples.jsonl"
+    path = samples / SAMPLE_TABLE
     command = f"{command_line('sample_video')} (with this experiment's --config, no --prompt)"
-    rows = [row for row in read_json_lines(path) if row["group"] in (HELD_OUT, UNSEEN)] if path.is_file() else []
+    rows = [row for row in read_sample_rows(samples) if row["group"] in (HELD_OUT, UNSEEN)]
     if not rows:
         raise InputError(f"{samples} holds no samples to score; make them with: {command}")
     for name in ("ldm_sha256", *SAMPLED_ALIKE):

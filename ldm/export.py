@@ -16,8 +16,8 @@ from odvae.running.files import folder_aside, read_json, read_json_lines
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report
 from odvae.running.run_folder import RunFolder, code_version
-from odvae.running.settings import read_yaml
 from odvae.running.stage import Stage
+from odvae.running.strict_yaml import read_yaml
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 
 # Scores of the report that a card shows, where there are any: name in report.json and words for it.

@@ -14,7 +14,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ldm.diffusion import ObjectiveSettings
+from ldm.diffusion import ObjectiveSettings, objective_of
 from ldm.networks.conditioning import NO_LABEL, Condition
 from ldm.networks.factory import Network
 from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_encoder
@@ -70,7 +70,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
 
     @property
     def objective(self) -> ObjectiveSettings:
-        return ObjectiveSettings.model_validate(self.transformer.config.objective or {})
+        return objective_of(self.transformer.config)
 
     @torch.no_grad()
     def __call__(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,17 +16,19 @@ from PIL import Image
 from pydantic import Field
 
 from ldm.demo.videos import prompts as demo_prompts
-from ldm.diffusion import ObjectiveSettings
+from ldm.diffusion import objective_of
 from ldm.networks.conditioning import ConditioningSettings
 from ldm.networks.factory import load_network
 from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
+from ldm.sampling.sample_table import add_sample_rows, read_sample_rows
 from ldm.sampling.schedulers import SamplerName, make_scheduler
 from ldm.train import PROVENANCE, ema_folder
 from odvae.clips.clip import fit_frames
 from odvae.clips.video_set import VideoSet
+from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
-from odvae.running.files import read_json, read_json_lines, write_text, written_aside
+from odvae.running.files import read_json, written_aside
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.run_folder import code_version
@@ -43,6 +45,9 @@ ON_CONTACT_SHEET = 16  # videos
 
 
 class SampleSettings(Settings):
+    renamed_section: ClassVar = "samples"
+    renamed_keys: ClassVar = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+
     sampler: SamplerName | None = None
     """diffusers' scheduler: euler, heun, dpmsolver++ or unipc for rectified flow; ddim, dpmsolver++ or unipc for the
     others; null: euler or ddim."""
@@ -178,7 +183,7 @@ def load_pipeline(
             f"{ldm_folder} was trained with another VAE: its vae_sha256 is {provenance['vae_sha256'][:16]}..., "
             f"that of {vae_folder} is {found[:16]}...; train the LDM again in another run folder"
         )
-    objective = ObjectiveSettings.model_validate(transformer.config.objective)
+    objective = objective_of(transformer.config)
     scheduler = make_scheduler(sampler or ("euler" if objective.prediction == "flow" else "ddim"), objective)
     if transformer.config.text_width is None:
         return TextToVideoPipeline(vae, transformer, scheduler)
@@ -201,6 +206,7 @@ def sample_videos(
     A video is decoded and written piece by piece, so its length does not matter for memory.
     """
     state = PartialState()
+    decide_on_main_process(lambda: read_sample_rows(folder))  # whether they can be added to
     pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
     with Stage(folder) as stage:
@@ -301,11 +307,7 @@ def _record(
     for request in requests:
         image = {"image_sha256": file_fingerprint(Path(request.image))} if request.image else {}
         made[request.file] = asdict(request) | how | image
-    path = stage.folder / "samples.jsonl"
-    with stage.updating():
-        before = {row["file"]: row for row in read_json_lines(path)} if path.exists() else {}
-        rows = before | made
-        write_text(path, "".join(json.dumps(rows[file]) + "\n" for file in sorted(rows)))
+    add_sample_rows(stage, made)
 
 
 def _write_contact_sheet(files: Sequence[Path], folder: Path) -> None:

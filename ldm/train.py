@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from accelerate import PartialState
@@ -35,6 +35,13 @@ PROVENANCE = "trained_on.json"
 
 
 class LDMSettings(Settings):
+    renamed_keys: ClassVar = {
+        "network": "dit or ldm.unet, whichever section is given",
+        "model": "dit",
+        "show_every": "sample_every",
+        "shown": "num_visualized",
+    }
+
     unet: UNetSettings | None = None
     """diffusers' 3D UNet, trained in place of the DiT; null: the DiT is trained."""
     dit: DiTSettings | None = Field(default_factory=lambda given: None if given.get("unet") else DiTSettings())

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -45,6 +45,9 @@ Mode = Literal["whole", "streamed", "tiled"]
 
 
 class EvalVAESettings(Settings):
+    renamed_section: ClassVar = "reconstruction"
+    renamed_keys: ClassVar = {"ways": "modes", "shown": "num_visualized"}
+
     clips: int = Field(96, ge=1)
     """Held-out clips that are reconstructed and scored (fewer if there are)."""
     batch_size: int = Field(4, ge=1)
@@ -133,6 +136,7 @@ def evaluate_vae(
     Raises InputError when there is no VAE, or a mode is asked for that it does not have.
     """
     forbid_tf32()
+    read_report(folders)  # whether it can be added to
     vae = load_vae(folders.vae).to(PartialState().device)
     settings.check_sizes(data, compression_of(vae), tiled=vae.has_temporal_tiling)
     data = settings.clip_settings(data)

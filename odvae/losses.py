@@ -8,7 +8,7 @@ weight `kl` on `kl_per_pixel` equals the paper's weight kl / t for clips of t fr
 from __future__ import annotations
 
 from itertools import product
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,8 @@ class LPIPSTermSettings(LPIPSSettings):
 
 
 class LossSettings(Settings):
+    renamed_keys: ClassVar = {"adversary": "gan"}
+
     reconstruction: Literal["l1", "l2"] = "l1"
     """Mean absolute or mean squared error of pixels in [-1, 1]."""
     lpips: LPIPSTermSettings | None = LPIPSTermSettings()

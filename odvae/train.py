@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -44,6 +45,8 @@ from odvae.video_vae import VideoVAE
 
 
 class VAESettings(Settings):
+    renamed_keys: ClassVar = {"image_vae": "init_image_vae", "begin_from": "init_from"}
+
     model: ModelSettings = ModelSettings()
     """The network."""
     init: Init = "tail"

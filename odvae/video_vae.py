@@ -94,6 +94,11 @@ def load_vae(folder: Path) -> VideoVAE:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no trained VAE; make it with: {command_line('train_vae')}")
     name, classes = read_json(folder / "config.json").get("_class_name"), vae_classes()
+    if name == "FrameVAE":
+        raise InputError(
+            f"{folder / 'config.json'}: _class_name is 'FrameVAE', the name of version 0.1 for PerFrameVAE: write "
+            '"PerFrameVAE" there, the weights are the same'
+        )
     if name not in classes:
         raise InputError(f"{folder / 'config.json'}: _class_name is {name!r}; allowed are {', '.join(classes)}")
     return classes[name].from_pretrained(folder).eval().requires_grad_(False)

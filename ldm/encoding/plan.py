@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
@@ -55,6 +55,9 @@ class BucketSettings(Settings):
 
 
 class EncodeSettings(Settings):
+    renamed_section: ClassVar = "latents"
+    renamed_keys: ClassVar = {"stored": "posterior"}
+
     buckets: tuple[BucketSettings, ...] = ()
     """Sizes of clips; each video goes where it fits best, images to a bucket of 1 frame. Empty: one bucket, of data's
     frames, height and width."""

@@ -17,7 +17,7 @@ from odvae.running.files import read_json, write_json
 from odvae.running.hashing import HashCache
 from odvae.running.progress import progress_bar
 
-FORMAT = 2
+FORMAT = 3  # 2: of version 0.1, with `stored` for `posterior`
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
 TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was learned from the captions
@@ -100,9 +100,16 @@ def load_manifest(folder: Path) -> Manifest:
     values = read_json(path)
     found = values.get("format")
     if found != FORMAT:
+        again = f"move {folder} away and run: {encode_command()}"
+        if found == 2:
+            raise InputError(
+                f"{path} was written by version 0.1 (format 2, whose `stored` is now `posterior`), and nothing in the "
+                f"folder was changed; {again}"
+            )
         newer = isinstance(found, int) and found > FORMAT
-        advice = "update this project" if newer else f"remove {folder} and run: {encode_command()}"
-        raise InputError(f"{path}: format {found!r}, this version reads {FORMAT}; {advice}")
+        raise InputError(
+            f"{path}: format {found!r}, this version reads {FORMAT}; {'update this project' if newer else again}"
+        )
     names = {field.name for field in fields(Manifest)}
     if values.keys() != names:
         raise InputError(f"{path}: keys differ: {', '.join(sorted(values.keys() ^ names))}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ NO_LABEL = -1
 
 
 class ConditioningSettings(Settings):
+    renamed_keys: ClassVar = {"dropout": "cond_dropout"}
+
     kind: Literal["text", "class", "none"] = "text"
     """What the network is conditioned on: the caption's embedding, the label's class, or nothing."""
     cond_dropout: float = Field(0.1, ge=0, le=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,6 +22,8 @@ NETWORKS = {"DiT": DiT, "UNet": UNet}
 
 
 class DiTSettings(Settings):
+    renamed_keys: ClassVar = {"attention: factorised": "attention: factorized"}
+
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Latent positions a token covers, along time, height and width."""
     size: Literal["S", "B", "L", "XL"] = "S"

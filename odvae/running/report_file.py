@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_json
 from odvae.running.run_folder import RunFolder, code_version
 from odvae.running.stage import Stage
@@ -30,6 +31,12 @@ def update_report(folders: RunFolder, stage: Stage, parts: dict) -> None:
 
 
 def read_report(folders: RunFolder) -> dict:
-    """What report.json holds so far; empty before the first evaluation."""
+    """What report.json holds so far; empty before the first evaluation. Raises InputError for one of version 0.1."""
     path = folders.report / "report.json"
-    return read_json(path) if path.is_file() else {}
+    report = read_json(path) if path.is_file() else {}
+    if "ways" in (report.get("reconstruction") or {}):
+        raise InputError(
+            f"{path} was written by version 0.1 (its `ways` is now `modes`), and nothing in it was changed: move "
+            f"{folders.report} away and evaluate again (docs/changes.md)"
+        )
+    return report

@@ -8,21 +8,20 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
-import re
 import sys
 import textwrap
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from odvae.running.errors import InputError
+from odvae.running.strict_yaml import read_yaml
 from odvae.running.text import read_text_file
 
 
@@ -32,6 +31,10 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
     )
+    renamed_keys: ClassVar[Mapping[str, str]] = {}
+    """What version 0.1 called a key, and what it is called now; "key: value" stands for a value."""
+    renamed_section: ClassVar[str | None] = None
+    """What version 0.1 called the section of an experiment that has these settings."""
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
@@ -42,39 +45,6 @@ class MayChange:
 
     It decides how long, how visibly or with how many helpers a stage works, not what comes out of a step.
     """
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.2 where 1.1 surprises: 1e-4 is a number, `yes` is a word, a key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise InputError(f"line {node.start_mark.line + 1}: key given twice: {', '.join(repeated)}")
-        return super().construct_mapping(node, deep)
-
-
-_StrictLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
-_StrictLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
-    list("-+0123456789."),
-)
-
-
-def read_yaml(text: str, name: str) -> Any:
-    """The value in a YAML text; `name` stands for it in error messages."""
-    try:
-        return yaml.load(text, Loader=_StrictLoader)  # _StrictLoader is a SafeLoader: no code runs
-    except InputError as error:
-        raise InputError(f"{name}, {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
-        raise InputError(f"{name} is not valid YAML: {error}") from None
 
 
 def differing_keys(before: Any, now: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -131,8 +101,13 @@ def make_settings(kind: type[SettingsT], data: dict[str, Any], overrides: Sequen
     try:
         return kind.model_validate_json(text, strict=True)  # JSON mode: strict, yet lists fill tuples
     except ValidationError as error:
-        problems = "\n".join(f"  {_describe(problem, kind)}" for problem in error.errors())
-        raise InputError(f"{source}:\n{problems}") from None
+        renamed = find_renamed(kind, data)
+        lines = [f"{old} is now {new} (since version 0.2)" for old, new in renamed.items()]
+        for problem in error.errors():
+            dotted = ".".join(map(str, problem["loc"]))
+            if dotted not in renamed and f"{dotted}: {problem['input']}" not in renamed:
+                lines.append(_describe(problem, kind))
+        raise InputError("\n  ".join([f"{source}:", *lines])) from None
 
 
 def _apply_override(data: dict, override: str) -> None:
@@ -209,6 +184,41 @@ def may_change(dotted: str, sections: Mapping[str, Any]) -> bool:
     return False
 
 
+def find_renamed(kind: type[Settings], data: Mapping[str, Any], old: str = "", new: str = "") -> dict[str, str]:
+    """Dotted key of version 0.1 -> dotted key now, of every key and value in `data` that had another name then.
+
+    `old` and `new` are the dotted names of the section that `data` is, then and now.
+    """
+    now = dict(kind.renamed_keys)
+    for name, field in kind.model_fields.items():
+        now |= {inner.renamed_section: name for inner in _settings_in(field.annotation) if inner.renamed_section}
+    found: dict[str, str] = {}
+    for key, value in data.items():
+        name = key if key in kind.model_fields else now.get(key, key)
+        if name != key:
+            found[f"{old}{key}"] = f"{new}{name}"
+        elif f"{key}: {value}" in now:
+            found[f"{old}{key}: {value}"] = f"{new}{now[f'{key}: {value}']}"
+        field = kind.model_fields.get(name)
+        for inner in _settings_in(field.annotation) if field else ():
+            several = field is not None and _section_in(field.annotation) is None  # in a tuple or by name
+            found |= _find_renamed_in(inner, value, f"{old}{key}.", f"{new}{name}.", several)
+    return found
+
+
+def _find_renamed_in(kind: type[Settings], value: Any, old: str, new: str, several: bool) -> dict[str, str]:
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {}
+    if not several:
+        return find_renamed(kind, value, old, new)
+    found: dict[str, str] = {}
+    for name, one in value.items():
+        found |= _find_renamed_in(kind, one, f"{old}{name}.", f"{new}{name}.", several=False)
+    return found
+
+
 def _type_name(annotation: Any) -> str:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin is Literal:
@@ -223,8 +233,8 @@ def _type_name(annotation: Any) -> str:
 
 
 def _section_in(annotation: Any) -> type[Settings] | None:
-    """The Settings class of a section, `X` or `X | None`; none for lists of them."""
-    return next(iter(_settings_in(annotation)), None) if get_origin(annotation) is not tuple else None
+    """The Settings class of a section, `X` or `X | None`; none for several of them, in a tuple or by name."""
+    return next(iter(_settings_in(annotation)), None) if get_origin(annotation) not in (tuple, dict) else None
 
 
 def settings_help(kind: type[Settings], prefix: str = "") -> str:

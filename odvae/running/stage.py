@@ -18,8 +18,10 @@ from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json, remove_leftovers, write_json, write_text
 from odvae.running.folder_lock import exclusive_update, sole_writer
 from odvae.running.run_folder import code_version
-from odvae.running.settings import Settings, differing_keys, may_change, read_yaml
+from odvae.running.settings import Settings, differing_keys, find_renamed, may_change
 from odvae.running.stop_signals import StopSignals
+from odvae.running.strict_yaml import read_yaml
+from odvae.running.text import read_text_file
 
 RECORD = "stage.json"
 SETTINGS = "experiment.yaml"
@@ -75,6 +77,8 @@ class Stage:
 
     def _begin(self, held: contextlib.ExitStack) -> bool:
         """On the main process: lock, clean up, check and record; returns whether there is nothing left to do."""
+        if self.sections is not None:
+            check_not_made_by_0_1(self.folder / SETTINGS, self.sections)
         if self.whole:
             held.enter_context(sole_writer(self.folder, lock=self.folder.with_name(f".{self.folder.name}.lock")))
             return False
@@ -135,6 +139,25 @@ class Stage:
         raise SystemExit(128 + (self.signals.received or signal.SIGINT))
 
 
+def check_not_made_by_0_1(path: Path, sections: Mapping[str, Any]) -> None:
+    """Raise InputError for a record whose settings have the names of version 0.1, with what each is called now."""
+    record = read_yaml(read_text_file(path), str(path)) if path.exists() else {}
+    renamed: dict[str, str] = {}
+    for name, section in sections.items():
+        if isinstance(section, Settings):
+            before = name if name in record else section.renamed_section
+            if isinstance(record.get(before), dict):
+                renamed |= {before: name} if before != name else {}
+                renamed |= find_renamed(type(section), record[before], f"{before}.", f"{name}.")
+    if renamed:
+        raise InputError(
+            f"{path.parent} was made by version 0.1, whose settings had other names:\n"
+            + "".join(f"  {old} is now {new}\n" for old, new in renamed.items())
+            + "nothing in it was changed. This version does not go on with it: choose another run folder (run=...), or "
+            "finish it with version 0.1 (docs/changes.md)"
+        )
+
+
 def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
     """Write the resolved settings of a run, or check that a run already there was started with the same ones.
 
@@ -147,7 +170,7 @@ def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
     }
     same = False
     if path.exists():
-        before = read_yaml(path.read_text(), str(path))
+        before = read_yaml(read_text_file(path), str(path))
         differing = differing_keys(before, resolved)
         same = not differing
         if changed := {key: values for key, values in differing.items() if not may_change(key, sections)}:

@@ -19,6 +19,8 @@ from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import name_aside, read_json, write_json
 from odvae.training.ema import EMA
 
+FORMAT = 2  # of a checkpoint's files and tensors; 1, which version 0.1 wrote, says no number
+
 
 class Checkpoints:
     """The `checkpoints/` folder of one training run: `step_000500/ ...`, the newest `keep` of them."""
@@ -94,7 +96,7 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             for number, small in enumerate(self.small_states):
                 save_model(small, str(aside / f"state_{number}.safetensors"))
-            write_json(aside / "state.json", {"step": step, **self.facts})
+            write_json(aside / "state.json", {"format": FORMAT, "step": step, **self.facts})
             aside.rename(final)
             for old in checkpoints_of(self.stage)[: -self.keep]:
                 shutil.rmtree(old)
@@ -107,5 +109,15 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def checkpoint_facts(checkpoint: Path) -> dict:
-    """Its completed `step`s, `ranks`, `global_batch` and whether it is `sharded`."""
-    return read_json(checkpoint / "state.json")
+    """Its completed `step`s, `ranks`, `global_batch` and whether it is `sharded`.
+
+    Raises InputError for one in another format.
+    """
+    facts = read_json(checkpoint / "state.json")
+    if (found := facts.get("format", 1)) != FORMAT:
+        by = "version 0.1" if found == 1 else "a later version"
+        raise InputError(
+            f"{checkpoint} was written by {by}, in format {found}; this version goes on from format {FORMAT}: choose "
+            "another run folder (run=...), or finish this one with that version (docs/changes.md)"
+        )
+    return facts

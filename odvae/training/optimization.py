@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from accelerate import Accelerator
@@ -28,6 +28,14 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 
 class OptimizationSettings(Settings):
+    renamed_keys: ClassVar = {
+        "accumulate": "gradient_accumulation_steps",
+        "decay": "lr_schedule",
+        "decay_start": "lr_decay_start",
+        "max_skipped": "max_nonfinite_steps",
+        "keep_checkpoints": "checkpoints_total_limit",
+    }
+
     steps: Annotated[int, MayChange] = Field(1000, ge=1)
     """Optimizer steps in all."""
     batch_size: Annotated[int, MayChange] = Field(8, ge=1)

@@ -169,7 +169,7 @@ def test_missing_shards_wrong_counts_and_unknown_formats_are_refused(encoded, tm
         open_latents(tmp_path / "latents", load_manifest(tmp_path / "latents"))
     values = json.loads((tmp_path / "latents/manifest.json").read_text())
     (tmp_path / "latents/manifest.json").write_text(json.dumps({**values, "format": 99}))
-    with pytest.raises(InputError, match="format 99, this version reads 2; update this project"):
+    with pytest.raises(InputError, match="format 99, this version reads 3; update this project"):
         load_manifest(tmp_path / "latents")
     (tmp_path / "latents/manifest.json").unlink()
     with pytest.raises(InputError, match="does not exist: the latents are not"):

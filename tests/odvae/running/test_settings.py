@@ -11,7 +11,8 @@ from ldm.experiment import Experiment
 from ldm.study.plan import IMAGE, StudySettings, generator_run, vae_runs
 from ldm.study.runner import record_experiment
 from odvae.running.errors import InputError
-from odvae.running.settings import find_config, load_settings, read_yaml, settings_help
+from odvae.running.settings import find_config, load_settings, settings_help
+from odvae.running.strict_yaml import read_yaml
 
 LAUNCHES = sorted((REPOSITORY / "configs/accelerate").glob("*.yaml"))
 STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))

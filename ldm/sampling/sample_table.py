@@ -1,0 +1,32 @@
+"""`samples.jsonl`: all that made each video of a samples folder, a row a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from odvae.running.errors import InputError
+from odvae.running.files import read_json_lines, write_text
+from odvae.running.stage import Stage
+
+SAMPLE_TABLE = "samples.jsonl"
+
+
+def read_sample_rows(folder: Path) -> list[dict]:
+    """The rows of a samples folder; none where there is no table. Raises InputError for those of version 0.1."""
+    path = folder / SAMPLE_TABLE
+    rows = read_json_lines(path) if path.is_file() else []
+    if any("guidance" in row and "guidance_scale" not in row for row in rows):
+        raise InputError(
+            f"{path} was written by version 0.1 (its `steps` is now `num_inference_steps`, its `guidance` "
+            f"`guidance_scale`), and nothing in it was changed: move {folder} away and sample again, or score it with "
+            "version 0.1 (docs/changes.md)"
+        )
+    return rows
+
+
+def add_sample_rows(stage: Stage, made: dict[str, dict]) -> None:
+    """Put the rows of these files into the table of the stage's folder; the rows of other files stay."""
+    with stage.updating():
+        rows = {row["file"]: row for row in read_sample_rows(stage.folder)} | made
+        write_text(stage.folder / SAMPLE_TABLE, "".join(json.dumps(rows[file]) + "\n" for file in sorted(rows)))

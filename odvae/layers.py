@@ -58,6 +58,31 @@ def join_past(stream: Stream | None, layer: nn.Module, past: Tensor, x: Tensor, 
     return joined
 
 
+def conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: tuple[int, ...] = (1, 1, 1),
+    padding: tuple[int, ...] = (0, 0, 0),
+) -> Tensor:
+    """`F.conv3d`, which on a CPU without gradients is always oneDNN's kernel. (b, c, t, h, w) -> (b, c', t', h', w')
+
+    torch gives a single video of b*c*t*h <= 20480 to a kernel of its own, which is up to ten times slower and returns
+    another memory layout (`use_mkldnn` in its Convolution.cpp). The pieces of a stream are of this size. Where torch
+    would choose oneDNN too, the result is the same to the last bit.
+    """
+    if (
+        x.device.type != "cpu"
+        or x.dtype != torch.float32
+        or torch.is_grad_enabled()  # oneDNN's function alone has no backward
+        or torch.is_autocast_enabled("cpu")
+        or torch.compiler.is_compiling()
+        or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
+    ):
+        return F.conv3d(x, weight, bias, stride, padding)
+    return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)  # dilation, groups
+
+
 class FrameConv2d(VideoLayer, nn.Conv2d):
     """A 2D convolution on every frame. (b, c, t, h, w) -> (b, c', t, h', w')"""
 
@@ -87,7 +112,7 @@ class CausalConv3d(VideoLayer, nn.Conv3d):
             if past is None:  # the video begins here; not `expand`ed, which would lose the layout in `cat`
                 past = torch.cat([x[:, :, :1]] * (kernel - 1), dim=2)
             x = join_past(stream, self, past, x, kernel - stride)
-        return super().forward(x)
+        return conv3d(x, self.weight, self.bias, self.stride, self.padding)
 
 
 def make_conv(temporal: bool, channels: int, out_channels: int, kernel: int = 3) -> nn.Module:

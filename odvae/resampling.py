@@ -12,7 +12,17 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from odvae.layers import CausalConv3d, Downsample, FrameConv2d, Stream, VideoLayer, from_frames, join_past, to_frames
+from odvae.layers import (
+    CausalConv3d,
+    Downsample,
+    FrameConv2d,
+    Stream,
+    VideoLayer,
+    conv3d,
+    from_frames,
+    join_past,
+    to_frames,
+)
 
 # Doubling repeats each value, so of three taps in a row two meet the same value: adding them up leaves two taps. Which
 # two it are differs between even and odd output positions. PHASES[position][tap of two][tap of three]:
@@ -86,7 +96,7 @@ def doubled_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             sums = torch.kron(time_phases, torch.kron(phases[row], phases[column]))  # (16, 27)
             kernel = rearrange(F.linear(weight.flatten(2), sums), "o i (p z y x) -> (p o) i z y x", p=2, z=2, y=2)
             window = x[:, :, :, row : row + h + 1, column : column + w + 1]
-            part = F.conv3d(window, kernel, bias.repeat(2))  # (b, 2c', t, h, w)
+            part = conv3d(window, kernel, bias.repeat(2))  # (b, 2c', t, h, w)
             y = _empty(part, b, len(bias), 2 * (frames - 1), 2 * h, 2 * w) if y is None else y
             y[:, :, 0::2, row::2, column::2], y[:, :, 1::2, row::2, column::2] = part.chunk(2, dim=1)
     return y
@@ -123,8 +133,9 @@ class TimeDownsample(VideoLayer):
         if past is None:  # the video begins here
             past = torch.cat([x[:, :, :1]] * 2, dim=2)
         x = join_past(stream, self, past, x, kept=1)
+        y = conv3d(x, self.conv.weight, self.conv.bias, self.conv.stride, self.conv.padding)
         mix = self.mix_factor.sigmoid()
-        return mix * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - mix) * self.conv(x)
+        return mix * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - mix) * y
 
 
 class TimeUpsample(VideoLayer):

@@ -14,17 +14,12 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save as save_safetensors
 
-from ldm.encoding.plan import BucketSettings, EncodeSettings, ShardJob, plan_shard_jobs
+from ldm.encoding.plan import ShardJob, plan_shard_jobs
+from ldm.encoding.settings import BucketSettings, EncodeSettings
 from ldm.encoding.worker import DTYPES, EncodingJob, caption_of, encode_shard_jobs
 from ldm.latents.manifest import EMPTY_TEXT, HASHES, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
-from ldm.networks.text_encoder import (
-    LEARNED,
-    TextEncoder,
-    TextSettings,
-    check_max_tokens,
-    learn_text_encoder,
-    load_text_encoder,
-)
+from ldm.networks.settings import LEARNED, TextSettings
+from ldm.networks.text_encoder import TextEncoder, check_max_tokens, learn_text_encoder, load_text_encoder
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.latent_statistics import ChannelSums

@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 
 from ldm.demo.judge import Verdict, prompt_accuracy
 from ldm.evaluation.clip_score import CLIPScorer
-from ldm.evaluation.features import FeatureNetwork, NetworkName, load_networks
-from ldm.evaluation.protocols import PROTOCOLS, ProtocolName
+from ldm.evaluation.features import FeatureNetwork, load_networks
+from ldm.evaluation.protocols import PROTOCOLS
 from ldm.evaluation.reference_cache import cached_features, describe_clips, given_features
 from ldm.evaluation.scorers import Scorers, measure_real, measure_reconstructions, measure_samples
 from ldm.evaluation.scores import distance_part
+from ldm.evaluation.settings import EvalLDMSettings
 from ldm.report.page import render_report
-from ldm.sample import HELD_OUT, UNSEEN
+from ldm.sampling.requests import HELD_OUT, UNSEEN
 from ldm.sampling.sample_table import SAMPLE_TABLE, read_sample_rows
 from odvae.clips.clip import frame_count
 from odvae.clips.settings import DataSettings
@@ -36,42 +36,12 @@ from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
-from odvae.running.settings import Settings
 from odvae.running.stage import Stage
 from odvae.shards.tars import Sample
 from odvae.video_vae import compression_of, load_vae
 
 ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
 JUDGE_PROTOCOL = "exact judge on {what} (color by hue, shape by overlap, motion by displacement); unclear is wrong"
-
-
-class EvalLDMSettings(Settings):
-    renamed_section: ClassVar = "report"
-    renamed_keys: ClassVar = {"shown": "num_visualized"}
-
-    clips: int = Field(96, ge=2)
-    """Videos of each kind whose distances are measured (fewer where there are fewer)."""
-    num_visualized: int = Field(12, ge=1)
-    """Videos of each kind that the page plays."""
-    batch_size: int = Field(8, ge=1)
-    """Videos reconstructed and measured at a time on each rank."""
-    protocol: ProtocolName = "clip"
-    """Which frames are compared (ldm/protocol.py): whole clips, StyleGAN-V's three, or VideoGPT's 16 frames."""
-    networks: tuple[NetworkName, ...] = ("random",)
-    """Feature networks of the distances: "random" needs no download, "i3d" gives FVD and KVD, "videomae" follows
-    motion better."""
-    i3d: str | None = None
-    """I3D's weights: a state dict or a TorchScript file; null: StyleGAN-V's, downloaded once."""
-    i3d_sha256: str | None = None
-    """What the file's sha256 must be; null: known for StyleGAN-V's, unchecked for a state dict."""
-    videomae: str | None = None
-    """Folder or hub name of a VideoMAE classifier, for "videomae"."""
-    clip_model: str | None = None
-    """Folder or hub name of a CLIP model; null: no CLIP score."""
-    reference: str | None = None
-    """Folder of real videos' features from another evaluation (its report/features); null: measured, and kept there."""
-    bootstrap: int = Field(100, ge=0)
-    """Resamplings that make an interval; 0: no intervals."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""One experiment: a YAML with a section a stage, and where its run folder lies."""
+"""One experiment: a YAML with a section a stage, and where its run folder lies.
+
+Settings live in modules that import neither torch nor anything built on it, each beside the code it sets (a room's
+`settings.py`). So a command answers `--help`, or a mistyped key, at once; what takes seconds to import comes after.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +10,26 @@ import argparse
 import shlex
 from pathlib import Path
 
-from accelerate import PartialState
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from ldm.demo.videos import write_demo_videos
-from ldm.encode import EncodeSettings
-from ldm.evaluate import EvalLDMSettings
-from ldm.networks.text_encoder import TextSettings
-from ldm.sample import SampleSettings
-from ldm.train import LDMSettings
+from ldm.demo.settings import DemoVideoSettings
+from ldm.encoding.settings import EncodeSettings
+from ldm.evaluation.settings import EvalLDMSettings
+from ldm.networks.settings import TextSettings
+from ldm.sampling.settings import SampleSettings
+from ldm.training.settings import LDMSettings
 from odvae.clips.settings import DataSettings
-from odvae.clips.video_set import VideoSet
-from odvae.evaluate import EvalVAESettings
 from odvae.frame_counts import check_frame_count
 from odvae.running.commands import command_line
-from odvae.running.distributed import join_ranks
-from odvae.running.errors import InputError
 from odvae.running.run_folder import RunFolder
 from odvae.running.settings import Settings, parse_command_line
-from odvae.shards.packing import pack_folder
-from odvae.shards.report import describe
-from odvae.train import VAESettings
-from odvae.training.optimization import Tracker
+from odvae.settings import EvalVAESettings, VAESettings
+from odvae.training.settings import Tracker
 
 # The configs that come with the project: a wheel carries the checkout's folder inside the package.
 _INSTALLED = Path(__file__).resolve().parent / "configs"
 CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1] / "configs"
 DEFAULT_CONFIG = CONFIGS / "demo.yaml"
-
-
-class DemoVideoSettings(Settings):
-    count: int = Field(2400, ge=1)
-    """Videos to render."""
-    fps: int = Field(8, ge=1)
-    """Frames per second of the files."""
-    seed: int = 0
-    """Seed of the scenes."""
 
 
 class Experiment(Settings):
@@ -98,37 +86,21 @@ class Experiment(Settings):
 def parse_experiment(
     description: str | None, extra: argparse.ArgumentParser | None = None
 ) -> tuple[Experiment, argparse.Namespace]:
-    """The experiment a pipeline script was asked for, and the options of `extra`; joins the launch's other ranks."""
-    join_ranks()
-    return parse_command_line(Experiment, description or "", DEFAULT_CONFIG, extra)
+    """The experiment a command was asked for, and the options of `extra`; joins the launch's other ranks.
 
-
-def open_videos(experiment: Experiment) -> VideoSet:
-    """The experiment's videos. The demo's are rendered and packed first where they are not there yet.
-
-    Raises InputError that names the command which makes missing shards.
+    A command imports its stage after this call, not at its top: the stage imports torch, diffusers and the like.
     """
-    shards, state = experiment.shards, PartialState()
-    command = f"{command_line('make_shards')} FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
-    with state.main_process_first():
-        if experiment.demo_videos is not None and state.is_main_process and not shards.exists():
-            _render_demo(experiment.demo_videos, experiment.data, shards)
-        videos = VideoSet(shards, experiment.data, command)
-    if state.is_main_process:
-        print(f"{shards}: {videos.describe()}", flush=True)
-    return videos
+    parsed = parse_command_line(Experiment, description or "", DEFAULT_CONFIG, extra)
+    from odvae.running.distributed import join_ranks  # torch and accelerate
 
-
-def _render_demo(demo: DemoVideoSettings, data: DataSettings, shards: Path) -> None:
-    if data.height != data.width:
-        raise InputError(f"demo videos are square; data.height={data.height}, data.width={data.width}")
-    folder = shards.parent / "videos"
-    write_demo_videos(folder, demo.count, data.span, data.height, demo.fps, demo.seed)
-    print(describe(pack_folder(folder, shards), shards), flush=True)
+    join_ranks()
+    return parsed
 
 
 def announce(output: Path, next_command: str | None, options: argparse.Namespace) -> None:
     """Say, at a stage's end, where its output is and which command comes next (with the same config and overrides)."""
+    from accelerate import PartialState
+
     if not PartialState().is_main_process:
         return
     print(f"\noutput: {output}", flush=True)

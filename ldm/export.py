@@ -7,9 +7,10 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER
+from ldm.networks.provenance import PROVENANCE, ema_folder
 from ldm.pipeline import TextToVideoPipeline
-from ldm.sample import SampleSettings, load_pipeline
-from ldm.train import PROVENANCE, ema_folder
+from ldm.sample import load_pipeline
+from ldm.sampling.settings import SampleSettings
 from odvae.frame_counts import video_frames
 from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import folder_aside, read_json, read_json_lines

@@ -14,7 +14,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ldm.diffusion import ObjectiveSettings, objective_of
+from ldm.diffusion.objective import objective_of
+from ldm.diffusion.settings import ObjectiveSettings
 from ldm.networks.conditioning import NO_LABEL, Condition
 from ldm.networks.factory import Network
 from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_encoder

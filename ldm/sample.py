@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from PIL import Image
-from pydantic import Field
 
-from ldm.demo.videos import prompts as demo_prompts
-from ldm.diffusion import objective_of
-from ldm.networks.conditioning import ConditioningSettings
+from ldm.diffusion.objective import objective_of
 from ldm.networks.factory import load_network
+from ldm.networks.provenance import PROVENANCE, ema_folder
 from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
+from ldm.sampling.requests import Request
 from ldm.sampling.sample_table import add_sample_rows, read_sample_rows
-from ldm.sampling.schedulers import SamplerName, make_scheduler
-from ldm.train import PROVENANCE, ema_folder
+from ldm.sampling.schedulers import make_scheduler
+from ldm.sampling.settings import SamplerName, SampleSettings
 from odvae.clips.clip import fit_frames
-from odvae.clips.video_set import VideoSet
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, written_aside
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.run_folder import code_version
-from odvae.running.seeds import derive_seed
-from odvae.running.settings import Settings
 from odvae.running.stage import Stage
 from odvae.video.files import decode, encode_video
 from odvae.video.frame_grid import save_gif, save_picture, strip
@@ -42,129 +35,6 @@ from odvae.video_vae import load_vae
 
 HELD_OUT, UNSEEN, ASKED = "held_out", "unseen", "asked"
 ON_CONTACT_SHEET = 16  # videos
-
-
-class SampleSettings(Settings):
-    renamed_section: ClassVar = "samples"
-    renamed_keys: ClassVar = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
-
-    sampler: SamplerName | None = None
-    """diffusers' scheduler: euler, heun, dpmsolver++ or unipc for rectified flow; ddim, dpmsolver++ or unipc for the
-    others; null: euler or ddim."""
-    num_inference_steps: int = Field(20, ge=1)
-    """Steps of the sampler."""
-    guidance_scale: float = Field(3.0, ge=1)
-    """Classifier-free guidance; 1 is none."""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Noise levels (0 data, 1 noise) within which guidance acts."""
-    guidance_rescale: float = Field(0.0, ge=0, le=1)
-    """How far guided answers get back the spread of unguided ones, against oversaturation."""
-    ema_decay: float | None = None
-    """Whose averaged weights are used: one of `ldm.optimization.extra_ema_decays`; null: the run's main ones."""
-    batch_size: int = Field(1, ge=1)
-    """Videos made at a time on each rank. With 1 a video is the same to the last bit whichever others are made; more
-    are faster where the network is small, and then a video differs by rounding with its place among others."""
-    frames: int | None = Field(None, ge=1)
-    """Frames a video, as many as the VAE takes; null: as trained."""
-    height: int | None = Field(None, ge=1)
-    """Height in pixels; null: as trained."""
-    width: int | None = Field(None, ge=1)
-    """Width in pixels; null: as trained."""
-    count: int = Field(96, ge=1)
-    """Videos made for the evaluation when nothing is asked for: of held-out captions, or of all classes in turn."""
-    unseen_count: int = Field(0, ge=0)
-    """Demo videos only: prompts for combinations of shape, color and motion that training never saw."""
-    fps: float = Field(8.0, gt=0)
-    """Frames per second of the files."""
-    gif: bool = False
-    """Write a GIF beside each mp4."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One video to make."""
-
-    file: str
-    seed: int
-    group: str
-    prompt: str | None = None
-    negative_prompt: str = ""
-    class_label: str | int | None = None
-    image: str | None = None  # file of the given first frame
-    source: str | None = None  # the held-out video the caption is of
-
-
-def evaluation_requests(
-    settings: SampleSettings,
-    conditioning: ConditioningSettings,
-    classes: Sequence[str],
-    videos: VideoSet,
-    seed: int,
-    demo: bool,
-) -> list[Request]:
-    """The requests an evaluation needs: captions of held-out videos (and for the demo unseen combinations), every class
-    in turn, or just as many videos.
-    """
-    if settings.unseen_count and not demo:
-        raise InputError("sample.unseen_count is for demo videos: other captions have no combinations to leave out")
-    numbered = [(f"{HELD_OUT}_{i:04d}.mp4", derive_seed(seed, HELD_OUT, i)) for i in range(settings.count)]
-    if conditioning.kind == "none":
-        return [Request(file, own_seed, HELD_OUT) for file, own_seed in numbered]
-    if conditioning.kind == "class":
-        return [
-            Request(file, own_seed, HELD_OUT, class_label=classes[i % len(classes)])
-            for i, (file, own_seed) in enumerate(numbered)
-        ]
-    captioned = [(sample, text) for sample in videos.held_out if (text := sample.read_text())]
-    if not captioned:
-        raise InputError("the held-out videos have no captions; give --prompt")
-    requests = []
-    for i, (file, own_seed) in enumerate(numbered):
-        sample, caption = captioned[i % len(captioned)]
-        requests.append(Request(file, own_seed, HELD_OUT, caption, source=sample.key))
-    for i, prompt in enumerate(demo_prompts(settings.unseen_count, seed, unseen=True) if demo else []):
-        requests.append(Request(f"{UNSEEN}_{i:04d}.mp4", derive_seed(seed, UNSEEN, i), UNSEEN, prompt))
-    return requests
-
-
-def asked_requests(
-    prompts: Sequence[str],
-    class_labels: Sequence[str],
-    seed: int,
-    count: int = 1,
-    negative_prompt: str = "",
-    image: Path | None = None,
-) -> list[Request]:
-    """Requests a person made: `count` videos of each prompt or class (of nothing where there is neither).
-
-    Their seeds are `seed`, `seed + 1`, ...; a file's name follows from what was asked and its seed.
-    """
-    if image is not None and not image.is_file():
-        raise InputError(f"--image {image}: no such file")
-    if any(not prompt.strip() for prompt in prompts):
-        raise InputError("a prompt is empty")
-    asked: list[tuple[str, dict]] = [(prompt, {"prompt": prompt}) for prompt in prompts]
-    asked += [(label, {"class_label": label}) for label in class_labels]
-    return [
-        Request(
-            f"{_slug(name)}_seed{seed + i}.mp4",
-            seed + i,
-            ASKED,
-            negative_prompt=negative_prompt,
-            image=str(image) if image else None,
-            **what,
-        )
-        for name, what in asked or [("video", {})]
-        for i in range(count)
-    ]
-
-
-def _slug(name: str) -> str:
-    """A file name of a prompt; with a part of its hash, where the name alone could be another prompt's too."""
-    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].strip("-") or "video"
-    if slug.replace("-", " ") == name:
-        return slug
-    return f"{slug}-{hashlib.blake2b(name.encode(), digest_size=4).hexdigest()}"
 
 
 def load_pipeline(

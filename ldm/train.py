@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, ClassVar
 
 import torch
 from accelerate import PartialState
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from ldm.diffusion import ObjectiveSettings
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
-from ldm.networks.attention import AttentionBackend, check_backend
-from ldm.networks.conditioning import ConditioningSettings
-from ldm.networks.factory import DiTSettings, Network, UNetSettings, make_network
+from ldm.networks.attention import check_backend
+from ldm.networks.factory import Network, make_network
+from ldm.networks.provenance import PROVENANCE, ema_folder, provenance
 from ldm.networks.text_encoder import knows_words
 from ldm.training.batches import LatentData, per_sample_mse
+from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import show_videos, validate
 from odvae.running.benchmarking import matmul_rate
@@ -25,61 +22,11 @@ from odvae.running.errors import InputError
 from odvae.running.files import install_folder, write_json
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.progress import progress_bar
-from odvae.running.settings import MayChange, Settings
 from odvae.running.stage import Stage
-from odvae.training.optimization import OptimizationSettings, Tracker, gradients_synced_at
+from odvae.training.optimization import gradients_synced_at
+from odvae.training.settings import Tracker
 from odvae.training.state import TrainingState
 from odvae.video_vae import VideoVAE, load_vae
-
-PROVENANCE = "trained_on.json"
-
-
-class LDMSettings(Settings):
-    renamed_keys: ClassVar = {
-        "network": "dit or ldm.unet, whichever section is given",
-        "model": "dit",
-        "show_every": "sample_every",
-        "shown": "num_visualized",
-    }
-
-    unet: UNetSettings | None = None
-    """diffusers' 3D UNet, trained in place of the DiT; null: the DiT is trained."""
-    dit: DiTSettings | None = Field(default_factory=lambda given: None if given.get("unet") else DiTSettings())
-    """The diffusion transformer."""
-    conditioning: ConditioningSettings = ConditioningSettings()
-    """Conditioning: text, class or none; optional first frame."""
-    objective: ObjectiveSettings = ObjectiveSettings()
-    """Prediction target, noise levels and loss weights."""
-    optimization: OptimizationSettings = OptimizationSettings()
-    """Optimizer, learning rate, EMA, precision, logging and checkpoints."""
-    attention_backend: Annotated[AttentionBackend, MayChange] = "sdpa"
-    """torch's attention, or xformers' (CUDA); the results are the same."""
-    peak_tflops: Annotated[float | None, MayChange] = Field(None, gt=0)
-    """What `mfu` compares with, a device; null: the rate of large matrix products, measured at the start."""
-    validation_clips: int = Field(256, ge=1)
-    """Held-out clips whose loss is measured (fewer if there are)."""
-    sample_every: Annotated[int, MayChange] = Field(5000, ge=1)
-    """Steps between videos of fixed held-out conditions, in `videos/` and `strips/` and to the tracker."""
-    num_visualized: int = Field(4, ge=1)
-    """How many of them."""
-    workers: Annotated[int, MayChange] = Field(0, ge=0)
-    """Processes that read latents, a rank; 0 reads in the training process."""
-
-    @model_validator(mode="after")
-    def _there_is_one_network_that_supports_the_options(self) -> LDMSettings:
-        if (self.dit is None) == (self.unet is None):
-            raise ValueError("one network is trained: give either dit or unet")
-        for name in ("compile", "gradient_checkpointing"):
-            if self.unet is not None and getattr(self.optimization, name):
-                raise ValueError(f"optimization.{name}=true is for ldm.dit: diffusers' 3D UNet does not support it")
-        return self
-
-    @property
-    def network(self) -> DiTSettings | UNetSettings:
-        """The settings of the network that is trained."""
-        network = self.unet if self.unet is not None else self.dit
-        assert network is not None  # the validators saw to it
-        return network
 
 
 def train_ldm(
@@ -139,28 +86,6 @@ def latents_identity(manifest: Manifest) -> dict[str, str | int]:
 
 def new_network(settings: LDMSettings, manifest: Manifest) -> Network:
     return make_network(settings.network, settings.conditioning, settings.objective, manifest)
-
-
-def provenance(manifest: Manifest, latents_folder: Path, folder: Path) -> dict:
-    """What a network was trained on, and what must be there to sample from it.
-
-    A text encoder beside the latents is named by its path from `folder`, so that a run folder may be moved.
-    """
-    learned_here = manifest.text_encoder == TEXT_ENCODER_FOLDER
-    return {
-        "vae_sha256": manifest.vae_sha256,
-        "text_encoder": os.path.relpath(latents_folder / TEXT_ENCODER_FOLDER, folder)
-        if learned_here
-        else manifest.text_encoder,
-        "text_sha256": manifest.text_sha256,
-        "data": manifest.data,
-        "latents": str(latents_folder),
-    }
-
-
-def ema_folder(decay: float) -> str:
-    """Where the weights of a further average lie in the run's ldm folder."""
-    return f"ema_{decay:g}"
 
 
 def fit(

@@ -8,7 +8,6 @@ from itertools import count
 
 import torch
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor
 
 from odvae.clips.dataset import ClipDataset
@@ -18,28 +17,9 @@ from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.frame_counts import latent_frames
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
-from odvae.training.optimization import OptimizationSettings
+from odvae.settings import ImagePhaseSettings, PhaseSettings
 from odvae.video.pixels import to_float
 from odvae.video_vae import VideoVAE
-
-
-class ImagePhaseSettings(OptimizationSettings):
-    images_per_clip: int = Field(1, ge=1)
-    """Frames taken from each decoded clip, spread over it; a micro-step sees batch_size * images_per_clip images.
-    More than one saves decoding and costs variety: frames of one clip are nearly the same picture."""
-
-
-class VideoPhaseSettings(OptimizationSettings):
-    frames: int | None = Field(None, ge=2)
-    """Frames a training clip, 4k+1; null: data.frames. The model is convolutional in time, so it may train on shorter
-    clips than it is used for (the paper trains on 25 and is measured on 33)."""
-    image_every: int | None = Field(None, ge=2)
-    """Every such step trains on single frames instead of clips, to keep the model a good image VAE; null: none."""
-    images_per_step: int = Field(8, ge=1)
-    """Single frames each of those steps sees, over all ranks and micro-steps, which must divide it."""
-
-
-PhaseSettings = ImagePhaseSettings | VideoPhaseSettings
 
 
 @dataclass(frozen=True)

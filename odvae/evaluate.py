@@ -9,22 +9,18 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from pydantic import Field
 from torch import Tensor
 
 from odvae.clips.clip import frame_count, load_clip
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.frame_counts import check_clip_size, check_group
 from odvae.latent_statistics import ChannelSums
-from odvae.lpips import LPIPSSettings
 from odvae.metrics import lpips, psnr, ssim
 from odvae.running.benchmarking import PeakMemory, forbid_tf32, now
 from odvae.running.errors import InputError
@@ -33,54 +29,13 @@ from odvae.running.progress import progress_bar
 from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
 from odvae.running.seeds import normal_per_sample
-from odvae.running.settings import Settings
 from odvae.running.stage import Stage
+from odvae.settings import EvalVAESettings, Mode
 from odvae.shards.tars import Sample
 from odvae.video.files import write_video
 from odvae.video.frame_grid import save_picture, strip
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE, compression_of, load_vae
-
-Mode = Literal["whole", "streamed", "tiled"]
-
-
-class EvalVAESettings(Settings):
-    renamed_section: ClassVar = "reconstruction"
-    renamed_keys: ClassVar = {"ways": "modes", "shown": "num_visualized"}
-
-    clips: int = Field(96, ge=1)
-    """Held-out clips that are reconstructed and scored (fewer if there are)."""
-    batch_size: int = Field(4, ge=1)
-    """Clips that are reconstructed at a time."""
-    frames: int | None = Field(None, ge=1)
-    """Frames a clip, as many as the VAE takes (OD-VAE: 4k+1); null: data.frames. The paper's protocol has 33."""
-    latents: Literal["mean", "sample"] = "mean"
-    """Decode the posterior's mean, or a sample of it."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Of encoding and decoding; scores are computed in fp32 or better."""
-    lpips: LPIPSSettings | None = LPIPSSettings(network="alex")
-    """LPIPS; null: not measured."""
-    modes: tuple[Mode, ...] = ("streamed", "tiled")
-    """What is compared with whole clips: chunks that stream through, the paper's temporal tiling."""
-    compared_clips: int = Field(4, ge=1)
-    """Clips on which the modes are compared and timed."""
-    chunk: int = Field(4, ge=1)
-    """Frames a chunk when streaming."""
-    tile_frames: int = Field(9, ge=2)
-    """Frames a group when tiling, 4m+1 (the paper's: 33)."""
-    num_visualized: int = Field(12, ge=1)
-    """Clips that are kept as videos for the report page."""
-
-    def clip_settings(self, data: DataSettings) -> DataSettings:
-        """`data` with the length of the clips that are scored."""
-        return data if self.frames is None else data.model_copy(update={"frames": self.frames})
-
-    def check_sizes(self, data: DataSettings, ratios: tuple[int, int], tiled: bool) -> None:
-        """Raise InputError for clips, or groups of frames when tiling, that a VAE with these ratios does not take."""
-        clip = self.clip_settings(data)
-        check_clip_size(clip.frames, clip.height, clip.width, ratios, "data" if self.frames is None else "eval_vae")
-        if tiled and "tiled" in self.modes:
-            check_group(self.tile_frames, ratios[0], "eval_vae.tile_frames")
 
 
 @dataclass(frozen=True)

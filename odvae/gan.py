@@ -9,37 +9,17 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from pydantic import Field
 from torch import Tensor, nn
 
-from odvae.running.settings import Settings
+from odvae.settings import GANSettings
 from odvae.training.optimization import (
-    OptimizationSettings,
     clipped_step,
     gradients_synced_at,
     learning_rate_at,
     make_optimizer,
     set_learning_rate,
 )
-
-
-class GANSettings(Settings):
-    weight: float = Field(0.5, gt=0)
-    """Weight of the adversarial term, times the adaptive one."""
-    adaptive_ceiling: float = Field(1e4, gt=0)
-    """The adaptive weight is at most this."""
-    start_step: int = Field(0, ge=0)
-    """Completed steps of a phase after which it begins."""
-    width: int = Field(64, ge=8, multiple_of=8)
-    """Channels of the discriminator's first layer; the others have 2, 4 and 8 times as many."""
-    learning_rate: float | None = Field(None, gt=0)
-    """Peak learning rate of the discriminator; null: the VAE's. Warm-up and decay are the VAE's."""
-    optimizer: str = "adamw"
-    """Its optimizer, by timm's name."""
-    betas: tuple[float, float] | None = (0.5, 0.9)
-    """Decay rates of its optimizer's moments; null: the optimizer's own."""
-    lecam: float = Field(0.0, ge=0)
-    """Weight of the LeCam term, which keeps the discriminator from running away on little data; VidTok uses it."""
+from odvae.training.settings import OptimizationSettings
 
 
 class PatchDiscriminator(nn.Module):

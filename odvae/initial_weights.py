@@ -3,42 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
-
-from pydantic import Field, model_validator
 
 from odvae.initialization import initialize_from_scratch
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
-from odvae.running.settings import Settings
+from odvae.settings import ModelSettings
 from odvae.video_vae import VideoVAE
-
-
-class ModelSettings(Settings):
-    variant: Literal[1, 2, 3, 4] = 4
-    """Which convolutions see time (paper, section 3.2)."""
-    block_out_channels: tuple[int, int, int, int] = (128, 256, 512, 512)
-    """Widths of the four levels, from full resolution down."""
-    layers_per_block: int = Field(2, ge=1)
-    """Residual blocks a level in the encoder; the decoder has one more."""
-    latent_channels: int = Field(4, ge=1)
-    """Channels of the latents."""
-    norm_num_groups: int = Field(32, ge=1)
-    """Groups of every group norm."""
-    norm: Literal["frame", "clip"] = "frame"
-    """Statistics of each frame (causal, streams exactly) or of the whole clip (the released checkpoints' function)."""
-    temporal_upsample: Literal["nearest", "trilinear"] = "nearest"
-    """How the decoder lengthens time: causal, or as released."""
-
-    @model_validator(mode="after")
-    def _widths_fit_the_groups(self) -> ModelSettings:
-        for width in self.block_out_channels:
-            if width % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels has {width}, which norm_num_groups={self.norm_num_groups} does not divide"
-                )
-        return self
 
 
 def make_image_vae(model: ModelSettings) -> PerFrameVAE:

@@ -6,14 +6,15 @@ names are the same in both models, so only the kernels' shapes differ.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from odvae.running.errors import InputError
 
-Init = Literal["tail", "average", "random"]
+if TYPE_CHECKING:
+    from odvae.settings import Init
 
 
 def inflate(kernel: Tensor, slices: int, init: Init) -> Tensor:

@@ -8,53 +8,19 @@ weight `kl` on `kl_per_pixel` equals the paper's weight kl / t for clips of t fr
 from __future__ import annotations
 
 from itertools import product
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from einops import rearrange
-from pydantic import Field
 from torch import Tensor
 
-from odvae.gan import GANSettings, GANTrainer
-from odvae.lpips import LPIPS, LPIPSSettings, load_lpips
-from odvae.running.settings import Settings
-from odvae.training.optimization import OptimizationSettings
+from odvae.gan import GANTrainer
+from odvae.lpips import LPIPS, load_lpips
+from odvae.settings import LossSettings
+from odvae.training.settings import OptimizationSettings
 from odvae.video_vae import VideoVAE
-
-
-class LPIPSTermSettings(LPIPSSettings):
-    weight: float = Field(1.0, ge=0)
-    """Weight beside the mean error of a pixel value."""
-
-
-class LossSettings(Settings):
-    renamed_keys: ClassVar = {"adversary": "gan"}
-
-    reconstruction: Literal["l1", "l2"] = "l1"
-    """Mean absolute or mean squared error of pixels in [-1, 1]."""
-    lpips: LPIPSTermSettings | None = LPIPSTermSettings()
-    """Perceptual term, a frame; null: none."""
-    wavelet: float = Field(0.0, ge=0)
-    """Weight of the L1 error of 3D Haar wavelet coefficients (WF-VAE uses 0.1), which weighs fine detail and motion
-    as much as the coarse picture."""
-    kl: float = Field(2.5e-5, ge=0)
-    """Weight of the KL divergence to N(0, 1), which is summed over the latents and divided by the pixel values."""
-    gan: GANSettings | None = None
-    """3D patch GAN; null: none."""
-
-    def describe(self) -> str:
-        """The terms in a line."""
-        left_out = [name for name, term in (("LPIPS", self.lpips), ("GAN", self.gan)) if term is None]
-        terms = [self.reconstruction.upper(), f"{self.kl:g} KL"]
-        if self.lpips is not None:
-            terms.insert(1, f"{self.lpips.weight:g} LPIPS ({self.lpips.network})")
-        if self.wavelet:
-            terms.append(f"{self.wavelet:g} wavelet L1")
-        if self.gan is not None:
-            terms.append(f"adaptive * {self.gan.weight:g} GAN from step {self.gan.start_step}")
-        return " + ".join(terms) + (f"; without {' and '.join(left_out)}" if left_out else "")
 
 
 def reconstruction_loss(reconstruction: Tensor, video: Tensor, kind: Literal["l1", "l2"]) -> Tensor:

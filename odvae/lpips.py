@@ -10,7 +10,6 @@ import warnings
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
-from typing import Literal
 
 import lpips
 import torch
@@ -18,22 +17,13 @@ import torchvision
 from torch import Tensor, nn
 
 from odvae.running.errors import InputError
-from odvae.running.settings import Settings
+from odvae.settings import Backbone
 
-Backbone = Literal["vgg", "alex", "squeeze"]
 _HUB_WEIGHTS = {
     "vgg": torchvision.models.VGG16_Weights.IMAGENET1K_V1,
     "alex": torchvision.models.AlexNet_Weights.IMAGENET1K_V1,
     "squeeze": torchvision.models.SqueezeNet1_1_Weights.IMAGENET1K_V1,
 }
-
-
-class LPIPSSettings(Settings):
-    network: Backbone = "vgg"
-    """Backbone: "vgg" is usual for training, "alex" for scores. Values of different ones do not compare."""
-    weights: str | None = None
-    """File with the backbone's ImageNet weights (a torchvision state dict, .pth or .safetensors); null: torchvision's
-    own, downloaded once."""
 
 
 class LPIPS(nn.Module):

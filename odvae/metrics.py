@@ -8,8 +8,9 @@ from einops import rearrange
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from odvae.lpips import Backbone, load_lpips
+from odvae.lpips import load_lpips
 from odvae.running.errors import InputError
+from odvae.settings import Backbone
 
 # Identical frames have no finite PSNR; the value that public code reports for them.
 PSNR_CEILING = 100.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from diffusers import AutoencoderKL
@@ -17,7 +17,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from odvae.initialization import Init, add_quant_convolutions, inflate_state
+from odvae.initialization import add_quant_convolutions, inflate_state
 from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.layers import (
     ChannelsLastMixin,
@@ -34,6 +34,9 @@ from odvae.resampling import make_downsamplers, make_upsamplers
 from odvae.running.errors import InputError
 from odvae.streaming import LayerStack
 from odvae.tiling import TileStreams, TilingMixin
+
+if TYPE_CHECKING:
+    from odvae.settings import Init
 
 # Which convolutions see time, by variant (paper, section 3.2): for the encoder and the decoder, for outer (high
 # resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second) conv of a residual

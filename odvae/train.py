@@ -8,22 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from accelerate import Accelerator, PartialState
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from odvae.batches import Batches, ImagePhaseSettings, PhaseSettings, VideoPhaseSettings
+from odvae.batches import Batches
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.initial_weights import ModelSettings, load_image_vae, load_video_vae, make_image_vae
-from odvae.initialization import Init, initialize_from_scratch
+from odvae.initial_weights import load_image_vae, load_video_vae, make_image_vae
+from odvae.initialization import initialize_from_scratch
 from odvae.latent_statistics import ChannelSums
 from odvae.layers import keep_channels_last
-from odvae.losses import LossSettings, VAELoss, lpips_per_frame
+from odvae.losses import VAELoss, lpips_per_frame
 from odvae.lpips import LPIPS
 from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
@@ -33,64 +31,19 @@ from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.progress import progress_bar
 from odvae.running.seeds import derive_seed
-from odvae.running.settings import Settings
 from odvae.running.stage import Stage
+from odvae.settings import (
+    PhaseSettings,
+    VAESettings,
+)
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
-from odvae.training.optimization import OptimizationSettings, Tracker, gradients_synced_at
+from odvae.training.optimization import gradients_synced_at
+from odvae.training.settings import OptimizationSettings, Tracker
 from odvae.training.state import TrainingState
 from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import strip
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE
-
-
-class VAESettings(Settings):
-    renamed_keys: ClassVar = {"image_vae": "init_image_vae", "begin_from": "init_from"}
-
-    model: ModelSettings = ModelSettings()
-    """The network."""
-    init: Init = "tail"
-    """How the video VAE begins: from the image VAE by tail or average initialization, or random."""
-    init_image_vae: str | None = None
-    """Folder or hub name of the image VAE (diffusers AutoencoderKL) to begin from; null: the image phase trains one."""
-    init_from: str | None = None
-    """Folder or hub name of an OD-VAE whose weights training goes on from (the paper's second phase), or a file that
-    Open-Sora-Plan published. `model` says which function they get."""
-    image_phase: ImagePhaseSettings | None = ImagePhaseSettings()
-    """Training as an image VAE, before; null with init_image_vae or init_from, or with init=random."""
-    video_phase: VideoPhaseSettings | None = VideoPhaseSettings()
-    """Training on clips; null: the image VAE itself is the result, which works frame by frame and does not compress
-    time (the baseline of the paper's generation study)."""
-    loss: LossSettings = LossSettings()
-    """What is minimized, in both phases."""
-    validation_clips: int = Field(16, ge=1)
-    """Held-out clips that a validation reconstructs."""
-    statistics_clips: int = Field(256, ge=2)
-    """Training clips over which the latents' mean and standard deviation are measured at the end."""
-
-    @model_validator(mode="after")
-    def _there_is_one_place_to_begin_from(self) -> VAESettings:
-        sources = {"init_image_vae": self.init_image_vae, "init_from": self.init_from, "image_phase": self.image_phase}
-        given = [name for name, source in sources.items() if source is not None]
-        if self.init == "random" and given:
-            raise ValueError(f"init=random begins from nothing; set to null: {', '.join(given)}")
-        if self.init != "random" and len(given) != 1:
-            raise ValueError(f"init={self.init} needs exactly one of {', '.join(sources)}; found {given or 'none'}")
-        phases = [phase for phase in (self.image_phase, self.video_phase) if phase is not None]
-        if len({phase.precision for phase in phases}) > 1:
-            raise ValueError(
-                "image_phase.precision and video_phase.precision must be the same: one process trains both"
-            )
-        if self.init_from is not None and self.video_phase is None:
-            raise ValueError("init_from names a video VAE; video_phase=null makes an image VAE")
-        if self.init == "random" and self.video_phase is None:
-            raise ValueError("init=random with video_phase=null leaves nothing to train")
-        return self
-
-    @property
-    def compression(self) -> tuple[int, int]:
-        """(temporal, spatial) compression ratio of the VAE that these settings make: an OD-VAE, or an image VAE."""
-        return (1, 8) if self.video_phase is None else (4, 8)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from small import REPOSITORY, SMALL
 from small_ldm import DATA
 
 from ldm.demo.videos import write_demo_videos
-from ldm.encode import EncodeSettings, encode_latents
-from ldm.networks.text_encoder import TextSettings
+from ldm.encode import encode_latents
+from ldm.encoding.settings import EncodeSettings
+from ldm.networks.settings import TextSettings
 from odvae import ODVAE
 from odvae.clips.video_set import VideoSet
 from odvae.shards.packing import pack_folder

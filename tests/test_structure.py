@@ -1,6 +1,7 @@
 """The house: which floor imports which, and what an installation adds."""
 
 import ast
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 from small import REPOSITORY
+
+from odvae.running.commands import CONSOLE_COMMANDS
 
 # A floor may import itself and those before it. Rooms first: what is named by no longer name is on its package's floor.
 FLOORS = [
@@ -17,6 +20,7 @@ FLOORS = [
     "odvae.clips",
     "odvae.training",
     "odvae",
+    "ldm.demo",
     "ldm.diffusion",
     "ldm.metrics",
     "ldm.latents",
@@ -24,7 +28,6 @@ FLOORS = [
     "ldm.encoding",
     "ldm.sampling",
     "ldm.training",
-    "ldm.demo",
     "ldm.evaluation",
     "ldm.report",
     "ldm",
@@ -66,6 +69,45 @@ def test_an_installation_adds_only_the_two_packages(tmp_path):
     words = [sys.executable, "-c", code]
     result = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "['odvae', 'ldm']"
+
+
+def loaded_by(code: str) -> set[str]:
+    """All modules that are there after `code` ran in a process of its own."""
+    code = f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
+    return set(json.loads(result.stdout.splitlines()[-1]))
+
+
+def packages(modules: set[str]) -> set[str]:
+    return {module.split(".")[0] for module in modules}
+
+
+@pytest.mark.parametrize("command", sorted(CONSOLE_COMMANDS))
+def test_a_command_reads_its_arguments_before_it_imports_what_does_the_work(command):
+    code = f"""
+import sys
+from ldm.commands.{command} import main
+sys.argv = ["{command}", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0
+"""
+    loaded = packages(loaded_by(code))
+    assert {"ldm", "odvae", "pydantic", "yaml"} <= loaded
+    assert not loaded & {"torch", "numpy", "diffusers", "transformers", "accelerate", "torchvision", "av", "webdataset"}
+
+
+def test_the_packages_alone_import_nothing():
+    added = loaded_by("import ldm, odvae") - loaded_by("")
+    assert packages(added) - sys.stdlib_module_names == {"ldm", "odvae"}
+
+
+def test_the_model_comes_without_data_video_and_training():
+    loaded = loaded_by("from odvae import ODVAE")
+    assert {"odvae.model", "diffusers"} <= loaded
+    assert not loaded & {"odvae.clips", "odvae.shards", "odvae.video", "odvae.training", "odvae.settings", "ldm"}
+    assert not packages(loaded) & {"av", "lpips", "matplotlib", "pydantic", "skimage", "timm", "wandb", "webdataset"}
 
 
 def test_pipeline_scripts_are_short_and_name_their_command():

@@ -32,11 +32,11 @@ import numpy as np
 import torch
 
 from ldm.encode import encode_latents
-from ldm.encoding.plan import EncodeSettings
+from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.worker import encode_pieces
 from ldm.latents.entries import LatentSet, latent_batches, open_latents, pack_entry
 from ldm.latents.manifest import load_manifest
-from ldm.networks.text_encoder import TextSettings
+from ldm.networks.settings import TextSettings
 from odvae import ODVAE
 from odvae.clips.clip import fit_frames, video_member
 from odvae.clips.dataset import ClipDataset

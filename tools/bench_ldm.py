@@ -27,7 +27,8 @@ from ldm.experiment import DEFAULT_CONFIG, Experiment
 from ldm.latents.entries import pack_entry
 from ldm.latents.manifest import EMPTY_TEXT, Manifest, ShardRecord
 from ldm.networks.conditioning import Condition
-from ldm.networks.dit import SIZES, DiT
+from ldm.networks.dit import DiT
+from ldm.networks.settings import SIZES
 from ldm.train import new_network
 from ldm.training.batches import Batch, LatentData, per_sample_mse
 from ldm.training.throughput import forward_flops

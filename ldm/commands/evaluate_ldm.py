@@ -4,14 +4,16 @@ odvae-evaluate-ldm [--config demo] [section.key=value ...]
 On several GPUs: accelerate launch -m ldm.commands.evaluate_ldm ...
 """
 
-from ldm.evaluate import evaluate_ldm
-from ldm.experiment import announce, open_videos, parse_experiment
+from ldm.experiment import announce, parse_experiment
 from odvae.running.errors import readable_errors
 
 
 @readable_errors()
 def main() -> None:
     experiment, options = parse_experiment(__doc__)
+    from ldm.evaluate import evaluate_ldm
+    from ldm.open_videos import open_videos
+
     folders, demo = experiment.folders, experiment.demo_videos is not None
     videos = open_videos(experiment)
     evaluate_ldm(experiment.eval_ldm, experiment.data, videos, folders, experiment.seed, demo)

@@ -8,7 +8,6 @@ import argparse
 from pathlib import Path
 
 from ldm.experiment import announce, parse_experiment
-from ldm.export import export_pipeline
 from odvae.running.errors import readable_errors
 
 
@@ -19,6 +18,8 @@ def main() -> None:
     extra.add_argument("--copy-text-encoder", action="store_true", help="keep it in the folder, not only its name")
     extra.add_argument("--push", metavar="REPO", help="also publish it as this repository of the hub")
     experiment, options = parse_experiment(__doc__, extra)
+    from ldm.export import export_pipeline
+
     folders = experiment.folders
     out = options.out or folders.root / "pipeline"
     export_pipeline(folders, experiment.sample, out, options.copy_text_encoder, options.push)

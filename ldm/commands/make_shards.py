@@ -15,8 +15,7 @@ from pathlib import Path
 from odvae.running.commands import command_line
 from odvae.running.errors import readable_errors
 from odvae.running.settings import make_settings, settings_help
-from odvae.shards.packing import PackingSettings, pack_folder
-from odvae.shards.report import describe, next_command
+from odvae.shards.filters import PackingSettings
 
 
 @readable_errors()
@@ -31,6 +30,9 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_args()
     settings = make_settings(PackingSettings, {}, options.settings, command_line("make_shards"))
+    from odvae.shards.packing import pack_folder
+    from odvae.shards.report import describe, next_command
+
     report = pack_folder(options.source, options.out, settings)
     print(describe(report, options.out))
     print(f"next: {next_command(options.out)}")

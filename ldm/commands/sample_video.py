@@ -8,9 +8,7 @@ On several GPUs: accelerate launch -m ldm.commands.sample_video ...
 import argparse
 from pathlib import Path
 
-from ldm.experiment import announce, open_videos, parse_experiment
-from ldm.latents.manifest import load_manifest
-from ldm.sample import asked_requests, evaluation_requests, sample_videos
+from ldm.experiment import announce, parse_experiment
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.text import read_text_file
 
@@ -26,6 +24,11 @@ def main() -> None:
     extra.add_argument("--count", type=int, help="videos of each prompt or class, with seeds SEED, SEED + 1, ...")
     extra.add_argument("--seed", type=int, default=0, help="seed of the videos asked for (default: %(default)s)")
     experiment, options = parse_experiment(__doc__, extra)
+    from ldm.latents.manifest import load_manifest
+    from ldm.open_videos import open_videos
+    from ldm.sample import sample_videos
+    from ldm.sampling.requests import asked_requests, evaluation_requests
+
     folders, samples = experiment.folders, experiment.sample
     prompts = options.prompt + read_prompts(options.prompts)
     asked = bool(prompts or options.classes or options.image or options.count is not None)

@@ -5,13 +5,14 @@ On several GPUs: accelerate launch -m ldm.commands.train_ldm ...
 """
 
 from ldm.experiment import announce, parse_experiment
-from ldm.train import train_ldm
 from odvae.running.errors import readable_errors
 
 
 @readable_errors()
 def main() -> None:
     experiment, options = parse_experiment(__doc__)
+    from ldm.train import train_ldm
+
     folders = experiment.folders
     train_ldm(experiment.ldm, folders.vae, folders.latents, folders.ldm, experiment.seed, experiment.tracker)
     announce(folders.ldm, "sample_video", options)

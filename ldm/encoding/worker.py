@@ -17,7 +17,8 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ldm.encoding.plan import DeclaredClip, EncodeSettings, ShardJob
+from ldm.encoding.plan import DeclaredClip, ShardJob
+from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.threads import ComputeThreads
 from ldm.latents.entries import entry_key, pack_entry
 from ldm.networks.text_encoder import TextEncoder

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from transformers import VideoMAEForVideoClassification
 
 from ldm.evaluation.i3d import CLASSES, MIN_FRAMES, RESOLUTION, load_i3d
+from ldm.evaluation.settings import NetworkName
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.video.pixels import to_float
-
-NetworkName = Literal["random", "i3d", "videomae"]
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ from typing import Literal
 
 import numpy as np
 
+from ldm.evaluation.settings import ProtocolName
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
 from odvae.running.seeds import numpy_generator
-
-ProtocolName = Literal["clip", "stylegan-v-16f", "stylegan-v-128f", "stylegan-v-128f-8", "videogpt-16f"]
 
 
 @dataclass(frozen=True)

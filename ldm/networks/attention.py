@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from ldm.networks.settings import AttentionBackend
 from odvae.running.errors import InputError
 
-AttentionBackend = Literal["sdpa", "xformers"]
 # A token attends to all tokens, to those of its frame, or to those at its position in all frames.
 AttentionAxis = Literal["all", "space", "time"]
 

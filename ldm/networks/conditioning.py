@@ -4,28 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor
 
-from odvae.running.settings import Settings
-
 NO_LABEL = -1
-
-
-class ConditioningSettings(Settings):
-    renamed_keys: ClassVar = {"dropout": "cond_dropout"}
-
-    kind: Literal["text", "class", "none"] = "text"
-    """What the network is conditioned on: the caption's embedding, the label's class, or nothing."""
-    cond_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of samples trained with the empty caption or no class instead of theirs, which guidance needs."""
-    first_frame: float = Field(0.0, ge=0, le=1)
-    """Share of samples trained with their first latent frame given (it is an image's latent), so that the network also
-    animates images; 0: it cannot."""
 
 
 @dataclass(frozen=True)

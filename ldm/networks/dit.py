@@ -21,9 +21,6 @@ from ldm.networks.attention import AttentionAxis, CrossAttention, SelfAttention,
 from ldm.networks.conditioning import NO_LABEL, Condition, beside_first_frame
 from odvae.running.errors import InputError
 
-# Peebles & Xie 2023, table 1: (depth, width, heads).
-SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}
-
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Normalize each token, then scale and shift it by its sample's (b, d)."""

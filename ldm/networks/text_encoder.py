@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from pydantic import Field
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from transformers import (
@@ -28,26 +27,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from ldm.networks.settings import TextSettings
 from odvae.running.errors import InputError
 from odvae.running.files import folder_aside, read_json
 from odvae.running.progress import progress_over
 from odvae.running.seeds import torch_generator
-from odvae.running.settings import Settings
 
-LEARNED = "learned"
 _SPECIAL = _PAD, _UNKNOWN, _START, _END, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
-
-
-class TextSettings(Settings):
-    encoder: str = LEARNED
-    """Folder or hub name of a transformers text encoder (T5, CLIP, BERT, ...), or "learned": a small one is learned
-    from the training captions when they are encoded, with no download."""
-    max_tokens: int = Field(16, ge=2)
-    """Captions are cut or padded to this many tokens."""
-    width: int = Field(64, ge=16, multiple_of=16)
-    """Width of a learned encoder."""
-    steps: int = Field(200, ge=1)
-    """Training steps of a learned encoder."""
 
 
 class TextEncoder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +17,12 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from ldm.diffusion import BETAS, DIFFUSION_STEPS, ObjectiveSettings, shift_for
+from ldm.diffusion.objective import BETAS, DIFFUSION_STEPS, shift_for
+from ldm.diffusion.settings import ObjectiveSettings
 from ldm.networks.conditioning import Condition
+from ldm.sampling.settings import SamplerName
 from odvae.running.errors import InputError
 
-SamplerName = Literal["euler", "heun", "ddim", "dpmsolver++", "unipc"]
 CLASSES = {
     "euler": FlowMatchEulerDiscreteScheduler,
     "heun": FlowMatchHeunDiscreteScheduler,

@@ -9,8 +9,9 @@ import torch
 
 from ldm.latents.manifest import load_manifest
 from ldm.networks.factory import Network
-from ldm.train import LDMSettings, apply_model_options, new_network
+from ldm.train import apply_model_options, new_network
 from ldm.training.batches import Batch, LatentData, per_sample_mse
+from ldm.training.settings import LDMSettings
 from odvae.clips.sampling import BatchPlan
 from odvae.clips.settings import DataSettings
 from odvae.running.benchmarking import PeakMemory, count_flops, now

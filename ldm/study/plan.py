@@ -12,10 +12,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from ldm.experiment import Experiment
-from ldm.train import LDMSettings
+from ldm.training.settings import LDMSettings
 from odvae.frame_counts import check_frame_count, check_group
-from odvae.initialization import Init
 from odvae.running.settings import Settings
+from odvae.settings import Init
 
 Variant = Literal[1, 2, 3, 4]
 Budget = Literal["steps", "time"]

@@ -12,10 +12,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion import ObjectiveSettings, add_noise, alpha_sigma, min_snr_weight, shift_for, target, training_time
+from ldm.diffusion.objective import add_noise, alpha_sigma, min_snr_weight, shift_for, target, training_time
+from ldm.diffusion.settings import ObjectiveSettings
 from ldm.latents.entries import latent_batches, load_entries, open_latents, unpack_entry
 from ldm.latents.manifest import EMPTY_TEXT, Manifest
-from ldm.networks.conditioning import Condition, ConditioningSettings
+from ldm.networks.conditioning import Condition
+from ldm.networks.settings import ConditioningSettings
 from odvae.clips.sampling import BatchPlan
 from odvae.running.seeds import derive_seed, normal_per_sample
 

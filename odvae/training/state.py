@@ -14,14 +14,13 @@ from odvae.running.stage import Stage
 from odvae.training.checkpoints import Checkpoints
 from odvae.training.ema import EMA
 from odvae.training.optimization import (
-    OptimizationSettings,
-    Tracker,
     clipped_step,
     learning_rate_at,
     make_accelerator,
     make_optimizer,
     set_learning_rate,
 )
+from odvae.training.settings import OptimizationSettings, Tracker
 from odvae.training.tracking import MetricsLog
 
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from ldm.diffusion import (
-    ObjectiveSettings,
+from ldm.diffusion.objective import (
     add_noise,
     alpha_sigma,
     alphas_cumprod,
@@ -19,6 +18,7 @@ from ldm.diffusion import (
     target,
     training_time,
 )
+from ldm.diffusion.settings import ObjectiveSettings
 from ldm.sampling.schedulers import FITTING, Guidance, check_scheduler, make_scheduler, sample_latents, schedule_steps
 from odvae.running.errors import InputError
 

@@ -6,14 +6,8 @@ import types
 import pytest
 
 from ldm.demo.judge import Verdict
-from ldm.evaluate import (
-    EvalLDMSettings,
-    accuracy_parts,
-    announce_warnings,
-    choose_video_sets,
-    duplicates_part,
-    read_samples,
-)
+from ldm.evaluate import accuracy_parts, announce_warnings, choose_video_sets, duplicates_part, read_samples
+from ldm.evaluation.settings import EvalLDMSettings
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
 from odvae.shards.tars import Sample

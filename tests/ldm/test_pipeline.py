@@ -11,10 +11,11 @@ from huggingface_hub import ModelCard
 from small_networks import CLASSES, awake, make_dit, make_unet
 
 from ldm import TextToVideoPipeline
-from ldm.diffusion import ObjectiveSettings
-from ldm.networks.text_encoder import TextSettings, learn_text_encoder, load_text_encoder
-from ldm.sample import asked_requests
+from ldm.diffusion.settings import ObjectiveSettings
+from ldm.networks.settings import TextSettings
+from ldm.networks.text_encoder import learn_text_encoder, load_text_encoder
 from ldm.sampling.decode import PIECE, decode_in_pieces
+from ldm.sampling.requests import asked_requests
 from ldm.sampling.schedulers import make_scheduler
 from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError

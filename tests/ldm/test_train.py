@@ -12,13 +12,17 @@ from safetensors.torch import load_file
 from small_ldm import SMALL_DIT, SMALL_UNET, WEIGHTS, settings, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm.diffusion import ObjectiveSettings, alpha_sigma
+from ldm.diffusion.objective import alpha_sigma
+from ldm.diffusion.settings import ObjectiveSettings
 from ldm.latents.manifest import load_manifest
-from ldm.networks.conditioning import NO_LABEL, ConditioningSettings
-from ldm.networks.factory import DiTSettings
-from ldm.sample import SampleSettings, asked_requests, load_pipeline, sample_videos
-from ldm.train import LDMSettings, new_network, train_ldm
+from ldm.networks.conditioning import NO_LABEL
+from ldm.networks.settings import ConditioningSettings, DiTSettings
+from ldm.sample import load_pipeline, sample_videos
+from ldm.sampling.requests import asked_requests
+from ldm.sampling.settings import SampleSettings
+from ldm.train import new_network, train_ldm
 from ldm.training.batches import LatentData
+from ldm.training.settings import LDMSettings
 from ldm.training.throughput import forward_flops
 from ldm.training.validation import _equal_shares
 from odvae.clips.sampling import BatchPlan
@@ -26,7 +30,7 @@ from odvae.running.benchmarking import matmul_rate
 from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines
 from odvae.training.ema import EMA
-from odvae.training.optimization import OptimizationSettings
+from odvae.training.settings import OptimizationSettings
 from odvae.video.files import decode
 
 CPU = torch.device("cpu")

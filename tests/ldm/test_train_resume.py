@@ -16,7 +16,7 @@ from small import REPOSITORY
 from small_ldm import WEIGHTS, settings, train
 
 from ldm.experiment import Experiment
-from ldm.networks.conditioning import ConditioningSettings
+from ldm.networks.settings import ConditioningSettings
 from ldm.train import train_ldm
 from odvae.running.errors import InputError
 from odvae.running.settings import load_settings

@@ -7,7 +7,8 @@ from ldm.demo.videos import write_demo_videos
 from odvae import ODVAE
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.evaluate import Evaluation, EvalVAESettings, compare_modes
+from odvae.evaluate import Evaluation, compare_modes
+from odvae.settings import EvalVAESettings
 from odvae.shards.packing import pack_folder
 
 

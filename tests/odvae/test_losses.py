@@ -10,12 +10,13 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from odvae.gan import GANSettings, GANTrainer, PatchDiscriminator, hinge_loss
-from odvae.losses import LossSettings, VAELoss, fidelity_loss, haar, kl_per_pixel, wavelet_loss
+from odvae.gan import GANTrainer, PatchDiscriminator, hinge_loss
+from odvae.losses import VAELoss, fidelity_loss, haar, kl_per_pixel, wavelet_loss
 from odvae.lpips import LPIPS
 from odvae.metrics import lpips
 from odvae.running.errors import InputError
-from odvae.training.optimization import OptimizationSettings
+from odvae.settings import GANSettings, LossSettings
+from odvae.training.settings import OptimizationSettings
 from odvae.video.pixels import to_float
 
 

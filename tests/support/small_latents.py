@@ -1,7 +1,8 @@
 """Encoding of a few small videos, for tests: its settings and its call."""
 
-from ldm.encode import EncodeSettings, encode_latents
-from ldm.networks.text_encoder import TextSettings
+from ldm.encode import encode_latents
+from ldm.encoding.settings import EncodeSettings
+from ldm.networks.settings import TextSettings
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 

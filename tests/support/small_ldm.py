@@ -2,10 +2,11 @@
 
 from safetensors.torch import load_file
 
-from ldm.networks.factory import DiTSettings, UNetSettings
-from ldm.train import LDMSettings, train_ldm
+from ldm.networks.settings import DiTSettings, UNetSettings
+from ldm.train import train_ldm
+from ldm.training.settings import LDMSettings
 from odvae.clips.settings import DataSettings
-from odvae.training.optimization import OptimizationSettings
+from odvae.training.settings import OptimizationSettings
 
 DATA = DataSettings(frames=9, height=32, width=32, held_out=0.25, workers=0)
 SMALL_DIT = DiTSettings(width=32, depth=2, heads=2)

@@ -13,11 +13,13 @@ import yaml
 from small import REPOSITORY
 
 from ldm.demo.videos import write_demo_videos
-from ldm.encode import EncodeSettings, encode_latents
+from ldm.encode import encode_latents
+from ldm.encoding.settings import EncodeSettings
 from ldm.experiment import Experiment
 from odvae.clips.video_set import VideoSet
 from odvae.running.settings import load_settings
-from odvae.shards.packing import PackingSettings, pack_folder
+from odvae.shards.filters import PackingSettings
+from odvae.shards.packing import pack_folder
 
 SECTIONS = {
     "data": {"frames": 5, "height": 32, "width": 32, "held_out": 0.3, "workers": 1},

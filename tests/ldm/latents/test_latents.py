@@ -13,7 +13,8 @@ from small import REPOSITORY
 from small_latents import DATA, encode
 
 from ldm.demo.videos import write_demo_videos
-from ldm.encode import EncodeSettings, _by_number_or_name
+from ldm.encode import _by_number_or_name
+from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.verify import TOLERANCE, find_problems, reencode
 from ldm.latents.entries import load_entry, open_latents
 from ldm.latents.manifest import check_latents, load_manifest
@@ -23,7 +24,8 @@ from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
-from odvae.shards.packing import PackingSettings, pack_folder
+from odvae.shards.filters import PackingSettings
+from odvae.shards.packing import pack_folder
 from odvae.shards.tars import index_shards, shard_writer
 from odvae.video.pixels import to_float
 

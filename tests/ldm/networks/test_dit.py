@@ -7,7 +7,8 @@ from torch import nn
 
 from ldm.networks.attention import apply_rope, check_backend, rope_angles, rope_cos_sin
 from ldm.networks.conditioning import Condition, beside_first_frame
-from ldm.networks.dit import SIZES, DiT
+from ldm.networks.dit import DiT
+from ldm.networks.settings import SIZES
 from odvae.running.errors import InputError
 
 

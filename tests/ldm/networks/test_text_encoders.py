@@ -5,7 +5,8 @@ import torch
 from small_latents import TEXT
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from ldm.networks.text_encoder import TextSettings, check_max_tokens, learn_text_encoder, load_text_encoder
+from ldm.networks.settings import TextSettings
+from ldm.networks.text_encoder import check_max_tokens, learn_text_encoder, load_text_encoder
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 

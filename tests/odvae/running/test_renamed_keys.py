@@ -11,21 +11,21 @@ import yaml
 from diffusers import AutoencoderKL
 from small import REPOSITORY
 
-from ldm.diffusion import objective_of
-from ldm.encoding.plan import EncodeSettings
+from ldm.diffusion.objective import objective_of
+from ldm.encoding.settings import EncodeSettings
 from ldm.experiment import Experiment
 from ldm.latents.manifest import load_manifest
-from ldm.networks.text_encoder import TextSettings
+from ldm.networks.settings import TextSettings
 from ldm.sampling.sample_table import add_sample_rows, read_sample_rows
 from ldm.study.plan import StudySettings
-from ldm.train import LDMSettings
+from ldm.training.settings import LDMSettings
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
 from odvae.running.report_file import read_report
 from odvae.running.run_folder import RunFolder
 from odvae.running.settings import Settings, load_settings, make_settings
 from odvae.running.stage import Stage
-from odvae.train import VAESettings
+from odvae.settings import VAESettings
 from odvae.training.checkpoints import checkpoint_facts
 from odvae.video_vae import load_vae
 

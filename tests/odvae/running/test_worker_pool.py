@@ -18,7 +18,8 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.worker_pool import Failure, Failures, WorkerPool
-from odvae.shards.packing import PackingSettings, pack_folder
+from odvae.shards.filters import PackingSettings
+from odvae.shards.packing import pack_folder
 from odvae.video.files import write_video
 
 

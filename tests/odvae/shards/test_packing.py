@@ -20,7 +20,8 @@ from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.shards import packing
-from odvae.shards.packing import PackingSettings, pack_folder
+from odvae.shards.filters import PackingSettings
+from odvae.shards.packing import pack_folder
 from odvae.shards.report import describe
 from odvae.shards.tars import index_shards, list_shards, shard_writer
 from odvae.video.files import VideoError, decode, examine, read_frames, write_video

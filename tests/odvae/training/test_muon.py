@@ -10,7 +10,8 @@ from timm.optim import create_optimizer_v2
 
 from odvae.training import muon
 from odvae.training.muon import Muon, is_matrix, orthogonalize
-from odvae.training.optimization import MUON_OPTIMIZERS, OptimizationSettings, make_optimizer
+from odvae.training.optimization import MUON_OPTIMIZERS, make_optimizer
+from odvae.training.settings import OptimizationSettings
 
 
 def same_weights(one, other, **tolerance):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from odvae.batches import Batches, VideoPhaseSettings
+from odvae.batches import Batches
 from odvae.clips.sampling import BatchPlan
-from odvae.initial_weights import ModelSettings, load_image_vae, load_video_vae
+from odvae.initial_weights import load_image_vae, load_video_vae
 from odvae.running.errors import InputError
-from odvae.train import VAESettings
-from odvae.training.optimization import OptimizationSettings, clipped_step, learning_rate_at
+from odvae.settings import ModelSettings, VAESettings, VideoPhaseSettings
+from odvae.training.optimization import clipped_step, learning_rate_at
+from odvae.training.settings import OptimizationSettings
 from odvae.training.state import TrainingState
 
 

@@ -1,0 +1,39 @@
+"""The experiment's videos, ready to be read. The demo's are rendered and packed first where they are not there yet."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ldm.demo.settings import DemoVideoSettings
+from ldm.demo.videos import write_demo_videos
+from ldm.experiment import Experiment
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
+from odvae.running.commands import command_line
+from odvae.running.errors import InputError
+from odvae.shards.packing import pack_folder
+from odvae.shards.report import describe
+
+
+def open_videos(experiment: Experiment) -> VideoSet:
+    """The experiment's videos. Raises InputError that names the command which makes missing shards."""
+    shards, state = experiment.shards, PartialState()
+    command = f"{command_line('make_shards')} FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
+    with state.main_process_first():
+        if experiment.demo_videos is not None and state.is_main_process and not shards.exists():
+            _render_demo(experiment.demo_videos, experiment.data, shards)
+        videos = VideoSet(shards, experiment.data, command)
+    if state.is_main_process:
+        print(f"{shards}: {videos.describe()}", flush=True)
+    return videos
+
+
+def _render_demo(demo: DemoVideoSettings, data: DataSettings, shards: Path) -> None:
+    if data.height != data.width:
+        raise InputError(f"demo videos are square; data.height={data.height}, data.width={data.width}")
+    folder = shards.parent / "videos"
+    write_demo_videos(folder, demo.count, data.span, data.height, demo.fps, demo.seed)
+    print(describe(pack_folder(folder, shards), shards), flush=True)

@@ -1,0 +1,60 @@
+"""Settings of the latent diffusion model and its training."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field, model_validator
+
+from ldm.diffusion.settings import ObjectiveSettings
+from ldm.networks.settings import AttentionBackend, ConditioningSettings, DiTSettings, UNetSettings
+from odvae.running.settings import MayChange, Settings
+from odvae.training.settings import OptimizationSettings
+
+
+class LDMSettings(Settings):
+    renamed_keys: ClassVar = {
+        "network": "dit or ldm.unet, whichever section is given",
+        "model": "dit",
+        "show_every": "sample_every",
+        "shown": "num_visualized",
+    }
+
+    unet: UNetSettings | None = None
+    """diffusers' 3D UNet, trained in place of the DiT; null: the DiT is trained."""
+    dit: DiTSettings | None = Field(default_factory=lambda given: None if given.get("unet") else DiTSettings())
+    """The diffusion transformer."""
+    conditioning: ConditioningSettings = ConditioningSettings()
+    """Conditioning: text, class or none; optional first frame."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    """Prediction target, noise levels and loss weights."""
+    optimization: OptimizationSettings = OptimizationSettings()
+    """Optimizer, learning rate, EMA, precision, logging and checkpoints."""
+    attention_backend: Annotated[AttentionBackend, MayChange] = "sdpa"
+    """torch's attention, or xformers' (CUDA); the results are the same."""
+    peak_tflops: Annotated[float | None, MayChange] = Field(None, gt=0)
+    """What `mfu` compares with, a device; null: the rate of large matrix products, measured at the start."""
+    validation_clips: int = Field(256, ge=1)
+    """Held-out clips whose loss is measured (fewer if there are)."""
+    sample_every: Annotated[int, MayChange] = Field(5000, ge=1)
+    """Steps between videos of fixed held-out conditions, in `videos/` and `strips/` and to the tracker."""
+    num_visualized: int = Field(4, ge=1)
+    """How many of them."""
+    workers: Annotated[int, MayChange] = Field(0, ge=0)
+    """Processes that read latents, a rank; 0 reads in the training process."""
+
+    @model_validator(mode="after")
+    def _there_is_one_network_that_supports_the_options(self) -> LDMSettings:
+        if (self.dit is None) == (self.unet is None):
+            raise ValueError("one network is trained: give either dit or unet")
+        for name in ("compile", "gradient_checkpointing"):
+            if self.unet is not None and getattr(self.optimization, name):
+                raise ValueError(f"optimization.{name}=true is for ldm.dit: diffusers' 3D UNet does not support it")
+        return self
+
+    @property
+    def network(self) -> DiTSettings | UNetSettings:
+        """The settings of the network that is trained."""
+        network = self.unet if self.unet is not None else self.dit
+        assert network is not None  # the validators saw to it
+        return network

@@ -1,6 +1,8 @@
-# make test   installs what it needs, then lints and runs the tests
-# make demo   installs what it needs, then trains, encodes, generates and scores; ends with runs/demo/report/report.html
-# Both need a Debian-like machine with make and Python 3.10-3.13, and nothing else.
+# make test        installs what it needs, then lints and runs all tests
+# make test-fast   the tests that start no command in a process of its own: under two minutes
+# make lint        style, formatting and types
+# make demo        installs what it needs, then trains, encodes, generates and scores; ends with runs/demo/report/report.html
+# All of them need a Debian-like machine with make and Python 3.10-3.13, and nothing else.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +12,7 @@ LAUNCH := $(BIN)/accelerate launch --num_processes 1 --num_machines 1 --mixed_pr
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: install test demo lint clean
+.PHONY: install test test-fast demo lint clean
 
 install: $(VENV)/.installed
 
@@ -29,6 +31,9 @@ lint: install
 
 test: lint
 	$(BIN)/pytest
+
+test-fast: install
+	$(BIN)/pytest -m "not slow"
 
 demo: install
 	$(LAUNCH) pipelines/train_vae.py --config $(CONFIG)

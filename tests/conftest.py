@@ -19,7 +19,7 @@ from odvae.clips.video_set import VideoSet
 from odvae.shards.packing import pack_folder
 from odvae.shards.tars import index_shards, shard_writer
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # networks as small as these are slower on two
 
 
 @pytest.fixture(scope="session")

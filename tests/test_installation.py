@@ -45,6 +45,7 @@ def start(words, folder):
     return subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_wheel_brings_both_packages_with_configs_templates_and_types_and_nothing_else(installed, tmp_path):
     code = """
 import importlib.util
@@ -74,6 +75,7 @@ print(ldm.__file__)
     assert result.stdout.startswith(str(installed.parent))
 
 
+@pytest.mark.slow
 def test_an_installed_command_works_from_any_folder_and_by_accelerate_launch(installed, tmp_path):
     result = start([installed / "odvae-train-ldm", "--help"], tmp_path)
     assert result.returncode == 0, result.stderr

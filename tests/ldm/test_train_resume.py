@@ -4,15 +4,12 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
-from small import REPOSITORY
+from scripts import on_ranks
 from small_ldm import WEIGHTS, settings, train
 
 from ldm.experiment import Experiment
@@ -72,11 +69,7 @@ ldm:
 
 def launch(ranks, folder, *overrides, sharded=False):
     script = ["tests/support/launch_sharded.py"] if sharded else []
-    words = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", str(ranks), *script]
-    words += ["pipelines/train_ldm.py", "--config", str(folder / "config.yaml"), *overrides]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    result = subprocess.run(words, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-3000:]
+    on_ranks(ranks, *script, "pipelines/train_ldm.py", "--config", str(folder / "config.yaml"), *overrides)
     return load_file(folder / "ldm" / WEIGHTS)
 
 
@@ -105,6 +98,7 @@ def one_rank(ldm_run, tmp_path_factory):
     return folder, train(folder, folder / "ldm", chosen)
 
 
+@pytest.mark.slow
 def test_a_run_killed_on_one_rank_goes_on_on_two_to_the_same_weights(one_rank, tmp_path):
     folder, expected = one_rank
     shutil.copytree(folder, tmp_path / "run")
@@ -114,6 +108,7 @@ def test_a_run_killed_on_one_rank_goes_on_on_two_to_the_same_weights(one_rank, t
     assert worst(again, expected) < 1e-6
 
 
+@pytest.mark.slow
 def test_sharded_ranks_train_save_and_load_like_one_process(one_rank, tmp_path):
     """With the optimizer that large runs use, whose one kernel updates all shards."""
     folder, _ = one_rank

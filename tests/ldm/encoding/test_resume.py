@@ -1,16 +1,11 @@
 """Encoding as users start it: killed at a bad moment, gone on with on another number of processes, the same bytes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
-from small import REPOSITORY
+from scripts import Script, on_ranks
 
 from ldm.demo.videos import write_demo_videos
 from ldm.encode import encode_latents
@@ -57,27 +52,16 @@ def comparable(path: Path) -> bytes | dict:
     return {name: value for name, value in json.loads(path.read_text()).items() if name != "code"}
 
 
+@pytest.mark.slow
 def test_an_encoding_killed_on_one_process_goes_on_with_two_and_ends_in_the_same_bytes(runs):
     words = ["pipelines/encode_latents.py", "--config", str(runs / "config.yaml")]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *words], cwd=REPOSITORY, env=environment, start_new_session=True, stderr=subprocess.PIPE
-    )
-    deadline = time.monotonic() + 240
-    while len(list((runs / "latents/shards").glob("*.json"))) < 2:
-        assert process.poll() is None, process.stderr.read().decode()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    script = Script(words)
+    script.until(lambda: len(list((runs / "latents/shards").glob("*.json"))) >= 2)
+    script.kill()
     assert not (runs / "latents/manifest.json").exists()
     before = {path: path.stat().st_mtime_ns for path in (runs / "latents/shards").glob("*.json")}
     assert 2 <= len(before) < 7
-    torchrun = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc_per_node", "2", *words]
-    result = subprocess.run(
-        torchrun, cwd=REPOSITORY, env={**environment, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    on_ranks(2, *words)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     names = {str(path.relative_to(runs / "undisturbed")) for path in (runs / "undisturbed").rglob("*.*")}
     names -= {".lock", ".hashes.json", "speed.json", "stage.json"}

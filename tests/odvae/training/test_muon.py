@@ -3,6 +3,7 @@
 import functools
 
 import pytest
+import scripts  # noqa: F401  the server that forks the two ranks imports what they need
 import timm.optim.muon
 import torch
 from small_optimization import Network, step_on_shards, train
@@ -119,8 +120,9 @@ def test_timm_s_wrapper_by_name_wraps_ours():
     assert type(optimizer._base_optimizer) is Muon
 
 
+@pytest.mark.slow
 def test_shards_take_the_steps_of_whole_matrices(tmp_path):
-    torch.multiprocessing.spawn(step_on_shards, (tmp_path,), nprocs=2)
+    torch.multiprocessing.start_processes(step_on_shards, (tmp_path,), nprocs=2, start_method="forkserver")
     whole = Network()
     train(whole, Muon(whole.parameters(), 1e-2, 0.1, adaptive=True, nesterov=True), steps=3)
     sharded = torch.load(tmp_path / "weights.pt", weights_only=True)

@@ -1,0 +1,62 @@
+"""Stages that are killed, interrupted or out of disk, and go on."""
+
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from scripts import Script, fail, succeed
+from stages import WEIGHTS, command
+
+pytestmark = pytest.mark.slow
+
+
+def kill_after(words, checkpoint: Path):
+    """Start a script and kill -9 it and its children as soon as a checkpoint is there."""
+    script = Script(words)
+    script.until(checkpoint.exists)
+    script.kill()
+
+
+@pytest.mark.parametrize("phase", ["image_vae/checkpoints/step_00000001", "checkpoints/step_00000002"])
+def test_vae_training_killed_and_started_again_ends_in_the_same_bits(run, tmp_path, phase):
+    shutil.copytree(run / "shards", tmp_path / "run/shards")
+    kill_after(command("train_vae", tmp_path / "run"), tmp_path / "run/vae" / phase)
+    assert not (tmp_path / "run/vae" / WEIGHTS).exists()
+    succeed(*command("train_vae", tmp_path / "run"))
+    assert (tmp_path / "run/vae" / WEIGHTS).read_bytes() == (run / "vae" / WEIGHTS).read_bytes()
+    rows = [(tmp_path / "run/vae/metrics.jsonl").read_text(), (run / "vae/metrics.jsonl").read_text()]
+    assert rows[0] == rows[1]
+
+
+def test_ldm_training_killed_and_started_again_ends_in_the_same_bits(run, tmp_path):
+    for stage in ("vae", "latents"):
+        shutil.copytree(run / stage, tmp_path / "run" / stage)
+    kill_after(command("train_ldm", tmp_path / "run"), tmp_path / "run/ldm/checkpoints/step_00000002")
+    assert not (tmp_path / "run/ldm" / WEIGHTS).exists()
+    succeed(*command("train_ldm", tmp_path / "run"))
+    assert (tmp_path / "run/ldm" / WEIGHTS).read_bytes() == (run / "ldm" / WEIGHTS).read_bytes()
+
+
+def test_ctrl_c_saves_a_checkpoint_says_so_and_the_same_command_goes_on(run, tmp_path):
+    shutil.copytree(run / "shards", tmp_path / "run/shards")
+    words = command("train_vae", tmp_path / "run", "vae.video_phase.checkpoint_every=1000")
+    script = Script(words)
+    script.until((tmp_path / "run/vae/metrics.jsonl").exists)
+    os.kill(script.process.pid, signal.SIGINT)
+    assert script.wait() == 130
+    assert "run the same command again to go on" in script.stdout
+    assert list((tmp_path / "run/vae/checkpoints").glob("step_*"))
+    succeed(*words)
+    assert (tmp_path / "run/vae" / WEIGHTS).read_bytes() == (run / "vae" / WEIGHTS).read_bytes()
+
+
+def test_a_full_disk_ends_with_a_clear_error_and_what_was_there_stays(run, tmp_path):
+    shutil.copytree(run / "shards", tmp_path / "run/shards")
+    # No file may grow beyond 40 kB: the first checkpoint does not fit.
+    message = fail(*command("train_vae", tmp_path / "run"), file_size=40_000)
+    assert "error: " in message
+    assert "run the same command again" in message
+    assert not list((tmp_path / "run/vae").rglob("step_*"))
+    assert (tmp_path / "run/shards/00000.tar").read_bytes() == (run / "shards/00000.tar").read_bytes()

@@ -1,0 +1,36 @@
+"""Trackers get numbers, pictures and videos."""
+
+import shutil
+
+import pytest
+from scripts import succeed
+from stages import command
+
+pytestmark = pytest.mark.slow
+
+
+def test_a_tracker_gets_numbers_and_pictures(run, tmp_path):
+    shutil.copytree(run / "shards", tmp_path / "board/shards")
+    succeed(*command("train_vae", tmp_path / "board", "tracker=tensorboard"))
+    events = sorted((tmp_path / "board/vae").rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_size)
+    assert b"validation_psnr" in events[-1].read_bytes()
+    assert b"strips" in events[-1].read_bytes()
+
+
+def test_wandb_works_offline(run, tmp_path):
+    pytest.importorskip("wandb", reason="needs the wandb extra")
+    shutil.copytree(run / "shards", tmp_path / "offline/shards")
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
+    succeed(*command("train_vae", tmp_path / "offline", "tracker=wandb"), **offline)
+    runs = list((tmp_path / "offline/vae").rglob("offline-run-*/*.wandb"))
+    assert len(runs) == 2  # the image phase and the video phase
+    assert any((path.parent / "files/media/images").is_dir() for path in runs)
+
+
+def test_wandb_gets_the_videos_of_fixed_prompts(run, tmp_path):
+    pytest.importorskip("wandb", reason="needs the wandb extra")
+    for stage in ("shards", "vae", "latents"):
+        shutil.copytree(run / stage, tmp_path / stage)
+    offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
+    succeed(*command("train_ldm", tmp_path, "tracker=wandb", "ldm.sample_every=6"), **offline)
+    assert list((tmp_path / "ldm").rglob("offline-run-*/files/media/videos/*.mp4"))

@@ -16,6 +16,7 @@ from odvae.running.commands import CONSOLE_COMMANDS
 FLOORS = [
     "odvae.running",
     "odvae.video",
+    "odvae.tables",
     "odvae.shards",
     "odvae.clips",
     "odvae.training",

@@ -2,9 +2,10 @@
 
     python tools/make_shards.py SRC OUT [key=value ...]
 
-SRC may have sub-folders. Captions: metadata.jsonl, captions.csv or captions.json in SRC, any table named by
-captions=FILE, else a .txt beside each video; classes from a column of the table, or from folder names (labels=folders).
-Files that cannot be used are skipped, counted and named, here and in OUT/packing.json.
+SRC may have sub-folders, and links to folders. Captions: any table in it whose columns name files and say something of
+them (CSV, JSON, Parquet), or the one named by captions=FILE; else a .txt, .caption or .json beside each video. Classes:
+from a column, or from folder names (labels=folders). docs/data.md has every layout. Files and rows that are not used are
+counted and named with their reasons, here and in OUT/packing.json.
 """
 
 from ldm.commands.make_shards import main

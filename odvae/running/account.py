@@ -70,7 +70,7 @@ class Account:
         rows = [(f"{self.what} found", str(self.found), ""), ("used", str(self.used), "")]
         rows.append(("left out", str(self.count_left_out), ""))
         for reason, names in sorted(self.left_out.items(), key=lambda item: (-len(item[1]), item[0])):
-            rows.append((f"  {reason}", str(len(names)), _a_few(list(names))))
+            rows.append((f"  {reason}", str(len(names)), _a_few(sorted(names))))
         if self.without_caption is not None:
             rows.append(("without a caption", str(self.without_caption), _share(self.without_caption, self.used)))
         if self.classes:

@@ -20,8 +20,12 @@ class PackingSettings(Settings):
     workers: int = Field(default_factory=_cores, ge=0)
     """Processes that decode; 0 decodes in this one, where nothing guards it."""
     captions: str | None = None
-    """Caption table (.jsonl, .csv or .json); null: metadata.jsonl, metadata.csv, captions.jsonl, captions.csv or
-    captions.json in the source folder, else the .txt beside each video."""
+    """Caption table (.csv, .tsv, .json, .jsonl, .parquet, .arrow), which alone is read then; null: every table in the
+    source folder that has rows for its videos, and else the .txt, .caption or .json beside each video."""
+    file_column: str | None = None
+    """Column of the tables that names the file; null: the usual ones (file_name, path, video, videoid, ...)."""
+    text_column: str | None = None
+    """Column of the tables that holds the caption; null: the usual ones (text, caption, prompt, ...)."""
     labels: Literal["table", "folders"] = "table"
     """Where classes come from: a column of the table, or the name of the folder that holds the video."""
     min_frames: int = Field(1, ge=1)
@@ -47,8 +51,8 @@ class PackingSettings(Settings):
     memory_gib: float = Field(4.0, gt=0)
     """A file that needs more memory to decode is left out."""
 
-    def why_not(self, about: dict) -> str:
-        """Which filter a video does not pass; empty where it passes all."""
+    def why_not(self, about: dict) -> tuple[str, str] | None:
+        """Which filter a video does not pass (its setting), and how; None where it passes all."""
         height, width = about["height"], about["width"]
         aspect = width / height
         found = [
@@ -62,8 +66,9 @@ class PackingSettings(Settings):
                 (round(about["fps"], 3), "frames per second", "fps", self.min_fps, self.max_fps),
             ]
         for value, what, name, low, high in found:
+            least = name if name.startswith("min") else f"min_{name}"
             if value < low:
-                return f"{value} {what}, {name if name.startswith('min') else f'min_{name}'} is {low}"
+                return least, f"{value} {what}, {least} is {low}"
             if high is not None and value > high:
-                return f"{value} {what}, max_{name} is {high}"
-        return ""
+                return f"max_{name}", f"{value} {what}, max_{name} is {high}"
+        return None

@@ -1,32 +1,38 @@
 """Videos and images with captions -> WebDataset shards in video2dataset's layout (KEY.mp4 KEY.txt KEY.json).
 
 Every file is decoded once, in guarded worker processes: what cannot be read, is a second copy, or does not pass the
-filters is left out, counted and named. The key is the hash of the file's bytes, so equal names in different folders
-never collide, and the same input gives the same shards.
+filters is left out, counted and named, and so is everything else in the folder that is not used. The key is the hash of
+the file's bytes, so equal names in different folders never collide, and the same input gives the same shards.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
+from odvae.running.account import BAD_CAPTION, COPY, NOT_A_FILE, UNREADABLE
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json, read_json_lines, write_json
 from odvae.running.folder_lock import LOCK, sole_writer
 from odvae.running.hashing import file_fingerprint
+from odvae.running.text import valid_unicode
 from odvae.running.worker_pool import Failure, WorkerPool
-from odvae.shards.captions import CaptionTable, Description, caption_beside, find_table
+from odvae.shards.captions import CaptionReader, Description
 from odvae.shards.filters import PackingSettings
 from odvae.shards.report import PackingReport, list_rejects
 from odvae.shards.scenes import check_scene_detection, cut_scene, find_scenes
+from odvae.shards.source_folder import SourceFolder, extension_of, list_source, member_kind
 from odvae.shards.tars import scene_key, shard_writer
-from odvae.video.files import VIDEO_EXTENSIONS, examine
-from odvae.video.images import IMAGE_EXTENSIONS, decode_image
+from odvae.tables.columns import Columns
+from odvae.tables.rows import column_name
+from odvae.video.files import examine
+from odvae.video.images import decode_image
 
 REPORT = "packing.json"
 _JOURNAL = "examined.jsonl"
@@ -49,25 +55,28 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
     The same call again goes on where a stopped one left off; on a folder it finished, it gives the report at once.
     Raises InputError when `source` is missing or holds nothing readable, or `out` holds anything else.
     """
-    source, out, settings = Path(source), Path(out), settings or PackingSettings()
-    files = _list_files(source)
+    root, out, settings = Path(source), Path(out), settings or PackingSettings()
+    aside = out.parent / f".{out.name}.packing"
+    folder = list_source(root, outputs=(out, aside))
+    captions = _caption_reader(folder, settings)
     if settings.cut_scenes:
         check_scene_detection()
-    identity = _input_identity(source, files, settings)
+    identity = _input_identity(folder, captions, settings)
     if out.exists() and any(out.iterdir()):
         if (out / REPORT).is_file() and read_json(out / REPORT)["input"] == identity:
             return PackingReport(**read_json(out / REPORT))
         raise InputError(f"output folder {out} is not empty and holds something else: choose another, or remove it")
+    captions.open()
     make_output_folder(out.parent)
-    aside = out.parent / f".{out.name}.packing"
     with sole_writer(aside):
         _start_over_unless_same_input(aside, identity)
         report = PackingReport(input=identity)
-        _write_shards(source, files, settings, aside, report)
+        _write_shards(folder, captions, settings, aside, report)
+        _account_for_the_rest(folder, captions, report)
         report.bytes = sum(shard.stat().st_size for shard in aside.glob("*.tar"))
         report.finish()
         if report.videos + report.images == 0:
-            raise InputError(f"none of the {len(files)} files in {source} can be used:\n{list_rejects(report)}")
+            raise InputError(f"none of the {len(folder.media)} files in {root} can be used:\n{list_rejects(report)}")
         write_json(aside / REPORT, asdict(report))
         for name in (_JOURNAL, "input.json", LOCK):
             (aside / name).unlink()
@@ -77,35 +86,17 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
     return report
 
 
-def _list_files(source: Path) -> list[Path]:
-    if not source.is_dir():
-        raise InputError(f"source folder {source} does not exist")
-    allowed = (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)
-    files = sorted(path for path in source.rglob("*") if _extension(path) in allowed and path.is_file())
-    if not files:
-        raise InputError(f"source folder {source} holds no video or image ({', '.join('.' + e for e in allowed)})")
-    # Videos first; images of one kind together, since the samples of a shard should have the same members.
-    return sorted(files, key=lambda path: (_kind(path) != "mp4", _kind(path)))
+def _caption_reader(folder: SourceFolder, settings: PackingSettings) -> CaptionReader:
+    file, text = (name and column_name(name) for name in (settings.file_column, settings.text_column))
+    return CaptionReader(folder, Path(settings.captions) if settings.captions else None, Columns(file, text))
 
 
-def _extension(path: Path) -> str:
-    return path.suffix.lower().lstrip(".")
-
-
-def _kind(path: Path) -> str:
-    """The member's name in the shard: mp4 for every video, whatever its container, as video2dataset has it."""
-    return _extension(path) if _extension(path) in IMAGE_EXTENSIONS else "mp4"
-
-
-def _input_identity(source: Path, files: list[Path], settings: PackingSettings) -> str:
+def _input_identity(folder: SourceFolder, captions: CaptionReader, settings: PackingSettings) -> str:
     """A hash over everything the shards follow from: each file's name, size and time of change, captions, settings."""
     digest = hashlib.sha256(settings.model_dump_json(exclude={"workers", "seconds_per_file", "memory_gib"}).encode())
-    tables = [path for path in (find_table(source), settings.captions and Path(settings.captions)) if path]
-    texts = [text for path in files if (text := path.with_suffix(".txt")).is_file()]
-    for path in [*files, *tables, *texts]:
-        if not path.is_file():
-            raise InputError(f"caption table {path} does not exist")
-        digest.update(f"{path.name if path in tables else path.relative_to(source)}".encode())
+    for path in [*(folder.root / name for name in folder.media), *captions.inputs]:
+        name = path.name if path == captions.named else path.relative_to(folder.root)
+        digest.update(os.fsencode(name))
         digest.update(f" {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
@@ -121,26 +112,26 @@ def _start_over_unless_same_input(aside: Path, identity: str) -> None:
 
 
 def _write_shards(
-    source: Path, files: list[Path], settings: PackingSettings, folder: Path, report: PackingReport
+    folder: SourceFolder, captions: CaptionReader, settings: PackingSettings, out: Path, report: PackingReport
 ) -> None:
     """Write the shards that are not there yet; which sample is in which shard follows from the files alone."""
-    samples = _accepted(source, files, settings, folder, report)
+    samples = _accepted(folder, captions, settings, out, report)
     kind_counts: dict[str, int] = {}
     sample = next(samples, None)
     while sample is not None:
-        kind = _kind(source / sample.name)
+        kind = member_kind(sample.name)
         number = kind_counts[kind] = kind_counts.get(kind, -1) + 1
-        path = folder / (f"{number:05d}.tar" if kind == "mp4" else f"{kind}-{number:05d}.tar")
+        path = out / (f"{number:05d}.tar" if kind == "mp4" else f"{kind}-{number:05d}.tar")
         contents = []
         while sample is not None and len(contents) < settings.samples_per_shard:
-            if _kind(source / sample.name) != kind:
+            if member_kind(sample.name) != kind:
                 break
             contents.append(sample)
             sample = next(samples, None)
         if not path.exists():
             with shard_writer(path) as shard:
                 for one in contents:
-                    shard.write(_shard_sample(source, one))
+                    shard.write(_shard_sample(folder.root, one))
         report.shards += 1
 
 
@@ -152,37 +143,71 @@ def _shard_sample(source: Path, sample: Examined) -> dict:
         path.read_bytes() if sample.scene is None else cut_scene(path, sample.name, sample.scene, sample.about["fps"])
     )
     caption = sample.about["caption"].encode()
-    return {"__key__": sample.key, _kind(path): data, "txt": caption, "json": json.dumps(sample.about).encode()}
+    return {
+        "__key__": sample.key,
+        member_kind(sample.name): data,
+        "txt": caption,
+        "json": json.dumps(sample.about).encode(),
+    }
 
 
 def _accepted(
-    source: Path, files: list[Path], settings: PackingSettings, folder: Path, report: PackingReport
+    folder: SourceFolder, captions: CaptionReader, settings: PackingSettings, out: Path, report: PackingReport
 ) -> Iterator[Examined]:
     """Samples that belong into the shards, in order; the others go into the report with their reasons."""
-    table_path = Path(settings.captions) if settings.captions else find_table(source)
-    table = CaptionTable(table_path, source) if table_path else None
     first_with_hash: dict[str, str] = {}
-    for one in _examine_files(source, files, settings, folder):
-        reason = one.reason
-        if not reason:
-            assert one.about is not None
-            twin = first_with_hash.setdefault(one.key, one.name)
-            reason = settings.why_not(one.about) if twin == one.name else f"same bytes as {twin}"
-        if not reason:
-            try:
-                description = table.find(one.name) if table else caption_beside(source / one.name)
-            except InputError as error:
-                reason = str(error)
-        if reason:
-            name = one.name if one.scene is None else f"{one.name}, frames {one.scene[0]} to {one.scene[1] - 1}"
-            report.rejected[name] = reason if reason.startswith(name) else f"{name}: {reason}"
+    for one in _examine_files(folder, settings, out):
+        name = one.name if one.scene is None else f"{one.name}, frames {one.scene[0]} to {one.scene[1] - 1}"
+        if one.reason:
+            report.reject(name, UNREADABLE, one.reason)
             continue
-        about = {"key": one.key, "source": one.name, "caption": description.caption, **one.about}
-        label = _label(one.name, description, settings)
-        about |= {} if label is None else {"label": label}
-        report.add(about, is_image=_kind(source / one.name) != "mp4")
+        assert one.about is not None
+        twin = first_with_hash.setdefault(one.key, one.name)
+        if twin != one.name:
+            report.reject(name, COPY, f"same bytes as {twin}")
+            continue
+        if failed := settings.why_not(one.about):
+            report.reject(name, f"does not pass {failed[0]}", failed[1])
+            continue
+        try:
+            description = captions.find(one.name)
+        except InputError as error:
+            report.reject(name, BAD_CAPTION, str(error))
+            continue
+        about = _about_sample(one, description, settings)
+        report.add(about, is_image=member_kind(one.name) != "mp4")
         yield Examined(one.name, one.key, about=about, scene=one.scene)
-    report.rows_without_video = table.unused if table else 0
+
+
+def _about_sample(one: Examined, description: Description, settings: PackingSettings) -> dict:
+    """A sample's .json."""
+    assert one.about is not None
+    about = {"key": one.key, "source": valid_unicode(one.name), "caption": description.caption}
+    if len(description.captions) > 1:
+        about["captions"] = list(description.captions)
+    label = _label(one.name, description, settings)
+    return about | one.about | ({} if label is None else {"label": valid_unicode(label)})
+
+
+def _account_for_the_rest(folder: SourceFolder, captions: CaptionReader, report: PackingReport) -> None:
+    """Say what else is in the folder: what is no file, captions that were not used, files of other kinds."""
+    for name, problem in folder.odd.items():
+        report.reject(name, NOT_A_FILE, problem)
+    for name, reason, exactly in captions.left_over():
+        report.reject(name, reason, exactly)
+    for table in captions.tables:
+        report.rows_without_video += table.rows_without_file.count
+        report.tables.append(
+            {
+                "name": valid_unicode(table.name),
+                "rows": table.rows,
+                "videos": len(table.used),
+                "rows_without_video": table.rows_without_file.to_json(),
+                "rows_without_caption": table.rows_without_caption.to_json(),
+            }
+        )
+    for note in captions.notes:
+        report.note(note)
 
 
 def _label(name: str, description: Description, settings: PackingSettings) -> str | None:
@@ -192,24 +217,23 @@ def _label(name: str, description: Description, settings: PackingSettings) -> st
     return folder or None
 
 
-def _examine_files(source: Path, files: list[Path], settings: PackingSettings, folder: Path) -> Iterator[Examined]:
+def _examine_files(folder: SourceFolder, settings: PackingSettings, out: Path) -> Iterator[Examined]:
     """What each file is, in order; what an earlier, stopped run found out is not found out again."""
-    journal = folder / _JOURNAL
+    journal = out / _JOURNAL
     known: dict[str, list[dict]] = {}
     if journal.is_file():
         known = {row["name"]: row["found"] for row in read_json_lines(journal)}
         write_whole = [json.dumps({"name": name, "found": found}) for name, found in known.items()]
         journal.write_text("".join(f"{line}\n" for line in write_whole))  # without a last line that was cut
-    unknown = [path for path in files if str(path.relative_to(source)) not in known]
+    unknown = [name for name in folder.media if name not in known]
     limits = settings.workers, settings.seconds_per_file, settings.memory_gib
     with (
-        WorkerPool(lambda path: _examine_file(source, path, settings), *limits) as pool,
+        WorkerPool(lambda name: _examine_file(folder.root, name, settings), *limits) as pool,
         open(journal, "a") as file,
-        tqdm(total=len(files), initial=len(files) - len(unknown), desc="packing", unit="file", mininterval=1) as bar,
+        tqdm(total=len(folder.media), initial=len(known), desc="packing", unit="file", mininterval=1) as bar,
     ):
         results = pool.map(unknown, ahead=4 * settings.workers)
-        for path in files:
-            name = str(path.relative_to(source))
+        for name in folder.media:
             if name in known:
                 found = known[name]
             else:
@@ -223,11 +247,12 @@ def _examine_files(source: Path, files: list[Path], settings: PackingSettings, f
                 yield Examined(name, one.get("key", ""), one.get("reason", ""), one.get("about"), scene)
 
 
-def _examine_file(source: Path, path: Path, settings: PackingSettings) -> list[dict]:
+def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict]:
     """In a worker: the facts of a file, one entry a sample. Raises VideoError where it cannot be used."""
-    name, digest = str(path.relative_to(source)), file_fingerprint(path)
-    key, about = digest[:16], {"sha256": digest, "container": _extension(path)}
-    if _kind(path) != "mp4":
+    path = root / name
+    digest = file_fingerprint(path)
+    key, about = digest[:16], {"sha256": digest, "container": extension_of(name)}
+    if member_kind(name) != "mp4":
         height, width, _ = decode_image(path.read_bytes(), name).shape
         return [{"key": key, "about": about | {"frames": 1, "height": height, "width": width, "fps": 0.0}}]
     facts = examine(path, name)

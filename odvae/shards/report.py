@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
+
+from odvae.running.account import Account, most_frequent
+from odvae.running.text import printable
+
+# Rejected files that a person is shown; all are in packing.json.
+_SHOWN = 50
 
 from odvae.running.commands import command_line
 
@@ -32,24 +38,45 @@ class PackingReport:
     variable_rate: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     without_caption: int = 0
+    several_captions: int = 0
+    """Videos and images with more than one caption."""
+    captioned_share: float = 0.0
+    """Share of the videos and images that have a caption."""
     rows_without_video: int = 0
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    """The caption tables that were read: rows, and which of them were not used."""
     rejected: dict[str, str] = field(default_factory=dict)
     """File -> why it is not in the shards."""
+    account: dict[str, Any] = field(default_factory=dict)
+    """All files: found, used, left out by reason with every name."""
     input: str = ""
+
+    def __post_init__(self) -> None:
+        self._durations: list[float] = []
+        self._account = Account.from_json(self.account) if self.account else Account("files")
 
     def add(self, about: dict, is_image: bool) -> None:
         """Count one sample by its .json."""
         self.images += is_image
         self.videos += not is_image
         self.frames += about["frames"]
-        self.without_caption += not about["caption"]
+        self.several_captions += len(about.get("captions", ())) > 1
+        self._account.use(bool(about["caption"]), about.get("label"))
         _count(self.sizes, f"{about['width']}x{about['height']}")
-        if about.get("label") is not None:
-            _count(self.classes, about["label"])
         if not is_image:
             self._durations.append(about["seconds"])
             self.variable_rate += about["variable_rate"]
             _count(self.rates, f"{about['fps']:.2f}".rstrip("0").rstrip("."))
+
+    def reject(self, name: str, reason: str, exactly: str) -> None:
+        """Count a file that is not in the shards; `exactly` says what is wrong, and may begin with its name."""
+        exactly = exactly if exactly.startswith(name) else f"{name}: {exactly}"
+        self.rejected[printable(name)] = printable(exactly)
+        self._account.leave_out(name, reason, exactly)
+
+    def note(self, sentence: str) -> None:
+        """Say something to the reader of the report."""
+        self._account.notes.append(sentence)
 
     def finish(self) -> None:
         """Fill in what is known only at the end."""
@@ -58,12 +85,18 @@ class PackingReport:
         if durations:
             self.shortest_seconds, self.longest_seconds = round(durations[0], 3), round(durations[-1], 3)
             self.median_seconds = round(median(durations), 3)
+        account = self._account
+        self.without_caption, self.classes = account.without_caption or 0, account.classes
+        self.captioned_share = round((account.captioned or 0) / account.used, 4) if account.used else 0.0
+        if account.used and not account.captioned:
+            self.note("no video has a caption: from these shards nothing can learn to make videos of a text")
         for name in ("sizes", "rates", "classes"):
-            counts = Counter(getattr(self, name))
-            setattr(self, name, dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))))
+            setattr(self, name, dict(sorted(getattr(self, name).items(), key=lambda item: (-item[1], item[0]))))
+        self.account = account.to_json()
 
-    def __post_init__(self) -> None:
-        self._durations: list[float] = []
+    def table(self) -> str:
+        """The account of all files, in a few lines."""
+        return self._account.table()
 
 
 def _count(counts: dict[str, int], name: str) -> None:
@@ -80,24 +113,28 @@ def describe(report: PackingReport, out: Path) -> str:
         "size": f"{report.bytes / 1e6:.1f} MB",
         "durations": f"{report.shortest_seconds:.1f} to {report.longest_seconds:.1f} s, median "
         f"{report.median_seconds:.1f} s",
-        "sizes": _most_frequent(report.sizes),
-        "rates": _most_frequent(report.rates) + (f"; {report.variable_rate} variable" if report.variable_rate else ""),
-        "classes": f"{len(report.classes)}: {_most_frequent(report.classes)}" if report.classes else "",
-        "without a caption": str(report.without_caption),
+        "sizes": most_frequent(report.sizes, 5),
+        "rates": most_frequent(report.rates, 5)
+        + (f"; {report.variable_rate} variable" if report.variable_rate else ""),
+        "with a caption": f"{report.captioned_share:.1%}"
+        + (f"; {report.several_captions} have several" if report.several_captions else ""),
         "table rows without a video": str(report.rows_without_video) if report.rows_without_video else "",
     }
     lines += [f"  {name:<28}{value}" for name, value in table.items() if value]
+    lines += [
+        f"  captions of {printable(one['name']):<16}{one['videos']} videos, {one['rows']} rows" for one in report.tables
+    ]
+    lines.append(report.table())
     lines.append(f"skipped: {len(report.rejected)}")
     return "\n".join(lines) + (f"\n{list_rejects(report)}" if report.rejected else "")
 
 
 def list_rejects(report: PackingReport) -> str:
-    return "\n".join(f"  {reason}" for reason in report.rejected.values())
-
-
-def _most_frequent(counts: dict[str, int], most: int = 5) -> str:
-    shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:most])
-    return shown + (f" and {len(counts) - most} more" if len(counts) > most else "")
+    """The files that are not in the shards, a line each; of very many the first."""
+    lines = [f"  {reason}" for reason in list(report.rejected.values())[:_SHOWN]]
+    if len(report.rejected) > _SHOWN:
+        lines.append(f"  ... and {len(report.rejected) - _SHOWN} more; all are in packing.json")
+    return "\n".join(lines)
 
 
 def next_command(out: Path) -> str:

@@ -85,13 +85,14 @@ def test_captions_come_from_a_table_where_there_is_one(source, tmp_path, table):
         (source / table).write_text("\n".join(map(json.dumps, rows)))
     report = pack_folder(source, tmp_path / "out")
     texts = {s.read_json()["source"]: s.read_text() for s in index_shards(list_shards(tmp_path / "out", "?"))}
-    assert texts == {"a.mp4": "from, the table", "sub/a.mp4": "deep", "b.mp4": ""}
-    assert report.without_caption == 1
+    assert texts == {"a.mp4": "from, the table", "sub/a.mp4": "deep", "b.mp4": "square 1"}  # it has no row
+    assert (report.without_caption, report.captioned_share) == (0, 1.0)
+    assert set(report.account["left_out"]["captions that are not used"]["names"]) == {"a.txt", "sub/a.txt"}
 
 
 def test_a_caption_table_without_the_right_columns_is_an_error(source, tmp_path):
     (source / "captions.csv").write_text("name,words\na.mp4,x\n")
-    with pytest.raises(InputError, match=r"captions\.csv, row 1: needs a file column .* found name, words"):
+    with pytest.raises(InputError, match=r"captions\.csv, line 2: needs a file column .* found name, words"):
         pack_folder(source, tmp_path / "out")
 
 

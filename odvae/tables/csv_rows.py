@@ -1,0 +1,139 @@
+"""Rows of CSV tables, read strictly: what a parser would guess at is an error that names the line.
+
+More cells than the header has, a quote that is never closed, text after a closing quote. Cells may be separated by
+commas, tabs, semicolons or bars, which the header tells.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from odvae.running.errors import InputError
+from odvae.running.text import other_encoding
+from odvae.tables.rows import KnowsColumns, Row, column_name, open_table
+
+_SEPARATOR_NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
+
+# A cell over several lines, one of which begins as a row does: with a video's name and a separator.
+_SWALLOWED_ROW = re.compile(
+    r'[\r\n][^\r\n,;|\t"]{1,300}\.(?:mp4|webm|mkv|mov|avi|m4v|gif|mpe?g|m?ts|m2ts|flv|wmv|3gp|ogv|jpe?g|png|webp)"?[,;|\t]', re.IGNORECASE
+)
+
+
+def csv_rows(path: Path, is_known: KnowsColumns) -> Iterator[Row]:
+    with _text_of(path) as text:
+        first = text.readline()
+        while first and not first.strip():
+            first = text.readline()
+        if not first:
+            return
+        delimiter = _delimiter(first, path, is_known)
+        text.seek(0)
+        records = _records(text, delimiter, path)
+        header: list[str] = []
+        for line, cells in records:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if not header:
+                header = [column_name(cell) for cell in cells]
+                _check_header(header, path, line)
+                continue
+            if any(cell.strip() for cell in cells[len(header) :]):
+                raise InputError(
+                    f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}; a text that holds "
+                    f"{_SEPARATOR_NAMES[delimiter]} must stand in double quotes: {delimiter.join(cells)[:100]!r}"
+                )
+            yield Row(f"line {line}", dict(zip(header, cells, strict=False)))
+
+
+@contextmanager
+def _text_of(path: Path) -> Iterator[io.TextIOWrapper]:
+    """The file as text; bytes that are not UTF-8 are kept as marks, so that one bad row costs one video."""
+    with open_table(path) as file:
+        if other := other_encoding(file.read(1024)):
+            raise InputError(f"{path} is {other}, not UTF-8: save it as UTF-8 (iconv -f {other} -t UTF-8)")
+        file.seek(0)
+        yield io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _delimiter(first_line: str, path: Path, is_known: KnowsColumns) -> str:
+    """What separates cells: that by which the header has columns that are known; a comma, or a tab in .tsv."""
+    usual = "\t" if re.search(r"\.(tsv|tab)(\.|$)", path.name.lower()) else ","
+    for delimiter in (usual, *(other for other in _SEPARATOR_NAMES if other != usual)):
+        try:
+            cells = next(csv.reader([first_line], delimiter=delimiter, skipinitialspace=True), [])
+        except csv.Error:
+            continue
+        if is_known([column_name(cell) for cell in cells]):
+            return delimiter
+    return usual
+
+
+def _records(text: io.TextIOWrapper, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line where it begins, cells) of each record."""
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # lists of captions in a cell outgrow the usual limit
+    try:
+        reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
+        line = 1
+        while True:
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise InputError(f"{path}, {_csv_problem(path, delimiter, line, str(error))}") from None
+            if swallowed := next((cell for cell in cells if _SWALLOWED_ROW.search(cell)), None):
+                first = swallowed.splitlines()[0][:60]
+                raise InputError(
+                    f"{path}, line {line}: the quote opened here ({first!r}) takes in the rows below it: it is not "
+                    "closed where its text ends"
+                )
+            yield line, cells
+            line = reader.line_num + 1
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _csv_problem(path: Path, delimiter: str, first_line: int, error: str) -> str:
+    """What is wrong with the record that begins at a line, for a person: the csv module names no line of a quote."""
+    with _text_of(path) as text:
+        for _ in range(first_line - 1):
+            text.readline()
+        opened, inside, cell_begins = 0, False, True
+        for line, content in enumerate(text, start=first_line):
+            position = 0
+            while position < len(content):
+                if inside:
+                    position = content.find('"', position)
+                    if position < 0:
+                        break
+                    inside = content[position + 1 : position + 2] == '"'
+                    position += 2 if inside else 1
+                    if not inside and content[position : position + 1] not in (delimiter, "\r", "\n", ""):
+                        return (
+                            f"line {line}: text follows the end of a quoted cell, whose quote was opened in line "
+                            f'{opened}; a quote within a quoted cell is written twice ("")'
+                        )
+                    continue
+                character = content[position]
+                if character == '"' and cell_begins:
+                    opened, inside = line, True
+                if character != " ":  # which are skipped after a separator
+                    cell_begins = character in (delimiter, "\r", "\n")
+                position += 1
+    return (
+        f"line {opened}: the quote opened in line {opened} is never closed" if inside else f"line {first_line}: {error}"
+    )
+
+
+def _check_header(header: list[str], path: Path, line: int) -> None:
+    if marked := [name for name in header if any("\udc80" <= character <= "\udcff" for character in name)]:
+        raise InputError(f"{path}, line {line}: the header is not UTF-8 ({marked[0]!r}): save the file as UTF-8")
+    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
+        raise InputError(f"{path}, line {line}: column there twice: {', '.join(repeated)}")

@@ -1,0 +1,169 @@
+"""Which files of a folder a table's row speaks of, by path, name or id, however the table writes it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from odvae.running.text import same_text
+
+# How well a row fits a file; the least is best, and only the best count.
+Fit = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A file that a row speaks of, how well the two fit, and which part of the video it is (its number, or its times)
+    where the row speaks of a longer video."""
+
+    file: str
+    fit: Fit
+    part: int | None = None
+    times: tuple[float, float] | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the row may speak of all of the file."""
+        return self.part is None and self.times is None
+
+
+class FileIndex:
+    """The files of a folder, found by what tables call them.
+
+    A row may give the path from the folder or from the table's own folder, an absolute path, one that ends as the
+    file's does, the bare name, or an id that is the name without its extension; in any Unicode form, with slashes or
+    backslashes. Also `ID_3`, `ID_segment_3` and `ID/3` are found under ID, as parts of a longer video.
+    """
+
+    def __init__(self, root: Path, files: Iterable[str], extensions: Iterable[str]) -> None:
+        self.root, self.extensions = root, tuple(f".{extension}" for extension in extensions)
+        self.resolved = _normal(str(root.resolve()))
+        self.plain: dict[str, str] = {}  # file -> its path in the form in which paths are compared
+        self._by_stem: dict[str, list[str]] = defaultdict(list)
+        self._parts: dict[str, list[tuple[str, int | None, tuple[float, float] | None]]] = defaultdict(list)
+        for file in files:
+            plain = self.plain[file] = _normal(file)
+            self._by_stem[_key(self._stem(plain))].append(file)
+        only_ones = self._only_files()
+        for file, plain in self.plain.items():
+            for base, part, times in _as_part(plain, self._stem(plain), alone=file in only_ones):
+                self._parts[_key(base)].append((file, part, times))
+
+    def find(self, written: str, beside: str = "") -> list[Match]:
+        """The files that a path, name or id in a table means: all that fit it equally well, and parts of its video.
+
+        `beside` is the table's folder, from the index's root.
+        """
+        path = _normal(written)
+        if not path:
+            return []
+        stem, has_extension = self._stem(path), path != self._stem(path)
+        found = [
+            Match(file, self._fit(path, has_extension, file, beside)) for file in self._by_stem.get(_key(stem), ())
+        ]
+        best = min((match.fit for match in found), default=())
+        found = [match for match in found if match.fit == best]
+        if "/" not in path and not has_extension:
+            parts = self._parts.get(_key(path), ())
+            found += [Match(file, (3, 0, 0, 0), part, times) for file, part, times in parts]
+        return found
+
+    def _fit(self, path: str, has_extension: bool, file: str, beside: str) -> Fit:
+        """(other case, other or no extension, how the folders fit, minus the names that are the same from the end)"""
+        plain = self.plain[file]
+        if _key(path) != _key(plain) and self._stem(path).rpartition("/")[2] != self._stem(plain).rpartition("/")[2]:
+            other_case = 1
+        else:
+            other_case = 0
+        extension_differs = int(not has_extension or PurePosixPath(path).suffix != PurePosixPath(plain).suffix)
+        ours, theirs = self._whole_stem(plain), self._whole_stem(path)
+        exact = {ours, f"{self.resolved}/{ours}", f"{_normal(str(self.root))}/{ours}"}
+        if theirs in exact or (beside and f"{_normal(beside)}/{theirs}" == ours):
+            return (other_case, extension_differs, 0, 0)
+        contained = f"/{theirs}".endswith(f"/{ours}") or f"/{ours}".endswith(f"/{theirs}")
+        same = 0
+        for one, other in zip(reversed(ours.split("/")), reversed(theirs.split("/")), strict=False):
+            if one != other:
+                break
+            same += 1
+        return (other_case, extension_differs, 1 if contained else 2, -same)
+
+    def _stem(self, path: str) -> str:
+        """The file's name without folder and without the extension of a video or image."""
+        name = path.rpartition("/")[2]
+        return name[: -len(extension)] if (extension := self._extension(name)) else name
+
+    def _whole_stem(self, path: str) -> str:
+        return path[: -len(extension)] if (extension := self._extension(path)) else path
+
+    def _extension(self, name: str) -> str:
+        suffix = PurePosixPath(name).suffix
+        return suffix if suffix.lower() in self.extensions else ""
+
+    def _only_files(self) -> set[str]:
+        """The files that are the only one in their folder."""
+        by_folder: dict[str, list[str]] = defaultdict(list)
+        for file in self.plain:
+            by_folder[os.path.dirname(file)].append(file)
+        return {files[0] for folder, files in by_folder.items() if folder and len(files) == 1}
+
+
+_PART = r"(?:(?:segment|seg|clip|scene|part|shot)[_\-]?)?(?P<number>\d{1,9})$"
+_NUMBERED = re.compile(rf"^(?P<base>.+?)[_\-.+]{_PART}", re.IGNORECASE)
+_NUMBER_ALONE = re.compile(rf"^{_PART}", re.IGNORECASE)
+_TIMED = re.compile(r"^(?P<base>.+?)[_](?P<start>\d[\d:.\-]*)[_](?:to[_])?(?P<end>\d[\d:.\-]*)$")
+
+
+def _as_part(plain: str, stem: str, alone: bool) -> Iterator[tuple[str, int | None, tuple[float, float] | None]]:
+    """(id of the longer video, number or None, times or None): what a file may be a part of, by its name."""
+    if timed := _TIMED.match(stem):
+        start, end = seconds(timed["start"]), seconds(timed["end"])
+        if start is not None and end is not None:
+            yield timed["base"], None, (start, end)
+    if numbered := _NUMBERED.match(stem):
+        yield numbered["base"], int(numbered["number"]), None
+    folder = plain.rpartition("/")[0].rpartition("/")[2]
+    if folder and (number := _NUMBER_ALONE.match(stem)):
+        yield folder, int(number["number"]), None
+    elif folder and alone:
+        yield folder, None, None
+
+
+def seconds(written: object) -> float | None:
+    """Seconds of a time as tables write it: 12.5, "12.5", "0:01:12.500", "00-01-12-500"; None where it is none."""
+    if isinstance(written, int | float) and not isinstance(written, bool):
+        return float(written)
+    if not isinstance(written, str):
+        return None
+    text = written.strip()
+    if match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)", text):
+        hours, minutes, rest = match.groups()
+        return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest.replace(",", "."))
+    if match := re.fullmatch(r"(\d+)-(\d+)-(\d+)-(\d{3})", text):
+        hours, minutes, rest, thousandths = map(int, match.groups())
+        return hours * 3600 + minutes * 60 + rest + thousandths / 1000
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _normal(path: str) -> str:
+    """A path in the one form in which paths are compared: NFC, slashes, no ./ and no empty parts."""
+    path = same_text(path.strip()).replace("\\", "/").removeprefix("file://")
+    absolute = path.startswith("/")
+    parts: list[str] = []
+    for part in path.split("/"):
+        if part == ".." and parts and parts[-1] != "..":
+            parts.pop()
+        elif part not in ("", "."):
+            parts.append(part)
+    return ("/" if absolute else "") + "/".join(parts)
+
+
+def _key(name: str) -> str:
+    return name.casefold()

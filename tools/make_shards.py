@@ -2,10 +2,10 @@
 
     python tools/make_shards.py SRC OUT [key=value ...]
 
-SRC may have sub-folders, and links to folders. Captions: any table in it whose columns name files and say something of
-them (CSV, JSON, Parquet), or the one named by captions=FILE; else a .txt, .caption or .json beside each video. Classes:
-from a column, or from folder names (labels=folders). docs/data.md has every layout. Files and rows that are not used are
-counted and named with their reasons, here and in OUT/packing.json.
+SRC may have sub-folders, and links to folders. Captions: the tables in it whose columns name files and say something of
+them (CSV, JSON, Parquet), or the one named by captions=FILE alone; else a .txt, .caption or .json beside each video.
+Classes: a column, or the names of folders (labels=folders). docs/data.md has every layout. Files and rows that are not
+used are counted and named with their reasons, here and in OUT/packing.json.
 """
 
 from ldm.commands.make_shards import main

@@ -2,9 +2,10 @@
 
     odvae-make-shards SRC OUT [key=value ...]
 
-SRC may have sub-folders. Captions: metadata.jsonl, captions.csv or captions.json in SRC, any table named by
-captions=FILE, else a .txt beside each video; classes from a column of the table, or from folder names (labels=folders).
-Files that cannot be used are skipped, counted and named, here and in OUT/packing.json.
+SRC may have sub-folders, and links to folders. Captions: the tables in it whose columns name files and say something of
+them (CSV, JSON, Parquet), or the one named by captions=FILE alone; else a .txt, .caption or .json beside each video.
+Classes: a column, or the names of folders (labels=folders). docs/data.md has every layout. Files and rows that are not
+used are counted and named with their reasons, here and in OUT/packing.json.
 """
 
 from __future__ import annotations

@@ -60,6 +60,7 @@ class CaptionReader:
         self._tables_of: dict[str, list[CaptionTable]] = defaultdict(list)
         self._why_unused: dict[str, tuple[str, str]] = {}
         self._texts_used: set[str] = set()
+        self._described: set[str] = set()
         if named is not None:
             check_is_file(named, "caption table")
 
@@ -97,7 +98,9 @@ class CaptionReader:
         for description in self._descriptions(file):
             label = description.label if label is None else label
             if description.captions:
+                self._described.add(file)
                 return Description(description.captions, label)
+        self._described.add(file)
         return Description((), label)
 
     @property
@@ -118,7 +121,7 @@ class CaptionReader:
     def left_over(self) -> Iterator[tuple[str, str, str]]:
         """The folder's files that are neither videos nor gave a caption: (name, reason, what exactly)."""
         used = {os.path.realpath(table.path) for table in self.tables if table.used}
-        beside = {text for texts in self._beside.values() for text in texts}
+        beside = {text: file for file, texts in self._beside.items() for text in texts}
         lists_used = {os.path.dirname(path) for path in used if is_caption_list(path)}
         for name in self.source.others:
             path = os.path.realpath(self.source.root / name)
@@ -129,8 +132,10 @@ class CaptionReader:
                 yield name, *self._why_unused[name]
             elif self.named is not None and (name in beside or self._is_table(name)):
                 yield name, NOT_NEEDED, f"is not read, since captions={self.named} is"
+            elif name in beside and beside[name] not in self._described:
+                yield name, NOT_NEEDED, f"is not needed: {printable(beside[name])} is left out"
             elif name in beside or any(name == table.name for table in self.tables):
-                yield name, NOT_NEEDED, "is not needed: the same videos have captions from elsewhere"
+                yield name, NOT_NEEDED, "is not needed: its videos have captions from elsewhere, or are left out"
             elif extension_of(name) in _BESIDE[:-1]:
                 yield name, NO_VIDEO_OF_ITS_NAME, "is a text, but no video has its name"
             else:

@@ -7,6 +7,7 @@ the file's bytes, so equal names in different folders never collide, and the sam
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -155,16 +156,21 @@ def _accepted(
     folder: SourceFolder, captions: CaptionReader, settings: PackingSettings, out: Path, report: PackingReport
 ) -> Iterator[Examined]:
     """Samples that belong into the shards, in order; the others go into the report with their reasons."""
-    first_with_hash: dict[str, str] = {}
+    first_with_hash: dict[str, Examined] = {}
+    uncaptioned: set[str] = set()
     for one in _examine_files(folder, settings, out):
         name = one.name if one.scene is None else f"{one.name}, frames {one.scene[0]} to {one.scene[1] - 1}"
         if one.reason:
             report.reject(name, UNREADABLE, one.reason)
             continue
         assert one.about is not None
-        twin = first_with_hash.setdefault(one.key, one.name)
-        if twin != one.name:
-            report.reject(name, COPY, f"same bytes as {twin}")
+        twin = first_with_hash.setdefault(one.key, one)
+        if twin is not one:
+            lost = one.key in uncaptioned and _has_caption(one.name, captions)
+            advice = (
+                ", but with a caption, which that one lacks: remove that one, or give it the caption" if lost else ""
+            )
+            report.reject(name, COPY, f"same bytes as {twin.name}{advice}")
             continue
         if failed := settings.why_not(one.about):
             report.reject(name, f"does not pass {failed[0]}", failed[1])
@@ -174,9 +180,17 @@ def _accepted(
         except InputError as error:
             report.reject(name, BAD_CAPTION, str(error))
             continue
+        if not description.captions:
+            uncaptioned.add(one.key)
         about = _about_sample(one, description, settings)
         report.add(about, is_image=member_kind(one.name) != "mp4")
         yield Examined(one.name, one.key, about=about, scene=one.scene)
+
+
+def _has_caption(name: str, captions: CaptionReader) -> bool:
+    with contextlib.suppress(InputError):
+        return bool(captions.find(name).captions)
+    return False
 
 
 def _about_sample(one: Examined, description: Description, settings: PackingSettings) -> dict:

@@ -9,12 +9,11 @@ from statistics import median
 from typing import Any
 
 from odvae.running.account import Account, most_frequent
+from odvae.running.commands import command_line
 from odvae.running.text import printable
 
 # Rejected files that a person is shown; all are in packing.json.
 _SHOWN = 50
-
-from odvae.running.commands import command_line
 
 
 @dataclass

@@ -21,9 +21,8 @@ from odvae.tables.rows import KnowsColumns, Row, column_name, open_table
 _SEPARATOR_NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
 
 # A cell over several lines, one of which begins as a row does: with a video's name and a separator.
-_SWALLOWED_ROW = re.compile(
-    r'[\r\n][^\r\n,;|\t"]{1,300}\.(?:mp4|webm|mkv|mov|avi|m4v|gif|mpe?g|m?ts|m2ts|flv|wmv|3gp|ogv|jpe?g|png|webp)"?[,;|\t]', re.IGNORECASE
-)
+_VIDEO = r"\.(?:mp4|webm|mkv|mov|avi|m4v|gif|mpe?g|m?ts|m2ts|flv|wmv|3gp|ogv|jpe?g|png|webp)"
+_SWALLOWED_ROW = re.compile(rf'[\r\n][^\r\n,;|\t"]{{1,300}}{_VIDEO}"?[,;|\t]', re.IGNORECASE)
 
 
 def csv_rows(path: Path, is_known: KnowsColumns) -> Iterator[Row]:

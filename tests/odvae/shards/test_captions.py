@@ -394,7 +394,7 @@ def test_what_is_there_and_not_used_is_named(tmp_path):
     assert left.keys() == {"a.json", "b.txt", "readme", "other.csv", "config.json", "scores.csv"}
     assert left["a.json"] == (
         "captions that are not used",
-        "is not needed: the same videos have captions from elsewhere",
+        "is not needed: its videos have captions from elsewhere, or are left out",
     )
     assert left["b.txt"][0] == "a text with no video of its name"
     assert left["other.csv"] == ("a table without a row for a file here", "has 1 rows, none of a file here")

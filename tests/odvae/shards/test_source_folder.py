@@ -22,9 +22,10 @@ def test_videos_come_before_images_each_in_order_of_their_paths(tmp_path):
     assert list_source(tmp_path).media == expected
 
 
-@pytest.mark.parametrize(
-    "extension", "ts mts m2ts flv wmv 3gp 3g2 ogv ogg mpg mpeg m2v vob asf f4v mxf dv rm y4m h264 TS".split()
-)
+KINDS = "ts mts m2ts flv wmv 3gp 3g2 ogv ogg mpg mpeg m2v vob asf f4v mxf dv rm y4m h264 TS"
+
+
+@pytest.mark.parametrize("extension", KINDS.split())
 def test_every_kind_of_video_file_is_taken_or_counted(tmp_path, extension):
     touch(tmp_path, "a.mp4", f"b.{extension}")
     found = list_source(tmp_path)

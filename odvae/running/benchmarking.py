@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -15,9 +15,14 @@ def count_flops(work: Callable[[], object]) -> int:
 
     `work` may run on the meta device, where nothing is computed.
     """
-    with FlopCounterMode(display=False) as counter:
+    onednn = {torch.ops.aten.mkldnn_convolution: _onednn_flops}  # `odvae.layers.conv3d` calls it itself
+    with FlopCounterMode(display=False, custom_mapping=onednn) as counter:
         work()
     return counter.get_total_flops()
+
+
+def _onednn_flops(x: list[int], weight: list[int], *_: object, out_shape: list[int], **__: object) -> int:
+    return conv_flop_count(x, weight, out_shape)
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

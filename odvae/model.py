@@ -5,7 +5,7 @@ A video of 4k+1 frames becomes k+1 latent frames: the first frame alone, the oth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,154 +15,18 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor, nn
+from torch import Tensor
 
+from odvae.encoder_decoder import Architecture, Decoder, Encoder
 from odvae.initialization import add_quant_convolutions, inflate_state
 from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.layers import (
-    ChannelsLastMixin,
-    FrameAttention,
-    NormSiLU,
-    ResnetBlock,
-    Stream,
-    VideoLayer,
-    keep_channels_last,
-    make_conv,
-)
+from odvae.layers import ChannelsLastMixin, Stream, keep_channels_last, make_conv
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
-from odvae.resampling import make_downsamplers, make_upsamplers
 from odvae.running.errors import InputError
-from odvae.streaming import LayerStack
 from odvae.tiling import TileStreams, TilingMixin
 
 if TYPE_CHECKING:
     from odvae.settings import Init
-
-# Which convolutions see time, by variant (paper, section 3.2): for the encoder and the decoder, for outer (high
-# resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second) conv of a residual
-# block does. The paper does not say which half variant 2 keeps; the first of each block is this project's reading.
-ALL, HALF, NONE = (True, True), (True, False), (False, False)
-SEES_TIME = {
-    #   encoder outer, inner   decoder outer, inner
-    1: {"encoder": (ALL, ALL), "decoder": (ALL, ALL)},
-    2: {"encoder": (HALF, HALF), "decoder": (HALF, HALF)},
-    3: {"encoder": (NONE, ALL), "decoder": (NONE, ALL)},
-    4: {"encoder": (NONE, ALL), "decoder": (ALL, ALL)},
-}
-
-
-class MidBlock(LayerStack):
-    def __init__(self, channels: int, groups: int, temporal: tuple[bool, bool], over_time: bool) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(ResnetBlock(channels, channels, groups, temporal, over_time) for _ in range(2))
-        self.attentions = nn.ModuleList([FrameAttention(channels, groups, over_time)])
-
-    def parts(self) -> list[VideoLayer]:
-        return [self.resnets[0], self.attentions[0], self.resnets[1]]
-
-
-class Level(LayerStack):
-    """The residual blocks of one resolution, then a change of resolution where there is one."""
-
-    def __init__(self, resnets: Sequence[ResnetBlock]) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-
-    def parts(self) -> list[VideoLayer]:
-        return [*self.resnets, *getattr(self, "downsamplers", []), *getattr(self, "upsamplers", [])]
-
-
-class Encoder(LayerStack):
-    """Video (b, 3, 1 + 4k, h, w) -> moments (b, 2c, 1 + k, h/8, w/8)."""
-
-    def __init__(
-        self,
-        widths: Sequence[int],
-        layers: int,
-        latent_channels: int,
-        groups: int,
-        variant: int,
-        norm_over_time: bool,
-        separate_time: bool,
-    ) -> None:
-        super().__init__()
-        outer, inner = SEES_TIME[variant]["encoder"]
-        temporal = [outer, outer, inner, inner]
-        self.conv_in = make_conv(outer[0], 3, widths[0])
-        self.down_blocks = nn.ModuleList()
-        previous = widths[0]
-        for i, width in enumerate(widths):
-            over_time = norm_over_time and any(temporal[i])
-            level = Level(
-                [
-                    ResnetBlock(previous if j == 0 else width, width, groups, temporal[i], over_time)
-                    for j in range(layers)
-                ]
-            )
-            if i < 3:  # levels 1 and 2 halve time as well
-                level.downsamplers = make_downsamplers(width, any(temporal[i]), i > 0, separate_time)
-            self.down_blocks.append(level)
-            previous = width
-        over_time = norm_over_time and any(inner)
-        self.mid_block = MidBlock(widths[-1], groups, inner, over_time)
-        self.conv_norm_out = NormSiLU(groups, widths[-1], over_time)
-        self.conv_out = make_conv(inner[0], widths[-1], 2 * latent_channels)
-
-    def parts(self) -> list[VideoLayer | LayerStack]:
-        return [
-            self.conv_in,  # (b, w0, t, h, w)
-            *self.down_blocks,  # (b, w_i, ..., h/2^i, w/2^i)
-            self.mid_block,  # (b, w3, 1 + k, h/8, w/8)
-            self.conv_norm_out,
-            self.conv_out,  # (b, 2c, 1 + k, h/8, w/8)
-        ]
-
-
-class Decoder(LayerStack):
-    """Latents (b, c, 1 + k, h/8, w/8) -> video (b, 3, 1 + 4k, h, w)."""
-
-    def __init__(
-        self,
-        widths: Sequence[int],
-        layers: int,
-        latent_channels: int,
-        groups: int,
-        variant: int,
-        norm_over_time: bool,
-        separate_time: bool,
-        trilinear: bool,
-    ) -> None:
-        super().__init__()
-        outer, inner = SEES_TIME[variant]["decoder"]
-        temporal = [inner, inner, outer, outer]  # from the lowest resolution up
-        widths = list(reversed(widths))
-        self.conv_in = make_conv(inner[0], latent_channels, widths[0])
-        self.mid_block = MidBlock(widths[0], groups, inner, norm_over_time and any(inner))
-        self.up_blocks = nn.ModuleList()
-        previous = widths[0]
-        for i, width in enumerate(widths):
-            over_time = norm_over_time and any(temporal[i])
-            level = Level(
-                [
-                    ResnetBlock(previous if j == 0 else width, width, groups, temporal[i], over_time)
-                    for j in range(layers + 1)
-                ]
-            )
-            if i < 3:  # the first two double time as well
-                level.upsamplers = make_upsamplers(width, any(temporal[i]), i < 2, trilinear, separate_time)
-            self.up_blocks.append(level)
-            previous = width
-        self.conv_norm_out = NormSiLU(groups, widths[-1], norm_over_time and any(outer))
-        self.conv_out = make_conv(outer[0], widths[-1], 3)
-
-    def parts(self) -> list[VideoLayer | LayerStack]:
-        return [
-            self.conv_in,  # (b, w3, 1 + k, h/8, w/8)
-            self.mid_block,
-            *self.up_blocks,
-            self.conv_norm_out,
-            self.conv_out,  # (b, 3, 1 + 4k, h, w)
-        ]
 
 
 class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
@@ -175,7 +39,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         layers_per_block: residual blocks a level in the encoder; the decoder has one more.
         latent_channels: c.
         norm_num_groups: groups of every group norm.
-        variant: 1 to 4, which convolutions see time (paper, section 3.2; `SEES_TIME`).
+        variant: 1 to 4, which convolutions see time (paper, section 3.2; `odvae.encoder_decoder.SEES_TIME`).
         norm: "frame", statistics of each frame (causal, streams exactly), or "clip", of the whole clip (released).
         temporal_upsample: "nearest" (causal), or "trilinear" (released).
         temporal_resampling: "joint", one convolution for space and time (v1.2.0), or "separate", time by its own layers
@@ -205,23 +69,18 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         latents_std: list[float] | None = None,
     ) -> None:
         super().__init__()
-        if len(block_out_channels) != 4 or any(width % norm_num_groups for width in block_out_channels):
-            raise InputError(
-                f"block_out_channels={tuple(block_out_channels)}: needs four widths (8x8 in space is three halvings), "
-                f"each a multiple of norm_num_groups={norm_num_groups}"
-            )
-        if variant not in SEES_TIME:
-            raise InputError(f"variant={variant!r}: allowed are {', '.join(map(str, SEES_TIME))}")
-        if norm not in ("frame", "clip"):
-            raise InputError(f"norm={norm!r}: allowed are frame, clip")
-        if temporal_upsample not in ("nearest", "trilinear"):
-            raise InputError(f"temporal_upsample={temporal_upsample!r}: allowed are nearest, trilinear")
-        if temporal_resampling not in ("joint", "separate"):
-            raise InputError(f"temporal_resampling={temporal_resampling!r}: allowed are joint, separate")
-        common = (block_out_channels, layers_per_block, latent_channels, norm_num_groups, variant, norm == "clip")
-        separate_time = temporal_resampling == "separate"
-        self.encoder = Encoder(*common, separate_time)
-        self.decoder = Decoder(*common, separate_time, trilinear=temporal_upsample == "trilinear")
+        architecture = Architecture(
+            block_out_channels=block_out_channels,
+            layers_per_block=layers_per_block,
+            latent_channels=latent_channels,
+            norm_num_groups=norm_num_groups,
+            variant=variant,
+            norm=norm,
+            temporal_upsample=temporal_upsample,
+            temporal_resampling=temporal_resampling,
+        )
+        self.encoder = Encoder(architecture)
+        self.decoder = Decoder(architecture)
         self.quant_conv = make_conv(True, 2 * latent_channels, 2 * latent_channels, kernel=1)
         self.post_quant_conv = make_conv(True, latent_channels, latent_channels, kernel=1)
         keep_channels_last(self)
@@ -282,7 +141,8 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         """
         check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
         check_pixel_values(video)
-        distribution = self._encode(video)
+        moments = self._encode_tiled(self._to_moments, video) if self.use_tiling else self._to_moments(video)
+        distribution = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
@@ -292,7 +152,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         """
         check_latents(latents, self.config.latent_channels)
         check_latent_values(latents)
-        video = self._decode_tiled(self._to_pixels, latents)
+        video = self._decode_tiled(self._to_pixels, latents) if self.use_tiling else self._to_pixels(latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -302,12 +162,11 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         checks shapes, but unlike `encode` no values: that would make a GPU wait in every step.
         """
         check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
-        posterior = self._encode(video)
+        moments = self._encode_tiled(self._to_moments, video) if self.use_tiling else self._to_moments(video)
+        posterior = DiagonalGaussianDistribution(moments)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        return self._decode_tiled(self._to_pixels, latents), posterior.mean, posterior.logvar
-
-    def _encode(self, video: Tensor) -> DiagonalGaussianDistribution:
-        return DiagonalGaussianDistribution(self._encode_tiled(self._to_moments, video))
+        video = self._decode_tiled(self._to_pixels, latents) if self.use_tiling else self._to_pixels(latents)
+        return video, posterior.mean, posterior.logvar
 
     def _to_moments(self, video: Tensor, stream: Stream | None = None) -> Tensor:
         return self.quant_conv(self.encoder(video, stream), stream)

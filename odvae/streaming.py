@@ -1,4 +1,29 @@
-"""How a video goes through the layers: whole where gradients are kept, otherwise in pieces that stay in the cache."""
+"""How a video goes through the layers: whole where gradients are kept, otherwise in pieces that stay in the cache.
+
+A worked example. Frames 1 to 5 go through two layers: `add` sums each frame and the two before it, `halve` does the
+same and takes every second frame. Before the first frame stand two copies of it.
+
+>>> from odvae.layers import CausalConv3d
+>>> add = CausalConv3d(1, 1, (3, 1, 1), bias=False).requires_grad_(False)
+>>> halve = CausalConv3d(1, 1, (3, 1, 1), stride=(2, 1, 1), bias=False).requires_grad_(False)
+>>> add.weight[:] = halve.weight[:] = 1
+>>> video = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]).view(1, 1, 5, 1, 1)
+>>> add(video).flatten().tolist(), halve(add(video)).flatten().tolist()
+([3.0, 4.0, 6.0, 9.0, 12.0], [9.0, 13.0, 27.0])
+
+Now in two chunks. Each layer keeps in `stream` what its next piece looks back at: `add` its last two input frames,
+`halve`, which moves on by two, only one. The chunks' results joined are those of the whole.
+
+>>> stream: Stream = {}
+>>> halve(add(video[:, :, :3], stream), stream).flatten().tolist()
+[9.0, 13.0]
+>>> stream[add].flatten().tolist(), stream[halve].flatten().tolist()
+([2.0, 3.0], [6.0])
+>>> halve(add(video[:, :, 3:], stream), stream).flatten().tolist()
+[27.0]
+
+`LayerStack` does this for all layers, and cuts the pieces again before each: a layer that halves time wants pairs.
+"""
 
 from __future__ import annotations
 

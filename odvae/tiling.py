@@ -70,13 +70,13 @@ class TilingMixin(AutoencoderMixin):
         self.tile_sample_min_width, self.tile_sample_stride_width = tile_sample_min_width, stride_width
 
     def _encode_tiled(self, network: Network, video: Tensor) -> Tensor:
-        """`network` (pixels -> latents) in groups and tiles, where tiling is on."""
-        group = self.tile_sample_min_num_frames if self.use_tiling else None
+        """`network` (pixels -> latents) over groups of frames, each in spatial tiles."""
+        group = self.tile_sample_min_num_frames
         return in_groups(lambda part: self._encode_in_space(network, part), video, group)
 
     def _decode_tiled(self, network: Network, latents: Tensor) -> Tensor:
         """`network` (latents -> pixels) in the same groups and tiles."""
-        frames = self.tile_sample_min_num_frames if self.use_tiling else None
+        frames = self.tile_sample_min_num_frames
         group = None if frames is None else latent_frames(frames, self.temporal_compression_ratio)
         return in_groups(lambda part: self._decode_in_space(network, part), latents, group)
 

@@ -46,6 +46,13 @@ def test_a_video_of_one_tile_is_bit_equal_to_the_whole(tiled, frames):
     assert torch.equal(tiled.decode(latents).sample, decoded)
 
 
+def test_without_tiling_the_whole_goes_to_the_network_at_once(vae, monkeypatch):
+    for name in ("_encode_tiled", "_decode_tiled", "_encode_in_space", "_decode_in_space", "_tiles"):
+        monkeypatch.setattr(vae, name, None)
+    video = random_video(1, 3, 5, 16, 16)
+    assert vae(video)[0].shape == vae.decode(vae.encode(video).latent_dist.mean).sample.shape == video.shape
+
+
 def test_groups_share_a_frame_and_drop_its_second_copy(tiled):
     video = random_video(1, 3, 21, 16, 16)  # groups of 9, 9 and 5 frames
     expected = torch.cat([

@@ -1,0 +1,157 @@
+"""The encoder and the decoder: which layers follow each other, and which of them see time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from odvae.layers import FrameAttention, NormSiLU, ResnetBlock, VideoLayer, make_conv
+from odvae.resampling import make_downsamplers, make_upsamplers
+from odvae.running.errors import InputError
+from odvae.streaming import LayerStack
+
+# Which convolutions see time, by variant (paper, section 3.2): for the encoder and the decoder, for outer (high
+# resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second) conv of a residual
+# block does. The paper does not say which half variant 2 keeps; the first of each block is this project's reading.
+ALL, HALF, NONE = (True, True), (True, False), (False, False)
+SEES_TIME = {
+    #   encoder outer, inner   decoder outer, inner
+    1: {"encoder": (ALL, ALL), "decoder": (ALL, ALL)},
+    2: {"encoder": (HALF, HALF), "decoder": (HALF, HALF)},
+    3: {"encoder": (NONE, ALL), "decoder": (NONE, ALL)},
+    4: {"encoder": (NONE, ALL), "decoder": (ALL, ALL)},
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What encoder and decoder are built from: the arguments of ODVAE, where their meaning stands.
+
+    Raises InputError for sizes that do not fit each other, and for a mode there is not.
+    """
+
+    block_out_channels: Sequence[int]
+    layers_per_block: int
+    latent_channels: int
+    norm_num_groups: int
+    variant: int
+    norm: Literal["frame", "clip"]
+    temporal_upsample: Literal["nearest", "trilinear"]
+    temporal_resampling: Literal["joint", "separate"]
+
+    def __post_init__(self) -> None:
+        widths, groups = tuple(self.block_out_channels), self.norm_num_groups
+        if len(widths) != 4 or any(width % groups for width in widths):
+            raise InputError(
+                f"block_out_channels={widths}: needs four widths (8x8 in space is three halvings), each a multiple of "
+                f"norm_num_groups={groups}"
+            )
+        allowed = {
+            "variant": SEES_TIME,
+            "norm": ("frame", "clip"),
+            "temporal_upsample": ("nearest", "trilinear"),
+            "temporal_resampling": ("joint", "separate"),
+        }
+        for name, values in allowed.items():
+            if (value := getattr(self, name)) not in values:
+                raise InputError(f"{name}={value!r}: allowed are {', '.join(map(str, values))}")
+
+    def blocks(self, channels: int, out_channels: int, count: int, temporal: tuple[bool, bool]) -> list[ResnetBlock]:
+        """The residual blocks of a level; the first brings it to its width."""
+        over_time = self.norm_over_time(temporal)
+        return [
+            ResnetBlock(channels if i == 0 else out_channels, out_channels, self.norm_num_groups, temporal, over_time)
+            for i in range(count)
+        ]
+
+    def norm_over_time(self, temporal: tuple[bool, bool]) -> bool:
+        """Whether norms beside such convolutions take their statistics over the whole clip."""
+        return self.norm == "clip" and any(temporal)
+
+
+class MidBlock(LayerStack):
+    """At the lowest resolution: a residual block, attention within each frame, a residual block."""
+
+    def __init__(self, channels: int, architecture: Architecture, temporal: tuple[bool, bool]) -> None:
+        super().__init__()
+        over_time = architecture.norm_over_time(temporal)
+        self.resnets = nn.ModuleList(architecture.blocks(channels, channels, 2, temporal))
+        self.attentions = nn.ModuleList([FrameAttention(channels, architecture.norm_num_groups, over_time)])
+
+    def parts(self) -> list[VideoLayer]:
+        return [self.resnets[0], self.attentions[0], self.resnets[1]]
+
+
+class Level(LayerStack):
+    """The residual blocks of one resolution, then a change of resolution where there is one."""
+
+    def __init__(self, resnets: Sequence[ResnetBlock]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+
+    def parts(self) -> list[VideoLayer]:
+        return [*self.resnets, *getattr(self, "downsamplers", []), *getattr(self, "upsamplers", [])]
+
+
+class Encoder(LayerStack):
+    """Video (b, 3, 1 + 4k, h, w) -> moments (b, 2c, 1 + k, h/8, w/8)."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        widths, separate = architecture.block_out_channels, architecture.temporal_resampling == "separate"
+        outer, inner = SEES_TIME[architecture.variant]["encoder"]
+        self.conv_in = make_conv(outer[0], 3, widths[0])
+        self.down_blocks = nn.ModuleList()
+        previous = widths[0]
+        for i, (width, temporal) in enumerate(zip(widths, (outer, outer, inner, inner), strict=True)):
+            level = Level(architecture.blocks(previous, width, architecture.layers_per_block, temporal))
+            if i < 3:  # levels 1 and 2 halve time as well
+                level.downsamplers = make_downsamplers(width, any(temporal), halves_time=i > 0, separate=separate)
+            self.down_blocks.append(level)
+            previous = width
+        self.mid_block = MidBlock(widths[-1], architecture, inner)
+        self.conv_norm_out = NormSiLU(architecture.norm_num_groups, widths[-1], architecture.norm_over_time(inner))
+        self.conv_out = make_conv(inner[0], widths[-1], 2 * architecture.latent_channels)
+
+    def parts(self) -> list[VideoLayer | LayerStack]:
+        return [
+            self.conv_in,  # (b, w0, t, h, w)
+            *self.down_blocks,  # (b, w_i, ..., h/2^i, w/2^i)
+            self.mid_block,  # (b, w3, 1 + k, h/8, w/8)
+            self.conv_norm_out,
+            self.conv_out,  # (b, 2c, 1 + k, h/8, w/8)
+        ]
+
+
+class Decoder(LayerStack):
+    """Latents (b, c, 1 + k, h/8, w/8) -> video (b, 3, 1 + 4k, h, w)."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        widths, separate = architecture.block_out_channels[::-1], architecture.temporal_resampling == "separate"
+        trilinear = architecture.temporal_upsample == "trilinear"
+        outer, inner = SEES_TIME[architecture.variant]["decoder"]
+        self.conv_in = make_conv(inner[0], architecture.latent_channels, widths[0])
+        self.mid_block = MidBlock(widths[0], architecture, inner)
+        self.up_blocks = nn.ModuleList()
+        previous = widths[0]  # from the lowest resolution up
+        for i, (width, temporal) in enumerate(zip(widths, (inner, inner, outer, outer), strict=True)):
+            level = Level(architecture.blocks(previous, width, architecture.layers_per_block + 1, temporal))
+            if i < 3:  # the first two double time as well
+                level.upsamplers = make_upsamplers(width, any(temporal), i < 2, trilinear=trilinear, separate=separate)
+            self.up_blocks.append(level)
+            previous = width
+        self.conv_norm_out = NormSiLU(architecture.norm_num_groups, widths[-1], architecture.norm_over_time(outer))
+        self.conv_out = make_conv(outer[0], widths[-1], 3)
+
+    def parts(self) -> list[VideoLayer | LayerStack]:
+        return [
+            self.conv_in,  # (b, w3, 1 + k, h/8, w/8)
+            self.mid_block,
+            *self.up_blocks,
+            self.conv_norm_out,
+            self.conv_out,  # (b, 3, 1 + 4k, h, w)
+        ]

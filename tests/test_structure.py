@@ -72,11 +72,11 @@ def test_an_installation_adds_only_the_two_packages(tmp_path):
     assert result.stdout.strip() == "['odvae', 'ldm']"
 
 
-def loaded_by(code: str) -> set[str]:
-    """All modules that are there after `code` ran in a process of its own."""
-    code = f"{code}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
+def loaded_by(*steps: str) -> list[set[str]]:
+    """All modules that are there after each step of code, in one process of its own."""
+    code = "\n".join(f"{step}\nimport json, sys; print(json.dumps(sorted(sys.modules)))" for step in steps)
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=REPOSITORY)
-    return set(json.loads(result.stdout.splitlines()[-1]))
+    return [set(json.loads(line)) for line in result.stdout.splitlines() if line.startswith('["')]
 
 
 def packages(modules: set[str]) -> set[str]:
@@ -94,21 +94,27 @@ try:
 except SystemExit as end:
     assert end.code == 0
 """
-    loaded = packages(loaded_by(code))
+    (loaded,) = map(packages, loaded_by(code))
     assert {"ldm", "odvae", "pydantic", "yaml"} <= loaded
     assert not loaded & {"torch", "numpy", "diffusers", "transformers", "accelerate", "torchvision", "av", "webdataset"}
 
 
-def test_the_packages_alone_import_nothing():
-    added = loaded_by("import ldm, odvae") - loaded_by("")
-    assert packages(added) - sys.stdlib_module_names == {"ldm", "odvae"}
-
-
-def test_the_model_comes_without_data_video_and_training():
-    loaded = loaded_by("from odvae import ODVAE")
-    assert {"odvae.model", "diffusers"} <= loaded
-    assert not loaded & {"odvae.clips", "odvae.shards", "odvae.video", "odvae.training", "odvae.settings", "ldm"}
-    assert not packages(loaded) & {"av", "lpips", "matplotlib", "pydantic", "skimage", "timm", "wandb", "webdataset"}
+def test_nothing_is_imported_before_it_is_needed():
+    start, alone, model, stages, evaluation = loaded_by(
+        "",
+        "import ldm, odvae",
+        "from odvae import ODVAE",
+        "import odvae.train, odvae.evaluate, ldm.encode, ldm.train, ldm.sample, ldm.export",
+        "import ldm.evaluate",
+    )
+    assert packages(alone - start) - sys.stdlib_module_names == {"ldm", "odvae"}
+    assert {"odvae.model", "diffusers"} <= model
+    assert not model & {"odvae.clips", "odvae.shards", "odvae.video", "odvae.training", "odvae.settings"}
+    assert not packages(model) & {"av", "lpips", "matplotlib", "pydantic", "skimage", "timm", "wandb", "webdataset"}
+    assert {"av", "skimage", "ldm.pipeline"} <= stages
+    assert not packages(stages) & {"matplotlib", "tensorboard", "timm", "wandb"}
+    assert "matplotlib" in evaluation
+    assert not packages(evaluation) & {"tensorboard", "timm", "wandb"}
 
 
 def test_pipeline_scripts_are_short_and_name_their_command():

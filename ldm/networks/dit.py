@@ -14,7 +14,6 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
-from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ldm.networks.attention import AttentionAxis, CrossAttention, SelfAttention, rope_angles, rope_cos_sin
@@ -27,6 +26,21 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale.unsqueeze(1))
 
 
+class MLP(nn.Module):
+    """Two linear layers with SiLU between them. (b, n, d) -> (b, n, d)
+
+    Not timm's, for whose few lines a sampling process would import all of timm, and wandb with it.
+    """
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden_width)
+        self.fc2 = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1(x)))
+
+
 class Block(nn.Module):
     """Sub-layers x + gate * f(modulate(x)); the gates start at zero, so the block starts as identity.
 
@@ -37,7 +51,7 @@ class Block(nn.Module):
         super().__init__()
         self.attention = SelfAttention(width, heads, axis)
         self.cross_attention = CrossAttention(width, heads) if sees_text else None
-        self.mlp = Mlp(width, int(width * mlp_ratio), act_layer=nn.SiLU)
+        self.mlp = MLP(width, int(width * mlp_ratio))
         self.sublayers = 3 if sees_text else 2
         self.modulation = nn.Linear(width, 3 * self.sublayers * width)
 

@@ -11,7 +11,6 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from timm.optim import Lookahead, create_optimizer_v2, param_groups_weight_decay
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -22,8 +21,8 @@ from odvae.running.files import make_output_folder
 from odvae.training.muon import Muon
 from odvae.training.settings import OptimizationSettings, Tracker
 
-# torch's, which then update all weights in one kernel, on CPU too. Not sgd: its kernel cannot take shards (FSDP2).
-FUSED_OPTIMIZERS = ("adam", "adamw")
+# torch's, which update all weights in one kernel, on CPU too. Not sgd: its fused kernel cannot take shards (FSDP2).
+FUSED_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Ours in place of timm's, whose inner work is in bf16 on every device, one matrix after the other.
 MUON_OPTIMIZERS = {
     "muon": {},
@@ -35,16 +34,37 @@ MUON_OPTIMIZERS = {
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
     """The optimizer of this name, with weight decay on matrices only. Raises InputError for one there is not."""
-    name, rate, decay = settings.optimizer.lower(), settings.learning_rate, settings.weight_decay
+    name, rate = settings.optimizer.lower(), settings.learning_rate
+    groups = weight_decay_groups(model, settings.weight_decay)
     betas = {"betas": settings.betas} if settings.betas else {}
-    if (muon := name.removeprefix("lookahead_")) in MUON_OPTIMIZERS:
-        optimizer = Muon(param_groups_weight_decay(model, decay), rate, **MUON_OPTIMIZERS[muon], **betas)
-        return optimizer if muon == name else Lookahead(optimizer)
-    fused = {"fused": True} if name in FUSED_OPTIMIZERS else {}
     try:
-        return create_optimizer_v2(model, name, rate, decay, **fused, **betas)
+        if name in MUON_OPTIMIZERS:
+            return Muon(groups, rate, **MUON_OPTIMIZERS[name], **betas)
+        if name in FUSED_OPTIMIZERS:
+            return FUSED_OPTIMIZERS[name](groups, rate, fused=True, **betas)
+        return _timm_optimizer(groups, name, rate, betas)
     except (ValueError, AssertionError, TypeError) as error:
-        raise InputError(f"optimizer={settings.optimizer!r}, betas={settings.betas}: timm says {error}") from None
+        raise InputError(f"optimizer={settings.optimizer!r}, betas={settings.betas}: {error}") from None
+
+
+def _timm_optimizer(groups: list[dict], name: str, rate: float, betas: dict) -> torch.optim.Optimizer:
+    # Imported here: timm imports wandb, where that is installed, and all of its image models.
+    from timm.optim import Lookahead, create_optimizer_v2
+
+    if (muon := name.removeprefix("lookahead_")) in MUON_OPTIMIZERS:
+        return Lookahead(Muon(groups, rate, **MUON_OPTIMIZERS[muon], **betas))
+    return create_optimizer_v2(groups, name, rate, **betas)
+
+
+def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """The trained parameters by whether they decay: vectors (biases, gains) never do. As timm's factory has them."""
+    fixed, decaying = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            vector = parameter.ndim <= 1 or name.endswith(".bias")
+            (fixed if vector or not weight_decay else decaying).append(parameter)
+    groups = [{"params": fixed, "weight_decay": 0.0}, {"params": decaying, "weight_decay": weight_decay}]
+    return [group for group in groups if group["params"]]
 
 
 def learning_rate_at(step: int, settings: OptimizationSettings) -> float:

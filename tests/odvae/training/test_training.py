@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch import nn
 
 from odvae.batches import Batches
@@ -9,7 +10,7 @@ from odvae.clips.sampling import BatchPlan
 from odvae.initial_weights import load_image_vae, load_video_vae
 from odvae.running.errors import InputError
 from odvae.settings import ModelSettings, VAESettings, VideoPhaseSettings
-from odvae.training.optimization import clipped_step, learning_rate_at
+from odvae.training.optimization import clipped_step, learning_rate_at, make_optimizer
 from odvae.training.settings import OptimizationSettings
 from odvae.training.state import TrainingState
 
@@ -54,6 +55,27 @@ def test_long_gradients_are_shortened_alike_whether_the_optimizer_is_fused_or_no
         assert moment == pytest.approx(0.9 * 0.1 * 1.0 + 0.1 * 0.5, rel=1e-4)
         weights.append(layer.weight.detach().clone())
     assert torch.allclose(*weights, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_torchs_optimizers_are_made_as_timms_factory_makes_them(name, weight_decay):
+    model = nn.Sequential(nn.Linear(3, 4), nn.GroupNorm(2, 4), nn.Linear(4, 1))
+    model[1].weight.requires_grad_(False)
+    settings = OptimizationSettings(optimizer=name, weight_decay=weight_decay, betas=(0.8, 0.9))
+    ours = make_optimizer(model, settings)
+    timms = create_optimizer_v2(model, name, settings.learning_rate, weight_decay, fused=True, betas=settings.betas)
+    assert type(ours) is type(timms)
+    assert len(ours.param_groups) == (2 if weight_decay else 1)
+    for a, b in zip(ours.param_groups, timms.param_groups, strict=True):
+        assert [id(parameter) for parameter in a.pop("params")] == [id(parameter) for parameter in b.pop("params")]
+        assert a == b
+
+
+def test_an_optimizer_there_is_not_is_an_error_that_names_it():
+    for optimizer in ("no_such", "lookahead_no_such"):
+        with pytest.raises(InputError, match=optimizer):
+            make_optimizer(nn.Linear(2, 2), OptimizationSettings(optimizer=optimizer))
 
 
 def test_too_many_broken_steps_in_a_row_end_the_run_and_say_what_broke(tmp_path):

@@ -7,6 +7,7 @@ that are not there yet, on any number of processes, and ends in the same bytes.
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from safetensors.torch import save as save_safetensors
 
 from ldm.encoding.plan import ShardJob, plan_shard_jobs
 from ldm.encoding.settings import BucketSettings, EncodeSettings
-from ldm.encoding.worker import DTYPES, EncodingJob, caption_of, encode_shard_jobs
+from ldm.encoding.shard_files import DTYPES, EncodingJob
+from ldm.encoding.worker import captions_of, encode_shard_jobs
 from ldm.latents.manifest import EMPTY_TEXT, HASHES, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
 from ldm.networks.settings import LEARNED, TextSettings
 from ldm.networks.text_encoder import TextEncoder, check_max_tokens, learn_text_encoder, load_text_encoder
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.latent_statistics import ChannelSums
+from odvae.running.account import TOO_SHORT, Account
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, written_aside
@@ -41,13 +44,18 @@ def encode_latents(
     vae_folder: Path,
     folder: Path,
     seed: int,
+    needs_text: bool = False,
 ) -> None:
     """Encode every video (both splits) into `folder`, or go on where an earlier run stopped; ranks share the shards.
 
-    Raises InputError when the VAE is missing, when the folder holds latents of another VAE, other settings or other
-    videos, when another command is writing it, and past `data.failures_allowed` videos that cannot be decoded.
+    Ends with an account of the videos, in `account.json` too. `needs_text` says that a network will learn from their
+    captions. Raises InputError when there is none then, when the VAE is missing, when the folder holds latents of
+    another VAE, other settings or other videos, when another command is writing it, and past `data.failures_allowed`
+    videos that cannot be decoded.
     """
     state = PartialState()
+    if needs_text:
+        check_captions(videos)
     vae = load_vae(vae_folder).to(state.device)
     settings.check_sizes(data, compression_of(vae))
     with Stage(folder, {"encode": settings, "text": text, "data": data}):  # a finished one is checked again too
@@ -61,8 +69,36 @@ def encode_latents(
         todo = [job for job in jobs if job.name in waiting]
         encode_shard_jobs(encoder, todo[state.process_index :: state.num_processes], folder, len(videos.samples))
         state.wait_for_everyone()
-        if state.is_main_process and (todo or not _manifest_lists(jobs, folder)):
-            _write_manifest(encoder, jobs, text, vae_folder, folder)
+        if state.is_main_process:
+            if todo or not _manifest_lists(jobs, folder):
+                _write_manifest(encoder, jobs, text, vae_folder, folder)
+            account = account_of(videos, jobs, folder)
+            account.save(folder)
+            print(account.table(), flush=True)
+
+
+def check_captions(videos: VideoSet) -> None:
+    """Raise InputError where no training video has a caption that can be read."""
+    if not any(captions and not isinstance(captions, Failure) for captions in map(captions_of, videos.train)):
+        raise InputError(
+            f"none of the {len(videos.train)} training videos has a caption, so nothing can be learned from text: pack "
+            "them with their captions (docs/data.md has the layouts that are found), or set ldm.conditioning.kind to "
+            "class or none"
+        )
+
+
+def account_of(videos: VideoSet, jobs: Sequence[ShardJob], folder: Path) -> Account:
+    """What became of the videos: encoded, or not and why."""
+    account = Account("videos")
+    for job in jobs:
+        account.add(Account.from_json(read_json(job.record(folder))["account"]))
+    encoded = {clip.sample.key for job in jobs for clip in job.clips}
+    for sample in videos.samples:
+        if sample.key not in encoded:
+            account.leave_out(sample.key, TOO_SHORT)
+    if account.used and not account.captioned:
+        account.notes.append("no video has a caption: these latents cannot teach to make videos of a text")
+    return account
 
 
 def _waiting_jobs(folder: Path, jobs: Sequence[ShardJob], vae_sha256: str, vae_folder: Path) -> list[str]:
@@ -78,8 +114,8 @@ def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: 
         return load_text_encoder(text.encoder)
     state, learned = PartialState(), folder / TEXT_ENCODER_FOLDER
     if state.is_main_process and not learned.exists():
-        captions = [caption_of(sample) for sample in videos.train]
-        readable = [caption for caption in captions if caption and not isinstance(caption, Failure)]
+        found = map(captions_of, videos.train)
+        readable = [caption for captions in found if not isinstance(captions, Failure) for caption in captions]
         with one_thread():
             learn_text_encoder(readable or [""], text, learned, seed)
     state.wait_for_everyone()
@@ -158,7 +194,10 @@ def _write_manifest(
         raise InputError("no training clip could be encoded, so the latents have no statistics")
     latents_mean, latents_std = sum(parts, ChannelSums()).mean_and_std()
     settings, data, full = encoder.settings, encoder.data, [record for record in records if record["entries"]]
-    train = sum(record["train_entries"] for record in records)
+    names = ("train_entries", "entries", "captioned_entries", "captioned_train_entries", "captions")
+    train, entries, captioned, captioned_train, captions = (sum(record[name] for record in records) for name in names)
+    by_class: Counter[str] = sum((Counter(record["entries_by_class"]) for record in records), Counter())
+    classes = sorted(by_class, key=_by_number_or_name)
     manifest = Manifest(
         vae_sha256=encoder.vae_sha256,
         vae_config={key: value for key, value in encoder.vae.config.items() if not key.startswith("_")},
@@ -177,8 +216,13 @@ def _write_manifest(
         held_out=data.held_out,
         buckets=_in_order_of_settings(full, encoder),
         train_entries=train,
-        held_out_entries=sum(record["entries"] for record in records) - train,
-        classes=sorted({name for record in records for name in record["classes"]}, key=_by_number_or_name),
+        held_out_entries=entries - train,
+        captioned_entries=captioned,
+        captioned_share=round(captioned / entries, 4),
+        captioned_train_entries=captioned_train,
+        captions=captions,
+        classes=classes,
+        entries_by_class={name: by_class[name] for name in classes},
         latents_mean=latents_mean,
         latents_std=latents_std,
         failed={key: reason for record in records for key, reason in record["failed"].items()},

@@ -12,11 +12,13 @@ from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, l
 from ldm.networks.attention import check_backend
 from ldm.networks.factory import Network, make_network
 from ldm.networks.provenance import PROVENANCE, ema_folder, provenance
+from ldm.networks.settings import ConditioningSettings
 from ldm.networks.text_encoder import knows_words
 from ldm.training.batches import LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import show_videos, validate
+from odvae.running.account import UNREADABLE, Account
 from odvae.running.benchmarking import matmul_rate
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder, write_json
@@ -49,6 +51,9 @@ def train_ldm(
     with Stage(folder, {"seed": seed, "ldm": settings, "latents": latents_identity(manifest)}) as stage:
         if stage.finished:
             return
+        account = account_of(manifest, settings.conditioning)
+        if state.is_main_process and account.without_caption:
+            print(f"{account.without_caption} of {account.used} clips have no caption", flush=True)
         data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
         averages = fit(network, vae, settings, data, stage, seed, tracker)
         if state.is_main_process:
@@ -58,6 +63,8 @@ def train_ldm(
                 with install_folder(folder / place) as aside:
                     trained.save_pretrained(aside)
                     write_json(aside / PROVENANCE, provenance(manifest, latents_folder, folder))
+            account.save(folder)
+            print(account.table(), flush=True)
 
 
 def check_can_be_learned(settings: LDMSettings, manifest: Manifest, latents_folder: Path) -> None:
@@ -66,16 +73,28 @@ def check_can_be_learned(settings: LDMSettings, manifest: Manifest, latents_fold
         raise InputError(
             f"{latents_folder}: no held-out clip was encoded, so no loss could be measured (data.held_out)"
         )
-    learned = latents_folder / TEXT_ENCODER_FOLDER
-    if (
-        settings.conditioning.kind == "text"
-        and manifest.text_encoder == TEXT_ENCODER_FOLDER
-        and not knows_words(learned)
-    ):
+    learned_of_nothing = manifest.text_encoder == TEXT_ENCODER_FOLDER and not knows_words(
+        latents_folder / TEXT_ENCODER_FOLDER
+    )
+    if settings.conditioning.kind == "text" and (learned_of_nothing or not manifest.captioned_train_entries):
         raise InputError(
-            f"{latents_folder}: no training video has a caption, so nothing can be learned from text; "
-            "set ldm.conditioning.kind to class or none"
+            f"{latents_folder}: no training video has a caption, so nothing can be learned from text; pack and encode "
+            "the videos with their captions, or set ldm.conditioning.kind to class or none"
         )
+
+
+def account_of(manifest: Manifest, conditioning: ConditioningSettings) -> Account:
+    """The encoded clips: how many there are, what is without the condition that is learned, what failed."""
+    account = Account("encoded clips", used=manifest.train_entries + manifest.held_out_entries)
+    for video, reason in manifest.failed.items():
+        account.leave_out(video, UNREADABLE, reason)
+    if conditioning.kind == "text":
+        account.without_caption = account.used - manifest.captioned_entries
+    if conditioning.kind == "class":
+        account.classes = dict(manifest.entries_by_class)
+        if without := account.used - sum(account.classes.values()):
+            account.notes.append(f"{without} clips have no class: they are learned as examples of none")
+    return account
 
 
 def latents_identity(manifest: Manifest) -> dict[str, str | int]:

@@ -16,7 +16,14 @@ def main() -> None:
 
     folders, videos = experiment.folders, open_videos(experiment)
     encode_latents(
-        experiment.encode, experiment.text, experiment.data, videos, folders.vae, folders.latents, experiment.seed
+        experiment.encode,
+        experiment.text,
+        experiment.data,
+        videos,
+        folders.vae,
+        folders.latents,
+        experiment.seed,
+        needs_text=experiment.ldm.conditioning.kind == "text",
     )
     announce(folders.latents, "train_ldm", options)
 

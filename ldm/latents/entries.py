@@ -1,7 +1,9 @@
 """Latent shards: `KEY.safetensors` (mean, std, text, text_mask) and `KEY.json` in WebDataset tars.
 
-KEY.json holds caption, source (the video's key), start, label (class name or null), flip and frames. A folder of them
-has a manifest (`ldm.latents.manifest`); its entries are grouped in buckets, one for each size of clip.
+KEY.json holds caption, source (the video's key), start, label (class name or null), flip and frames. Where a video has
+several captions, `captions` lists them, and `KEY.text1.safetensors`, `KEY.text2.safetensors`, ... (text, text_mask) are
+of the further ones, so that a reader reads only the one it wants. A folder of entries has a manifest
+(`ldm.latents.manifest`); its entries are grouped in buckets, one for each size of clip.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from odvae.clips.sampling import BatchPlan, BucketSampler, SampleIndex
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
-from odvae.running.seeds import shuffled_index
+from odvae.running.seeds import derive_seed, shuffled_index
 from odvae.running.stop_signals import leave_stop_signals_to_parent
 from odvae.shards.tars import Sample, index_shard
 
@@ -41,6 +43,22 @@ def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor
     return save_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
+def pack_text(text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
+    """A further caption's embedding (m, d) and mask (m,), as safetensors bytes."""
+    tensors = {"text": text.to(dtype), "text_mask": text_mask}
+    return save_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def text_member(caption: int) -> str:
+    """The member that holds caption number `caption` of an entry, counted from 1; number 0 is in the entry itself."""
+    return f"text{caption}.safetensors"
+
+
+def caption_count(entry: Sample) -> int:
+    """How many captions an entry has an embedding of; one where its video has none: that of the empty text."""
+    return 1 + sum(name.startswith("text") for name in entry.members)
+
+
 def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
     try:
         return load_safetensors(data)
@@ -48,14 +66,21 @@ def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
         raise InputError(f"{name}.safetensors cannot be read: {error}") from None
 
 
-def load_entries(entries: Sequence[Sample], numbers: Sequence[int], classes: Sequence[str]) -> dict[str, Tensor]:
+def load_entries(
+    entries: Sequence[Sample], numbers: Sequence[int], classes: Sequence[str], seed: int | None = None
+) -> dict[str, Tensor]:
     """Encoded clips of one size, in float32: mean, std (b, c, k, h, w), text (b, m, d), text_mask (b, m) bool.
 
-    std is 0 where only means were stored. label (b,) is the place in `classes` of a clip's class, -1 where it has
-    none; number (b,) repeats `numbers`.
+    Of a clip with several captions the text is one of them, which follows from (seed, number); without a seed, the
+    first. std is 0 where only means were stored. label (b,) is the place in `classes` of a clip's class, -1 where it
+    has none; number (b,) repeats `numbers`.
     """
-    members = [entry.read_all() for entry in entries]
-    loaded = [unpack_entry(member["safetensors"], entry.name) for member, entry in zip(members, entries, strict=True)]
+    captions = [
+        0 if seed is None else derive_seed(seed, "caption", number) % caption_count(entry)
+        for entry, number in zip(entries, numbers, strict=True)
+    ]
+    members = [_read_members(entry, caption) for entry, caption in zip(entries, captions, strict=True)]
+    loaded = [_unpack_members(member, entry.name) for member, entry in zip(members, entries, strict=True)]
     batch = {name: torch.stack([tensors[name] for tensors in loaded]) for name in loaded[0]}
     batch = {name: tensor if tensor.dtype == torch.bool else tensor.float() for name, tensor in batch.items()}
     batch.setdefault("std", torch.zeros_like(batch["mean"]))
@@ -63,6 +88,21 @@ def load_entries(entries: Sequence[Sample], numbers: Sequence[int], classes: Seq
     batch["label"] = torch.tensor([-1 if label is None else classes.index(label) for label in labels])
     batch["number"] = torch.tensor(list(numbers))
     return batch
+
+
+def _read_members(entry: Sample, caption: int) -> dict[str, bytes]:
+    """An entry's members, of the further captions' only the one that is wanted."""
+    if caption_count(entry) == 1:
+        return entry.read_all()
+    wanted = ("safetensors", "json", *([text_member(caption)] if caption else []))
+    return {name: entry.read(name) for name in wanted}
+
+
+def _unpack_members(members: dict[str, bytes], name: str) -> Mapping[str, Tensor]:
+    tensors = dict(unpack_entry(members["safetensors"], name))
+    for member in members.keys() - {"safetensors", "json"}:
+        tensors |= unpack_entry(members[member], f"{name}.{member.partition('.')[0]}")
+    return tensors
 
 
 def load_entry(entry: Sample, number: int, classes: Sequence[str]) -> dict[str, Any]:
@@ -144,7 +184,7 @@ class _DrawnBatches(Dataset):
         self.buckets, self.classes, self.seed = buckets, classes, seed
 
     def __getitem__(self, draws: list[SampleIndex]) -> dict[str, Tensor]:
-        return load_entries(self.chosen(draws), [draw.number for draw in draws], self.classes)
+        return load_entries(self.chosen(draws), [draw.number for draw in draws], self.classes, self.seed)
 
     def chosen(self, draws: list[SampleIndex]) -> list[Sample]:
         entries = self.buckets[draws[0].bucket]

@@ -66,8 +66,16 @@ class Manifest:
     """Bucket name -> shape (c, k, h, w) of its latents."""
     train_entries: int
     held_out_entries: int
+    captioned_entries: int
+    """Entries whose video has a caption."""
+    captioned_share: float
+    """Share of all entries."""
+    captioned_train_entries: int
+    captions: int
+    """Captions that have an embedding: more than captioned entries where videos have several."""
     classes: list[str]
     """Names of all classes, sorted, numbers by their value; empty where no video had one."""
+    entries_by_class: dict[str, int]
     latents_mean: list[float]
     latents_std: list[float]
     failed: dict[str, str]

@@ -52,6 +52,17 @@ class Account:
         exactly = exactly.removeprefix(name).removeprefix(":").strip() or reason
         self.left_out.setdefault(reason, {})[valid_unicode(name)] = valid_unicode(exactly)
 
+    def add(self, other: Account) -> None:
+        """Count all of another account too."""
+        self.used += other.used
+        if other.without_caption is not None:
+            self.without_caption = (self.without_caption or 0) + other.without_caption
+        for label, count in other.classes.items():
+            self.classes[label] = self.classes.get(label, 0) + count
+        for reason, names in other.left_out.items():
+            self.left_out.setdefault(reason, {}).update(names)
+        self.notes += other.notes
+
     @property
     def count_left_out(self) -> int:
         return sum(map(len, self.left_out.values()))

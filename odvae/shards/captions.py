@@ -219,17 +219,19 @@ def read_text_beside(path: Path, columns: Columns | None = None) -> Description:
 
 
 def captions_in(sample: Sample) -> tuple[str, ...]:
-    """All captions of a shard's sample: of its text, and of the list `captions` in its .json.
+    """All captions of a shard's sample: its text, then those in the list `captions` of its .json.
 
-    Without a text the .json's `caption` counts. Raises InputError where the text is not UTF-8.
+    A text that is empty says that there is none; where there is no text at all, the .json's `caption` counts. Raises
+    InputError where the text is not UTF-8.
     """
-    captions = [sample.read_text()] if "txt" in sample.members else []
+    text = sample.read_text() if "txt" in sample.members else None
+    if text == "":
+        return ()
     about = sample.read_json()
-    more = about.get("captions") if isinstance(about, dict) else None
-    if not any(captions) and isinstance(about, dict):
-        captions.append(about.get("caption"))
-    captions += more if isinstance(more, list) else []
-    return _each_once(one for one in captions if isinstance(one, str) and is_valid_text(one))
+    about = about if isinstance(about, dict) else {}
+    more = about.get("captions")
+    found = [about.get("caption") if text is None else text, *(more if isinstance(more, list) else [])]
+    return _each_once(one for one in found if isinstance(one, str) and is_valid_text(one))
 
 
 def _each_once(captions: Iterable[str]) -> tuple[str, ...]:

@@ -252,6 +252,9 @@ def test_what_the_latents_cannot_teach_is_refused_before_training(ldm_run, tmp_p
     (tmp_path / "latents/manifest.json").write_text(json.dumps(manifest | {"held_out_entries": 0}))
     with pytest.raises(InputError, match="no held-out clip was encoded"):
         train_ldm(settings(), ldm_run / "vae", tmp_path / "latents", tmp_path / "c", 0)
+    (tmp_path / "latents/manifest.json").write_text(json.dumps(manifest | {"captioned_train_entries": 0}))
+    with pytest.raises(InputError, match="no training video has a caption"):
+        train_ldm(settings(), ldm_run / "vae", tmp_path / "latents", tmp_path / "c", 0)
     (tmp_path / "latents/manifest.json").write_text(json.dumps(manifest))
     encoder = tmp_path / "latents/text_encoder/config.json"
     encoder.write_text(json.dumps(json.loads(encoder.read_text()) | {"vocab_size": 5}))

@@ -11,8 +11,8 @@ TEXT = TextSettings(max_tokens=8, width=16, steps=3)
 ENCODE = EncodeSettings(batch_size=3, clips_per_video=2)
 
 
-def encode(folder, out, **changes):
+def encode(folder, out, needs_text=False, **changes):
     settings = {"encode": ENCODE, "text": TEXT, "data": DATA, **changes}
     videos = VideoSet(folder / "shards", settings["data"], "?")
     arguments = (settings["encode"], settings["text"], settings["data"], videos)
-    encode_latents(*arguments, folder / "vae", out, seed=0)
+    encode_latents(*arguments, folder / "vae", out, seed=0, needs_text=needs_text)

@@ -1,0 +1,189 @@
+"""One latent shard: its entries, and the record that says it is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from webdataset import TarWriter
+
+from ldm.encoding.plan import DeclaredClip, ShardJob
+from ldm.encoding.settings import EncodeSettings
+from ldm.latents.entries import entry_key, pack_entry, pack_text, text_member
+from ldm.networks.text_encoder import TextEncoder
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import is_held_out
+from odvae.latent_statistics import ChannelSums
+from odvae.running.account import Account
+from odvae.running.files import write_json
+from odvae.running.hashing import file_fingerprint
+from odvae.running.worker_pool import Failures
+from odvae.shards.tars import Sample, shard_writer
+from odvae.video_vae import VideoVAE
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EncodingJob:
+    """Everything that encodes: the VAE, the text encoder and how their outputs are kept."""
+
+    vae: VideoVAE
+    vae_sha256: str
+    text: TextEncoder
+    max_tokens: int
+    settings: EncodeSettings
+    data: DataSettings
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Clips and what becomes of them; where `reasons` has one, the clip could not be read and its rows mean nothing."""
+
+    clips: list[DeclaredClip]
+    captions: list[tuple[str, ...]]
+    reasons: list[tuple[str, str] | None]
+    """(kind, what exactly)"""
+    tensors: Future[EncodedTensors]
+
+
+@dataclass(frozen=True)
+class EncodedTensors:
+    """What a batch of clips is encoded to, on the CPU."""
+
+    mean: Tensor  # (b, c, k, h, w)
+    std: Tensor
+    text: Tensor  # (b, m, d), of the first captions
+    text_mask: Tensor  # (b, m)
+    more_text: Tensor  # (n, m, d), of all further captions, clip after clip
+    more_mask: Tensor  # (n, m)
+
+
+@dataclass
+class ShardResult:
+    """What the clips of one job came to."""
+
+    entries: int = 0
+    train_entries: int = 0
+    captioned_entries: int = 0
+    captioned_train_entries: int = 0
+    captions: int = 0
+    shape: tuple[int, ...] = ()
+    entries_by_class: dict[str, int] = field(default_factory=dict)
+    videos: dict[str, tuple[bool, str | None]] = field(default_factory=dict)
+    """Video with an entry -> whether it has a caption, and its class."""
+    failed: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Video of which a clip could not be encoded -> kind of the reason, and what exactly."""
+    sums: ChannelSums = field(default_factory=ChannelSums)
+
+    def count(self, video: str, captions: tuple[str, ...], label: str | None, is_train: bool) -> None:
+        """Count an entry."""
+        self.entries += 1
+        self.train_entries += is_train
+        self.captioned_entries += bool(captions)
+        self.captioned_train_entries += bool(captions) and is_train
+        self.captions += len(captions)
+        if label is not None:
+            self.entries_by_class[label] = self.entries_by_class.get(label, 0) + 1
+        self.videos[video] = bool(captions), label
+
+    def account(self) -> Account:
+        """The job's videos: used where one clip is encoded at least."""
+        account = Account()
+        for captioned, label in self.videos.values():
+            account.use(captioned, label)
+        for video, (kind, exactly) in self.failed.items():
+            if video not in self.videos:
+                account.leave_out(video, kind, exactly)
+        return account
+
+
+def write_shard(
+    encoder: EncodingJob, job: ShardJob, batches: Iterator[EncodedBatch], failures: Failures, folder: Path, bar: tqdm
+) -> ShardResult:
+    """Write one latent shard; none where no clip could be read."""
+    result = ShardResult()
+    with shard_writer(folder / job.name) as shard:
+        for batch in batches:
+            _write_batch(encoder, job, batch, shard, failures, result)
+            bar.update(len(batch.clips))
+    if not result.entries:
+        (folder / job.name).unlink()
+    return result
+
+
+def _write_batch(
+    encoder: EncodingJob, job: ShardJob, batch: EncodedBatch, shard: TarWriter, failures: Failures, result: ShardResult
+) -> None:
+    settings, data, tensors = encoder.settings, encoder.data, batch.tensors.result()
+    dtype, further = DTYPES[settings.dtype], iter(zip(tensors.more_text, tensors.more_mask, strict=True))
+    for place, (clip, reason, captions) in enumerate(zip(batch.clips, batch.reasons, batch.captions, strict=True)):
+        source, more = clip.sample, [next(further) for _ in captions[1:]]
+        if reason is not None:
+            result.failed[source.key] = reason
+            failures.add(source.name, reason[1])
+            continue
+        about = {
+            "caption": captions[0] if captions else "",
+            **({"captions": captions} if more else {}),
+            "source": source.key,
+            "start": clip.start,
+            "label": class_name(source),
+            "flip": clip.flip,
+            "frames": job.bucket.frames,
+        }
+        mean, std = tensors.mean[place], tensors.std[place]
+        kept_std = std if settings.posterior == "moments" else None
+        entry = pack_entry(mean, kept_std, tensors.text[place], tensors.text_mask[place], dtype)
+        shard.write(
+            {
+                "__key__": entry_key(source.key, clip.index, clip.flip),
+                "safetensors": entry,
+                "json": json.dumps(about).encode(),
+                **{text_member(i): pack_text(*one, dtype) for i, one in enumerate(more, start=1)},
+            }
+        )
+        is_train = not is_held_out(source.key, data.held_out)
+        result.count(source.key, captions, about["label"], is_train)
+        result.shape = tuple(mean.shape)
+        if is_train:
+            result.sums.add(mean, std)
+
+
+def write_record(encoder: EncodingJob, job: ShardJob, result: ShardResult, source_sha256: str, folder: Path) -> None:
+    """The job is done: what the manifest is made of."""
+    path = folder / job.name
+    record = {
+        "name": job.name,
+        "sha256": file_fingerprint(path) if result.entries else "",
+        "bytes": path.stat().st_size if result.entries else 0,
+        "entries": result.entries,
+        "train_entries": result.train_entries,
+        "bucket": job.bucket.name,
+        "source": str(job.source),
+        "source_sha256": source_sha256,
+        "source_entries": job.samples,
+        "captioned_entries": result.captioned_entries,
+        "captioned_train_entries": result.captioned_train_entries,
+        "captions": result.captions,
+        "entries_by_class": result.entries_by_class,
+        "failed": {key: exactly for key, (_, exactly) in result.failed.items()},
+        "account": result.account().to_json(),
+        "shape": list(result.shape),
+        "vae_sha256": encoder.vae_sha256,
+        "sums": result.sums.to_json() if result.train_entries else None,
+    }
+    job.record(folder).parent.mkdir(exist_ok=True)
+    write_json(job.record(folder), record)
+
+
+def class_name(sample: Sample) -> str | None:
+    """The class a video shows, from its .json (`label`, a name or a number); None where it has none."""
+    label = sample.read_json().get("label")
+    return None if label is None else str(label)

@@ -25,7 +25,7 @@ from odvae.clips.settings import DataSettings
 from odvae.flicker import added_flicker, steadiness
 from odvae.running.errors import InputError
 from odvae.running.progress import progress_bar
-from odvae.running.stop_signals import leave_stop_signals_to_parent
+from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
 from odvae.shards.tars import Sample
 from odvae.video.files import decode
 from odvae.video.pixels import to_float, to_uint8
@@ -155,8 +155,10 @@ def my_batches(clips: Dataset, tools: Scorers, description: str) -> Iterator[tup
         collate_fn=np.stack,
         worker_init_fn=leave_stop_signals_to_parent,
     )
+    with workers_begin_shielded():
+        loaded = iter(loader)
     with progress_bar(description, 0, len(mine), unit="clip") as bar:
-        for numbers, batch in zip(batches, loader, strict=True):
+        for numbers, batch in zip(batches, loaded, strict=True):
             yield numbers, batch
             bar.update(len(numbers))
 

@@ -28,7 +28,7 @@ from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, shuffled_index
-from odvae.running.stop_signals import leave_stop_signals_to_parent
+from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
 from odvae.shards.tars import Sample, index_shard
 
 # Batches of entries that are fetched from disk ahead of their use.
@@ -161,7 +161,8 @@ def latent_batches(
         pin_memory=uses_cuda(),
         worker_init_fn=_start_worker,
     )
-    return iter(loader)
+    with workers_begin_shielded():
+        return iter(loader)
 
 
 def held_out_batches(latents: LatentSet, batch_size: int, rank: int, ranks: int) -> Iterator[dict[str, Tensor]]:

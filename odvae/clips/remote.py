@@ -28,7 +28,7 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.seeds import derive_seed
-from odvae.running.stop_signals import leave_stop_signals_to_parent
+from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
 from odvae.running.worker_pool import Failure, Failures
 from odvae.shards.tars import Sample, check_member_name
 from odvae.video.images import IMAGE_EXTENSIONS
@@ -89,7 +89,8 @@ def _stream(urls: str, seed: int) -> Iterator[dict]:
         wds.shuffle(_SHUFFLED, initial=min(_SHUFFLED, 10), seed=seed),
     )
     how = {"num_workers": 1, "prefetch_factor": 4, "worker_init_fn": leave_stop_signals_to_parent}
-    return iter(DataLoader(pipeline, batch_size=None, **how))
+    with workers_begin_shielded():
+        return iter(DataLoader(pipeline, batch_size=None, **how))
 
 
 def _name_and_go_on(error: Exception) -> bool:

@@ -109,7 +109,7 @@ def _warn_once(path: Path, error: OSError) -> None:
 def _close_in_child() -> None:
     """A worker process has a copy of the open file, and would hold the lock when its parent was killed."""
     for file in _held_files:
-        os.close(file.fileno())
+        file.close()
     _held_files.clear()
 
 

@@ -123,7 +123,7 @@ class Stage:
 
     def steps(self, first: int, last: int) -> Iterator[int]:
         """The numbers of a training's steps, `last` included; meanwhile stop signals wait for `stop_requested`."""
-        with self.signals.deferred():
+        with self.signals.deferred(first):
             yield from range(first, last + 1)
 
     def stop_requested(self, step: int) -> bool:

@@ -43,9 +43,13 @@ class StopSignals:
         self.before = {}
 
     @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within it a signal is only noted, for `agreed` to tell. A second Ctrl-C interrupts at once."""
+    def deferred(self, first: int) -> Iterator[None]:
+        """Within it a signal is only noted, for `agreed` to tell, of which step `first` is the first to ask.
+
+        A second Ctrl-C interrupts at once.
+        """
         self.waiting = True
+        self.asked_step, self.asked_time, self.ask_at = first - 1, time.monotonic(), first
         try:
             yield
         finally:
@@ -86,6 +90,17 @@ class StopSignals:
         return bool(heard)
 
 
+@contextlib.contextmanager
+def workers_begin_shielded() -> Iterator[None]:
+    """Start worker processes within it: all their threads, also those that libraries start at a fork, block the stop
+    signals from the beginning. Their first act is `leave_stop_signals_to_parent`."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def leave_stop_signals_to_parent(_worker: int = 0) -> None:
     """In a worker process: outlive stop signals that its whole process group gets, and end when the parent says so.
 
@@ -93,12 +108,12 @@ def leave_stop_signals_to_parent(_worker: int = 0) -> None:
     parent itself sends ends the worker.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent, stopping = os.getppid(), {signal.SIGTERM, signal.SIGUSR1}
-    signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
 
     def answer() -> None:
         while True:
-            received = signal.sigwaitinfo(stopping)
+            received = signal.sigwaitinfo({signal.SIGTERM, signal.SIGUSR1})
             if received.si_signo == signal.SIGTERM and received.si_pid == parent:
                 os._exit(0)
 

@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 import torch
 
 from odvae.running.errors import InputError
-from odvae.running.stop_signals import leave_stop_signals_to_parent
+from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -186,7 +186,8 @@ class _Worker(Generic[Task, Result]):
         self.connection, other_end = fork.Pipe()
         arguments = (pool.function, other_end, self.connection, pool.seconds, pool.memory_gib)
         self.process = fork.Process(target=_work, args=arguments, daemon=True)
-        self.process.start()
+        with workers_begin_shielded():
+            self.process.start()
         other_end.close()  # or its end could not be seen here
 
     def end(self) -> None:

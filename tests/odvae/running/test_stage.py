@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
+from ranks import on_ranks
 
-from odvae.running.errors import InputError
+from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import name_aside
 from odvae.running.settings import MayChange, Settings, settings_help
 from odvae.running.stage import Stage
@@ -256,3 +257,61 @@ def test_signals_do_afterwards_what_they_did_before(tmp_path):
     with pytest.raises(InputError), Stage(tmp_path, {"seed": 1}):
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)] == before
+
+
+def test_ranks_stop_after_the_same_step_whichever_of_them_got_the_signal(tmp_path):
+    def train(rank):
+        with Stage(tmp_path / "stage", {"seed": 0}) as stage:
+            for last in (30, 1000):  # the second loop begins at step 1 again
+                for step in stage.steps(1, last):
+                    if rank == 1 and last == 1000 and step == 7:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                    time.sleep(0.002)
+                    if stage.stop_requested(step):
+                        print(f"saves at step {step} of {last}")
+                        stage.stop(step)
+
+    (first, said), (second, other) = on_ranks(2, tmp_path, train)
+    assert first == second == 128 + signal.SIGTERM
+    (step,) = {line for line in (said + other).splitlines() if line.startswith("saves")}
+    assert 7 <= int(step.split()[3]) <= 20, "within ten steps, also where the loop before was longer"
+    assert said.count("stopped after step") == 1
+    assert "stopped" not in other
+    assert not record(tmp_path / "stage")["finished"]
+
+
+def test_ranks_of_slow_steps_ask_each_other_after_every_one(tmp_path, monkeypatch):
+    """Not every tenth: a launcher may kill half a minute after the signal."""
+
+    def train(rank):
+        clock = [0.0]
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+        with Stage(tmp_path / "stage", {"seed": 0}) as stage:
+            for step in stage.steps(1, 100):
+                if rank == 1 and step == 5:
+                    os.kill(os.getpid(), signal.SIGUSR1)
+                clock[0] += 3
+                if stage.stop_requested(step):
+                    stage.stop(step)
+
+    results = on_ranks(2, tmp_path, train)
+    assert [status for status, _ in results] == [128 + signal.SIGUSR1] * 2
+    assert "stopped after step 5," in results[0][1]
+
+
+def test_what_the_main_process_finds_decides_for_every_rank_and_it_alone_says_what_is_wrong(tmp_path):
+    run(tmp_path / "finished")
+
+    def begin(rank):
+        with readable_errors():
+            if rank == 1:  # as if another machine did not see the record yet
+                Stage._begin = None
+            with Stage(tmp_path / "finished", {"seed": 0, "chosen": Chosen()}) as stage:
+                assert stage.finished
+            with Stage(tmp_path / "finished", {"seed": 1, "chosen": Chosen()}):
+                raise AssertionError("not reached")
+
+    results = on_ranks(2, tmp_path, begin)
+    assert [status for status, _ in results] == [1, 1]
+    assert "seed: was 0, now 1" in results[0][1]
+    assert results[1][1] == ""

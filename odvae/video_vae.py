@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -80,10 +81,19 @@ def compression_of(vae: VideoVAE) -> tuple[int, int]:
 
 def vae_classes() -> dict[str, type]:
     """Every class that a VAE's folder may name in its config.json, by that name. Imported only when one is loaded."""
+    from odvae import adapters
     from odvae.model import ODVAE
     from odvae.per_frame import PerFrameVAE
 
-    return {"ODVAE": ODVAE, "PerFrameVAE": PerFrameVAE, "AutoencoderKL": PerFrameVAE}
+    return {
+        "ODVAE": ODVAE,
+        "PerFrameVAE": PerFrameVAE,
+        "AutoencoderKL": PerFrameVAE,
+        "AutoencoderKLWan": adapters.AutoencoderKLWan,
+        "AutoencoderKLCogVideoX": adapters.AutoencoderKLCogVideoX,
+        "AutoencoderKLHunyuanVideo": adapters.AutoencoderKLHunyuanVideo,
+        "AutoencoderKLLTXVideo": adapters.AutoencoderKLLTXVideo,
+    }
 
 
 def load_vae(folder: Path) -> VideoVAE:
@@ -93,12 +103,37 @@ def load_vae(folder: Path) -> VideoVAE:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no trained VAE; make it with: {command_line('train_vae')}")
-    name, classes = read_json(folder / "config.json").get("_class_name"), vae_classes()
+    kind = _class_named(read_json(folder / "config.json").get("_class_name"), folder / "config.json")
+    return kind.from_pretrained(folder).eval().requires_grad_(False)
+
+
+def load_pretrained_vae(name: str) -> VideoVAE:
+    """As `load_vae`, from a folder or hub name, a VAE's own or a whole pipeline's, or a file of Open-Sora-Plan's."""
+    from odvae.model import ODVAE
+
+    if Path(name).is_file():
+        return ODVAE.from_opensora_plan(name).requires_grad_(False)
+    setting = f"vae.pretrained={name!r}"
+    for where in ({}, {"subfolder": "vae"}):  # the second: as a pipeline's part
+        with contextlib.suppress(OSError):
+            config = ODVAE.load_config(name, **where)
+            break
+    else:
+        raise InputError(f"{setting}: no config.json of a VAE can be read there, nor of a pipeline's part `vae`")
+    try:
+        vae = _class_named(config.get("_class_name"), setting).from_pretrained(name, **where)
+    except OSError as error:
+        raise InputError(f"{setting} cannot be loaded: {error}") from None
+    return vae.eval().requires_grad_(False)
+
+
+def _class_named(name: object, source: object) -> type:
     if name == "FrameVAE":
         raise InputError(
-            f"{folder / 'config.json'}: _class_name is 'FrameVAE', the name of version 0.1 for PerFrameVAE: write "
-            '"PerFrameVAE" there, the weights are the same'
+            f"{source}: _class_name is 'FrameVAE', the name of version 0.1 for PerFrameVAE: write \"PerFrameVAE\" there, "
+            "the weights are the same"
         )
+    classes = vae_classes()
     if name not in classes:
-        raise InputError(f"{folder / 'config.json'}: _class_name is {name!r}; allowed are {', '.join(classes)}")
-    return classes[name].from_pretrained(folder).eval().requires_grad_(False)
+        raise InputError(f"{source}: _class_name is {name!r}; allowed are {', '.join(classes)}")
+    return classes[name]

@@ -33,7 +33,7 @@ from odvae.running.hashing import HashCache, file_fingerprint, weights_fingerpri
 from odvae.running.run_folder import code_version
 from odvae.running.stage import Stage
 from odvae.running.worker_pool import Failure
-from odvae.video_vae import compression_of, load_vae
+from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
 
 
 def encode_latents(
@@ -45,19 +45,22 @@ def encode_latents(
     folder: Path,
     seed: int,
     needs_text: bool = False,
+    *,
+    load_vae: VAELoader = load_vae,
 ) -> None:
     """Encode every video (both splits) into `folder`, or go on where an earlier run stopped; ranks share the shards.
 
     Ends with an account of the videos, in `account.json` too. `needs_text` says that a network will learn from their
-    captions. Raises InputError when there is none then, when the VAE is missing, when the folder holds latents of
-    another VAE, other settings or other videos, when another command is writing it, and past `data.failures_allowed`
-    videos that cannot be decoded.
+    captions. Raises InputError when there is none then, when the VAE is missing or does not take clips of the settings'
+    sizes, when the folder holds latents of another VAE, other settings or other videos, when another command is writing
+    it, and past `data.failures_allowed` videos that cannot be decoded.
     """
     state = PartialState()
     if needs_text:
         check_captions(videos)
     vae = load_vae(vae_folder).to(state.device)
     settings.check_sizes(data, compression_of(vae))
+    check_long_clips(settings, data, vae)
     with Stage(folder, {"encode": settings, "text": text, "data": data}):  # a finished one is checked again too
         vae_sha256 = weights_fingerprint(vae)
         jobs = plan_shard_jobs(videos.samples, settings, data)
@@ -99,6 +102,17 @@ def account_of(videos: VideoSet, jobs: Sequence[ShardJob], folder: Path) -> Acco
     if account.used and not account.captioned:
         account.notes.append("no video has a caption: these latents cannot teach to make videos of a text")
     return account
+
+
+def check_long_clips(settings: EncodeSettings, data: DataSettings, vae: VideoVAE) -> None:
+    """Raise InputError for clips that would be encoded in pieces, by a VAE that needs them whole."""
+    longest = max(bucket.frames for bucket in settings.buckets_for(data))
+    if longest > settings.stream_frames and not vae.streamable:
+        raise InputError(
+            f"clips of {longest} frames are encoded in pieces of encode.stream_frames={settings.stream_frames}, but "
+            f"{type(vae).__name__} as it is configured needs the whole clip: set encode.stream_frames={longest}, which "
+            "takes more memory, or encode shorter clips"
+        )
 
 
 def _waiting_jobs(folder: Path, jobs: Sequence[ShardJob], vae_sha256: str, vae_folder: Path) -> list[str]:

@@ -38,7 +38,7 @@ from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
 from odvae.running.stage import Stage
 from odvae.shards.tars import Sample
-from odvae.video_vae import compression_of, load_vae
+from odvae.video_vae import VAELoader, compression_of, load_vae
 
 ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
 JUDGE_PROTOCOL = "exact judge on {what} (color by hue, shape by overlap, motion by displacement); unclear is wrong"
@@ -54,7 +54,14 @@ class VideoSets:
 
 
 def evaluate_ldm(
-    settings: EvalLDMSettings, data: DataSettings, videos: VideoSet, folders: RunFolder, seed: int, demo: bool
+    settings: EvalLDMSettings,
+    data: DataSettings,
+    videos: VideoSet,
+    folders: RunFolder,
+    seed: int,
+    demo: bool,
+    *,
+    load_vae: VAELoader = load_vae,
 ) -> dict:
     """Score the samples, write the scores into report.json, and make the page. Ranks share the videos.
 

@@ -68,6 +68,8 @@ class Experiment(Settings):
     @model_validator(mode="after")
     def _the_vae_takes_clips_of_these_sizes(self) -> Experiment:
         ratios, phase = self.vae.compression, self.vae.video_phase
+        if ratios is None:
+            return self  # the stages check it when they have loaded the VAE
         self.encode.check_sizes(self.data, ratios)
         self.eval_vae.check_sizes(self.data, ratios, tiled=phase is not None)
         if phase is not None and phase.frames is not None:

@@ -7,13 +7,13 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER
-from ldm.networks.provenance import PROVENANCE, ema_folder
+from ldm.networks.provenance import Provenance, weights_folder
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sample import load_pipeline
 from ldm.sampling.settings import SampleSettings
 from odvae.frame_counts import video_frames
 from odvae.running.errors import InputError, write_errors_named
-from odvae.running.files import folder_aside, read_json, read_json_lines
+from odvae.running.files import folder_aside, read_json_lines
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report
 from odvae.running.run_folder import RunFolder, code_version
@@ -70,10 +70,10 @@ def write_card(
     pipeline: TextToVideoPipeline, folders: RunFolder, samples: SampleSettings, name: str, copied: bool
 ) -> str:
     """The model card: what it is, how to use it, what it was trained on, and its numbers."""
-    place = folders.ldm if samples.ema_decay is None else folders.ldm / ema_folder(samples.ema_decay)
     settings_text = (folders.ldm / "experiment.yaml").read_text()
     optimization = read_yaml(settings_text, str(folders.ldm / "experiment.yaml"))["ldm"]["optimization"]
-    provenance, config, vae = read_json(place / PROVENANCE), pipeline.transformer.config, pipeline.vae
+    provenance = Provenance.load(weights_folder(folders.ldm, samples.ema_decay))
+    config, vae = pipeline.transformer.config, pipeline.vae
     t, h, w = config.sample_size
     conditioning, call, task = _conditioning(pipeline)
     checkpoints = checkpoints_of(folders.ldm)
@@ -92,12 +92,12 @@ def write_card(
         frames=video_frames(t, vae.temporal_compression_ratio),
         height=h * vae.spatial_compression_ratio,
         width=w * vae.spatial_compression_ratio,
-        data=provenance["data"],
+        data=provenance.data,
         steps=optimization["steps"],
         global_batch=checkpoint_facts(checkpoints[-1])["global_batch"] if checkpoints else "unknown",
         scheduler=type(pipeline.scheduler).__name__,
         text_encoder=_text_encoder(pipeline, folders, copied),
-        vae_sha256=provenance["vae_sha256"],
+        vae_sha256=provenance.vae_sha256,
         ldm_sha256=weights_fingerprint(pipeline.transformer),
         code=code_version(),
         numbers=_numbers(folders),

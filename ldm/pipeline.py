@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ldm.diffusion.objective import objective_of
 from ldm.diffusion.settings import ObjectiveSettings
 from ldm.networks.conditioning import NO_LABEL, Condition
-from ldm.networks.factory import Network
+from ldm.networks.network import Network
 from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_encoder
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.pipeline_folder import PipelineFolderMixin

@@ -13,7 +13,8 @@ from PIL import Image
 
 from ldm.diffusion.objective import objective_of
 from ldm.networks.factory import load_network
-from ldm.networks.provenance import PROVENANCE, ema_folder
+from ldm.networks.network import NetworkLoader
+from ldm.networks.provenance import Provenance, weights_folder
 from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sampling.requests import Request
@@ -23,7 +24,7 @@ from ldm.sampling.settings import SamplerName, SampleSettings
 from odvae.clips.clip import fit_frames
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
-from odvae.running.files import read_json, written_aside
+from odvae.running.files import written_aside
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.run_folder import code_version
@@ -31,34 +32,36 @@ from odvae.running.stage import Stage
 from odvae.video.files import decode, encode_video
 from odvae.video.frame_grid import save_gif, save_picture, strip
 from odvae.video.pixels import to_float, to_uint8
-from odvae.video_vae import load_vae
+from odvae.video_vae import VAELoader, load_vae
 
 HELD_OUT, UNSEEN, ASKED = "held_out", "unseen", "asked"
 ON_CONTACT_SHEET = 16  # videos
 
 
 def load_pipeline(
-    vae_folder: Path, ldm_folder: Path, sampler: SamplerName | None = None, ema_decay: float | None = None
+    vae_folder: Path,
+    ldm_folder: Path,
+    sampler: SamplerName | None = None,
+    ema_decay: float | None = None,
+    *,
+    load_vae: VAELoader = load_vae,
+    load_network: NetworkLoader = load_network,
 ) -> TextToVideoPipeline:
     """The pipeline of a run. Raises InputError when a part is missing or is not the one the LDM was trained with."""
-    place = ldm_folder if ema_decay is None else ldm_folder / ema_folder(ema_decay)
-    if ema_decay is not None and not place.is_dir():
-        found = ", ".join(sorted(path.name for path in ldm_folder.glob("ema_*"))) or "none"
-        raise InputError(f"{place} does not exist: averages saved beside the main one in {ldm_folder}: {found}")
-    transformer = load_network(place)
-    vae, provenance = load_vae(vae_folder), read_json(place / PROVENANCE)
+    weights = weights_folder(ldm_folder, ema_decay)
+    transformer = load_network(weights)
+    vae, provenance = load_vae(vae_folder), Provenance.load(weights)
     found = weights_fingerprint(vae)
-    if found != provenance["vae_sha256"]:
+    if found != provenance.vae_sha256:
         raise InputError(
-            f"{ldm_folder} was trained with another VAE: its vae_sha256 is {provenance['vae_sha256'][:16]}..., "
+            f"{ldm_folder} was trained with another VAE: its vae_sha256 is {provenance.vae_sha256[:16]}..., "
             f"that of {vae_folder} is {found[:16]}...; train the LDM again in another run folder"
         )
     objective = objective_of(transformer.config)
     scheduler = make_scheduler(sampler or ("euler" if objective.prediction == "flow" else "ddim"), objective)
     if transformer.config.text_width is None:
         return TextToVideoPipeline(vae, transformer, scheduler)
-    beside, sha256 = ldm_folder / provenance["text_encoder"], provenance["text_sha256"]
-    name = str(beside.resolve()) if beside.is_dir() else provenance["text_encoder"]
+    name, sha256 = provenance.text_encoder_in(ldm_folder), provenance.text_sha256
     text = load_text_encoder(name)
     if (found := weights_fingerprint(text.model)) != sha256:
         raise InputError(
@@ -69,7 +72,14 @@ def load_pipeline(
 
 
 def sample_videos(
-    requests: Sequence[Request], settings: SampleSettings, vae_folder: Path, ldm_folder: Path, folder: Path
+    requests: Sequence[Request],
+    settings: SampleSettings,
+    vae_folder: Path,
+    ldm_folder: Path,
+    folder: Path,
+    *,
+    load_vae: VAELoader = load_vae,
+    load_network: NetworkLoader = load_network,
 ) -> list[Path]:
     """Make the videos into `folder`; ranks share them. Rows of samples.jsonl for the same file are replaced.
 
@@ -77,7 +87,8 @@ def sample_videos(
     """
     state = PartialState()
     decide_on_main_process(lambda: read_sample_rows(folder))  # whether they can be added to
-    pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay).to(state.device)
+    loaders = {"load_vae": load_vae, "load_network": load_network}
+    pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay, **loaders).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
     with Stage(folder) as stage:
         mine = requests[state.process_index :: state.num_processes]
@@ -88,7 +99,7 @@ def sample_videos(
                     bar.update()
         state.wait_for_everyone()
         if state.is_main_process:
-            _record(requests, settings, read_json(ldm_folder / PROVENANCE), pipeline, stage)
+            _record(requests, settings, Provenance.load(ldm_folder), pipeline, stage)
             _write_contact_sheet([folder / request.file for request in requests[:ON_CONTACT_SHEET]], folder)
     return [folder / request.file for request in requests]
 
@@ -157,7 +168,7 @@ def _read_image(pipeline: TextToVideoPipeline, file: str, settings: SampleSettin
 def _record(
     requests: Sequence[Request],
     settings: SampleSettings,
-    provenance: dict,
+    provenance: Provenance,
     pipeline: TextToVideoPipeline,
     stage: Stage,
 ) -> None:
@@ -165,9 +176,9 @@ def _record(
     how = {
         **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif"}),
         "scheduler": type(pipeline.scheduler).__name__,
-        "vae_sha256": provenance["vae_sha256"],
+        "vae_sha256": provenance.vae_sha256,
         "ldm_sha256": weights_fingerprint(pipeline.transformer),
-        "text_sha256": provenance["text_sha256"] if pipeline.text_encoder is not None else None,
+        "text_sha256": provenance.text_sha256 if pipeline.text_encoder is not None else None,
         "device": str(pipeline.device.type),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

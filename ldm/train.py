@@ -10,31 +10,44 @@ from torch import Tensor
 
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
 from ldm.networks.attention import check_backend
-from ldm.networks.factory import Network, make_network
-from ldm.networks.provenance import PROVENANCE, ema_folder, provenance
+from ldm.networks.factory import fit_network, network_factory
+from ldm.networks.network import Network, NetworkFactory
+from ldm.networks.provenance import Provenance, ema_folder
 from ldm.networks.settings import ConditioningSettings
 from ldm.networks.text_encoder import knows_words
-from ldm.training.batches import LatentData, per_sample_mse
+from ldm.training.batches import LatentData, SampleLoss, per_sample_mse
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import show_videos, validate
 from odvae.running.account import UNREADABLE, Account
 from odvae.running.benchmarking import matmul_rate
 from odvae.running.errors import InputError
-from odvae.running.files import install_folder, write_json
+from odvae.running.files import install_folder
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.progress import progress_bar
-from odvae.running.stage import Stage
+from odvae.running.stage import Stage, names_of
 from odvae.training.optimization import gradients_synced_at
 from odvae.training.settings import Tracker
 from odvae.training.state import TrainingState
-from odvae.video_vae import VideoVAE, load_vae
+from odvae.video_vae import VAELoader, VideoVAE, load_vae
 
 
 def train_ldm(
-    settings: LDMSettings, vae_folder: Path, latents_folder: Path, folder: Path, seed: int, tracker: Tracker = "none"
+    settings: LDMSettings,
+    vae_folder: Path,
+    latents_folder: Path,
+    folder: Path,
+    seed: int,
+    tracker: Tracker = "none",
+    *,
+    load_vae: VAELoader = load_vae,
+    make_network: NetworkFactory | None = None,
+    loss: SampleLoss = per_sample_mse,
 ) -> None:
     """Train the network on the latents into `folder` (a diffusers model folder), or go on where an earlier run stopped.
+
+    For what is not in this project: `load_vae` reads `vae_folder`, `make_network` makes the network in place of the one
+    that `settings` describes, `loss` is minimized (docs/your_own.md).
 
     Raises InputError when the latents are missing, made by another VAE than `vae_folder`'s, or do not fit the network,
     and when `folder` holds a run with other settings. Ctrl-C and SIGTERM save and end with status 130 or 143.
@@ -45,24 +58,25 @@ def train_ldm(
     check_can_be_learned(settings, manifest, latents_folder)
     check_backend(settings.attention_backend, state.device)
     torch.manual_seed(seed)
-    network = new_network(settings, manifest)
+    network = new_network(settings, manifest, make_network)
     for shape in manifest.buckets.values():
         network.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide the latents
-    with Stage(folder, {"seed": seed, "ldm": settings, "latents": latents_identity(manifest)}) as stage:
+    own = names_of(make_network=make_network, loss=None if loss is per_sample_mse else loss)
+    with Stage(folder, {"seed": seed, "ldm": settings, "latents": latents_identity(manifest), **own}) as stage:
         if stage.finished:
             return
         account = account_of(manifest, settings.conditioning)
         if state.is_main_process and account.without_caption:
             print(f"{account.without_caption} of {account.used} clips have no caption", flush=True)
         data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
-        averages = fit(network, vae, settings, data, stage, seed, tracker)
+        averages = fit(network, loss, vae, settings, data, stage, seed, tracker)
         if state.is_main_process:
             for place, weights in averages.items():
-                trained = new_network(settings, manifest)
+                trained = new_network(settings, manifest, make_network)
                 trained.load_state_dict(weights)
                 with install_folder(folder / place) as aside:
                     trained.save_pretrained(aside)
-                    write_json(aside / PROVENANCE, provenance(manifest, latents_folder, folder))
+                    Provenance.of_latents(manifest, latents_folder, folder).save(aside)
             account.save(folder)
             print(account.table(), flush=True)
 
@@ -103,12 +117,15 @@ def latents_identity(manifest: Manifest) -> dict[str, str | int]:
     return {name: getattr(manifest, name) for name in names}
 
 
-def new_network(settings: LDMSettings, manifest: Manifest) -> Network:
-    return make_network(settings.network, settings.conditioning, settings.objective, manifest)
+def new_network(settings: LDMSettings, manifest: Manifest, make: NetworkFactory | None = None) -> Network:
+    """A network with random weights for these latents, as the settings describe it or as `make` makes it."""
+    make = make or network_factory(settings.network)
+    return fit_network(make, settings.conditioning, settings.objective, manifest)
 
 
 def fit(
     network: Network,
+    per_sample_loss: SampleLoss,
     vae: VideoVAE,
     settings: LDMSettings,
     data: LatentData,
@@ -136,8 +153,8 @@ def fit(
                 batch = next(batches)
             with gradients_synced_at(accelerator, model, micro_step == optimization.gradient_accumulation_steps):
                 with accelerator.autocast():
-                    errors = per_sample_mse(model, batch)
-                loss = (batch.weight * errors).mean()
+                    losses = per_sample_loss(model, batch)
+                loss = (batch.weight * losses).mean()
                 accelerator.backward(loss / optimization.gradient_accumulation_steps)
             loss_sum += loss.detach() / optimization.gradient_accumulation_steps
             meter.count(batch)
@@ -152,9 +169,8 @@ def fit(
             progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
             with state.ema.in_network():
-                validate(
-                    network, data, optimization.batch_size, settings.validation_clips, state.log, step, accelerator
-                )
+                clips = settings.validation_clips
+                validate(network, per_sample_loss, data, optimization.batch_size, clips, state.log, step, accelerator)
         if step % settings.sample_every == 0:
             with state.ema.in_network():
                 show_videos(network, vae, data, settings.num_visualized, state.log, step, accelerator)

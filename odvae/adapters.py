@@ -7,29 +7,25 @@ does. What differs among them is handled here, so that the pipeline need not kno
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from typing import NoReturn
 
 import diffusers
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from odvae.frame_counts import video_frames
 from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.running.errors import InputError
+from odvae.video_vae import VideoVAEMixin
 
 
-class VideoVAEAdapter:
+class VideoVAEAdapter(VideoVAEMixin, ModelMixin):
     """What the adapters have in common; the first base of each, before the class of diffusers.
 
     Videos are float (b, 3, r*k + 1, h, w) in [-1, 1], latents (b, c, k + 1, h/s, w/s); r and s are of the config.
     """
-
-    streamable = False
-    has_temporal_tiling = False
 
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """As ODVAE.encode, and with its checks."""
@@ -46,22 +42,11 @@ class VideoVAEAdapter:
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """As ODVAE.forward: (reconstruction, latent mean, latent log-variance), without reading any value."""
+        """As ODVAE.forward: it checks the size, but reads no values."""
         self._check_video(video)
         posterior = self._to_posterior(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return self._to_pixels(latents), posterior.mean, posterior.logvar
-
-    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
-        """Raises InputError: these VAEs are given whole clips."""
-        self._refuse_stream("encode")
-
-    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Raises InputError: these VAEs are given whole clips."""
-        self._refuse_stream("decode")
-
-    def _refuse_stream(self, whole: str) -> NoReturn:
-        raise InputError(f"{type(self).__name__} needs the whole clip and has no stream; use {whole}")
 
     def _check_video(self, video: Tensor) -> None:
         check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)

@@ -35,7 +35,7 @@ from odvae.shards.tars import Sample
 from odvae.video.files import write_video
 from odvae.video.frame_grid import save_picture, strip
 from odvae.video.pixels import to_float, to_uint8
-from odvae.video_vae import VideoVAE, compression_of, load_vae
+from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,13 @@ class Evaluation:
 
 
 def evaluate_vae(
-    settings: EvalVAESettings, data: DataSettings, videos: VideoSet, folders: RunFolder, seed: int
+    settings: EvalVAESettings,
+    data: DataSettings,
+    videos: VideoSet,
+    folders: RunFolder,
+    seed: int,
+    *,
+    load_vae: VAELoader = load_vae,
 ) -> dict:
     """Reconstruct held-out clips and write their scores into the report; returns the report. Ranks share the clips.
 

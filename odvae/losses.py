@@ -7,6 +7,7 @@ weight `kl` on `kl_per_pixel` equals the paper's weight kl / t for clips of t fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Literal
 
@@ -18,9 +19,13 @@ from torch import Tensor
 
 from odvae.gan import GANTrainer
 from odvae.lpips import LPIPS, load_lpips
+from odvae.running.errors import InputError
 from odvae.settings import LossSettings
 from odvae.training.settings import OptimizationSettings
 from odvae.video_vae import VideoVAE
+
+# (reconstruction, video), both (b, 3, t, h, w) -> a scalar; a function, which is logged by its name.
+PixelLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def reconstruction_loss(reconstruction: Tensor, video: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
@@ -63,11 +68,19 @@ def wavelet_loss(reconstruction: Tensor, video: Tensor) -> Tensor:
 
 
 def fidelity_loss(
-    reconstruction: Tensor, video: Tensor, settings: LossSettings, perceptual: LPIPS | None
+    reconstruction: Tensor,
+    video: Tensor,
+    settings: LossSettings,
+    perceptual: LPIPS | None,
+    pixel_loss: PixelLoss | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """How far a reconstruction is from its video, by all terms that compare the two; and each term, detached."""
-    loss = reconstruction_loss(reconstruction, video, settings.reconstruction)
-    parts = {settings.reconstruction: loss}
+    if pixel_loss is not None:
+        loss = pixel_loss(reconstruction, video)
+        parts = {pixel_loss.__name__: loss}
+    else:
+        loss = reconstruction_loss(reconstruction, video, settings.reconstruction)
+        parts = {settings.reconstruction: loss}
     if settings.lpips is not None:
         assert perceptual is not None
         parts["lpips"] = lpips_per_frame(perceptual, reconstruction, video)
@@ -76,6 +89,17 @@ def fidelity_loss(
         parts["wavelet"] = wavelet_loss(reconstruction, video)
         loss = loss + settings.wavelet * parts["wavelet"]
     return loss, {name: part.detach() for name, part in parts.items()}
+
+
+def last_weight(network: VideoVAE) -> Tensor:
+    """The weight of the decoder's last convolution, where the GAN's gradient is balanced with that of the others."""
+    last = getattr(getattr(network, "decoder", None), "conv_out", None)
+    if last is None:
+        raise InputError(
+            f"vae.loss.gan is balanced at `decoder.conv_out`, the decoder's last layer, which {type(network).__name__} "
+            "does not have"
+        )
+    return last.weight
 
 
 class VAELoss:
@@ -90,16 +114,16 @@ class VAELoss:
         network: VideoVAE,
         optimization: OptimizationSettings,
         accelerator: Accelerator,
+        pixel_loss: PixelLoss | None = None,
     ) -> None:
-        self.settings, self.accelerator = settings, accelerator
+        self.settings, self.accelerator, self.pixel_loss = settings, accelerator, pixel_loss
         self.perceptual: LPIPS | None = None
         self.gan: GANTrainer | None = None
         if settings.lpips is not None:
             with accelerator.main_process_first():  # which downloads the weights
                 self.perceptual = load_lpips(settings.lpips.network, settings.lpips.weights, accelerator.device)
         if settings.gan is not None:
-            last_weight = network.decoder.conv_out.weight
-            self.gan = GANTrainer(settings.gan, optimization, accelerator, last_weight)
+            self.gan = GANTrainer(settings.gan, optimization, accelerator, last_weight(network))
 
     def __call__(
         self, reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor, step: int
@@ -111,7 +135,7 @@ class VAELoss:
         """
         pixels = reconstruction.detach().float().requires_grad_()
         with self.accelerator.autocast():
-            fidelity, parts = fidelity_loss(pixels, video, self.settings, self.perceptual)
+            fidelity, parts = fidelity_loss(pixels, video, self.settings, self.perceptual, self.pixel_loss)
         (gradient,) = torch.autograd.grad(fidelity, pixels)
         if self.gan is not None and self.gan.is_active(step):
             with self.accelerator.autocast():

@@ -8,6 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 (a pipeline's loader looks for it beside a part's class)
 from einops import rearrange
 from torch import Tensor
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -108,10 +109,10 @@ class LossSettings(Settings):
     gan: GANSettings | None = None
     """3D patch GAN; null: none."""
 
-    def describe(self) -> str:
-        """The terms in a line."""
+    def describe(self, pixel_loss: str | None = None) -> str:
+        """The terms in a line; `pixel_loss` is the name of what stands in place of `reconstruction`."""
         left_out = [name for name, term in (("LPIPS", self.lpips), ("GAN", self.gan)) if term is None]
-        terms = [self.reconstruction.upper(), f"{self.kl:g} KL"]
+        terms = [pixel_loss or self.reconstruction.upper(), f"{self.kl:g} KL"]
         if self.lpips is not None:
             terms.insert(1, f"{self.lpips.weight:g} LPIPS ({self.lpips.network})")
         if self.wavelet:
@@ -121,9 +122,17 @@ class LossSettings(Settings):
         return " + ".join(terms) + (f"; without {' and '.join(left_out)}" if left_out else "")
 
 
+def _unless_pretrained(phase: type[PhaseSettings]) -> Callable[[dict[str, Any]], PhaseSettings | None]:
+    return lambda given: None if given.get("pretrained") else phase()
+
+
 class VAESettings(Settings):
     renamed_keys: ClassVar = {"image_vae": "init_image_vae", "begin_from": "init_from"}
 
+    pretrained: str | None = None
+    """A trained VAE that is used as it is, and nothing is trained: folder or hub name of a VAE or of a pipeline with
+    one (ODVAE, AutoencoderKL, and diffusers' AutoencoderKLWan, -CogVideoX, -HunyuanVideo, -LTXVideo), or a file that
+    Open-Sora-Plan published. The other keys say nothing then."""
     model: ModelSettings = ModelSettings()
     """The network."""
     init: Init = "tail"
@@ -133,9 +142,9 @@ class VAESettings(Settings):
     init_from: str | None = None
     """Folder or hub name of an OD-VAE whose weights training goes on from (the paper's second phase), or a file that
     Open-Sora-Plan published. `model` says which function they get."""
-    image_phase: ImagePhaseSettings | None = ImagePhaseSettings()
+    image_phase: ImagePhaseSettings | None = Field(default_factory=_unless_pretrained(ImagePhaseSettings))
     """Training as an image VAE, before; null with init_image_vae or init_from, or with init=random."""
-    video_phase: VideoPhaseSettings | None = VideoPhaseSettings()
+    video_phase: VideoPhaseSettings | None = Field(default_factory=_unless_pretrained(VideoPhaseSettings))
     """Training on clips; null: the image VAE itself is the result, which works frame by frame and does not compress
     time (the baseline of the paper's generation study)."""
     loss: LossSettings = LossSettings()
@@ -149,6 +158,11 @@ class VAESettings(Settings):
     def _there_is_one_place_to_begin_from(self) -> VAESettings:
         sources = {"init_image_vae": self.init_image_vae, "init_from": self.init_from, "image_phase": self.image_phase}
         given = [name for name, source in sources.items() if source is not None]
+        if self.pretrained is not None:
+            given += ["video_phase"] if self.video_phase is not None else []
+            if given:
+                raise ValueError(f"pretrained names a VAE that is used as it is; set to null: {', '.join(given)}")
+            return self
         if self.init == "random" and given:
             raise ValueError(f"init=random begins from nothing; set to null: {', '.join(given)}")
         if self.init != "random" and len(given) != 1:
@@ -165,8 +179,13 @@ class VAESettings(Settings):
         return self
 
     @property
-    def compression(self) -> tuple[int, int]:
-        """(temporal, spatial) compression ratio of the VAE that these settings make: an OD-VAE, or an image VAE."""
+    def compression(self) -> tuple[int, int] | None:
+        """(temporal, spatial) compression ratio of the VAE that these settings make: an OD-VAE, or an image VAE.
+
+        None: that is up to the pretrained one.
+        """
+        if self.pretrained is not None:
+            return None
         return (1, 8) if self.video_phase is None else (4, 8)
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,12 @@ from odvae.batches import Batches
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.frame_counts import check_clip_size
 from odvae.initial_weights import load_image_vae, load_video_vae, make_image_vae
 from odvae.initialization import initialize_from_scratch
 from odvae.latent_statistics import ChannelSums
 from odvae.layers import keep_channels_last
-from odvae.losses import VAELoss, lpips_per_frame
+from odvae.losses import PixelLoss, VAELoss, lpips_per_frame
 from odvae.lpips import LPIPS
 from odvae.metrics import psnr, ssim
 from odvae.model import ODVAE
@@ -31,11 +33,8 @@ from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.progress import progress_bar
 from odvae.running.seeds import derive_seed
-from odvae.running.stage import Stage
-from odvae.settings import (
-    PhaseSettings,
-    VAESettings,
-)
+from odvae.running.stage import Stage, names_of
+from odvae.settings import ModelSettings, PhaseSettings, VAESettings
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 from odvae.training.optimization import gradients_synced_at
 from odvae.training.settings import OptimizationSettings, Tracker
@@ -43,7 +42,7 @@ from odvae.training.state import TrainingState
 from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import strip
 from odvae.video.pixels import to_float, to_uint8
-from odvae.video_vae import VideoVAE
+from odvae.video_vae import VAEFactory, VideoVAE, compression_of, load_pretrained_vae
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,8 @@ class VAERun:
     stage: Stage
     seed: int
     tracker: Tracker
+    make_vae: VAEFactory
+    pixel_loss: PixelLoss | None
 
     @property
     def folder(self) -> Path:
@@ -63,48 +64,80 @@ class VAERun:
 
 
 def train_vae(
-    settings: VAESettings, data: DataSettings, videos: VideoSet, folder: Path, seed: int, tracker: Tracker = "none"
+    settings: VAESettings,
+    data: DataSettings,
+    videos: VideoSet,
+    folder: Path,
+    seed: int,
+    tracker: Tracker = "none",
+    *,
+    make_vae: VAEFactory | None = None,
+    pixel_loss: PixelLoss | None = None,
 ) -> None:
     """Train the VAE into `folder` (a diffusers model folder), or go on where an earlier run of it stopped.
 
-    Raises InputError when the folder holds a run with other settings. Ctrl-C and SIGTERM save a checkpoint and end
-    the process with status 130 or 143.
+    A pretrained one is only written there, with its latents' statistics where its config has a place for them that is
+    empty: those that a VAE was published with stay. For what is not in this project: `make_vae` makes the video VAE of
+    random weights that init=random begins from, in place of an OD-VAE; `pixel_loss` stands in place of
+    `settings.loss.reconstruction` (docs/your_own.md).
+
+    Raises InputError when the folder holds a run with other settings, or a pretrained VAE does not take clips of the
+    size of `data`. Ctrl-C and SIGTERM save a checkpoint and end the process with status 130 or 143.
     """
     state = PartialState()
-    with Stage(folder, {"seed": seed, "vae": settings, "data": data}) as stage:
+    if make_vae is not None and settings.init != "random":
+        raise InputError(f"a VAE of your own begins from random weights: set vae.init=random, found {settings.init}")
+    pretrained = None if settings.pretrained is None else open_pretrained(settings.pretrained, data)
+    own = names_of(make_vae=make_vae, pixel_loss=pixel_loss)
+    with Stage(folder, {"seed": seed, "vae": settings, "data": data, **own}) as stage:
         if stage.finished:
             return
-        run = VAERun(settings, data, videos, stage, seed, tracker)
-        if state.is_main_process:
-            print(f"loss: {settings.loss.describe()}", flush=True)
-        vae = make_vae(run)
-        mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
-        vae.register_to_config(latents_mean=mean, latents_std=std)
+        make = make_vae or functools.partial(random_odvae, settings.model)
+        run = VAERun(settings, data, videos, stage, seed, tracker, make, pixel_loss)
+        vae = trained_vae(run) if pretrained is None else pretrained
+        if pretrained is None or vae.config.get("latents_mean", "no place") is None:
+            mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
+            vae.register_to_config(latents_mean=mean, latents_std=std)
         if state.is_main_process:
             with install_folder(folder) as aside:
                 vae.save_pretrained(aside)
 
 
-def make_vae(run: VAERun) -> VideoVAE:
+def open_pretrained(name: str, data: DataSettings) -> VideoVAE:
+    """A VAE that is used as it is. Raises InputError where it does not take clips of this size."""
+    with PartialState().main_process_first():  # which downloads it
+        vae = load_pretrained_vae(name)
+    check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")
+    return vae
+
+
+def trained_vae(run: VAERun) -> VideoVAE:
     """Both phases: the image VAE, then the video VAE inflated from it and trained on clips."""
     settings = run.settings
+    if PartialState().is_main_process:
+        print(f"loss: {settings.loss.describe(run.pixel_loss and run.pixel_loss.__name__)}", flush=True)
     if settings.video_phase is None:
         return initial_image_vae(run)
     return fit(initial_video_vae(run), "video VAE", settings.video_phase, run, run.folder)
 
 
-def initial_video_vae(run: VAERun) -> ODVAE:
+def initial_video_vae(run: VAERun) -> VideoVAE:
     """The video VAE before its training: inflated from an image VAE, from another OD-VAE, or random."""
     settings, model = run.settings, run.settings.model
     if settings.init_from is not None:
         return load_video_vae(settings.init_from, model)
     if settings.init == "random":
         torch.manual_seed(run.seed)
-        vae = ODVAE(**model.model_dump())
-        initialize_from_scratch(vae)
-        return vae
+        return run.make_vae()
     mode = {"norm": model.norm, "temporal_upsample": model.temporal_upsample}
     return ODVAE.from_image_vae(initial_image_vae(run), model.variant, settings.init, **mode)
+
+
+def random_odvae(model: ModelSettings) -> ODVAE:
+    """An OD-VAE with random weights."""
+    vae = ODVAE(**model.model_dump())
+    initialize_from_scratch(vae)
+    return vae
 
 
 def initial_image_vae(run: VAERun) -> PerFrameVAE:
@@ -159,7 +192,7 @@ def fit(
     state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
     accelerator, model = state.accelerator, state.model
     torch.manual_seed(derive_seed(run.seed, name))  # the discriminator's start, wherever this process came from
-    objective = VAELoss(run.settings.loss, network, optimization, accelerator)
+    objective = VAELoss(run.settings.loss, network, optimization, accelerator, run.pixel_loss)
     if objective.gan is not None:
         state.checkpoints.remember(objective.gan.state)
     done = state.resume()
@@ -206,9 +239,18 @@ def prepare_network(network: VideoVAE, optimization: OptimizationSettings) -> No
         # By blocks, and not the last convolution: the gan asks for the gradient there alone, and a compiled
         # network would answer with a whole backward pass. Blocks are the same code in other sizes, compiled for each.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        for half, blocks in ((network.encoder, "down_blocks"), (network.decoder, "up_blocks")):
-            for block in (*getattr(half, blocks), half.mid_block):
-                block.compile(dynamic=False)
+        for block in blocks_of(network):
+            block.compile(dynamic=False)
+
+
+def blocks_of(network: VideoVAE) -> list[nn.Module]:
+    """The levels and middle blocks of encoder and decoder. Raises InputError for a VAE that is built otherwise."""
+    names = ("encoder.down_blocks", "encoder.mid_block", "decoder.up_blocks", "decoder.mid_block")
+    try:
+        found = [network.get_submodule(name) for name in names]
+    except AttributeError as error:
+        raise InputError(f"compile=true compiles the blocks of an AutoencoderKL or OD-VAE: {error}") from None
+    return [block for part in found for block in (part if isinstance(part, nn.ModuleList) else [part])]
 
 
 def held_out_clips(run: VAERun, accelerator: Accelerator) -> list[Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
@@ -57,8 +57,9 @@ class VideoVAE(Protocol):
         ...
 
     @property
-    def config(self) -> Mapping[str, Any]:
-        """`latent_channels` at least; `latents_mean` and `latents_std`, per channel, once they were measured."""
+    def config(self) -> Any:
+        """What it was made with, by attribute or key: `latent_channels` at least; `latents_mean` and `latents_std`, per
+        channel, once they were measured."""
         ...
 
     @property
@@ -72,6 +73,36 @@ class VideoVAE(Protocol):
     def state_dict(self) -> Mapping[str, Tensor]: ...
 
     def save_pretrained(self, save_directory: Path) -> None: ...
+
+
+class VideoVAEMixin:
+    """What a VAE needs beside `encode` and `decode`, where it has no streams and no groups of frames to tile in."""
+
+    streamable = False
+    has_temporal_tiling = False
+
+    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """(reconstruction, latent mean, latent log-variance), as `VideoVAE.__call__`."""
+        posterior = self.encode(video).latent_dist
+        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        return self.decode(latents).sample, posterior.mean, posterior.logvar
+
+    def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
+        """Raises InputError."""
+        self._refuse_stream("encode")
+
+    def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Raises InputError."""
+        self._refuse_stream("decode")
+
+    def _refuse_stream(self, whole: str) -> NoReturn:
+        raise InputError(f"{type(self).__name__} needs the whole clip and has no stream; use {whole}")
+
+
+# What makes a VAE of random weights.
+VAEFactory = Callable[[], VideoVAE]
+# What reads a VAE from its folder, as `load_vae` does.
+VAELoader = Callable[[Path], VideoVAE]
 
 
 def compression_of(vae: VideoVAE) -> tuple[int, int]:
@@ -130,8 +161,8 @@ def load_pretrained_vae(name: str) -> VideoVAE:
 def _class_named(name: object, source: object) -> type:
     if name == "FrameVAE":
         raise InputError(
-            f"{source}: _class_name is 'FrameVAE', the name of version 0.1 for PerFrameVAE: write \"PerFrameVAE\" there, "
-            "the weights are the same"
+            f"{source}: _class_name is 'FrameVAE', the name of version 0.1 for PerFrameVAE: write "
+            '"PerFrameVAE" there, the weights are the same'
         )
     classes = vae_classes()
     if name not in classes:

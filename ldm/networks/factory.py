@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 from ldm.diffusion.settings import ObjectiveSettings
 from ldm.latents.manifest import Manifest
 from ldm.networks.dit import DiT
+from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.settings import ConditioningSettings, DiTSettings, UNetSettings
 from ldm.networks.unet import UNet
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
 
-Network = DiT | UNet
+# The classes that a network's folder may name in its config.json.
 NETWORKS = {"DiT": DiT, "UNet": UNet}
 
 
-def make_network(
-    settings: DiTSettings | UNetSettings,
+def network_factory(settings: DiTSettings | UNetSettings) -> NetworkFactory:
+    """What makes the network that the settings describe."""
+    return functools.partial(UNet if isinstance(settings, UNetSettings) else DiT, **settings.arguments)
+
+
+def fit_network(
+    make: NetworkFactory,
     conditioning: ConditioningSettings,
     objective: ObjectiveSettings,
     manifest: Manifest,
@@ -29,7 +36,7 @@ def make_network(
             "ldm.conditioning.kind=class, but the latents' manifest lists no class: the videos have no labels. Label "
             "them in their shards and encode again, or choose text or none"
         )
-    told = {
+    conditions = {
         "text_width": manifest.text_width if conditioning.kind == "text" else None,
         "text_tokens": manifest.text_tokens,
         "class_names": list(manifest.classes) if conditioning.kind == "class" else None,
@@ -41,10 +48,7 @@ def make_network(
         "latents_mean": manifest.latents_mean,
         "latents_std": manifest.latents_std,
     }
-    common = {**told, **latents, "objective": objective.model_dump(mode="json")}
-    if isinstance(settings, UNetSettings):
-        return UNet(**settings.arguments, **common)
-    return DiT(**settings.arguments, **common)
+    return make(**conditions, **latents, objective=objective.model_dump(mode="json"))
 
 
 def load_network(folder: Path) -> Network:

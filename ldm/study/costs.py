@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ldm.latents.manifest import load_manifest
-from ldm.networks.factory import Network
+from ldm.networks.network import Network
 from ldm.train import apply_model_options, new_network
 from ldm.training.batches import Batch, LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings

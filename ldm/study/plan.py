@@ -55,7 +55,7 @@ class StudySettings(Settings):
             raise ValueError("experiment.vae must have init=tail and a video_phase: the other runs vary it")
         if self.experiment.vae.init_from is not None:
             raise ValueError("experiment.vae.init_from must be null: all runs begin from one image VAE")
-        if self.long_clips is not None:
+        if self.long_clips is not None and self.experiment.vae.compression is not None:
             ratio, _ = self.experiment.vae.compression
             check_frame_count(self.long_clips.frames, ratio, "long_clips.frames")
             check_group(self.long_clips.tile_frames, ratio, "long_clips.tile_frames")

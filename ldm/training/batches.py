@@ -5,7 +5,7 @@ Every random choice follows from the sample's number, so it is the same on any n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,6 +31,10 @@ class Batch:
     time: Tensor  # (b,)
     weight: Tensor  # (b,), of each sample's squared error
     condition: Condition
+
+
+# What a training minimizes: (network, batch) -> the loss of each sample, (b,).
+SampleLoss = Callable[[nn.Module, Batch], Tensor]
 
 
 class LatentData:
@@ -138,6 +142,6 @@ class LatentData:
 
 
 def per_sample_mse(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean squared error of the answer, a sample: (b,). In float32 whatever the network computes in."""
-    answer = model(batch.noisy, batch.time, batch.condition)
-    return (answer.float() - batch.target).square().mean(dim=(1, 2, 3, 4))
+    """Mean squared error of the prediction, a sample: (b,). In float32 whatever the network computes in."""
+    prediction = model(batch.noisy, batch.time, batch.condition)
+    return (prediction.float() - batch.target).square().mean(dim=(1, 2, 3, 4))

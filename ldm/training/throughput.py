@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ldm.networks.factory import Network
+from ldm.networks.network import Network
 from ldm.training.batches import Batch
 from odvae.running.benchmarking import count_flops
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ldm.networks.factory import Network
+from ldm.networks.network import Network
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.schedulers import Guidance, guided_prediction, make_scheduler, sample_latents
-from ldm.training.batches import LatentData, per_sample_mse
+from ldm.training.batches import LatentData, SampleLoss
 from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import strip
 from odvae.video.pixels import to_uint8
@@ -25,6 +25,7 @@ VISUALIZED_STEPS, VISUALIZED_GUIDANCE, VISUALIZED_FPS = 20, 3.0, 8.0
 @torch.no_grad()
 def validate(
     network: Network,
+    loss: SampleLoss,
     data: LatentData,
     batch_size: int,
     clips: int,
@@ -32,7 +33,7 @@ def validate(
     step: int,
     accelerator: Accelerator,
 ) -> None:
-    """The squared error on held-out clips, in all and in each quarter of training's noise levels (q1 the least noisy).
+    """The loss on held-out clips, in all and in each quarter of training's noise levels (q1 the least noisy).
 
     Every rank computes as many batches as the others, as sharded networks need; clips that fill up count nothing.
     """
@@ -46,7 +47,7 @@ def validate(
             total[4] += counts.sum()
             for quarter, batch in enumerate(data.validation_batches(collated)):
                 with accelerator.autocast():
-                    total[quarter] += (per_sample_mse(network, batch) * counts).sum()
+                    total[quarter] += (loss(network, batch) * counts).sum()
     *sums, count = accelerator.reduce(total, "sum").tolist()
     means = [value / count for value in sums]
     quarters = {f"held_out_loss_{name}": mean for name, mean in zip(QUARTERS, means, strict=True)}

@@ -180,3 +180,13 @@ def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
             )
     write_text(path, yaml.safe_dump(resolved, sort_keys=False))
     return same
+
+
+def names_of(**functions: Any) -> dict[str, dict[str, str]]:
+    """A section for a stage's record that says which functions of the caller's own it works with; None is left out."""
+    names = {
+        what: f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
+        for what, function in functions.items()
+        if function is not None
+    }
+    return {"own": names} if names else {}

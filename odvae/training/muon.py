@@ -25,6 +25,7 @@ COEFFICIENTS = (
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 )
+SMALLEST_NORM = 1e-7  # matrices below are not brought to norm 1, but multiplied by as much as one of this norm
 
 
 class Muon(torch.optim.Optimizer):
@@ -89,14 +90,13 @@ class Muon(torch.optim.Optimizer):
             roots = torch._foreach_sqrt(squares)
             torch._foreach_add_(roots, eps)
             torch._foreach_div_(updates, roots)
-            lengths = [_whole(length) for length in torch._foreach_norm(updates)]
-            scales = [0.2 * math.sqrt(size) / (length + eps) for length in lengths]
-            updates = [update * scale for update, scale in zip(updates, scales, strict=True)]
-            rate = group["lr"]
+            shares = [(_whole(length) + eps).reciprocal() for length in torch._foreach_norm(updates)]
+            self._decay(parameters, group)
+            for parameter, update, share in zip(parameters, updates, shares, strict=True):
+                parameter.addcmul_(update, share, value=-group["lr"] * 0.2 * math.sqrt(size))
         else:
-            rate = group["lr"] * 0.2 * math.sqrt(max(out, size // out))
-        self._decay(parameters, group)
-        torch._foreach_add_(parameters, updates, alpha=-rate)
+            self._decay(parameters, group)
+            torch._foreach_add_(parameters, updates, alpha=-group["lr"] * 0.2 * math.sqrt(max(out, size // out)))
 
     def _step_others(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
         """AdamW, or NAdamW as Dozat 2016 has it, without its schedule of momenta."""
@@ -162,9 +162,9 @@ def orthogonalize(x: Tensor) -> Tensor:
     """Matrices (k, m, n) -> those with the same singular vectors and singular values near 1, by Newton-Schulz steps."""
     if x.shape[1] > x.shape[2]:
         return orthogonalize(x.mT).mT
-    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     if x.dtype == torch.float32 and x.shape[2] > 1.5 * x.shape[1]:
         return _orthogonalize_by_gram(x)
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_NORM)
     for a, b, c in COEFFICIENTS:
         gram = x @ x.mT  # (k, m, m)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -176,6 +176,8 @@ def _orthogonalize_by_gram(x: Tensor) -> Tensor:
     x <- p x, gram <- p gram p. Rounding in bf16 would spoil it.
     """
     gram, product = x @ x.mT, None  # (k, m, m)
+    norm = gram.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1).sqrt().clamp(min=SMALLEST_NORM)
+    gram = gram / norm.square()
     for step, (a, b, c) in enumerate(COEFFICIENTS, start=1):
         p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         p.diagonal(dim1=1, dim2=2).add_(a)
@@ -183,7 +185,7 @@ def _orthogonalize_by_gram(x: Tensor) -> Tensor:
         if step < len(COEFFICIENTS):
             gram = p @ gram @ p
     assert product is not None
-    return product @ x
+    return (product / norm) @ x
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from ldm.diffusion.settings import ObjectiveSettings
 from ldm.networks.settings import TextSettings
 from ldm.networks.text_encoder import learn_text_encoder, load_text_encoder
 from ldm.sampling.decode import PIECE, decode_in_pieces
-from ldm.sampling.requests import asked_requests
+from ldm.sampling.requests import user_requests
 from ldm.sampling.schedulers import make_scheduler
 from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
@@ -257,6 +257,6 @@ def test_parts_of_other_runs_are_refused(vae, text):
 
 def test_every_prompt_has_a_file_of_its_own():
     prompts = ["a red circle", "A red circle!", "一只猫在跑步", "一只狗在游泳", "x" * 80, "x" * 81]
-    files = [request.file for request in asked_requests(prompts, [], seed=3)]
+    files = [request.file for request in user_requests(prompts, [], seed=3)]
     assert files[0] == "a-red-circle_seed3.mp4"
     assert len(set(files)) == len(prompts)

@@ -14,9 +14,9 @@ def test_a_protocol_takes_its_frames_from_the_front_of_generated_and_from_anywhe
     clips = np.arange(17, dtype=np.uint8).reshape(1, 17, 1, 1, 1).repeat(3, axis=-1)
     assert PROTOCOLS["clip"].select(clips)[0, :, 0, 0, 0].tolist() == list(range(17))
     assert PROTOCOLS["stylegan-v-16f"].select(clips)[0, :, 0, 0, 0].tolist() == list(range(16))
-    starts = [PROTOCOLS["stylegan-v-16f"].random_start(40, DATA, 0, number) for number in range(200)]
+    starts = [PROTOCOLS["stylegan-v-16f"].random_start(40, DATA, 0, index) for index in range(200)]
     assert (min(starts), max(starts)) == (0, 23)  # the last clip ends with the video
-    assert starts == [PROTOCOLS["stylegan-v-16f"].random_start(40, DATA, 0, number) for number in range(200)]
+    assert starts == [PROTOCOLS["stylegan-v-16f"].random_start(40, DATA, 0, index) for index in range(200)]
 
 
 def test_strided_protocols_need_and_take_long_clips():

@@ -53,12 +53,12 @@ def pack_text(text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
 
 
 def text_member(caption: int) -> str:
-    """The member that holds caption number `caption` of an entry, counted from 1; number 0 is in the entry itself."""
+    """The member with the embedding of an entry's caption of this index, from 1; that of caption 0 is in the entry."""
     return f"text{caption}.safetensors"
 
 
 def caption_count(entry: Sample) -> int:
-    """How many captions an entry has an embedding of; one where its video has none: that of the empty text."""
+    """Number of caption embeddings of an entry; one for a video without captions, that of the empty text."""
     return 1 + sum(name.startswith("text") for name in entry.members)
 
 
@@ -95,11 +95,11 @@ def load_entries(
 
 
 def _read_members(entry: Sample, caption: int) -> dict[str, bytes]:
-    """An entry's members, of the further captions' only the one that is wanted."""
+    """An entry's members; of the further captions, only the one with index `caption`."""
     if caption_count(entry) == 1:
         return entry.read_all()
-    wanted = ("safetensors", "json", *([text_member(caption)] if caption else []))
-    return {name: entry.read(name) for name in wanted}
+    needed = ("safetensors", "json", *([text_member(caption)] if caption else []))
+    return {name: entry.read(name) for name in needed}
 
 
 def _unpack_members(members: dict[str, bytes], name: str) -> Mapping[str, Tensor]:

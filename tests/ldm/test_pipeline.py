@@ -151,7 +151,7 @@ def test_every_prediction_samples_with_its_schedulers_and_refuses_the_others(vae
     pipeline.scheduler = make_scheduler("dpmsolver++", pipeline.objective)
     assert np.abs(generate(pipeline, None, [0]) - made).max() > 0
     pipeline.scheduler = DPMSolverMultistepScheduler()
-    with pytest.raises(InputError, match="does not fit what the network learned"):
+    with pytest.raises(InputError, match="does not fit the network's objective"):
         generate(pipeline, None, [0])
     pipeline.scheduler = make_scheduler("euler", ObjectiveSettings())
     with pytest.raises(InputError, match=f"does not fit a network that predicts {prediction}"):

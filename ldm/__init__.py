@@ -1,6 +1,10 @@
 """Latent diffusion on the latents of a video VAE: encoding, networks, training, sampling, evaluation."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ldm.networks.dit import DiT
+    from ldm.pipeline import TextToVideoPipeline
 
 __all__ = ["DiT", "TextToVideoPipeline"]
 

@@ -1,6 +1,9 @@
 """OD-VAE: a causal video VAE (arXiv 2409.01199), its training, and what all stages stand on."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from odvae.model import ODVAE
 
 __all__ = ["ODVAE"]
 

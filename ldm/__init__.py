@@ -1,4 +1,4 @@
-"""Latent diffusion on OD-VAE's latents: latent shards, text, DiT, training, sampling, evaluation."""
+"""Latent diffusion on the latents of a video VAE: encoding, networks, training, sampling, evaluation."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ __all__ = ["DiT", "TextToVideoPipeline"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: the pipeline pulls in all of diffusers and transformers, which most stages do not need.
+    # Imported at first use: the pipeline imports all of diffusers and transformers, which most stages do not need.
     if name == "DiT":
         from ldm.networks.dit import DiT
 

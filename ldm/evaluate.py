@@ -159,7 +159,7 @@ def choose_video_sets(
     protocol = PROTOCOLS[settings.protocol]
     held_out = [row for row in rows if row["group"] == HELD_OUT]
     there = {"samples": len(held_out), "held-out videos": len(videos.held_out), "training videos": len(videos.train)}
-    n = min(settings.clips, *there.values(), *([protocol.most] if protocol.most else []))
+    n = min(settings.clips, *there.values(), *([protocol.max_videos] if protocol.max_videos else []))
     if n < 2:
         raise InputError(f"distances need at least 2 videos of each kind, found {there}")
 

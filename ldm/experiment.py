@@ -1,7 +1,7 @@
-"""One experiment: a YAML with a section a stage, and where its run folder lies.
+"""One experiment: a YAML file with a section for each stage, and the path of its run folder.
 
-Settings live in modules that import neither torch nor anything built on it, each beside the code it sets (a room's
-`settings.py`). So a command answers `--help`, or a mistyped key, at once; what takes seconds to import comes after.
+Settings classes live in modules that import neither torch nor anything built on it, one `settings.py` in each package.
+So `--help` and the error for a mistyped key come at once; what takes seconds to import is imported afterwards.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ class Experiment(Settings):
     seed: int = 0
     """Seed of everything random."""
     tracker: Tracker = "none"
-    """Where numbers and pictures go besides metrics.jsonl; wandb also works offline (WANDB_MODE=offline)."""
+    """Tracker to log to besides metrics.jsonl; wandb also works offline (WANDB_MODE=offline)."""
     demo_videos: DemoVideoSettings | None = None
-    """Rendered into the run folder and packed when there are no shards yet; null: the shards must exist."""
+    """Demo videos, rendered and packed where the run folder has no shards yet; null: the shards must exist."""
     data: DataSettings = DataSettings()
-    """Which clips are taken from the videos."""
+    """Videos, and the clips taken from them."""
     vae: VAESettings = VAESettings()
     """The video VAE and its training."""
     text: TextSettings = TextSettings()
-    """What turns captions into embeddings."""
+    """Text encoder of the captions."""
     encode: EncodeSettings = EncodeSettings()
-    """How videos are encoded for the LDM."""
+    """Encoding of the videos into latents."""
     ldm: LDMSettings = LDMSettings()
     """The latent diffusion model and its training."""
     sample: SampleSettings = SampleSettings()
-    """What is generated, and how."""
+    """Sampling of videos."""
     eval_vae: EvalVAESettings = EvalVAESettings()
-    """How the VAE is scored."""
+    """Evaluation of the VAE."""
     eval_ldm: EvalLDMSettings = EvalLDMSettings()
-    """What is scored and shown."""
+    """Evaluation of the generated videos, and the report page."""
 
     @model_validator(mode="after")
     def _training_clips_are_no_longer_than_the_clips(self) -> Experiment:
@@ -88,7 +88,7 @@ class Experiment(Settings):
 def parse_experiment(
     description: str | None, extra: argparse.ArgumentParser | None = None
 ) -> tuple[Experiment, argparse.Namespace]:
-    """The experiment a command was asked for, and the options of `extra`; joins the launch's other ranks.
+    """The experiment given on the command line, and the options of `extra`; then joins the other ranks of the launch.
 
     A command imports its stage after this call, not at its top: the stage imports torch, diffusers and the like.
     """
@@ -100,7 +100,7 @@ def parse_experiment(
 
 
 def announce(output: Path, next_command: str | None, options: argparse.Namespace) -> None:
-    """Say, at a stage's end, where its output is and which command comes next (with the same config and overrides)."""
+    """Print, at a stage's end, where its output is and the next command (with the same config and overrides)."""
     from accelerate import PartialState
 
     if not PartialState().is_main_process:

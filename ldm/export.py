@@ -1,8 +1,10 @@
-"""A trained run as one diffusers pipeline folder, with a model card written from what the run recorded."""
+"""Exports a trained run as one diffusers pipeline folder, with a model card from the run's records."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -21,26 +23,25 @@ from odvae.running.stage import Stage
 from odvae.running.strict_yaml import read_yaml
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 
-# Scores of the report that a card shows, where there are any: name in report.json and words for it.
+# Scores that a model card lists, as far as they were measured: path in report.json and label.
 SCORES = {
     "reconstruction.psnr": "reconstruction PSNR, dB",
     "reconstruction.ssim": "reconstruction SSIM",
     "prompt_accuracy.color": "prompt accuracy, color",
     "prompt_accuracy.shape": "prompt accuracy, shape",
     "prompt_accuracy.motion": "prompt accuracy, motion",
-    "frechet.generated": "Frechet distance of generated videos (its features: report.json)",
 }
 
 
 def export_pipeline(
     folders: RunFolder, samples: SampleSettings, out: Path, copy_text_encoder: bool = False, push: str | None = None
 ) -> None:
-    """Write VAE, network, scheduler, text encoder and card of a run into `out`; the folder appears when it is whole.
+    """Write VAE, network, scheduler, text encoder and model card of a run into `out`, atomically.
 
-    A text encoder learned by the run is copied. One from elsewhere is named, with the hash of its weights, and loaded
-    from there when it is needed, unless `copy_text_encoder`. `push` is the hub's repository in which the pipeline is
-    published too. Raises InputError where a part is missing or does not belong to the others, or `out` holds something
-    else.
+    A text encoder trained by the run is copied. Any other is referenced by its name and the hash of its weights and
+    loaded at its first use, unless `copy_text_encoder` is set. With `push`, the pipeline is also published as this
+    repository on the Hugging Face hub. Raises InputError where a part is missing or does not belong to the others, or
+    `out` holds something else.
     """
     with Stage(out, whole=True) as stage:
         if stage.state.is_main_process:
@@ -56,10 +57,10 @@ def export_pipeline(
 def assemble_pipeline(
     folders: RunFolder, samples: SampleSettings, name: str, copy_text_encoder: bool
 ) -> TextToVideoPipeline:
-    """The run's pipeline, ready to be saved with its card, which calls it `name`."""
+    """The run's pipeline with its model card, titled `name`, ready to be saved."""
     pipeline = load_pipeline(folders.vae, folders.ldm, samples.sampler, samples.ema_decay)
     pipeline.register_to_config(model_card=write_card(pipeline, folders, samples, name, copy_text_encoder))
-    if _learned_here(pipeline, folders) or copy_text_encoder:
+    if _trained_by_run(pipeline, folders) or copy_text_encoder:
         pipeline.register_to_config(text_encoder_name=None)  # it is in the folder
     elif pipeline.text_encoder is not None:
         pipeline.register_modules(text_encoder=None, tokenizer=None)
@@ -69,7 +70,7 @@ def assemble_pipeline(
 def write_card(
     pipeline: TextToVideoPipeline, folders: RunFolder, samples: SampleSettings, name: str, copied: bool
 ) -> str:
-    """The model card: what it is, how to use it, what it was trained on, and its numbers."""
+    """The model card: what the model is, how to use it, what it was trained on, and its scores."""
     settings_text = (folders.ldm / "experiment.yaml").read_text()
     optimization = read_yaml(settings_text, str(folders.ldm / "experiment.yaml"))["ldm"]["optimization"]
     provenance = Provenance.load(weights_folder(folders.ldm, samples.ema_decay))
@@ -100,13 +101,13 @@ def write_card(
         vae_sha256=provenance.vae_sha256,
         ldm_sha256=weights_fingerprint(pipeline.transformer),
         code=code_version(),
-        numbers=_numbers(folders),
+        results=_results(folders),
         settings=settings_text,
     )
 
 
 def _conditioning(pipeline: TextToVideoPipeline) -> tuple[str, str, str]:
-    """The conditioning in words; the arguments of a call; the hub's name of the task."""
+    """The conditioning in words; the arguments of an example call; the hub's name of the task."""
     config = pipeline.transformer.config
     if config.text_width is not None:
         conditioning, call = f"text, up to {config.text_tokens} tokens", 'prompt="..."'
@@ -115,27 +116,35 @@ def _conditioning(pipeline: TextToVideoPipeline) -> tuple[str, str, str]:
     else:
         conditioning, call = "nothing", ""
     if config.first_frame:
-        conditioning += "; a first frame, where one is given"
+        conditioning += "; optionally a first frame"
     return conditioning, call, "text-to-video" if config.text_width is not None else "other"
 
 
-def _numbers(folders: RunFolder) -> list[tuple[str, str]]:
-    """The last held-out loss, and the report's scores."""
-    numbers = []
+def _results(folders: RunFolder) -> list[tuple[str, str]]:
+    """(label, value) of the last held-out loss and of the report's scores."""
     rows = [row for row in read_json_lines(folders.ldm / "metrics.jsonl") if "held_out_loss" in row]
-    if rows:
-        numbers.append(("held-out loss", f"{rows[-1]['held_out_loss']:.4f} after {rows[-1]['step']} steps"))
-    report = read_report(folders)
-    for dotted, words in SCORES.items():
+    losses = [("held-out loss", f"{row['held_out_loss']:.4f} after {row['step']} steps") for row in rows[-1:]]
+    return losses + report_scores(read_report(folders))
+
+
+def report_scores(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(label, value) of the scores of a report.json that a model card lists, as far as they were measured."""
+    scores = []
+    for dotted, label in SCORES.items():
         section, key = dotted.split(".")
         value = (report.get(section) or {}).get(key)
         if isinstance(value, float):
-            numbers.append((words, f"{value:.4g}"))
-    return numbers
+            scores.append((label, f"{value:.4g}"))
+    for part in (report.get("distances") or {}).values():
+        if isinstance(part, Mapping):  # one per feature network, beside the command and the commit
+            label = f"{part['name']} of {part['generated']['n']} generated to {part['n']} real videos"
+            values = f"{part['generated']['frechet']:.4g} (other real videos: {part['real']['frechet']:.4g})"
+            scores.append((label, values))
+    return scores
 
 
-def _learned_here(pipeline: TextToVideoPipeline, folders: RunFolder) -> bool:
-    """Whether the text encoder was learned by the run itself, beside its latents."""
+def _trained_by_run(pipeline: TextToVideoPipeline, folders: RunFolder) -> bool:
+    """Whether the text encoder was trained by the run itself and is in its latents' folder."""
     name = pipeline.config.text_encoder_name
     return name is not None and Path(name).resolve() == (folders.latents / TEXT_ENCODER_FOLDER).resolve()
 
@@ -144,9 +153,9 @@ def _text_encoder(pipeline: TextToVideoPipeline, folders: RunFolder, copied: boo
     name = pipeline.config.text_encoder_name
     if name is None:
         return None
-    if _learned_here(pipeline, folders):
-        return "learned from the training captions, in this folder"
-    return f"{name}, {'in this folder' if copied else 'loaded by its name'}"
+    if _trained_by_run(pipeline, folders):
+        return "trained on the training captions, in this folder"
+    return f"{name}, {'in this folder' if copied else 'loaded from there'}"
 
 
 def _template():

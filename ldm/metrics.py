@@ -1,6 +1,6 @@
 """Generation metrics as pure functions of features: Frechet distance, kernel distance, inception score.
 
-All in float64. How sure a value is, and what it tends to with more videos, is in `ldm/evaluation/uncertainty.py`.
+All in float64. Confidence intervals and the extrapolation over n are in `ldm/evaluation/uncertainty.py`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 
 from odvae.running.errors import InputError
 
-CHUNK = 4096  # features turned into float64 at a time
+CHUNK = 4096  # features converted to float64 at a time
 
 
 @dataclass(frozen=True)
 class GaussianSums:
-    """Mean and scatter of features, float64, without the features: parts of a set (of ranks, shards) join by `+`.
+    """Mean and scatter matrix of a set of features, in float64; `+` gives those of the union of two sets.
 
-    Joining is Chan et al. 1983's update: exact, whatever the offset of the features from zero.
+    The sum is the update of Chan et al. 1983, which stays accurate for features far from zero.
     """
 
     count: int
@@ -29,7 +29,7 @@ class GaussianSums:
 
     @classmethod
     def of(cls, features: np.ndarray) -> GaussianSums:
-        """Of features (n, d), n >= 1, of any float type. Raises InputError for another shape or NaN."""
+        """Of features (n, d), n >= 1, of any float type. Raises InputError for other shapes and for NaN or infinity."""
         features = np.asarray(features)
         if features.ndim != 2 or len(features) < 1:
             raise InputError(f"expected features (n, d), found {features.shape}")
@@ -54,7 +54,7 @@ class GaussianSums:
         return GaussianSums(count, mean, scatter)
 
     def covariance(self, ddof: int = 1) -> np.ndarray:
-        """(d, d), divided by count - ddof. Raises InputError for too few features."""
+        """scatter / (count - ddof), (d, d). Raises InputError for too few features."""
         if self.count <= ddof:
             raise InputError(f"a covariance needs at least {ddof + 1} features, found {self.count}")
         return self.scatter / (self.count - ddof)
@@ -69,8 +69,8 @@ def gaussian(features: np.ndarray, ddof: int = 1) -> tuple[np.ndarray, np.ndarra
 def frechet_distance(mean_1: np.ndarray, cov_1: np.ndarray, mean_2: np.ndarray, cov_2: np.ndarray) -> float:
     """|m1 - m2|^2 + Tr(C1 + C2 - 2 (C1 C2)^(1/2)) of Gaussians: means (d,), covariances (d, d) (Heusel et al. 2017).
 
-    The trace of the root comes from the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric, so no complex or
-    huge values arise where a covariance is singular (fewer samples than features). Equal sets may give about -1e-3.
+    The trace of the root is computed from the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric, so it is real
+    and stable also for singular covariances (fewer samples than features). Equal sets may give about -1e-3.
     Raises InputError for arrays of other shapes or with values that are not finite.
     """
     mean_1, cov_1, mean_2, cov_2 = (np.asarray(array, dtype=np.float64) for array in (mean_1, cov_1, mean_2, cov_2))
@@ -94,8 +94,8 @@ def _symmetric_root(matrix: np.ndarray) -> np.ndarray:
 def kernel_distance(x: np.ndarray, y: np.ndarray, paired: bool = False) -> float:
     """Unbiased MMD^2 of features (n, d), (m, d) under the kernel (a.b / d + 1)^3 (Binkowski et al. 2018, section 4).
 
-    `paired`: x[i] was made from y[i], as a reconstruction is, and is not compared with it; else the sets are taken to
-    be independent.
+    `paired`: x[i] was computed from y[i], as a reconstruction is, and the pair is left out; otherwise the two sets are
+    assumed to be independent.
     """
     kernels = cubic_kernels(x, y)
     return mmd_squared(kernels, np.ones(len(x)), np.ones(len(y)), paired)
@@ -117,9 +117,9 @@ def mmd_squared(
     weights_y: np.ndarray,
     paired: bool = False,
 ) -> float:
-    """Unbiased MMD^2 in which sample i of x counts weights_x[i] times; pairs of a sample with itself never count.
+    """Unbiased MMD^2 in which sample i of x counts weights_x[i] times; pairs of a sample with itself are left out.
 
-    With `paired` those of x[i] and y[i] do not either.
+    With `paired`, so are the pairs of x[i] and y[i].
     """
     within_x, within_y, across = kernels
 
@@ -135,14 +135,14 @@ def mmd_squared(
 
 
 def inception_score(probabilities: np.ndarray, splits: int = 1) -> tuple[float, float]:
-    """exp(mean KL(p(y|x) || p(y))) of class probabilities (n, classes): (mean, std) over `splits` parts in order.
+    """exp(mean KL(p(y|x) || p(y))) of class probabilities (n, classes): (mean, std) over `splits` consecutive parts.
 
-    Salimans et al. 2016, section 4. Raises InputError where rows are no probabilities or n < splits.
+    Salimans et al. 2016, section 4. Raises InputError where rows are not probabilities or n < splits.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     if probabilities.ndim != 2 or len(probabilities) < splits or splits < 1:
         raise InputError(f"expected probabilities (n, classes) with n >= splits={splits}, found {probabilities.shape}")
-    # written so that NaN is refused too
+    # `not (... >= 0)` rather than `< 0`, so that NaN is an error too
     if not (probabilities >= 0).all() or not np.allclose(probabilities.sum(axis=1), 1, atol=1e-3):
         raise InputError("every row must hold probabilities: not negative, sum 1")
     scores = []

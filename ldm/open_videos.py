@@ -1,4 +1,4 @@
-"""The experiment's videos, ready to be read. The demo's are rendered and packed first where they are not there yet."""
+"""Opens the experiment's videos; the demo's are first rendered and packed where they do not exist yet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from odvae.shards.report import describe
 
 
 def open_videos(experiment: Experiment) -> VideoSet:
-    """The experiment's videos. Raises InputError that names the command which makes missing shards."""
+    """The experiment's videos. Raises InputError for missing shards, with the command that packs them."""
     shards, state = experiment.shards, PartialState()
     command = f"{command_line('make_shards')} FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
     with state.main_process_first():

@@ -1,4 +1,4 @@
-"""Text (or a class, or nothing, or an image) to video, as a diffusers pipeline."""
+"""Text-, class-, image-conditional and unconditional video generation, as a diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ from ldm.networks.network import Network
 from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_encoder
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.pipeline_folder import PipelineFolderMixin
+from ldm.sampling.pipeline_inputs import (
+    as_list,
+    check_same_latents,
+    class_indices,
+    count_videos,
+    latent_shape,
+    one_for_each,
+)
 from ldm.sampling.schedulers import Guidance, check_scheduler, guided_prediction, sample_latents
-from odvae.frame_counts import check_frame_count, check_picture_size, latent_frames
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.video_vae import VideoVAE
@@ -38,14 +45,16 @@ class TextToVideoOutput(BaseOutput):
 class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
     """Generates videos with a trained network.
 
-    Each video's noise comes from its own generator, and with `batch_size=1` each is computed alone: then it is the same
-    to the last bit whichever others are asked for, in whatever order, on one machine and number of threads.
+    With one generator per video and `batch_size=1`, a video is the same to the last bit whichever others are generated
+    in the same call, on one machine with one number of threads.
 
     Args:
-        text_encoder, tokenizer: for networks with text conditioning. None: `text_encoder_name` is loaded when
-            it is needed.
-        text_encoder_name, text_sha256: where the text encoder comes from, and the fingerprint of its weights.
-        model_card: what a saved or published pipeline says of itself: its README.md.
+        text_encoder, tokenizer: for networks with text conditioning. None: `text_encoder_name` is loaded at its first
+            use.
+        text_encoder_name, text_sha256: folder or hub name of the text encoder, and the fingerprint of its weights.
+        model_card: text of the README.md of a saved or published pipeline.
+
+    Raises InputError where scheduler, VAE and network do not belong together.
     """
 
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' name and type)
@@ -94,36 +103,38 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         output_type: str = "np",
         return_dict: bool = True,
     ) -> TextToVideoOutput | tuple:
-        """Generate one video a prompt (or class label, or `num_videos` of an unconditional network).
+        """Generate one video per prompt or class label, or `num_videos` with an unconditional network.
 
         Args:
-            negative_prompt: what guidance leads away from; one for all, or one each.
-            class_label: a class by its name, or by its number where no class has that for a name.
-            image: the first frame, float (3, h, w) in [-1, 1]; one for all, or one each. For networks that take one.
+            prompt: one or several, for networks with text conditioning.
+            negative_prompt: prompt that guidance leads away from; one for all videos, or one per video.
+            class_label: a class by its name or, where no class has that name, by its index.
+            image: the first frame, float (3, h, w) in [-1, 1]; one for all videos, or one per video. For networks with
+                first-frame conditioning.
             num_frames, height, width: sizes that the VAE takes (OD-VAE: 4k+1 frames, multiples of 8 pixels); by default
-                what the network was trained on.
-            guidance_scale: 1 follows the condition as trained; larger follows it more (classifier-free guidance).
+                those of training.
+            guidance_scale: scale of classifier-free guidance; 1 is none.
             guidance_interval, guidance_rescale: see `ldm.sampling.schedulers.Guidance`.
-            generator: one for all videos, or one each, which makes each independent of the others.
-            batch_size: videos computed together. More than 1 is faster for small networks; a video then differs by
-                rounding with its place among others. The last batch is filled up, so all have the same shape.
-            truncate_prompts: cut prompts of too many tokens, as training cut captions; else they are an error.
-            output_type: "np", "pt" or "latent".
+            generator: one for all videos, or one per video, which makes each independent of the others.
+            batch_size: videos computed together. More than 1 is faster for small networks, but rounding then depends on
+                a video's position in its batch. The last batch is padded to the same size.
+            truncate_prompts: truncate prompts of too many tokens, as captions in training; else they are an error.
+            output_type: "np", "pt" or "latent", see `TextToVideoOutput`.
 
-        Raises InputError, before anything is computed, for what the network cannot take.
+        Raises InputError for invalid arguments, before anything is computed.
         """
         check_scheduler(self.scheduler, self.objective)
         if output_type not in ("np", "pt", "latent"):
             raise InputError(f"output_type={output_type!r}: allowed are np, pt, latent")
-        count = self._count(prompt, class_label, num_videos)
-        shape = self._latent_shape(num_frames, height, width)
+        count = count_videos(self.transformer, prompt, class_label, num_videos)
+        shape = latent_shape(self.transformer, self.vae, num_frames, height, width)
         self._check_prompts(prompt, negative_prompt, truncate_prompts)
         condition, unconditional = self._conditions(count, prompt, negative_prompt, class_label, image, shape)
         guidance = Guidance(guidance_scale, tuple(guidance_interval), guidance_rescale)
         noise = self._initial_noise(count, shape, generator)
         latents = self._denoise(noise, condition, unconditional, num_inference_steps, guidance, batch_size)
         if condition.first_frame is not None and image is not None:
-            latents[:, :, :1] = condition.first_frame  # what was given, exactly
+            latents[:, :, :1] = condition.first_frame  # exactly the given frame
         frames = latents if output_type == "latent" else self._decode(latents, output_type)
         return TextToVideoOutput(frames=frames) if return_dict else (frames,)
 
@@ -136,53 +147,24 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         guidance: Guidance,
         batch_size: int,
     ) -> Tensor:
-        """Latents of all videos, `batch_size` at a time; the last batch repeats videos to be as large as the others."""
-        made = []
+        """Latents of all videos, `batch_size` at a time; the last batch is padded with repeated videos."""
+        batches = []
         for first in range(0, len(noise), batch_size):
             rows = torch.arange(first, first + batch_size, device=noise.device) % len(noise)
             chosen = [
                 None if c is None else c.map(lambda part, rows=rows: part[rows]) for c in (condition, unconditional)
             ]
             predict = guided_prediction(self.transformer, *chosen, guidance)
-            made.append(
+            batches.append(
                 sample_latents(predict, noise[rows], self.scheduler, self.objective, steps, guidance, self.progress_bar)
             )
-        return torch.cat(made)[: len(noise)]
-
-    def _count(self, prompt: Any, class_label: Any, num_videos: int | None) -> int:
-        config = self.transformer.config
-        takes = {"prompt": config.text_width is not None, "class_label": config.class_names is not None}
-        given = {"prompt": prompt is not None, "class_label": class_label is not None}
-        for name in takes:
-            if given[name] and not takes[name]:
-                raise InputError(f"{name} was given, but this network does not take one")
-            if takes[name] and not given[name]:
-                raise InputError(f"this network needs a {name}")
-        if not any(takes.values()):
-            return 1 if num_videos is None else num_videos
-        if num_videos is not None:
-            raise InputError("num_videos is for unconditional networks: give as many prompts or class labels")
-        asked = prompt if takes["prompt"] else class_label
-        return 1 if isinstance(asked, (str, int)) else len(asked)
-
-    def _latent_shape(self, frames: int | None, height: int | None, width: int | None) -> tuple[int, int, int, int]:
-        t, h, w = self.transformer.config.sample_size
-        factor = self.vae.spatial_compression_ratio
-        if frames is not None:
-            check_frame_count(frames, self.vae.temporal_compression_ratio, "num_frames")
-            t = latent_frames(frames, self.vae.temporal_compression_ratio)
-        height, width = (h * factor if height is None else height), (w * factor if width is None else width)
-        check_picture_size(height, width, factor)
-        shape = (self.transformer.config.latent_channels, t, height // factor, width // factor)
-        self.transformer.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide it
-        return shape
+        return torch.cat(batches)[: len(noise)]
 
     def _initial_noise(
         self, count: int, shape: tuple[int, ...], generator: torch.Generator | Sequence[torch.Generator] | None
     ) -> Tensor:
-        generators = [generator] * count if generator is None or isinstance(generator, torch.Generator) else generator
-        if len(generators) != count:
-            raise InputError(f"{count} videos need one generator or {count}, found {len(generators)}")
+        single = generator is None or isinstance(generator, torch.Generator)
+        generators = one_for_each(generator, single, count, f"{count} videos need one generator or {count}")
         rows = [
             torch.randn(shape, generator=g, device=g.device if g else None).to(self._execution_device)
             for g in generators
@@ -192,19 +174,17 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
     def _conditions(
         self, count: int, prompt: Any, negative_prompt: Any, class_label: Any, image: Any, shape: tuple[int, ...]
     ) -> tuple[Condition, Condition | None]:
-        """What the videos are conditioned on, and what guidance compares with (None where there is nothing)."""
+        """The conditions, and the negative or empty ones for guidance (None for an unconditional network)."""
         config, device = self.transformer.config, self._execution_device
         first, given = self._first_frames(count, image, shape)
         if config.text_width is not None:
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-            negative = [negative_prompt] * count if isinstance(negative_prompt, str) else list(negative_prompt)
-            if len(negative) != count:
-                raise InputError(f"{count} prompts need one negative_prompt or {count}, found {len(negative)}")
-            sides = [self._encode_one_by_one(captions) for captions in (prompts, negative)]
-            conditional, unconditional = (Condition(*side, None, first, given) for side in sides)
+            message = f"{count} prompts need one negative_prompt or {count}"
+            negative = one_for_each(negative_prompt, isinstance(negative_prompt, str), count, message)
+            embedded = [self._encode_one_by_one(captions) for captions in (as_list(prompt), negative)]
+            conditional, unconditional = (Condition(text, mask, None, first, given) for text, mask in embedded)
             return conditional, unconditional
         if config.class_names is not None:
-            labels = torch.tensor([self._class_number(label) for label in self._listed(class_label)], device=device)
+            labels = torch.tensor(class_indices(class_label, config.class_names), device=device)
             none = torch.full_like(labels, NO_LABEL)
             return Condition(None, None, labels, first, given), Condition(None, None, none, first, given)
         return Condition(first_frame=first, first_frame_given=given), None
@@ -213,20 +193,22 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         if self.transformer.config.text_width is None:
             return
         self._load_text_encoder()
-        asked = [prompt] if isinstance(prompt, str) else list(prompt)
-        negative = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
         limit = sys.maxsize if truncate else self.transformer.config.text_tokens
-        check_prompts(self.tokenizer, [*asked, *(text for text in negative if text)], limit)
+        negative = [text for text in as_list(negative_prompt) if text]
+        check_prompts(self.tokenizer, [*as_list(prompt), *negative], limit)
 
     def _encode_one_by_one(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings and masks; each caption alone, so that it is the same among any others."""
+        """Embeddings and masks; each caption is encoded alone, so that rounding does not depend on the others."""
         tokens = self.transformer.config.text_tokens
         unique = {c: encode_captions(self.tokenizer, self.text_encoder, [c], tokens) for c in dict.fromkeys(captions)}
         text, masks = zip(*(unique[caption] for caption in captions), strict=True)
         return torch.cat(text), torch.cat(masks)
 
     def _first_frames(self, count: int, image: Any, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
-        """Normalized latents (b, c, 1, h, w) of the images, and whether they were given."""
+        """Normalized latents (b, c, 1, h, w) of the images, and whether they are given (b,).
+
+        None for networks without first-frame conditioning; zeros and False where no image is given.
+        """
         if not self.transformer.config.first_frame:
             if image is not None:
                 raise InputError("image was given, but this network was not trained to take a first frame")
@@ -235,14 +217,13 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         device = self._execution_device
         if image is None:
             return torch.zeros(count, c, 1, h, w, device=device), torch.zeros(count, dtype=torch.bool, device=device)
-        images = [image] * count if isinstance(image, Tensor) and image.ndim == 3 else list(image)
-        if len(images) != count:
-            raise InputError(f"{count} videos need one image or {count}, found {len(images)}")
+        single = isinstance(image, Tensor) and image.ndim == 3
+        images = one_for_each(image, single, count, f"{count} videos need one image or {count}")
         size = (3, h * self.vae.spatial_compression_ratio, w * self.vae.spatial_compression_ratio)
-        for number, one in enumerate(images):
-            if tuple(one.shape) != size:
-                raise InputError(f"image {number} is {tuple(one.shape)}, but the videos' first frames are {size}")
-        encoded = [self._encode_image(one) for one in images]
+        for i, frame in enumerate(images):
+            if tuple(frame.shape) != size:
+                raise InputError(f"image {i} is {tuple(frame.shape)}, but the videos' first frames are {size}")
+        encoded = [self._encode_image(frame) for frame in images]
         return torch.cat(encoded), torch.ones(count, dtype=torch.bool, device=device)
 
     def _encode_image(self, image: Tensor) -> Tensor:
@@ -254,35 +235,23 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         )
         return (self.vae.encode(video).latent_dist.mean.float() - mean) / std
 
-    def _class_number(self, label: int | str) -> int:
-        names = list(self.transformer.config.class_names)
-        if str(label) in names:
-            return names.index(str(label))
-        if str(label).isdecimal() and int(label) < len(names):
-            return int(label)
-        shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-        raise InputError(f"class {label!r} is unknown; allowed are 0 to {len(names) - 1} or their names: {shown}")
-
-    def _listed(self, class_label: Any) -> list[int | str]:
-        return [class_label] if isinstance(class_label, (int, str)) else list(class_label)
-
     def _decode(self, latents: Tensor, output_type: str) -> np.ndarray | Tensor:
-        """Each video alone and in the same pieces, so that it is the same among any others."""
-        videos = [torch.cat(list(self.decode_in_pieces(one[None])), dim=2) for one in latents]
+        """Frames of the output type. Each video is decoded alone, so that rounding does not depend on the others."""
+        videos = [torch.cat(list(self.decode_in_pieces(video[None])), dim=2) for video in latents]
         video = torch.cat(videos) / 2 + 0.5  # (b, 3, t, h, w)
         return video.transpose(1, 2) if output_type == "pt" else video.permute(0, 2, 3, 4, 1).cpu().numpy()
 
     def decode_in_pieces(self, latents: Tensor) -> Iterator[Tensor]:
-        """Latents (b, c, k, h, w), as output_type="latent" gives them -> videos (b, 3, t_j, h, w) in [-1, 1], in order.
+        """Latents (b, c, k, h, w) of output_type="latent" -> pieces (b, 3, t_j, H, W) of the videos, in [-1, 1].
 
-        Memory does not depend on the video's length.
+        Memory does not depend on the videos' length.
         """
         return decode_in_pieces(
             self.vae, latents, self.transformer.config.latents_mean, self.transformer.config.latents_std
         )
 
     def _load_text_encoder(self) -> None:
-        """A text encoder that was saved by reference is loaded at its first use, and must be the very same."""
+        """Load a text encoder that was saved by reference. Raises InputError where its weights are not the same."""
         if self.text_encoder is not None:
             return
         name, expected = self.config.text_encoder_name, self.config.text_sha256
@@ -293,10 +262,3 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         if expected is not None and found != expected:
             raise InputError(f"{name} is another text encoder ({found[:16]}...) than the trained ({expected[:16]}...)")
         self.register_modules(text_encoder=text.model.to(self._execution_device), tokenizer=text.tokenizer)
-
-
-def check_same_latents(vae: VideoVAE, transformer: Network) -> None:
-    """Raise InputError for a network that was trained on latents of another VAE, as far as their configs tell."""
-    channels, trained = vae.config.latent_channels, transformer.config.latent_channels
-    if channels != trained:
-        raise InputError(f"the VAE has {channels} latent channels, the network was trained on {trained}: another VAE's")

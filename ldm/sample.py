@@ -17,7 +17,7 @@ from ldm.networks.network import NetworkLoader
 from ldm.networks.provenance import Provenance, weights_folder
 from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
-from ldm.sampling.requests import Request
+from ldm.sampling.requests import USER, Request
 from ldm.sampling.sample_table import add_sample_rows, read_sample_rows
 from ldm.sampling.schedulers import make_scheduler
 from ldm.sampling.settings import SamplerName, SampleSettings
@@ -34,7 +34,6 @@ from odvae.video.frame_grid import save_gif, save_picture, strip
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAELoader, load_vae
 
-HELD_OUT, UNSEEN, ASKED = "held_out", "unseen", "asked"
 ON_CONTACT_SHEET = 16  # videos
 
 
@@ -147,7 +146,7 @@ def generate_latents(
         guidance_rescale=settings.guidance_rescale,
         generator=[torch.Generator().manual_seed(request.seed) for request in requests],
         batch_size=settings.batch_size,
-        truncate_prompts=requests[0].group != ASKED,  # held-out captions are cut as in training
+        truncate_prompts=requests[0].group != USER,  # held-out captions are truncated as in training
         output_type="latent",
     ).frames
 

@@ -14,7 +14,7 @@ from ldm.networks.factory import fit_network, network_factory
 from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.provenance import Provenance, ema_folder
 from ldm.networks.settings import ConditioningSettings
-from ldm.networks.text_encoder import knows_words
+from ldm.networks.text_encoder import has_vocabulary
 from ldm.training.batches import LatentData, SampleLoss, per_sample_mse
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
@@ -87,10 +87,10 @@ def check_can_be_learned(settings: LDMSettings, manifest: Manifest, latents_fold
         raise InputError(
             f"{latents_folder}: no held-out clip was encoded, so no loss could be measured (data.held_out)"
         )
-    learned_of_nothing = manifest.text_encoder == TEXT_ENCODER_FOLDER and not knows_words(
+    without_words = manifest.text_encoder == TEXT_ENCODER_FOLDER and not has_vocabulary(
         latents_folder / TEXT_ENCODER_FOLDER
     )
-    if settings.conditioning.kind == "text" and (learned_of_nothing or not manifest.captioned_train_entries):
+    if settings.conditioning.kind == "text" and (without_words or not manifest.captioned_train_entries):
         raise InputError(
             f"{latents_folder}: no training video has a caption, so nothing can be learned from text; pack and encode "
             "the videos with their captions, or set ldm.conditioning.kind to class or none"

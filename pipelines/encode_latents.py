@@ -1,4 +1,4 @@
-"""Encode the videos with the trained VAE, and their captions, into latent shards. Run it again to go on after any stop.
+"""Encode the videos with the trained VAE, and their captions, into latent shards. Run it again to resume.
 
 accelerate launch pipelines/encode_latents.py [--config configs/demo.yaml] [section.key=value ...]
 """

@@ -1,4 +1,4 @@
-"""Score the generated videos (prompt accuracy, FVD and the like, flicker) and write the report page.
+"""Score the generated videos (prompt accuracy, FVD and related distances, flicker) and write the report page.
 
 accelerate launch pipelines/evaluate_ldm.py [--config configs/demo.yaml] [section.key=value ...]
 """

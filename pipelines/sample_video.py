@@ -1,4 +1,4 @@
-"""Generate videos: of what is asked for, or, with nothing, of what the evaluation scores (held-out captions, classes).
+"""Generate videos from prompts, classes or an image; without any, from the held-out captions or classes to be scored.
 
 accelerate launch pipelines/sample_video.py --prompt "a large red circle moves left" [--seed 0]
 accelerate launch pipelines/sample_video.py [--config configs/demo.yaml] [section.key=value ...]

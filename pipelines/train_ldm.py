@@ -1,4 +1,4 @@
-"""Train the latent diffusion model on the encoded videos. Run it again to go on after any stop.
+"""Train the latent diffusion model on the encoded videos. Run it again to resume.
 
 accelerate launch pipelines/train_ldm.py [--config configs/demo.yaml] [section.key=value ...]
 """

@@ -1,4 +1,4 @@
-"""Train the video VAE: first as an image VAE, then inflated to OD-VAE. Run it again to go on after any stop.
+"""Train the video VAE: first as an image VAE, then inflated to OD-VAE. Run it again to resume.
 
 accelerate launch pipelines/train_vae.py [--config configs/demo.yaml] [section.key=value ...]
 """

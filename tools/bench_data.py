@@ -1,16 +1,16 @@
-"""How fast clips and latents are read, in ratios that a machine's speed does not move. All in one run.
+"""Speed of reading clips and latents, as ratios that do not depend on a machine's speed. All in one run.
 
     python tools/bench_data.py SHARDS [--frames 17 --size 64 --workers 2]
 
 1. Decoding: frames/s of our reader (guarded workers, seeds, shared memory) over bare PyAV in as many plain worker
-   processes that open, decode, resize and crop the same clips. Wanted: 0.9.
-2. Latents: clips/s of reading them for the LDM over decoding and encoding the same clips anew. Wanted: 50.
-3. Latents: bytes/s of reading them in the LDM's random order over reading the same files from end to end, both from
-   disk (pages dropped before). Wanted: 0.5.
-4. Size: raw uint8 pixels over moments. Wanted: 44 at 33 frames, 4x8x8, 4 channels.
-5. The share of the time that the encoder, while it encodes all of them, has no clip to work on.
+   processes that open, decode, resize and crop the same clips. Target: 0.9.
+2. Latents: clips/s of reading them for the LDM over decoding and encoding the same clips again. Target: 50.
+3. Latents: bytes/s of reading them in the LDM's random order over reading the same files sequentially, both from
+   disk (dropped from the page cache before). Target: 0.5.
+4. Size: raw uint8 pixels over moments. Target: 44 at 33 frames, 4x8x8, 4 channels.
+5. The share of the encoding time in which the encoder waits for clips.
 
-The VAE is a small OD-VAE with random weights: a larger one only raises 2 and lowers 5.
+The VAE is a small OD-VAE with random weights: a larger one would raise 2 and lower 5.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ from odvae.shards.tars import Sample, index_shards, shard_writer
 
 BATCH = 4
 
-# What the disk is read with: moments of 33x256x256 clips and CLIP's 77 tokens of width 768, about 160 MB.
+# Entries of the disk benchmark: moments of 33x256x256 clips and CLIP's 77 tokens of width 768, about 160 MB.
 ENTRIES, LATENT, TEXT = 600, (4, 9, 32, 32), (77, 768)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="folder of video shards (tools/make_shards.py)")
-    parser.add_argument("--frames", type=int, default=17, help="frames a clip, 4k+1 (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=17, help="frames per clip, 4k+1 (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="height and width, px (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: %(default)s)")
     parser.add_argument("--videos", type=int, default=48, help="clips to decode (default: %(default)s)")
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def bench_decoding(videos: VideoSet, count: int) -> dict:
-    """Frames/s of our reader and of bare PyAV, taken in turns so that both see the same machine."""
+    """Frames/s of our reader and of bare PyAV, measured alternately so that other load affects both alike."""
     data = videos.data
     dataset = ClipDataset(videos.train, data, seed=0)
     samples = [dataset.source(number, 0) for number in range(count)]
@@ -97,7 +97,7 @@ def our_decoding(dataset: ClipDataset, count: int) -> None:
 
 
 def bare_decoding(samples: list[Sample], data: DataSettings) -> None:
-    """What a script without this project would do: a pool, PyAV, the same resize and crop, a batch."""
+    """The baseline, without this project: a process pool, PyAV, the same resize and crop, a batch."""
     with multiprocessing.get_context("fork").Pool(data.workers, torch.set_num_threads, (1,)) as pool:
         clips = pool.imap(bare_clip, [(sample, data) for sample in samples])
         for _ in range(len(samples) // BATCH):
@@ -108,13 +108,13 @@ def bare_clip(task: tuple[Sample, DataSettings]) -> np.ndarray:
     sample, data = task
     with av.open(io.BytesIO(sample.read(video_member(sample)))) as container:
         container.streams.video[0].codec_context.thread_count = 1
-        wanted = islice(container.decode(video=0), 0, data.span, data.stride)
-        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in wanted])
+        chosen = islice(container.decode(video=0), 0, data.span, data.stride)
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in chosen])
     return fit_frames(frames, data.height, data.width).numpy()
 
 
 def bench_latents(videos: VideoSet, count: int) -> dict:
-    """Reading the latents of these videos for the LDM over decoding and encoding them anew; their size."""
+    """Speed of reading the latents of these videos, relative to decoding and encoding them again; their size."""
     data = videos.data
     torch.manual_seed(0)
     vae = ODVAE((16, 32, 48, 64), layers_per_block=1, latent_channels=4, norm_num_groups=8).eval()
@@ -126,7 +126,7 @@ def bench_latents(videos: VideoSet, count: int) -> dict:
         latents = open_latents(folder, manifest)
         reads = 5000
         reading = seconds(lambda: read_latents(latents, reads)) / (reads * BATCH)
-        anew = seconds(lambda: encode_anew(videos, vae, count)) / (count // BATCH * BATCH)
+        anew = seconds(lambda: decode_and_encode(videos, vae, count)) / (count // BATCH * BATCH)
         raw = data.frames * data.height * data.width * 3
         return {
             "latents_clips_per_second": round(1 / reading, 1),
@@ -138,7 +138,7 @@ def bench_latents(videos: VideoSet, count: int) -> dict:
 
 
 def bench_disk() -> dict:
-    """Reading entries in the LDM's random order over reading their files from end to end, both from disk."""
+    """Speed of reading entries in the LDM's random order, relative to reading their files sequentially, from disk."""
     rng = torch.Generator().manual_seed(0)
     with tempfile.TemporaryDirectory() as work:
         shards = [Path(work) / f"{i:05d}.tar" for i in range(4)]
@@ -168,14 +168,14 @@ def read_latents(latents: LatentSet, batches: int) -> None:
         pass
 
 
-def encode_anew(videos: VideoSet, vae: ODVAE, count: int) -> None:
+def decode_and_encode(videos: VideoSet, vae: ODVAE, count: int) -> None:
     loader = endless_loader(ClipDataset(videos.train, videos.data, 0), StepSampler(BatchPlan(BATCH)))
     for batch in islice(loader, count // BATCH):
         encode_pieces(vae, iter([batch["video"]]), streamed=False)
 
 
 def seconds(work: Callable[[], object], drop: list[Path] | None = None) -> float:
-    """How long `work` takes; with `drop`, after these files left the page cache."""
+    """Seconds that `work` takes; the files in `drop` are first dropped from the page cache."""
     for path in drop or []:
         with open(path, "rb") as file:
             os.fsync(file.fileno())

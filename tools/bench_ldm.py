@@ -1,12 +1,12 @@
-"""How fast the latent diffusion model trains: against diffusers' networks, the device, and its own loop.
+"""Training speed of the latent diffusion model: compared with diffusers' networks and with the device's peak.
 
     python tools/bench_ldm.py                 # small sizes on a CPU, DiT-XL/2 on 81x256x256 latents on a GPU
     python tools/bench_ldm.py --only peers    # or: overhead, peak
 
 peers: a training step of the DiT (factorized) and of diffusers' LatteTransformer3DModel, of the DiT (full) and of
-DiTTransformer2DModel, at equal depth, width, heads and tokens, in turn in one run. overhead: what the training loop
-adds to the network's forward and backward pass, on configs/demo.yaml's network. peak: the share of the measured
-matmul rate that a step reaches, and what encoding each clip on the fly would add to it.
+DiTTransformer2DModel, at equal depth, width, heads and tokens, measured alternately. overhead: time that the training
+loop adds to the network's forward and backward pass, for the network of configs/demo.yaml. peak: FLOP/s of a step
+relative to the measured matmul rate, and the time that encoding each clip on the fly would add.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from odvae.running.settings import load_settings
 from odvae.shards.tars import shard_writer
 from odvae.training.state import TrainingState
 
-# Latents (channels, t, h, w) of the comparisons, and the transformer: small ones on a CPU.
+# Latents (channels, t, h, w) and transformer sizes of the comparisons; smaller on a CPU.
 CPU_CASE = {"latents": (4, 5, 32, 32), "depth": 4, "width": 256, "heads": 4, "batch": 1}
 GPU_CASE = {"latents": (4, 21, 32, 32), "depth": 28, "width": 1152, "heads": 16, "batch": 4}
 TEXT_WIDTH, TEXT_TOKENS, CLASSES = 64, 16, 1000
@@ -51,21 +51,21 @@ def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--only", choices=["peers", "overhead", "peak"], help="one part (default: all)")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of each (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps per network (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile the blocks of all transformers")
-    parser.add_argument("--json", type=Path, help="write the numbers here")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}")
-    numbers: dict[str, float] = {}
+    results: dict[str, float] = {}
     if options.only in (None, "peers"):
-        numbers |= compare_with_peers(device, options.steps, options.compile)
+        results |= compare_with_peers(device, options.steps, options.compile)
     if options.only in (None, "overhead"):
-        numbers |= measure_overhead(device, options.steps)
+        results |= measure_overhead(device, options.steps)
     if options.only in (None, "peak"):
-        numbers |= measure_peak_share(device, options.steps, options.compile or device.type == "cuda")
+        results |= measure_peak_share(device, options.steps, options.compile or device.type == "cuda")
     if options.json:
-        write_json(options.json, numbers)
+        write_json(options.json, results)
 
 
 def compare_with_peers(device: torch.device, steps: int, compiled: bool) -> dict[str, float]:
@@ -85,7 +85,7 @@ def compare_with_peers(device: torch.device, steps: int, compiled: bool) -> dict
         "activation_fn": "gelu-approximate",
         "norm_elementwise_affine": False,
     }
-    ours_factorised = DiT(**sizes, attention="factorized", text_width=TEXT_WIDTH, text_tokens=TEXT_TOKENS).to(device)
+    ours_factorized = DiT(**sizes, attention="factorized", text_width=TEXT_WIDTH, text_tokens=TEXT_TOKENS).to(device)
     latte = LatteTransformer3DModel(
         **common,
         out_channels=channels,
@@ -102,13 +102,13 @@ def compare_with_peers(device: torch.device, steps: int, compiled: bool) -> dict
     dit = DiTTransformer2DModel(**common, out_channels=channels, num_layers=depth, sample_size=side).to(device)
     picture = torch.randn(batch, channels, side, side, device=device)
     if compiled:
-        for network in (ours_factorised, ours_full):
+        for network in (ours_factorized, ours_full):
             network.compile_repeated_blocks()
         for block in (*latte.transformer_blocks, *latte.temporal_transformer_blocks, *dit.transformer_blocks):
             block.compile()
     steps_ = 1000 * time_
     calls = {
-        "DiT, factorized": step_of(ours_factorised, lambda: ours_factorised(noisy, time_, Condition(text, mask))),
+        "DiT, factorized": step_of(ours_factorized, lambda: ours_factorized(noisy, time_, Condition(text, mask))),
         "LatteTransformer3DModel": step_of(latte, lambda: latte(noisy, steps_, text, return_dict=False)[0]),
         "DiT, full": step_of(ours_full, lambda: ours_full(picture.unsqueeze(2), time_, Condition(label=label))),
         "DiTTransformer2DModel": step_of(
@@ -128,8 +128,8 @@ def step_of(network: torch.nn.Module, call: Callable[[], Tensor]) -> Callable[[]
 
     def step() -> None:
         with torch.autocast("cuda", torch.bfloat16, enabled=next(network.parameters()).is_cuda):
-            answer = call()
-        answer.float().square().mean().backward()
+            prediction = call()
+        prediction.float().square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -137,7 +137,7 @@ def step_of(network: torch.nn.Module, call: Callable[[], Tensor]) -> Callable[[]
 
 
 def time_in_turn(calls: dict[str, Callable[[], None]], steps: int, device: torch.device) -> dict[str, float]:
-    """Median seconds of each, one after the other in every round, so that a busy moment hits all alike."""
+    """Median seconds of each call, alternately, so that other load affects all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_ in range(-2, steps):  # two rounds to warm up
         for name, call in calls.items():
@@ -149,7 +149,7 @@ def time_in_turn(calls: dict[str, Callable[[], None]], steps: int, device: torch
 
 
 def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
-    """Everything but forward and backward: data, noise, clipping, optimizer, averages, of the demo's training."""
+    """Time of everything but forward and backward in the demo's training: data, noise, clipping, optimizer, EMA."""
     demo = load_settings(Experiment, DEFAULT_CONFIG).ldm
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -158,7 +158,7 @@ def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
         state = TrainingState(new_network(demo, manifest), demo.optimization, folder / "ldm", "none", "bench")
         state.resume()
         batches = data.training_batches(BatchPlan(demo.optimization.batch_size), seed=0, workers=demo.workers)
-        parts: list[tuple[float, float, float]] = []  # seconds of data, forward and backward, and the rest
+        parts: list[tuple[float, float, float]] = []  # seconds of data, of forward and backward, of the rest
         for step in range(1, 10 * steps + 3):
             start = now(device)
             batch = next(batches)
@@ -173,12 +173,12 @@ def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
     whole = reading + inner + updating
     print(f"demo: {1e3 * whole:.1f} ms a step; {100 * inner / whole:.1f}% forward and backward, ", end="")
     print(f"{100 * reading / whole:.1f}% data and noise, {100 * updating / whole:.1f}% clipping, ", end="")
-    print(f"{demo.optimization.optimizer}, averages")
+    print(f"{demo.optimization.optimizer}, EMA")
     return {"demo ms a step": 1e3 * whole, "demo data share": reading / whole, "demo update share": updating / whole}
 
 
 def write_random_latents(folder: Path, shape: tuple[int, int, int, int], entries: int) -> Manifest:
-    """A latent folder of noise."""
+    """Write a latent folder of random latents."""
     text, mask = torch.randn(TEXT_TOKENS, TEXT_WIDTH), torch.ones(TEXT_TOKENS, dtype=torch.bool)
     with shard_writer(folder / "00000.tar") as writer:
         for i in range(entries):
@@ -221,7 +221,7 @@ def write_random_latents(folder: Path, shape: tuple[int, int, int, int], entries
 
 
 def measure_peak_share(device: torch.device, steps: int, compiled: bool) -> dict[str, float]:
-    """DiT-XL/2's step against the matmul rate, and against the encoding of its clips."""
+    """FLOP/s of DiT-XL/2's training step relative to the matmul rate, and its time relative to encoding its clips."""
     gpu = device.type == "cuda"
     depth, width, heads = SIZES["XL"] if gpu else (4, 256, 4)
     channels, t, h, w = GPU_CASE["latents"] if gpu else CPU_CASE["latents"]

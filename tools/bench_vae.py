@@ -1,11 +1,11 @@
-"""Time, peak memory and arithmetic of encoding and decoding one clip: OD-VAE beside other video VAEs.
+"""Time, peak memory and FLOPs of encoding and decoding one clip: OD-VAE and other video VAEs.
 
     python tools/bench_vae.py                                     # 17x128x128; a quarter of an hour on two cores
     python tools/bench_vae.py --frames 33 --size 512 --dtypes bf16 fp32 --device cuda
     python tools/bench_vae.py --models odvae cogvideox --halves encode
-    python tools/bench_vae.py --smallest                          # tiny networks: does it run at all?
+    python tools/bench_vae.py --smallest                          # tiny networks, as a smoke test
 
-Memory is the growth of its peak over the loaded weights. The table goes to standard output, all numbers to --json.
+Memory is its peak minus the loaded weights. A table is printed, and all results are written to --json.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128, help="its height and width, px (default: %(default)s)")
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["fp32"], help="default: fp32")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--repeats", type=int, default=2, help="the best time counts (default: %(default)s)")
+    parser.add_argument(
+        "--repeats", type=int, default=2, help="repetitions, of which the fastest counts (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, default=Path("runs/bench_vae.json"), help="default: %(default)s")
     parser.add_argument("--smallest", action="store_true", help="tiny networks on a tiny clip, in seconds")
     options = parser.parse_args()

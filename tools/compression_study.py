@@ -1,4 +1,4 @@
-"""The study of what compression buys: train, compare at equal budget, and write one page. Run it again to go on.
+"""The compression study: train VAEs and generators, compare at equal budget, write one page. Run it again to resume.
 
 python tools/compression_study.py configs/study/cpu.yaml [--minutes 9] [key=value ...]
 """
@@ -24,25 +24,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", type=Path, help="the study, e.g. configs/study/cpu.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
-    parser.add_argument("--minutes", type=float, help="stop after this long; the same command goes on")
-    parser.add_argument("--cost", metavar="RUN", help="only measure the cost of one run (the study does it itself)")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command resumes")
+    parser.add_argument("--cost", metavar="RUN", help="only measure the cost of one run (part of the study)")
     options = parser.parse_intermixed_args()
     settings = load_settings(StudySettings, options.config, options.overrides)
     if options.cost:
         measure_cost(settings, options.cost)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the stage at work is then stopped too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running stage is stopped too
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     runner = Runner(options.config, settings, tuple(options.overrides), deadline)
     try:
         runner.run_all()
     except OutOfTime:
-        print("\ntime is up; run the same command again to go on")
+        print("\ntime is up; run the same command again to resume")
     print(f"\noutput: {write_study(settings, collect(settings))}")
 
 
 def measure_cost(settings: StudySettings, name: str) -> None:
-    """Write `cost.json` of a run: of its generator where it trained one, else of its VAE."""
+    """Write `cost.json` of a run: of its generator where it trains one, else of its VAE."""
     folder, device = settings.folder / name, join_ranks().device
     generator = name.partition("_on_")[0]
     if not folder.is_dir():

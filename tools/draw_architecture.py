@@ -1,9 +1,9 @@
-"""Draw OD-VAE: which convolutions see time, how each level changes the resolution, and what 4k+1 -> k+1 means.
+"""Draw OD-VAE: which convolutions are temporal, the resolution of each level, and what 4k+1 -> k+1 frames means.
 
     python tools/draw_architecture.py                              # variant 4, into docs/architecture.svg
     python tools/draw_architecture.py --variant 1 --out one.png    # any variant, any format that matplotlib writes
 
-Every colored bar is one convolution of `odvae.ODVAE`, read off the model itself; those of kernel 1x1 are left out.
+Every colored bar is one convolution of `odvae.ODVAE`, taken from the model itself; 1x1 convolutions are left out.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LEVEL_HEIGHT = (96, 78, 60, 42)
 ENCODER_Y, DECODER_Y = 398, 252
 FRAMES_Y, LATENTS_Y = 112, 58  # of the lower picture
 
-Blocks = list[tuple[bool, bool]]  # of each residual block, whether its first and second convolution see time
+Blocks = list[tuple[bool, bool]]  # for each residual block, whether its first and second convolution are temporal
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Half:
-    """An encoder or a decoder: whether each of its convolutions sees time. Levels go from full resolution down."""
+    """An encoder or a decoder: whether each convolution is temporal. Levels are ordered from full resolution down."""
 
     first: bool
     last: bool

@@ -2,8 +2,8 @@
 
     python tools/make_demo_videos.py OUT
 
-OUT gets 00000.mp4, its caption 00000.txt, and so on, and demo_videos.json with the settings. If it already
-holds the videos asked for, nothing is done.
+OUT gets 00000.mp4, its caption 00000.txt, and so on, and demo_videos.json with the settings. If OUT already
+has the videos of the same settings, nothing is done.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from odvae.running.errors import readable_errors
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the videos, new or made by this")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the videos: new, or of an earlier call")
     parser.add_argument("--count", type=int, default=1500, help="number of videos (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=17, help="frames a video (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=17, help="frames per video (default: %(default)s)")
     parser.add_argument("--size", type=int, default=48, help="width and height, px (default: %(default)s)")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="draws all that varies (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     options = parser.parse_args()
     write_demo_videos(options.out, options.count, options.frames, options.size, options.fps, options.seed)
     print(f"{options.count} videos with captions in {options.out}")

@@ -1,8 +1,8 @@
-"""Check a folder of latents against its manifest: every hash and count; on request, by encoding some entries again.
+"""Check a folder of latents against its manifest: all hashes and counts and, with --reencode, some latents.
 
     python tools/verify_latents.py LATENTS [--reencode K]
 
-Exit status 0: all is as it was written. 1: something is not; each finding is named.
+Exit status 0: no problems. 1: problems, which are listed.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from odvae.video.frame_grid import save_picture, strip
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="LATENTS", help="folder with manifest.json")
-    parser.add_argument("--reencode", type=int, default=0, metavar="K", help="random entries to encode again")
-    parser.add_argument("--vae", type=Path, help="the VAE's folder (default: where the manifest says it lay)")
+    parser.add_argument("--reencode", type=int, default=0, metavar="K", help="number of random entries to encode again")
+    parser.add_argument("--vae", type=Path, help="the VAE's folder (default: that in the manifest)")
     parser.add_argument("--picture", type=Path, help="source above decoded latents (default: LATENTS/verification.png)")
-    parser.add_argument("--seed", type=int, default=0, help="chooses the entries (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice of entries (default: %(default)s)")
     options = parser.parse_args()
     manifest = load_manifest(options.folder)
     problems = list(find_problems(options.folder, manifest))
     if options.reencode and not problems:
         vae_folder = options.vae or Path(manifest.vae_folder)
         pairs = []
-        for one in reencode(options.folder, manifest, vae_folder, options.reencode, options.seed):
-            print(f"{one.name}: relative error {one.error:.2e}")
-            if one.error > TOLERANCE:
+        for entry in reencode(options.folder, manifest, vae_folder, options.reencode, options.seed):
+            print(f"{entry.name}: relative error {entry.error:.2e}")
+            if entry.error > TOLERANCE:
                 problems.append(
-                    f"{one.name}: encoding its clip again gives other latents (relative error {one.error:.3f})"
+                    f"{entry.name}: encoding its clip again gives other latents (relative error {entry.error:.3f})"
                 )
-            pairs += [one.source, one.decoded]
-        same_size = [video for video in pairs if video.shape == pairs[0].shape]  # one picture, one size
+            pairs += [entry.source, entry.decoded]
+        same_size = [video for video in pairs if video.shape == pairs[0].shape]  # a picture has videos of one size
         picture = options.picture or options.folder / "verification.png"
         save_picture(picture, strip(same_size[:16]))
         print(f"source above decoded latents: {picture}")

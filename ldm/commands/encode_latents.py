@@ -1,4 +1,4 @@
-"""Encode the videos with the trained VAE, and their captions, into latent shards. Run it again to go on after any stop.
+"""Encode the videos with the trained VAE, and their captions, into latent shards. Run it again to resume.
 
 odvae-encode [--config demo] [section.key=value ...]
 On several GPUs: accelerate launch -m ldm.commands.encode_latents ...

@@ -1,4 +1,4 @@
-"""Score the generated videos (prompt accuracy, FVD and the like, flicker) and write the report page.
+"""Score the generated videos (prompt accuracy, FVD and related distances, flicker) and write the report page.
 
 odvae-evaluate-ldm [--config demo] [section.key=value ...]
 On several GPUs: accelerate launch -m ldm.commands.evaluate_ldm ...

@@ -15,8 +15,8 @@ from odvae.running.errors import readable_errors
 def main() -> None:
     extra = argparse.ArgumentParser(add_help=False)
     extra.add_argument("--out", type=Path, help="the pipeline's folder (default: `pipeline` in the run folder)")
-    extra.add_argument("--copy-text-encoder", action="store_true", help="keep it in the folder, not only its name")
-    extra.add_argument("--push", metavar="REPO", help="also publish it as this repository of the hub")
+    extra.add_argument("--copy-text-encoder", action="store_true", help="copy the text encoder, rather than name it")
+    extra.add_argument("--push", metavar="REPO", help="also publish it as this repository on the hub")
     experiment, options = parse_experiment(__doc__, extra)
     from ldm.export import export_pipeline
 

@@ -1,4 +1,4 @@
-"""Train the latent diffusion model on the encoded videos. Run it again to go on after any stop.
+"""Train the latent diffusion model on the encoded videos. Run it again to resume.
 
 odvae-train-ldm [--config demo] [section.key=value ...]
 On several GPUs: accelerate launch -m ldm.commands.train_ldm ...

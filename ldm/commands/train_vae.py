@@ -1,4 +1,4 @@
-"""Train the video VAE: first as an image VAE, then inflated to OD-VAE. Run it again to go on after any stop.
+"""Train the video VAE: first as an image VAE, then inflated to OD-VAE. Run it again to resume.
 
 odvae-train-vae [--config demo] [section.key=value ...]
 On several GPUs: accelerate launch -m ldm.commands.train_vae ...

@@ -1,4 +1,4 @@
-"""Everything that only rendered clips have: the renderer, and the judge that reads them.
+"""The demo's rendered videos: the renderer, and the judge that measures color, shape and motion in a video.
 
-In: a seed. Out: captioned videos of moving shapes; what a video shows.
+In: a seed. Out: captioned videos of moving shapes; a video's color, shape and motion.
 """

@@ -1,10 +1,10 @@
-"""Reads the color, shape and motion of a demo clip by measuring it: the exact score of generated videos.
+"""The judge: measures the color, shape and motion of a demo clip, for the prompt accuracy of generated videos.
 
-No learned network. The demo's shapes are saturated and their background is gray, so a pixel's chroma says how
-much of the shape it holds; blending, blur and noise act on it linearly. From there: the shape's color is the
-direction of the chroma, its motion the path of the centroid, and its shape the best of three templates laid
-over the clip's frames, all brought to the same place and scale. Each answer needs a margin over the next
-best: what is not one clear shape is `UNCLEAR`, never a guess.
+It has no learned weights. The demo's shapes are saturated and their background is gray, so a pixel's chroma is
+proportional to the share of the pixel that the shape covers, and blending, blur and noise act on it linearly. The
+color is the direction (hue) of the chroma, the motion the path of the centroid, and the shape the best of three
+templates compared with the clip's frames, aligned in position and scale. Each result needs a margin over the
+second best; otherwise it is `UNCLEAR`, never a guess.
 """
 
 from collections import Counter
@@ -19,34 +19,34 @@ from ldm.demo.videos import COLORS, DIRECTIONS, SHAPES, distance_to_shape, parse
 UNCLEAR = "unclear"
 ATTRIBUTES = ("color", "shape", "motion")
 
-# Color: all of the clip's chroma points one way, strongly, and near one of the six names.
-FOREGROUND_CHROMA = 0.25  # the background's, noise included, stays below; a shape's is about .8
-SHAPE_CHROMA = 0.5  # a half-faded shape has less
+# Color: the clip's chroma is strong, of one hue, and near one of the six named hues.
+FOREGROUND_CHROMA = 0.25  # the background's, with noise, is below; a shape's is about .8
+SHAPE_CHROMA = 0.5  # a half-transparent shape has less
 ONE_HUE = 0.9  # |mean chroma| over mean |chroma|: 1 for one hue, .87 for two hues 60 degrees apart
-HUE_REACH = 22.0  # degrees from a name's hue; the border to the next name is at 30
-# One object: in most frames, of plausible area, alone, the same throughout, and roughly of a known shape.
+HUE_REACH = 22.0  # degrees from a named hue; the border to the next is at 30
+# One object: in most frames, of plausible area, alone, unchanged over time, and roughly of a known shape.
 AREA = (0.03, 0.45)  # of the frame
 WINDOW = 2.1  # radii around the centroid that hold the object; a triangle reaches 1.7
 STRAY = 0.12  # share of the mask outside that window
 GOOD_FRAMES = 0.8
 OBJECT_OVERLAP = 0.65  # with the best template
-COHERENCE = 0.75  # a frame's overlap with the mean of all: what comes apart is not one object
+COHERENCE = 0.75  # a frame's overlap with the mean of all frames; an object that breaks up has less
 # Shape: soft overlap (intersection over union) with the best template, and its lead over the next.
 SHAPE_OVERLAP = 0.75  # a deformed triangle is still a triangle
-SHAPE_LEAD = 0.02  # the least at which blurred renders are never taken for another shape
+SHAPE_LEAD = 0.02  # the smallest at which blurred renders are never confused
 BLURS = (0.0, 0.08, 0.16, 0.25)  # of the radius: templates may be as soft as the clip
 # Motion: a straight path along one axis, long compared with the shape.
 TRAVEL = 0.4  # radii, first frame to last; the demo's is at least 1.1
 DOMINANCE = 2.0  # times the travel along the other axis
-STRAIGHTNESS = 0.9  # correlation of place and time; a sudden jump has .87
+STRAIGHTNESS = 0.9  # correlation of position and time; a sudden jump has .87
 
-PATCH = 32  # points a side of the window that brings every frame to the same place and scale
+PATCH = 32  # points per side of the window in which frames are aligned in position and scale
 PATCH_REACH = 2.0  # radii from its center to its border
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a clip shows: each a word of the demo's vocabulary, or `UNCLEAR`."""
+    """Color, shape and motion of a clip: each a word of the demo's vocabulary, or `UNCLEAR`."""
 
     color: str
     shape: str
@@ -57,7 +57,7 @@ NO_OBJECT = Verdict(UNCLEAR, UNCLEAR, UNCLEAR)
 
 
 def judge(video: np.ndarray) -> Verdict:
-    """The verdict on one clip, uint8 (t, h, w, 3). Made for 32 to 128 pixels and 5 to 65 frames.
+    """The verdict on one clip, uint8 (t, h, w, 3). Designed for 32 to 128 pixels and 5 to 65 frames.
 
     All three are `UNCLEAR` if the clip has no single object. Raises ValueError for another layout.
     """
@@ -70,7 +70,7 @@ def judge(video: np.ndarray) -> Verdict:
     track = follow_object(matte)
     if track.good.mean() < GOOD_FRAMES:
         return NO_OBJECT
-    patches = sample_patches(matte[track.good], track.place[track.good], track.radius)
+    patches = sample_patches(matte[track.good], track.position[track.good], track.radius)
     overlaps = compare_shapes(patches)
     if overlaps.max() < OBJECT_OVERLAP or measure_coherence(patches) < COHERENCE:
         return NO_OBJECT
@@ -109,51 +109,51 @@ def separate_shape(chroma: np.ndarray) -> tuple[float, np.ndarray] | None:
 
 
 def sharpen(matte: np.ndarray) -> np.ndarray:
-    """The matte as a soft mask in 0..1 that noise around 0 and around 1 does not move."""
+    """The matte as a soft mask in 0..1, without the noise around 0 and around 1."""
     return np.clip((matte - 0.2) / 0.6, 0, 1)
 
 
 @dataclass(frozen=True)
 class Track:
-    """Where the object is: centroids (t, 2) as x and y in pixels, which frames hold it (t,), its radius."""
+    """The object's path: centroids (t, 2) as x and y in pixels, which frames contain it (t,), its radius."""
 
-    place: np.ndarray
+    position: np.ndarray
     good: np.ndarray
     radius: float
 
 
 def follow_object(matte: np.ndarray) -> Track:
-    """The object's track through a matte (t, h, w). A frame is good if it holds one mass of plausible area."""
+    """The object's track through a matte (t, h, w). A frame is good if it has one object of plausible area."""
     mask = sharpen(matte)
     _, height, width = mask.shape
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
     whole = mask.sum((1, 2)) + 1e-6
     inside = mask
-    for _ in range(2):  # strays pull the first centroid, not the second
+    for _ in range(2):  # stray pixels move the first centroid, not the second
         area = inside.sum((1, 2)) + 1e-6
-        place = np.stack([inside.sum(1) @ x / area, inside.sum(2) @ y / area], axis=1)  # (t, 2)
+        position = np.stack([inside.sum(1) @ x / area, inside.sum(2) @ y / area], axis=1)  # (t, 2)
         reach = WINDOW**2 * whole / np.pi
-        apart = (x - place[:, :1])[:, None, :] ** 2 + (y - place[:, 1:])[:, :, None] ** 2  # (t, h, w)
-        inside = mask * (apart < reach[:, None, None])
+        squared = (x - position[:, :1])[:, None, :] ** 2 + (y - position[:, 1:])[:, :, None] ** 2  # (t, h, w)
+        inside = mask * (squared < reach[:, None, None])
     area = inside.sum((1, 2))
     share = area / (height * width)
     good = (share > AREA[0]) & (share < AREA[1]) & (area > (1 - STRAY) * whole)
-    return Track(place, good, float(np.sqrt(np.median(area) / np.pi)))
+    return Track(position, good, float(np.sqrt(np.median(area) / np.pi)))
 
 
-def sample_patches(matte: np.ndarray, place: np.ndarray, radius: float) -> np.ndarray:
-    """The object of each frame (t, h, w) moved to the center and scaled to its radius: (t, PATCH, PATCH).
+def sample_patches(matte: np.ndarray, position: np.ndarray, radius: float) -> np.ndarray:
+    """The object of each frame (t, h, w), centered and scaled by its radius: (t, PATCH, PATCH).
 
-    Bilinear, as two matrix products; outside the frame is background.
+    Bilinear sampling, as two matrix products; outside the frame is background.
     """
     _, height, width = matte.shape
     grid = np.linspace(-PATCH_REACH, PATCH_REACH, PATCH, dtype=np.float32) * radius
 
-    def weigh(center: np.ndarray, length: int) -> np.ndarray:
+    def sampling_weights(center: np.ndarray, length: int) -> np.ndarray:
         points = (center[:, None] + grid)[:, :, None]  # (t, PATCH, 1)
         return np.maximum(0, 1 - np.abs(points - np.arange(length, dtype=np.float32)))
 
-    rows, columns = weigh(place[:, 1], height), weigh(place[:, 0], width)
+    rows, columns = sampling_weights(position[:, 1], height), sampling_weights(position[:, 0], width)
     return rows @ matte @ columns.transpose(0, 2, 1)
 
 
@@ -164,24 +164,24 @@ def overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def make_templates() -> np.ndarray:
-    """Each shape's mask as `average` would give it, at each of `BLURS`: (shapes, blurs, PATCH, PATCH)."""
+    """Each shape's mask as computed by `average`, at each of `BLURS`: (shapes, blurs, PATCH, PATCH)."""
     radius = 24.0
     axis = np.arange(-72, 73, dtype=np.float32)
-    apart = axis[:, None] - axis
+    offsets = axis[:, None] - axis
     templates = []
     for shape in SHAPES:
         crisp = np.clip(0.5 - distance_to_shape(shape, axis[None, :], axis[:, None], radius), 0, 1)
         for blur in BLURS:
-            kernel = np.exp(-0.5 * (apart / max(blur * radius, 0.1)) ** 2)
+            kernel = np.exp(-0.5 * (offsets / max(blur * radius, 0.1)) ** 2)
             kernel /= kernel.sum(1, keepdims=True)
             matte = (kernel @ crisp @ kernel.T)[None].astype(np.float32)  # (1, h, w): a clip of one frame
             track = follow_object(matte)
-            templates.append(sharpen(sample_patches(matte, track.place, track.radius))[0])
+            templates.append(sharpen(sample_patches(matte, track.position, track.radius))[0])
     return np.stack(templates).reshape(len(SHAPES), len(BLURS), PATCH, PATCH)
 
 
 def average(patches: np.ndarray) -> np.ndarray:
-    """The mask that patches (t, PATCH, PATCH) show together; noise is averaged out before it is clipped."""
+    """The mask of the mean of patches (t, PATCH, PATCH): noise is averaged out before it is clipped."""
     return sharpen(patches.mean(0))
 
 
@@ -191,18 +191,18 @@ def compare_shapes(patches: np.ndarray) -> np.ndarray:
 
 
 def measure_coherence(patches: np.ndarray) -> float:
-    """How alike the frames are: their overlap with all of them together, in the worst tenth of them."""
+    """How similar the frames are: the 10th percentile of their overlap with the mask of all frames."""
     return float(np.percentile(overlap(sharpen(patches), average(patches)), 10))
 
 
 def name_color(hue: float) -> str:
-    """The color's word for a hue in degrees."""
+    """The color name of a hue in degrees."""
     nearest = round(hue / 60)
     return COLORS[nearest % len(COLORS)] if abs(hue - 60 * nearest) < HUE_REACH else UNCLEAR
 
 
 def name_shape(patches: np.ndarray) -> str:
-    """The shape's word: of a template that is close, closest by a margin, and closest in either half too."""
+    """The shape name of the best template, if it is close, best by a margin, and best in each half of the clip too."""
     overlaps = compare_shapes(patches)
     second, best = np.sort(overlaps)[-2:]
     named = int(overlaps.argmax())
@@ -212,29 +212,29 @@ def name_shape(patches: np.ndarray) -> str:
 
 
 def name_motion(track: Track) -> str:
-    """The word for the way from the first frame to the last, if it is long, straight and along one axis."""
+    """The motion from the first frame to the last, if it is long, straight and along one axis."""
     time = np.flatnonzero(track.good) / (len(track.good) - 1) - 0.5
     time -= time.mean()
-    place = track.place[track.good] - track.place[track.good].mean(0)
-    travel = time @ place / (time @ time)  # (2,): the slope of a straight line through all good frames
+    position = track.position[track.good] - track.position[track.good].mean(0)
+    travel = time @ position / (time @ time)  # (2,): the slope of a line fitted to all good frames
     axis = int(np.abs(travel).argmax())
     length = abs(travel[axis])
     if length < TRAVEL * track.radius or length < DOMINANCE * abs(travel[1 - axis]):
         return UNCLEAR
-    straightness = abs(time @ place[:, axis]) / np.sqrt((time @ time) * (place[:, axis] @ place[:, axis]))
+    straightness = abs(time @ position[:, axis]) / np.sqrt((time @ time) * (position[:, axis] @ position[:, axis]))
     if straightness < STRAIGHTNESS:
         return UNCLEAR
-    way = [0, 0]
-    way[axis] = int(np.sign(travel[axis]))
-    return next(word for word, direction in DIRECTIONS.items() if direction == tuple(way))
+    direction = [0, 0]
+    direction[axis] = int(np.sign(travel[axis]))
+    return next(word for word, named in DIRECTIONS.items() if named == tuple(direction))
 
 
 def prompt_accuracy(verdicts: Sequence[Verdict], captions: Sequence[str]) -> dict:
-    """How often the verdicts agree with their captions: `color`, `shape`, `motion` in 0..1, and `n` clips.
+    """Shares of verdicts that agree with their captions: `color`, `shape`, `motion` in 0..1, and `n` clips.
 
-    "unclear" counts as wrong; `unclear` has its share for each attribute. `chance` has the accuracy that the
-    same verdicts would reach on average if the captions were dealt out to them at random.
-    Raises ValueError for no clips, another number of captions, or a caption that is not a scene's.
+    "unclear" counts as wrong; `unclear` has its share for each attribute. `chance` has the expected accuracy of the
+    same verdicts with the captions in random order. Raises ValueError for no clips, for another number of captions
+    than verdicts, and for a caption that is not a scene's.
     """
     if not verdicts or len(verdicts) != len(captions):
         raise ValueError(f"expected a caption for each verdict, got {len(captions)} for {len(verdicts)}")
@@ -242,10 +242,10 @@ def prompt_accuracy(verdicts: Sequence[Verdict], captions: Sequence[str]) -> dic
     n = len(scenes)
     report: dict = {"n": n, "unclear": {}, "chance": {}}
     for attribute in ATTRIBUTES:
-        said = [getattr(verdict, attribute) for verdict in verdicts]
-        asked = [getattr(scene, attribute) for scene in scenes]
-        times_said, times_asked = Counter(said), Counter(asked)
-        report[attribute] = sum(a == b for a, b in zip(said, asked, strict=True)) / n
-        report["unclear"][attribute] = times_said[UNCLEAR] / n
-        report["chance"][attribute] = sum(times_said[word] * times_asked[word] for word in times_asked) / n**2
+        predicted = [getattr(verdict, attribute) for verdict in verdicts]
+        expected = [getattr(scene, attribute) for scene in scenes]
+        predictions, labels = Counter(predicted), Counter(expected)
+        report[attribute] = sum(a == b for a, b in zip(predicted, expected, strict=True)) / n
+        report["unclear"][attribute] = predictions[UNCLEAR] / n
+        report["chance"][attribute] = sum(predictions[word] * labels[word] for word in labels) / n**2
     return report

@@ -1,8 +1,8 @@
 """Captioned demo videos: one colored shape crossing a gray textured background, rendered from a seed.
 
-Everything a caption says can be measured in the clip exactly (`ldm.demo.judge` does), so a text-to-video model
-trained on these clips gets a true score. `UNSEEN` combinations are never trained on; they ask whether the
-model has learned the words or only the pairings.
+Color, shape and motion of a caption can be measured in the clip (`ldm.demo.judge`), so the prompt accuracy of a
+text-to-video model trained on these clips is exact. `UNSEEN` combinations are held out from training; they test whether
+the model has learned the words or only their combinations.
 """
 
 import json
@@ -36,14 +36,14 @@ HUE_JITTER = 5.0  # degrees either way; a color's name would change at 30
 SMALLEST_SIZE = 32
 MANIFEST = "demo_videos.json"
 
-# All three shapes have the area of a circle with the same radius, so area tells nothing about the shape.
+# All three shapes have the area of a circle with the same radius, so the shape cannot be inferred from the area.
 SQUARE_HALF_SIDE = math.sqrt(math.pi) / 2
-TRIANGLE_HEIGHT = math.sqrt(2 * math.pi)  # and base: as wide as high, it has the most room to travel
+TRIANGLE_HEIGHT = math.sqrt(2 * math.pi)  # and base: a triangle as wide as high has the most room to move
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a clip shows, in the vocabulary's words."""
+    """Content of a clip, in the words of the captions' vocabulary."""
 
     shape: str
     color: str
@@ -56,9 +56,9 @@ class Scene:
 
 
 def parse_caption(text: str) -> Scene:
-    """The scene a caption describes: the inverse of `Scene.caption`.
+    """The scene that a caption describes: the inverse of `Scene.caption`.
 
-    Raises InputError, a ValueError, naming the text and the allowed words, for anything but the exact form.
+    Raises InputError (a ValueError) with the allowed words for any other text.
     """
     words = text.split()
     if len(words) == 6:
@@ -73,10 +73,10 @@ def parse_caption(text: str) -> Scene:
 
 
 def distance_to_shape(shape: str, x: np.ndarray, y: np.ndarray, radius: float) -> np.ndarray:
-    """How far outside the shape each point lies, in the units of x and y (negative inside).
+    """Signed distance of points to the shape's outline, in the units of x and y, negative inside.
 
-    The shape's centroid is the origin, y grows downwards, and its area is that of a circle of `radius`.
-    Outside, beyond a corner, the distance is to the nearest side's line: corners stay sharp.
+    The shape's centroid is the origin, y points down, and its area is that of a circle of `radius`. Near a corner the
+    distance is to the line of the nearest side, so that corners stay sharp.
     """
     if shape == "circle":
         return np.sqrt(x * x + y * y) - radius
@@ -98,14 +98,16 @@ def shape_extent(shape: str) -> tuple[float, float, float]:
 
 
 def render(scene: Scene, seed: int | Sequence[int], frames: int = 17, size: int = 48) -> np.ndarray:
-    """The clip of a scene, uint8 (frames, size, size, 3): a pure function of the arguments.
+    """Render a scene as uint8 (frames, size, size, 3): a pure function of the arguments.
 
-    The shape crosses `TRAVEL` of the width at constant speed, from the first frame to the last, and never
-    leaves the frame. The seed draws its place, exact radius and tone, and the background. It does not depend
-    on `frames` and `size`: another resolution shows the same clip.
+    The shape moves by `TRAVEL` of the width at constant speed, from the first frame to the last, and stays within the
+    frame. The seed determines its path, radius and tone, and the background, whatever `frames` and `size` are: another
+    resolution gives the same clip. Raises InputError for too few frames or pixels.
     """
     if frames < 2 or size < SMALLEST_SIZE:
-        raise InputError(f"cannot render {frames} frames of {size} px: the least is 2 of {SMALLEST_SIZE} px")
+        raise InputError(
+            f"cannot render {frames} frames of {size} px: at least 2 frames of {SMALLEST_SIZE} px are needed"
+        )
     rng = np.random.default_rng(seed)
     radius = rng.uniform(*RADIUS[scene.size])
     (x0, y0), (x1, y1) = _draw_path(scene, radius, rng)
@@ -127,11 +129,11 @@ def render(scene: Scene, seed: int | Sequence[int], frames: int = 17, size: int 
 
 
 def _draw_path(scene: Scene, radius: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The centroid's first and last place, (x, y) in widths."""
+    """The centroid's first and last position, (x, y) in widths."""
     side, up, down = (MARGIN + radius * reach for reach in shape_extent(scene.shape))
     low, high = np.array([side, up]), np.array([1 - side, 1 - down])
     direction = np.array(DIRECTIONS[scene.motion])
-    room = np.abs(direction) @ (high - low)  # a large triangle has less than the longest travel
+    room = np.abs(direction) @ (high - low)  # for a large triangle, less than the longest travel
     travel = direction * rng.uniform(TRAVEL[0], min(TRAVEL[1], room))
     start = rng.uniform(low - np.minimum(travel, 0), high - np.maximum(travel, 0))
     return start, start + travel
@@ -146,9 +148,10 @@ def _draw_color(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A still texture: gray values (h, w) in 0..1 and a slight tint (3,) to multiply them by; saturation under .1.
+    """A static texture: gray values (h, w) in 0..1 and a slight tint (3,) to multiply them by; saturation under .1.
 
-    Two soft waves over a slope: enough that a model must paint it, little enough that words matter more.
+    Two low-contrast waves on a gradient: enough that a model has to generate it, little enough that the captions matter
+    more.
     """
     waves = 2
     angle, cycles = rng.uniform(0, 2 * np.pi, waves), rng.uniform(0.4, 1.4, waves)
@@ -157,27 +160,27 @@ def _draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, n
     base = rng.uniform(0.42, 0.56)
     tint = 1 + rng.uniform(-0.03, 0.03, 3)
 
-    place = (np.arange(size) + 0.5) / size - 0.5
-    along = np.cos(angle)[:, None, None] * place + np.sin(angle)[:, None, None] * place[:, None]  # (waves, h, w)
+    position = (np.arange(size) + 0.5) / size - 0.5
+    along = np.cos(angle)[:, None, None] * position + np.sin(angle)[:, None, None] * position[:, None]  # (waves, h, w)
     wave = amplitude[:, None, None] * np.cos(2 * np.pi * cycles[:, None, None] * along + phase[:, None, None])
-    gray = base + 2 * slope[0] * place + 2 * slope[1] * place[:, None] + wave.sum(axis=0)
+    gray = base + 2 * slope[0] * position + 2 * slope[1] * position[:, None] + wave.sum(axis=0)
     return gray.astype(np.float32), tint.astype(np.float32)
 
 
 def training_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes of SEEN combinations, shuffled; see `_balanced_scenes` for the balance they keep."""
+    """`count` scenes of SEEN combinations, shuffled and balanced as in `_balanced_scenes`."""
     return _balanced_scenes(SEEN, count, seed)
 
 
 def prompts(count: int, seed: int, unseen: bool) -> list[str]:
-    """`count` captions to generate from: of UNSEEN combinations, or of SEEN ones; shuffled and balanced."""
+    """`count` captions of UNSEEN or of SEEN combinations as prompts, shuffled and balanced."""
     return [scene.caption for scene in _balanced_scenes(UNSEEN if unseen else SEEN, count, seed)]
 
 
 def _balanced_scenes(combinations: Iterable[tuple[str, str, str]], count: int, seed: int) -> list[Scene]:
     """Scenes in random order, a function of the seed. Sizes alternate, all combinations come once before any
     comes twice, and each comes in both sizes before any comes a third time. A shorter list is a prefix."""
-    pool = sorted(combinations)  # a set has no order of its own
+    pool = sorted(combinations)  # sets are not ordered
     rng = np.random.default_rng(seed)
     scenes: list[Scene] = []
     while len(scenes) < count:
@@ -193,11 +196,11 @@ def _balanced_scenes(combinations: Iterable[tuple[str, str, str]], count: int, s
 def write_demo_videos(
     folder: str | Path, count: int, frames: int, size: int, fps: float, seed: int, progress: bool = True
 ) -> None:
-    """Renders `count` training scenes into `folder`: 00000.mp4 with its caption 00000.txt, and so on.
+    """Render `count` training scenes into `folder`: 00000.mp4 with its caption 00000.txt, and so on.
 
-    The folder appears when it is complete, so one that exists is whole; a call cut short leaves none. For one
-    process at a time. `demo_videos.json` in it holds the settings: a second call with the same ones returns
-    at once. Raises InputError if the folder holds videos of other settings, or anything else.
+    The folder is written atomically: an interrupted call leaves none. Not for several processes at a time.
+    `demo_videos.json` in it records the settings: a second call with the same settings returns at once. Raises
+    InputError if the folder holds videos of other settings, or anything else.
     """
     folder = Path(folder)
     settings = {"count": count, "frames": frames, "size": size, "fps": fps, "seed": seed}
@@ -215,7 +218,7 @@ def write_demo_videos(
 
 
 def _holds_demo_videos(folder: Path, settings: dict[str, float]) -> bool:
-    """Whether the folder is already what was asked for. InputError if it is something else."""
+    """Whether the folder holds the videos of these settings. Raises InputError where it holds anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     manifest = folder / MANIFEST
@@ -224,6 +227,6 @@ def _holds_demo_videos(folder: Path, settings: dict[str, float]) -> bool:
     found = json.loads(manifest.read_text(encoding="utf-8"))
     if found != settings:
         raise InputError(
-            f"{folder} holds demo videos with {found}, but {settings} was asked for: remove it, or give another folder"
+            f"{folder} holds demo videos with {found}, not with {settings}: remove it, or give another folder"
         )
     return True

@@ -1,4 +1,4 @@
-"""What the network learns: paths from data to noise, prediction targets, noise levels, loss weights.
+"""The diffusion objective: paths from data to noise, prediction targets, noise levels, loss weights.
 
-In: data, noise, times (b,). Out: noisy data, targets, weights. Pure functions of tensors.
+In: data, noise, timesteps (b,). Out: noisy data, targets, weights. Pure functions of tensors.
 """

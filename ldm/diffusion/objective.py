@@ -1,9 +1,9 @@
-"""What the network learns: paths from data to noise, prediction targets, noise levels and loss weights.
+"""The diffusion objective: paths from data to noise, prediction targets, noise levels and loss weights.
 
-Symbols: x data, eps noise, time in [0, 1] the position on the path from data to noise, z = alpha x + sigma eps the
-noisy data. Pure functions of tensors; (b,) values apply to samples (b, ...). Sources:
+Symbols: x data, eps noise, time in [0, 1] the timestep on the path from data to noise, z = alpha x + sigma eps the
+noisy data. Pure functions of tensors; values (b,) broadcast over samples (b, ...). Sources:
 - rectified flow: Liu et al. 2022 (arXiv 2209.03003), equation 1
-- logit-normal times, resolution shift: Esser et al. 2024 (arXiv 2403.03206), equations 19 and 23
+- logit-normal timesteps, resolution shift: Esser et al. 2024 (arXiv 2403.03206), equations 19 and 23
 - epsilon: Ho et al. 2020 (arXiv 2006.11239), equation 14; v: Salimans & Ho 2022 (arXiv 2202.00512), appendix D
 - zero terminal SNR: Lin et al. 2023 (arXiv 2305.08891), algorithm 1
 - min-SNR weights: Hang et al. 2023 (arXiv 2303.09556), section 3.4
@@ -23,12 +23,12 @@ from ldm.diffusion.settings import NoiseSchedule, ObjectiveSettings, Prediction
 from odvae.running.errors import InputError
 from odvae.running.settings import find_renamed
 
-DIFFUSION_STEPS = 1000  # noise levels of the variance-preserving paths; their times are 0/1000 ... 999/1000
-BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}  # of Ho et al. 2020, and of Stable Diffusion
+DIFFUSION_STEPS = 1000  # noise levels of variance-preserving diffusion; their timesteps are 0/1000 ... 999/1000
+BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012)}  # Ho et al. 2020; Stable Diffusion
 
 
 def objective_of(config: Mapping[str, Any]) -> ObjectiveSettings:
-    """What a network was trained to predict, by its config. Raises InputError for a config of version 0.1."""
+    """The objective a network was trained with, from its config. Raises InputError for a config of version 0.1."""
     objective = dict(config["objective"] or {})
     if renamed := find_renamed(ObjectiveSettings, objective):
         names = ", ".join(f"{old} is now {new}" for old, new in renamed.items())
@@ -40,7 +40,7 @@ def objective_of(config: Mapping[str, Any]) -> ObjectiveSettings:
 
 
 def alpha_sigma(time: Tensor, objective: ObjectiveSettings) -> tuple[Tensor, Tensor]:
-    """(alpha, sigma) at times (b,): the shares of data and of noise."""
+    """(alpha, sigma) at times (b,): the coefficients of data and of noise."""
     if objective.prediction == "flow":
         return 1 - time, time
     table = _alphas_on(objective.noise_schedule, objective.zero_terminal_snr, time.device, time.dtype)
@@ -54,7 +54,7 @@ def add_noise(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
 
 
 def target(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """What the network shall answer: eps - x, eps, alpha eps - sigma x, or x."""
+    """Regression target: eps - x (flow), eps (epsilon), alpha eps - sigma x (v), or x (x0)."""
     if prediction == "flow":
         return eps - x
     if prediction == "epsilon":
@@ -64,32 +64,32 @@ def target(x: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor, prediction: Pre
     return x
 
 
-def predict_x0(z: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """x, as an answer at z tells it; for "epsilon" alpha must not be 0."""
+def predict_x0(z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+    """Recover x from the network's output at z; for "epsilon" alpha must not be 0."""
     if prediction == "flow":
-        return z - _as(sigma, z) * answer
+        return z - _as(sigma, z) * output
     if prediction == "epsilon":
-        return (z - _as(sigma, z) * answer) / _as(alpha, z)
+        return (z - _as(sigma, z) * output) / _as(alpha, z)
     if prediction == "v":
-        return _as(alpha, z) * z - _as(sigma, z) * answer
-    return answer
+        return _as(alpha, z) * z - _as(sigma, z) * output
+    return output
 
 
-def predict_eps(z: Tensor, answer: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """eps, as an answer at z tells it; for "x0" sigma must not be 0."""
+def predict_eps(z: Tensor, output: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+    """Recover eps from the network's output at z; for "x0" sigma must not be 0."""
     if prediction == "flow":
-        return z + _as(alpha, z) * answer
+        return z + _as(alpha, z) * output
     if prediction == "epsilon":
-        return answer
+        return output
     if prediction == "v":
-        return _as(sigma, z) * z + _as(alpha, z) * answer
-    return (z - _as(alpha, z) * answer) / _as(sigma, z)
+        return _as(sigma, z) * z + _as(alpha, z) * output
+    return (z - _as(alpha, z) * output) / _as(sigma, z)
 
 
 def min_snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: Prediction) -> Tensor:
-    """Weights (b,) of the answers' squared errors which give the data's error the weight min(SNR, gamma).
+    """Weights (b,) of the output's squared error that amount to weights min(SNR, gamma) of the squared error of x0.
 
-    An error e of the answer is an error s e of the data with s = sigma (flow, v), sigma / alpha (epsilon), 1 (x0).
+    An error e of the output is an error s e of x0, with s = sigma (flow, v), sigma / alpha (epsilon), 1 (x0).
     """
     snr = alpha.square() / sigma.square()
     scale = {"flow": sigma, "epsilon": sigma / alpha, "v": sigma, "x0": torch.ones_like(sigma)}[prediction]
@@ -97,9 +97,9 @@ def min_snr_weight(alpha: Tensor, sigma: Tensor, gamma: float, prediction: Predi
 
 
 def training_time(u: Tensor, objective: ObjectiveSettings, shift: float = 1.0) -> Tensor:
-    """The quantile function of training's times: u (b,), evenly distributed in [0, 1], -> times (b,).
+    """Map uniform u (b,) in [0, 1] to training timesteps (b,): their quantile function.
 
-    Diffusion times are multiples of 1/1000. `shift` is what `shift_for` gives.
+    Diffusion timesteps are multiples of 1/1000. `shift` is the value of `shift_for`.
     """
     time = u
     if objective.timestep_sampling == "logit_normal":
@@ -110,19 +110,22 @@ def training_time(u: Tensor, objective: ObjectiveSettings, shift: float = 1.0) -
 
 
 def shift_time(time: Tensor, shift: float) -> Tensor:
-    """s t / (1 + (s - 1) t): keeps 0 and 1, moves what lies between towards noise for s > 1."""
+    """s t / (1 + (s - 1) t): keeps 0 and 1, and moves timesteps between them towards noise for s > 1."""
     return shift * time / (1 + (shift - 1) * time)
 
 
 def shift_for(positions: int, objective: ObjectiveSettings) -> float:
-    """The shift of latents with so many positions (t * h * w): noise hides less of more of them, by the square root."""
+    """The timestep shift for latents of so many positions (t * h * w).
+
+    With more positions the same noise destroys less information, in proportion to the square root of their number.
+    """
     if objective.shift_base_tokens is None:
         return objective.shift
     return objective.shift * math.sqrt(positions / objective.shift_base_tokens)
 
 
 def alphas_cumprod(schedule: NoiseSchedule, zero_terminal_snr: bool) -> Tensor:
-    """alpha^2 at each diffusion time, (1000,) float64, falling."""
+    """alpha^2 at each diffusion timestep, (1000,) float64, decreasing."""
     if schedule == "cosine":
         angle = (torch.arange(DIFFUSION_STEPS + 1, dtype=torch.float64) / DIFFUSION_STEPS + 0.008) / 1.008 * math.pi / 2
         alpha_bar = angle.cos().square()
@@ -136,14 +139,14 @@ def alphas_cumprod(schedule: NoiseSchedule, zero_terminal_snr: bool) -> Tensor:
 
 
 def zero_terminal(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale alpha so that the last level is pure noise and the first stays as it is."""
+    """Rescale alpha so that the last level is pure noise and the first is unchanged."""
     alpha = alphas_cumprod.sqrt()
     return ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])).square()
 
 
 @functools.lru_cache(maxsize=8)
 def _alphas_on(schedule: NoiseSchedule, zero: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
-    return alphas_cumprod(schedule, zero).to(device, dtype)  # kept: a copy to a GPU in each step would wait for it
+    return alphas_cumprod(schedule, zero).to(device, dtype)  # cached: a copy to a GPU in each step would synchronize
 
 
 def _as(value: Tensor, x: Tensor) -> Tensor:

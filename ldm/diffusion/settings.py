@@ -21,31 +21,34 @@ class ObjectiveSettings(Settings):
     }
 
     prediction: Prediction = "flow"
-    """What the network predicts. "flow": the velocity of the straight path from data to noise (rectified flow);
-    "epsilon", "v", "x0": noise, velocity or data of a variance-preserving diffusion."""
+    """What the network predicts. "flow": the velocity eps - x of rectified flow; "epsilon", "v", "x0": noise, velocity
+    or data of a variance-preserving diffusion."""
     noise_schedule: NoiseSchedule = "scaled_linear"
-    """Noise levels of the diffusion; rectified flow has none."""
+    """Beta schedule of the diffusion; rectified flow has none."""
     zero_terminal_snr: bool = False
-    """Rescale the diffusion's schedule so that its last level is pure noise; for "v" and "x0"."""
+    """Rescale the schedule so that its last step is pure noise; for prediction "v" and "x0"."""
     timestep_sampling: Literal["uniform", "logit_normal"] = "logit_normal"
-    """How training draws its times: evenly, or as sigmoid(logit_mean + logit_std * normal)."""
+    """Distribution of training timesteps: uniform, or sigmoid(logit_mean + logit_std * normal)."""
     logit_mean: float = 0.0
-    """Logit-normal times: a higher mean trains more on noisy latents."""
+    """Mean of the logit-normal distribution; a higher mean trains more on noisy latents."""
     logit_std: float = Field(1.0, gt=0)
-    """Logit-normal times: their spread."""
+    """Standard deviation of the logit-normal distribution."""
     shift: float = Field(1.0, gt=0)
-    """Flow: times t become s t / (1 + (s - 1) t), in training and sampling; above 1 is noisier, for larger videos."""
+    """Flow only: timesteps t become s t / (1 + (s - 1) t), in training and sampling; above 1 moves them towards noise,
+    as larger videos need."""
     shift_base_tokens: int | None = Field(None, ge=1)
-    """Flow: latent positions (t * h * w) for which `shift` is meant; one of n has shift * sqrt(n / this). null: all."""
+    """Flow only: `shift` holds for latents of this many positions (t * h * w), and latents of n positions get
+    shift * sqrt(n / shift_base_tokens); null: `shift` holds for all sizes."""
     min_snr_gamma: float | None = Field(None, gt=0)
-    """Weight the error of the data by min(SNR, gamma), so that easy noise levels do not dominate; null: no weights."""
+    """Min-SNR loss weights: the error of x0 counts min(SNR, gamma) times, so that low noise levels do not dominate;
+    null: no weights."""
 
     @model_validator(mode="after")
-    def _parts_fit(self) -> ObjectiveSettings:
+    def _options_fit_the_prediction(self) -> ObjectiveSettings:
         if self.zero_terminal_snr and self.prediction not in ("v", "x0"):
             raise ValueError(
-                f"zero_terminal_snr=true needs prediction=v or x0, found {self.prediction}: where there is no signal, "
-                "noise says nothing about the data (and rectified flow ends in pure noise anyway)"
+                f"zero_terminal_snr=true needs prediction=v or x0, found {self.prediction}: at zero SNR the data "
+                "cannot be computed from the noise (and rectified flow ends in pure noise anyway)"
             )
         if self.prediction != "flow" and (self.shift != 1 or self.shift_base_tokens is not None):
             raise ValueError(f"shift and shift_base_tokens are for prediction=flow, found prediction={self.prediction}")

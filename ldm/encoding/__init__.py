@@ -1,4 +1,4 @@
-"""How a folder of latents is made: which clips, in which batches, by which threads, and the proof of it.
+"""Encoding of videos into a folder of latents: choice of clips, workers, and verification.
 
 In: video shards and a VAE. Out: latent shards and their records.
 """

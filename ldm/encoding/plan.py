@@ -1,7 +1,7 @@
-"""Which clips of the videos are encoded, at which size, into which shard: declared before anything is decoded.
+"""Which clips of the videos are encoded, at which size and into which shard, planned before anything is decoded.
 
-Every clip is encoded from its own first frame. None is a slice of a longer latent: the VAE compresses a clip's first
-frame alone, so a slice that begins later is not the latent of any clip.
+Every clip is encoded separately, from its first frame. Clips are not slices of a longer latent: the VAE compresses a
+clip's first frame alone, so a slice that begins later is not the latent of any clip.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from odvae.shards.tars import Sample
 
 @dataclass(frozen=True)
 class DeclaredClip:
-    """One clip to encode: number `index` of its video, from frame `start` on, mirrored or not."""
+    """One clip to encode: its index among the clips of its video, its first frame, and whether it is mirrored."""
 
     sample: Sample
     index: int
@@ -33,23 +33,28 @@ class DeclaredClip:
 def choose_bucket(
     frames: int, height: int, width: int, buckets: Sequence[BucketSettings], data: DataSettings
 ) -> BucketSettings | None:
-    """The bucket of a video: of those it is long enough for, the longest; of these the nearest aspect ratio; of these
-    the largest that needs no enlarging, or the smallest. None where it is too short for all."""
+    """The bucket of a video of this size; None where the video is too short for all.
+
+    Of the buckets it is long enough for, those with the most frames; of these, the one with the nearest aspect ratio;
+    of equally near ones, the largest that needs no upscaling, else the smallest.
+    """
     long_enough = [bucket for bucket in buckets if bucket.clip_settings(data).span <= frames]
     longest = max((bucket.frames for bucket in long_enough), default=0)
     fitting = [bucket for bucket in long_enough if bucket.frames == longest]
 
-    def badness(bucket: BucketSettings) -> tuple[float, bool, int]:
+    def cost(bucket: BucketSettings) -> tuple[float, bool, int]:
         distance = abs(math.log(bucket.width / bucket.height) - math.log(width / height))
-        enlarged, area = bucket.height > height or bucket.width > width, bucket.height * bucket.width
-        return round(distance, 6), enlarged, area if enlarged else -area
+        upscaled, area = bucket.height > height or bucket.width > width, bucket.height * bucket.width
+        return round(distance, 6), upscaled, area if upscaled else -area
 
-    return min(fitting, key=badness, default=None)
+    return min(fitting, key=cost, default=None)
 
 
 def clip_starts(frames: int, span: int, clips: int) -> list[int]:
-    """First frames of `clips` clips spread evenly over a video; a single one begins at frame 0. No two are the same,
-    so a short video gives fewer."""
+    """First frames of `clips` clips of `span` frames, spread evenly over a video; a single clip begins at frame 0.
+
+    Duplicates are dropped, so a short video gives fewer.
+    """
     if clips == 1:
         return [0]
     return sorted({round(clip * (frames - span) / (clips - 1)) for clip in range(clips)})
@@ -62,7 +67,7 @@ def declare_clips(
     clips_per_video: int,
     flip: bool,
 ) -> dict[str, list[DeclaredClip]]:
-    """Every clip of these videos by bucket name, in order. Videos too short for every bucket give none."""
+    """The clips of these videos in order, by bucket name. Videos too short for every bucket give none."""
     declared: dict[str, list[DeclaredClip]] = {bucket.name: [] for bucket in buckets}
     for sample in samples:
         frames = frame_count(sample, data.fps)
@@ -79,7 +84,7 @@ def declare_clips(
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What is encoded in one go: the clips of one bucket from one video shard, into one latent shard."""
+    """One unit of work: the clips of one bucket from one video shard, encoded into one latent shard."""
 
     source: Path
     samples: int
@@ -88,16 +93,19 @@ class ShardJob:
     name: str
 
     def record(self, folder: Path) -> Path:
-        """Where its record lies, which says that the job is done."""
+        """Path of the job's record, which is written when the job is done."""
         return folder / "shards" / f"{Path(self.name).stem}.json"
 
     def is_done(self, folder: Path) -> bool:
-        """A job may have no entry and then no shard: every clip failed."""
+        """Whether the job's record and shard exist; a job whose clips all failed has no shard."""
         record = self.record(folder)
         return record.is_file() and ((folder / self.name).is_file() or read_json(record)["entries"] == 0)
 
     def pieces(self, settings: EncodeSettings, data: DataSettings) -> list[tuple[DataSettings, int]]:
-        """How each clip is decoded: (settings, frames after its first) of one piece, or of several where it is long."""
+        """The pieces in which each clip is decoded: (settings, offset from the clip's first frame).
+
+        One piece, or several for clips longer than `stream_frames`.
+        """
         whole = self.bucket.clip_settings(data)
         if whole.frames <= settings.stream_frames:
             return [(whole, 0)]
@@ -110,13 +118,16 @@ class ShardJob:
         ]
 
     def batches(self, settings: EncodeSettings) -> list[list[DeclaredClip]]:
-        """The clips as they are encoded together: long ones alone."""
+        """The clips in batches; clips longer than `stream_frames` one at a time."""
         size = settings.batch_size if self.bucket.frames <= settings.stream_frames else 1
         return [self.clips[i : i + size] for i in range(0, len(self.clips), size)]
 
 
 def plan_shard_jobs(samples: Sequence[Sample], settings: EncodeSettings, data: DataSettings) -> list[ShardJob]:
-    """The jobs of all videos, in order of shard and bucket; those without a clip are left out."""
+    """The jobs of all videos, ordered by shard and bucket; those without clips are left out.
+
+    Raises InputError where no video is long enough for any bucket.
+    """
     buckets = settings.buckets_for(data)
     by_shard: dict[Path, list[Sample]] = defaultdict(list)
     for sample in samples:

@@ -1,4 +1,4 @@
-"""Settings of encoding: sizes of clips, how many of a video, how they are stored."""
+"""Settings of encoding: clip sizes, clips per video, how latents are stored."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from odvae.running.settings import MayChange, Settings
 
 
 class BucketSettings(Settings):
-    """One size of clips: videos and images of different shapes go where they fit best."""
+    """One clip size; each video or image goes to the bucket that fits it best."""
 
     frames: int = Field(ge=1)
-    """Frames a clip, as many as the VAE takes; a bucket of 1 frame is for images, and for videos too short for the
-    others."""
+    """Frames per clip, a count that the VAE takes; a bucket of 1 frame is for images, and for videos too short for the
+    other buckets."""
     height: int = Field(ge=1)
     """Clip height in pixels, a multiple of the VAE's spatial compression ratio."""
     width: int = Field(ge=1)
-    """Clip width in pixels, a multiple as the height."""
+    """Clip width in pixels, a multiple of the same ratio."""
 
     @property
     def name(self) -> str:
@@ -29,7 +29,7 @@ class BucketSettings(Settings):
 
     @classmethod
     def of_clips(cls, data: DataSettings) -> BucketSettings:
-        """The size of the experiment's own clips."""
+        """The size of the `data` section's clips."""
         return cls(frames=data.frames, height=data.height, width=data.width)
 
     @classmethod
@@ -47,27 +47,28 @@ class EncodeSettings(Settings):
     renamed_keys: ClassVar = {"stored": "posterior"}
 
     buckets: tuple[BucketSettings, ...] = ()
-    """Sizes of clips; each video goes where it fits best, images to a bucket of 1 frame. Empty: one bucket, of data's
-    frames, height and width."""
+    """Clip sizes. Each video goes to the bucket that fits it best, images to a bucket of 1 frame. Empty: one bucket
+    with data.frames, data.height and data.width."""
     clips_per_video: int = Field(1, ge=1)
-    """Clips encoded of each video, their first frames spread evenly over it."""
+    """Clips encoded per video, their first frames spread evenly over it."""
     flip: bool = False
-    """Whether each clip's mirror image is encoded too, as an entry of its own."""
+    """Whether each clip's mirror image is encoded too, as a separate entry."""
     batch_size: Annotated[int, MayChange] = Field(16, ge=1)
     """Clips encoded at a time."""
     stream_frames: int = Field(65, ge=5)
     """Longer clips are decoded and encoded in pieces of this many frames, one clip at a time, in constant memory."""
     dtype: Literal["bf16", "fp16"] = "bf16"
-    """How means, standard deviations and text embeddings are stored."""
+    """Data type in which means, standard deviations and text embeddings are stored."""
     posterior: Literal["moments", "mean"] = "moments"
-    """Both moments of a clip's posterior, of which training draws anew each time; or the mean alone, half the size."""
+    """What is stored of a clip's posterior: mean and standard deviation, from which training samples anew at every use;
+    or the mean alone, half the size."""
 
     @field_validator("buckets")
     @classmethod
-    def _no_bucket_is_there_twice(cls, buckets: tuple[BucketSettings, ...]) -> tuple[BucketSettings, ...]:
+    def _buckets_differ(cls, buckets: tuple[BucketSettings, ...]) -> tuple[BucketSettings, ...]:
         names = [bucket.name for bucket in buckets]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise InputError(f"there twice: {', '.join(repeated)}")
+            raise InputError(f"given more than once: {', '.join(repeated)}")
         return buckets
 
     def check_sizes(self, data: DataSettings, ratios: tuple[int, int]) -> None:
@@ -77,5 +78,5 @@ class EncodeSettings(Settings):
             check_clip_size(bucket.frames, bucket.height, bucket.width, ratios, section)
 
     def buckets_for(self, data: DataSettings) -> tuple[BucketSettings, ...]:
-        """The buckets, or the only one."""
+        """The buckets; where none is given, the one of the `data` section."""
         return self.buckets or (BucketSettings.of_clips(data),)

@@ -1,4 +1,4 @@
-"""One latent shard: its entries, and the record that says it is done."""
+"""Writing of one latent shard: its entries, and the record that marks it as done."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class EncodingJob:
-    """Everything that encodes: the VAE, the text encoder and how their outputs are kept."""
+    """The models and settings with which all shards are encoded."""
 
     vae: VideoVAE
     vae_sha256: str
@@ -44,30 +44,30 @@ class EncodingJob:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Clips and what becomes of them; where `reasons` has one, the clip could not be read and its rows mean nothing."""
+    """A batch of clips and its encoding. Where `reasons` is not None, the clip could not be read: ignore its rows."""
 
     clips: list[DeclaredClip]
     captions: list[tuple[str, ...]]
     reasons: list[tuple[str, str] | None]
-    """(kind, what exactly)"""
+    """(kind, details)"""
     tensors: Future[EncodedTensors]
 
 
 @dataclass(frozen=True)
 class EncodedTensors:
-    """What a batch of clips is encoded to, on the CPU."""
+    """Encodings of a batch of clips, on the CPU."""
 
     mean: Tensor  # (b, c, k, h, w)
     std: Tensor
     text: Tensor  # (b, m, d), of the first captions
     text_mask: Tensor  # (b, m)
-    more_text: Tensor  # (n, m, d), of all further captions, clip after clip
+    more_text: Tensor  # (n, m, d), of all further captions, ordered by clip
     more_mask: Tensor  # (n, m)
 
 
 @dataclass
 class ShardResult:
-    """What the clips of one job came to."""
+    """Totals over the clips of one job, for its record."""
 
     entries: int = 0
     train_entries: int = 0
@@ -77,9 +77,9 @@ class ShardResult:
     shape: tuple[int, ...] = ()
     entries_by_class: dict[str, int] = field(default_factory=dict)
     videos: dict[str, tuple[bool, str | None]] = field(default_factory=dict)
-    """Video with an entry -> whether it has a caption, and its class."""
+    """Key of a video with an entry -> whether it has a caption, and its class."""
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Video of which a clip could not be encoded -> kind of the reason, and what exactly."""
+    """Key of a video of which a clip could not be encoded -> reason: (kind, details)."""
     sums: ChannelSums = field(default_factory=ChannelSums)
 
     def count(self, video: str, captions: tuple[str, ...], label: str | None, is_train: bool) -> None:
@@ -94,24 +94,24 @@ class ShardResult:
         self.videos[video] = bool(captions), label
 
     def account(self) -> Account:
-        """The job's videos: used where one clip is encoded at least."""
+        """Account of the job's videos: those with at least one encoded clip count as used."""
         account = Account()
         for captioned, label in self.videos.values():
             account.use(captioned, label)
-        for video, (kind, exactly) in self.failed.items():
+        for video, (kind, details) in self.failed.items():
             if video not in self.videos:
-                account.leave_out(video, kind, exactly)
+                account.leave_out(video, kind, details)
         return account
 
 
 def write_shard(
-    encoder: EncodingJob, job: ShardJob, batches: Iterator[EncodedBatch], failures: Failures, folder: Path, bar: tqdm
+    encoding: EncodingJob, job: ShardJob, batches: Iterator[EncodedBatch], failures: Failures, folder: Path, bar: tqdm
 ) -> ShardResult:
-    """Write one latent shard; none where no clip could be read."""
+    """Write one latent shard; no file remains where no clip could be read."""
     result = ShardResult()
     with shard_writer(folder / job.name) as shard:
         for batch in batches:
-            _write_batch(encoder, job, batch, shard, failures, result)
+            _write_batch(encoding, job, batch, shard, failures, result)
             bar.update(len(batch.clips))
     if not result.entries:
         (folder / job.name).unlink()
@@ -119,17 +119,17 @@ def write_shard(
 
 
 def _write_batch(
-    encoder: EncodingJob, job: ShardJob, batch: EncodedBatch, shard: TarWriter, failures: Failures, result: ShardResult
+    encoding: EncodingJob, job: ShardJob, batch: EncodedBatch, shard: TarWriter, failures: Failures, result: ShardResult
 ) -> None:
-    settings, data, tensors = encoder.settings, encoder.data, batch.tensors.result()
+    settings, data, tensors = encoding.settings, encoding.data, batch.tensors.result()
     dtype, further = DTYPES[settings.dtype], iter(zip(tensors.more_text, tensors.more_mask, strict=True))
-    for place, (clip, reason, captions) in enumerate(zip(batch.clips, batch.reasons, batch.captions, strict=True)):
+    for i, (clip, reason, captions) in enumerate(zip(batch.clips, batch.reasons, batch.captions, strict=True)):
         source, more = clip.sample, [next(further) for _ in captions[1:]]
         if reason is not None:
             result.failed[source.key] = reason
             failures.add(source.name, reason[1])
             continue
-        about = {
+        metadata = {
             "caption": captions[0] if captions else "",
             **({"captions": captions} if more else {}),
             "source": source.key,
@@ -138,26 +138,26 @@ def _write_batch(
             "flip": clip.flip,
             "frames": job.bucket.frames,
         }
-        mean, std = tensors.mean[place], tensors.std[place]
-        kept_std = std if settings.posterior == "moments" else None
-        entry = pack_entry(mean, kept_std, tensors.text[place], tensors.text_mask[place], dtype)
+        mean, std = tensors.mean[i], tensors.std[i]
+        stored_std = std if settings.posterior == "moments" else None
+        entry = pack_entry(mean, stored_std, tensors.text[i], tensors.text_mask[i], dtype)
         shard.write(
             {
                 "__key__": entry_key(source.key, clip.index, clip.flip),
                 "safetensors": entry,
-                "json": json.dumps(about).encode(),
-                **{text_member(i): pack_text(*one, dtype) for i, one in enumerate(more, start=1)},
+                "json": json.dumps(metadata).encode(),
+                **{text_member(number): pack_text(*text, dtype) for number, text in enumerate(more, start=1)},
             }
         )
         is_train = not is_held_out(source.key, data.held_out)
-        result.count(source.key, captions, about["label"], is_train)
+        result.count(source.key, captions, metadata["label"], is_train)
         result.shape = tuple(mean.shape)
         if is_train:
             result.sums.add(mean, std)
 
 
-def write_record(encoder: EncodingJob, job: ShardJob, result: ShardResult, source_sha256: str, folder: Path) -> None:
-    """The job is done: what the manifest is made of."""
+def write_record(encoding: EncodingJob, job: ShardJob, result: ShardResult, source_sha256: str, folder: Path) -> None:
+    """Write the job's record, which marks it as done and from which the manifest is built."""
     path = folder / job.name
     record = {
         "name": job.name,
@@ -173,10 +173,10 @@ def write_record(encoder: EncodingJob, job: ShardJob, result: ShardResult, sourc
         "captioned_train_entries": result.captioned_train_entries,
         "captions": result.captions,
         "entries_by_class": result.entries_by_class,
-        "failed": {key: exactly for key, (_, exactly) in result.failed.items()},
+        "failed": {key: details for key, (_, details) in result.failed.items()},
         "account": result.account().to_json(),
         "shape": list(result.shape),
-        "vae_sha256": encoder.vae_sha256,
+        "vae_sha256": encoding.vae_sha256,
         "sums": result.sums.to_json() if result.train_entries else None,
     }
     job.record(folder).parent.mkdir(exist_ok=True)
@@ -184,6 +184,6 @@ def write_record(encoder: EncodingJob, job: ShardJob, result: ShardResult, sourc
 
 
 def class_name(sample: Sample) -> str | None:
-    """The class a video shows, from its .json (`label`, a name or a number); None where it has none."""
+    """A video's class from its .json (`label`, a name or an integer); None where it has none."""
     label = sample.read_json().get("label")
     return None if label is None else str(label)

@@ -1,4 +1,4 @@
-"""The threads that encode batches beside the main one, which meanwhile gathers the next batch and writes the last."""
+"""Threads that encode batches while the main thread collects the next batch and writes the last one."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class ComputeThreads:
-    """As many threads as this process has cores where those compute, else one.
+    """Thread pool: on a CPU one single-threaded worker per core, on other devices one worker.
 
-    On CPU each computes on one core, a batch alone: sums within a batch are then rounded the same for any number of
-    cores and ranks, and small networks gain more by it than by sharing each operation among the cores.
+    On a CPU each batch is computed by one core, so that rounding does not depend on the number of cores and ranks; for
+    small networks this is also faster than dividing each operation among the cores.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,7 +35,7 @@ class ComputeThreads:
         torch.set_num_threads(self.cores)
 
     def submit(self, work: Callable[P, T], *arguments: P.args, **keywords: P.kwargs) -> Future[T]:
-        """Have `work` done by the next free thread; it returns when the device is done too."""
+        """Run `work` in the next free thread. `work` must return results that the device has finished computing."""
 
         def timed() -> T:
             begin = time.perf_counter()
@@ -48,5 +48,5 @@ class ComputeThreads:
 
     @property
     def idle_share(self) -> float:
-        """The part of the time since the beginning in which the threads, and so the device, had nothing to do."""
+        """Share of the time since `__enter__` in which the threads, and so the device, were idle."""
         return max(0.0, 1 - sum(self.busy) / (self.count * (time.perf_counter() - self.begin)))

@@ -1,4 +1,4 @@
-"""Whether a latent folder still is what its manifest says: by its hashes, and by encoding some of it again."""
+"""Verification of a latent folder against its manifest: by hashes, and by encoding some entries again."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ from odvae.shards.tars import Sample, index_shard
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE, load_vae
 
-# Relative error of a clip encoded again: what storing in 16 bits and another batch or device leave (measured: 0.3%).
+# Allowed relative error of a clip encoded again; 16-bit storage and another batch or device cause 0.3% (measured).
 TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
 class Reencoded:
-    """One entry beside the same clip encoded again; videos are uint8 (t, h, w, 3)."""
+    """One entry, compared with the same clip encoded again; videos are uint8 (t, h, w, 3)."""
 
     name: str
     error: float
-    """Relative error of mean and std together."""
+    """The larger of the relative errors of mean and std."""
     source: np.ndarray
     decoded: np.ndarray
 
 
 def find_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """Everything that is not as it was written, one sentence each: hashes, counts, text encoder, source shards.
+    """Differences between the folder and its manifest, one sentence each: hashes, counts, text encoder, source shards.
 
-    Source shards that are elsewhere now are no problem: latents may travel without their videos.
+    Missing source shards are not reported: latents may be copied without their videos.
     """
     broken = list(changed_files(folder, manifest, file_fingerprint))
     yield from broken
@@ -64,15 +64,15 @@ def find_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
 
 
 def reencode(folder: Path, manifest: Manifest, vae_folder: Path, count: int, seed: int) -> Iterator[Reencoded]:
-    """Encode `count` random entries again from their source videos, and decode what was stored.
+    """Encode `count` random entries again from their source videos, and decode the stored latents.
 
-    Raises InputError where the VAE or a source shard is not there, or the VAE is another.
+    Raises InputError where the VAE or a source shard is missing, or the VAE is not the one of the manifest.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     vae = load_vae(vae_folder).to(device)
     found = weights_fingerprint(vae)
     if found != manifest.vae_sha256 or changed_config(manifest, vae_folder):
-        raise InputError(f"{vae_folder} holds another VAE ({found[:16]}...) than made {folder}; name the right one")
+        raise InputError(f"{vae_folder} holds another VAE ({found[:16]}...) than {folder} was encoded with")
     latents = open_latents(folder, manifest)
     sources = {Path(record.source) for record in manifest.shards}
     if missing := [str(source) for source in sources if not source.is_file()]:
@@ -87,8 +87,8 @@ def reencode(folder: Path, manifest: Manifest, vae_folder: Path, count: int, see
 
 def _compare(entry: Sample, source: Sample, bucket: str, manifest: Manifest, vae: VideoVAE) -> Reencoded:
     data = BucketSettings.from_name(bucket).clip_settings(DataSettings(**manifest.data))
-    about = entry.read_json()
-    clip = load_clip(source, data, about["start"], flip=about["flip"])
+    metadata = entry.read_json()
+    clip = load_clip(source, data, metadata["start"], flip=metadata["flip"])
     mean, std = (moment[0].cpu() for moment in encode_pieces(vae, iter([clip[None]]), streamed=False))
     stored = load_entry(entry, 0, manifest.classes)
     error = _relative_error(stored["mean"], mean)

@@ -1,4 +1,4 @@
-"""From decoded clips to latent shards: what one process does with its share of the jobs."""
+"""Encoding of one process's share of the jobs: from decoded clips to latent shards."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from odvae.video.pixels import to_float
 from odvae.video_vae import VideoVAE
 
 
-def encode_shard_jobs(encoder: EncodingJob, jobs: Sequence[ShardJob], folder: Path, videos: int) -> None:
-    """Encode some jobs, one after the other; their clips are decoded ahead, across the jobs' bounds.
+def encode_shard_jobs(encoding: EncodingJob, jobs: Sequence[ShardJob], folder: Path, videos: int) -> None:
+    """Encode jobs one after the other into `folder`; clips are decoded in advance, also those of later jobs.
 
     `videos` is the number of all videos, of which `data.failures_allowed` is a share.
     """
     if not jobs:
         return
-    settings, data = encoder.settings, encoder.data
+    settings, data = encoding.settings, encoding.data
     pieces = [
         (clip, piece, clip.start + offset)
         for job in jobs
@@ -49,7 +49,7 @@ def encode_shard_jobs(encoder: EncodingJob, jobs: Sequence[ShardJob], folder: Pa
     shapes = [piece.shape for _, piece, _ in pieces]
     failures = Failures(videos, data.failures_allowed, "videos")
     total, begin = sum(len(job.clips) for job in jobs), time.monotonic()
-    with ComputeThreads(next(encoder.vae.parameters()).device) as threads, ThreadPoolExecutor(1) as hasher:
+    with ComputeThreads(next(encoding.vae.parameters()).device) as threads, ThreadPoolExecutor(1) as hasher:
         slots = (threads.count + 1) * settings.batch_size if data.workers else 1
         with (
             ClipPool(_load_piece, max(shapes, key=math.prod), slots, data) as pool,
@@ -58,12 +58,12 @@ def encode_shard_jobs(encoder: EncodingJob, jobs: Sequence[ShardJob], folder: Pa
             decoded = pool.in_order(zip(pieces, shapes, strict=True))
             for job in jobs:
                 source_sha256 = hasher.submit(file_fingerprint, job.source)
-                batches = _encoded_batches(encoder, job, decoded, threads)
-                result = write_shard(encoder, job, batches, failures, folder, bar)
-                write_record(encoder, job, result, source_sha256.result(), folder)
+                batches = _encoded_batches(encoding, job, decoded, threads)
+                result = write_shard(encoding, job, batches, failures, folder, bar)
+                write_record(encoding, job, result, source_sha256.result(), folder)
         idle, seconds = threads.idle_share, time.monotonic() - begin
     if PartialState().is_main_process:
-        print(f"{total / seconds:.1f} clips/s; the encoder waited for clips {idle:.1%} of the time", flush=True)
+        print(f"{total / seconds:.1f} clips/s; the VAE waited for clips {idle:.1%} of the time", flush=True)
         write_json(folder / "speed.json", {"clips": total, "seconds": round(seconds, 3), "waiting": round(idle, 4)})
 
 
@@ -73,24 +73,24 @@ def _load_piece(task: tuple[DeclaredClip, ClipSettings, int]) -> Tensor:
 
 
 def _encoded_batches(
-    encoder: EncodingJob,
+    encoding: EncodingJob,
     job: ShardJob,
     decoded: Iterator[Tensor | Failure],
     threads: ComputeThreads,
 ) -> Iterator[EncodedBatch]:
-    """The job's batches in order; as many more as there are threads are encoded meanwhile."""
+    """The job's batches in order; further ones, as many as there are threads, are encoded meanwhile."""
     pending: deque[EncodedBatch] = deque()
-    pieces = job.pieces(encoder.settings, encoder.data)
-    for clips in job.batches(encoder.settings):
+    pieces = job.pieces(encoding.settings, encoding.data)
+    for clips in job.batches(encoding.settings):
         found = [captions_of(clip.sample) for clip in clips]
         reasons = [(BAD_CAPTION, captions.reason) if isinstance(captions, Failure) else None for captions in found]
         captions = [() if isinstance(captions, Failure) else captions for captions in found]
         videos = _read_pieces(pieces, decoded, reasons)
         if len(pieces) == 1:
             videos = iter(list(videos))
-        tensors = threads.submit(_encode_batch, encoder, videos, captions, len(pieces) > 1)
+        tensors = threads.submit(_encode_batch, encoding, videos, captions, len(pieces) > 1)
         if len(pieces) > 1:
-            wait([tensors])  # it reads the pieces itself, one after the other, so that no more is in memory
+            wait([tensors])  # the thread reads the pieces one after the other, so that only one is in memory
         pending.append(EncodedBatch(clips, captions, reasons, tensors))
         if len(pending) > threads.count:
             yield pending.popleft()
@@ -98,15 +98,15 @@ def _encoded_batches(
 
 
 def _encode_batch(
-    encoder: EncodingJob, videos: Iterator[Tensor], captions: list[tuple[str, ...]], streamed: bool
+    encoding: EncodingJob, videos: Iterator[Tensor], captions: list[tuple[str, ...]], streamed: bool
 ) -> EncodedTensors:
-    moments = encode_pieces(encoder.vae, videos, streamed)
-    text = encoder.text.encode([one[0] if one else "" for one in captions], encoder.max_tokens)
-    further, size = [caption for one in captions for caption in one[1:]], encoder.settings.batch_size
-    parts = [encoder.text.encode(further[i : i + size], encoder.max_tokens) for i in range(0, len(further), size)]
-    dtype = DTYPES[encoder.settings.dtype]  # videos may have dozens of captions
-    kept = [(embedding.to(dtype).cpu(), mask.cpu()) for embedding, mask in parts]
-    more = [torch.cat(tensors) for tensors in zip(*kept, strict=True)] or [torch.empty(0), torch.empty(0)]
+    moments = encode_pieces(encoding.vae, videos, streamed)
+    text = encoding.text.encode([own[0] if own else "" for own in captions], encoding.max_tokens)
+    further, size = [caption for own in captions for caption in own[1:]], encoding.settings.batch_size
+    parts = [encoding.text.encode(further[i : i + size], encoding.max_tokens) for i in range(0, len(further), size)]
+    dtype = DTYPES[encoding.settings.dtype]  # converted at once, since a video may have dozens of captions
+    converted = [(embedding.to(dtype).cpu(), mask.cpu()) for embedding, mask in parts]
+    more = [torch.cat(tensors) for tensors in zip(*converted, strict=True)] or [torch.empty(0), torch.empty(0)]
     return EncodedTensors(*(tensor.cpu() for tensor in (*moments, *text)), *more)
 
 
@@ -115,7 +115,7 @@ def _read_pieces(
     decoded: Iterator[Tensor | Failure],
     reasons: list[tuple[str, str] | None],
 ) -> Iterator[Tensor]:
-    """The pieces of a batch of clips in turn, uint8 (b, t, h, w, 3); black where one failed, with its reason noted."""
+    """The pieces of a batch of clips in order, uint8 (b, t, h, w, 3); failed ones are black, and `reasons` is set."""
     for piece, _ in pieces:
         video = torch.zeros((len(reasons), *piece.shape), dtype=torch.uint8)
         for i in range(len(reasons)):
@@ -131,8 +131,8 @@ def _read_pieces(
 def encode_pieces(vae: VideoVAE, pieces: Iterator[Tensor], streamed: bool) -> tuple[Tensor, Tensor]:
     """uint8 clips in pieces (b, t_i, h, w, 3) -> posterior mean and std (b, c, k, h, w) of the whole, in float32.
 
-    Not `streamed`: there is one piece. Streamed pieces give what the whole clip would, in memory that does not grow
-    with its length; raises InputError for a VAE whose function needs the whole clip.
+    `streamed` False: there is one piece. True: the result equals that of the whole clip, in memory that does not grow
+    with its length; raises InputError for a VAE that needs the whole clip.
     """
     device = next(vae.parameters()).device
     videos = (to_float(piece.to(device)) for piece in pieces)
@@ -142,7 +142,7 @@ def encode_pieces(vae: VideoVAE, pieces: Iterator[Tensor], streamed: bool) -> tu
 
 
 def captions_of(sample: Sample) -> tuple[str, ...] | Failure:
-    """A video's captions, or why they cannot be read."""
+    """A video's captions, or the reason why they cannot be read."""
     try:
         return captions_in(sample)
     except InputError as error:

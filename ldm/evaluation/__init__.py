@@ -1,4 +1,4 @@
-"""Scores of generated videos: feature networks, protocols, distances, their uncertainty.
+"""Scores of generated videos: feature networks, protocols, distances and their uncertainty.
 
-In: videos. Out: numbers, each with its protocol.
+In: videos. Out: scores, each with its protocol.
 """

@@ -1,4 +1,4 @@
-"""CLIP score: how well a video's frames match its prompt, by a named CLIP model (Hessel et al. 2021; CLIPSIM)."""
+"""CLIP score: similarity of a video's frames to its prompt under a CLIP model (Hessel et al. 2021; CLIPSIM)."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from odvae.running.errors import InputError
 
 
 class CLIPScorer:
-    """Mean over frames of cosine(text, frame), in [-1, 1]. Values of different CLIP models do not compare."""
+    """Mean over frames of cosine(text, frame), in [-1, 1]. Scores of different CLIP models are not comparable."""
 
     def __init__(self, folder: str, device: torch.device) -> None:
         try:
             self.model = CLIPModel.from_pretrained(folder).eval().requires_grad_(False).to(device)
             self.processor = AutoProcessor.from_pretrained(folder)
         except (OSError, ValueError) as error:
-            raise InputError(f"report.clip_model={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+            raise InputError(f"eval_ldm.clip_model={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
     @torch.no_grad()
     def score(self, video: np.ndarray, prompt: str) -> float:
-        """Of a uint8 video (t, h, w, 3). Prompts longer than the model's text are cut."""
+        """The score of a uint8 video (t, h, w, 3). Prompts longer than the model's text limit are truncated."""
         inputs = self.processor(
             text=[prompt], images=list(video), return_tensors="pt", padding=True, truncation=True
         ).to(self.model.device)

@@ -1,6 +1,6 @@
-"""Networks that turn videos into feature vectors, and what must be known of each to compare its numbers.
+"""Feature networks of videos, with the preprocessing that a distance on their features depends on.
 
-Only I3D's Frechet distance is called FVD. Every other network's is named for the network.
+Only the Frechet distance on I3D's features is called FVD; that of any other network has the network's name.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from odvae.video.pixels import to_float
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """Squares of (b, 3, t, r, r) in [-1, 1] -> features (b, dimension); frozen, in eval mode."""
+    """A frozen network in eval mode: square videos (b, 3, t, r, r) in [-1, 1] -> features (b, dimension)."""
 
     name: NetworkName
     title: str
-    distance: str  # what its Frechet distance is called
+    distance: str  # name of the Frechet distance on its features
     module: nn.Module
     sha256: str
     dimension: int
     resolution: int
     antialias: bool
-    frames: tuple[int, int | None]  # least and most frames it takes
-    are_logits: bool = False  # features are a classifier's logits, so that an inception score can be had
+    frames: tuple[int, int | None]  # fewest and most frames it takes
+    are_logits: bool = False  # features are a classifier's logits, from which an inception score follows
 
     def describe(self) -> dict:
-        """What is stored beside a score."""
+        """The part of a score's protocol that concerns the network."""
         return {
             "network": self.title,
             "sha256": self.sha256,
@@ -50,9 +50,9 @@ class FeatureNetwork:
 
     def check_frames(self, frames: int) -> None:
         """Raise InputError where clips have too few or too many frames for this network."""
-        least, most = self.frames
-        if frames < least or (most is not None and frames > most):
-            allowed = str(least) if least == most else f"{least} or more" if most is None else f"{least} to {most}"
+        fewest, most = self.frames
+        if frames < fewest or (most is not None and frames > most):
+            allowed = str(fewest) if fewest == most else f"{fewest} or more" if most is None else f"{fewest} to {most}"
             raise InputError(
                 f"eval_ldm.networks: {self.title} takes {allowed} frames, the protocol gives {frames}; choose another "
                 "eval_ldm.protocol, or longer clips (data.frames)"
@@ -62,7 +62,7 @@ class FeatureNetwork:
 def load_network(
     name: NetworkName, i3d: str | None = None, i3d_sha256: str | None = None, videomae: str | None = None
 ) -> FeatureNetwork:
-    """One network by name. `i3d`, `i3d_sha256` are `load_i3d`'s; `videomae` is a folder or hub name."""
+    """One network by name. `i3d` and `i3d_sha256` are passed to `load_i3d`; `videomae` is a folder or hub name."""
     if name == "i3d":
         module, sha256 = load_i3d(i3d, i3d_sha256)
         title = f"I3D, Kinetics-400 logits ({type(module).__name__})"
@@ -77,7 +77,7 @@ def load_network(
 
 def _load_videomae(folder: str | None) -> FeatureNetwork:
     if folder is None:
-        raise InputError("eval_ldm.networks has videomae, so eval_ldm.videomae must name its folder or hub name")
+        raise InputError("eval_ldm.networks has videomae, so eval_ldm.videomae must be its folder or hub name")
     try:
         network = VideoMAEForVideoClassification.from_pretrained(folder).eval().requires_grad_(False)
     except (OSError, ValueError) as error:
@@ -99,7 +99,7 @@ def _load_videomae(folder: str | None) -> FeatureNetwork:
 class VideoMAEFeatures(nn.Module):
     """VideoMAE without its classifier: the mean over tokens, normalized (Ge et al. 2024, arXiv 2404.12391).
 
-    Its distances follow motion where I3D's follow single frames.
+    Distances on its features are sensitive to motion; those on I3D's are dominated by single frames.
     """
 
     def __init__(self, network: VideoMAEForVideoClassification) -> None:
@@ -119,15 +119,15 @@ WIDTHS = (3, 16, 32, 64)
 
 
 class RandomConv3d(nn.Module):
-    """Three strided 3D convolutions with fixed random weights; of the last, 32 means and 32 deviations. No download.
+    """Three strided 3D convolutions with fixed random weights; features are 32 means and 32 standard deviations.
 
-    Random features see color, texture and motion well enough to tell sets of videos apart, and they favor no model:
-    nothing was trained on anything. The values compare only with values of this network at the same size and count.
+    It needs no download. Random features respond to color, texture and motion well enough to distinguish sets of
+    videos, and favor no model. Distances are comparable only with this network's at the same size and count.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        # numpy's generator is the same on every version and machine, torch's is not promised to be
+        # numpy's generator gives the same values on every version and machine; torch's need not
         rng = np.random.default_rng(0)
         self.kernels = nn.ParameterList()
         for c_in, c_out in itertools.pairwise(WIDTHS):
@@ -146,7 +146,7 @@ class RandomConv3d(nn.Module):
 def extract_features(
     network: FeatureNetwork, videos: np.ndarray, resize: Literal["squash", "crop"] = "squash", batch_size: int = 16
 ) -> np.ndarray:
-    """uint8 videos (n, t, h, w, 3) -> float32 features (n, d). Raises InputError for another layout or frame count."""
+    """uint8 videos (n, t, h, w, 3) -> float32 features (n, d). Raises InputError for other layouts and frame counts."""
     if videos.dtype != np.uint8 or videos.ndim != 5 or videos.shape[-1] != 3:
         raise InputError(f"expected uint8 videos (n, t, h, w, 3), found {videos.dtype} {videos.shape}")
     network.check_frames(videos.shape[1])
@@ -159,7 +159,10 @@ def extract_features(
 
 
 def to_square(video: Tensor, size: int, antialias: bool, resize: Literal["squash", "crop"]) -> Tensor:
-    """(b, 3, t, h, w) -> (b, 3, t, size, size), bilinear, corners not aligned, as public FVD code does."""
+    """(b, 3, t, h, w) -> (b, 3, t, size, size), bilinear with align_corners=False, as public FVD code does.
+
+    "squash" ignores the aspect ratio; "crop" resizes the short side and crops the center.
+    """
     b, _, t, h, w = video.shape
     shape = [size, size] if resize == "squash" else [-(-size * side // min(h, w)) for side in (h, w)]
     frames = video.transpose(1, 2).flatten(0, 1)
@@ -173,7 +176,7 @@ def to_square(video: Tensor, size: int, antialias: bool, resize: Literal["squash
 def load_networks(
     names: Sequence[NetworkName], i3d: str | None, i3d_sha256: str | None, videomae: str | None, device: torch.device
 ) -> list[FeatureNetwork]:
-    """Each network once, on the device."""
+    """The networks of these names, each once, on the device."""
     networks = [load_network(name, i3d, i3d_sha256, videomae) for name in dict.fromkeys(names)]
     for network in networks:
         network.module.to(device).requires_grad_(False)

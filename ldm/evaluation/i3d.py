@@ -1,8 +1,8 @@
-"""I3D, the network behind FVD (Carreira & Zisserman 2017, arXiv 1705.07750): 16 frames or so -> 400 logits of Kinetics.
+"""I3D, the network behind FVD (Carreira & Zisserman 2017, arXiv 1705.07750): video -> 400 logits of Kinetics-400.
 
-Two forms of it are in use, and both load: a state dict of 344 tensors (VideoGPT's and TATS's `i3d_pretrained_400.pt`),
-into the network below, and StyleGAN-V's TorchScript file, which is downloaded where no file is named. Their weights
-differ a little, so do their FVDs: the file's sha256 is part of every score's protocol.
+Two weight files are in use, and both load: a state dict of 344 tensors (VideoGPT's and TATS's `i3d_pretrained_400.pt`),
+into the network below, and StyleGAN-V's TorchScript file, which is downloaded where no file is given. Their weights
+differ slightly, and so do their FVDs: the file's sha256 is part of every score's protocol.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from odvae.running.errors import InputError
 from odvae.running.files import written_aside
 from odvae.running.hashing import file_fingerprint
 
-TORCHSCRIPT_ADDRESS = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
+TORCHSCRIPT_URL = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
 TORCHSCRIPT_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 
 CLASSES = 400
 RESOLUTION = 224
-MIN_FRAMES = 10  # what users of both forms found; time is divided by 8, and the last pooling takes two steps
+MIN_FRAMES = 10  # the network divides time by 8, and its last pooling needs two positions
 
 
 def pad_same(x: Tensor, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> Tensor:
-    """Zeros around (b, c, t, h, w), so that ceil(size / stride) positions come out: TensorFlow's SAME."""
+    """TensorFlow's SAME padding of (b, c, t, h, w): zeros, so that the output has ceil(size / stride) positions."""
     padding: list[int] = []
     for size, k, s in zip(x.shape[2:], kernel, stride, strict=True):
         total = max(k - (size % s or s), 0)
-        padding = [total // 2, total - total // 2, *padding]  # the odd one behind; F.pad begins with the last axis
+        padding = [total // 2, total - total // 2, *padding]  # F.pad takes the last axis first
     return F.pad(x, padding) if any(padding) else x
 
 
@@ -50,7 +50,7 @@ class ConvUnit(nn.Module):
 
 
 class Pool(nn.Module):
-    """Max pooling with SAME padding. What comes in is never negative, so zeros pad it."""
+    """Max pooling with SAME padding; its input comes from a ReLU, so zeros never win."""
 
     def __init__(self, kernel: tuple[int, int, int], stride: tuple[int, int, int]) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Pool(nn.Module):
 
 
 class Inception(nn.Module):
-    """Four branches side by side: 1x1, 1x1 then 3x3 twice over, pooling then 1x1."""
+    """Four parallel branches, concatenated: 1x1; 1x1 then 3x3, twice; pooling then 1x1."""
 
     def __init__(self, c_in: int, widths: tuple[int, int, int, int, int, int]) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Logits(nn.Module):
 class I3D(nn.Module):
     """Video (b, 3, t >= 10, 224, 224) in [-1, 1] -> logits (b, 400), mean over time.
 
-    Names of the tensors are those of the files in use.
+    Tensors are named as in `i3d_pretrained_400.pt`.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class I3D(nn.Module):
 
 
 class ScriptedI3D(nn.Module):
-    """StyleGAN-V's TorchScript file behind I3D's interface."""
+    """StyleGAN-V's TorchScript file with I3D's interface."""
 
     def __init__(self, script: torch.jit.ScriptModule) -> None:
         super().__init__()
@@ -131,11 +131,11 @@ class ScriptedI3D(nn.Module):
 
 
 def load_i3d(path: str | Path | None, sha256: str | None) -> tuple[I3D | ScriptedI3D, str]:
-    """The network of a weight file, in eval mode, and the file's sha256.
+    """I3D with the weights in `path`, in eval mode, and the file's sha256.
 
-    None: StyleGAN-V's TorchScript file, downloaded once into torch's hub folder. `sha256` is what the file must have;
-    None leaves a state dict unchecked. A TorchScript file is a program: it is loaded only with the known sha256, or
-    with the one given. Raises InputError for a missing file, another sha256, and tensors that are not I3D's.
+    `path` None: StyleGAN-V's TorchScript file, downloaded once into torch's hub folder. `sha256` is the expected hash;
+    with None, a state dict is not checked. A TorchScript file contains code: it is loaded only if its hash is that of
+    StyleGAN-V's file, or the given one. Raises InputError for a missing file, another hash, and other tensors.
     """
     file = download_torchscript() if path is None else Path(path)
     if not file.is_file():
@@ -145,8 +145,8 @@ def load_i3d(path: str | Path | None, sha256: str | None) -> tuple[I3D | Scripte
     expected = sha256 or (TORCHSCRIPT_SHA256 if scripted else None)
     if expected is not None and found != expected:
         raise InputError(
-            f"{file} is not the I3D expected: its sha256 is {found}, expected {expected}"
-            + ("" if sha256 else "; to use it all the same, set eval_ldm.i3d_sha256 to its sha256")
+            f"{file} is not the expected I3D file: its sha256 is {found}, expected {expected}"
+            + ("" if sha256 else "; to use it anyway, set eval_ldm.i3d_sha256 to its sha256")
         )
     if scripted:
         return ScriptedI3D(torch.jit.load(file, map_location="cpu")).eval(), found
@@ -154,24 +154,24 @@ def load_i3d(path: str | Path | None, sha256: str | None) -> tuple[I3D | Scripte
 
 
 def download_torchscript() -> Path:
-    """StyleGAN-V's file in torch's hub folder, downloaded if it is not there; the caller checks its sha256."""
+    """The path of StyleGAN-V's file in torch's hub folder, downloaded if missing; the caller checks its sha256."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / "i3d_torchscript.pt"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with urllib.request.urlopen(TORCHSCRIPT_ADDRESS, timeout=60) as answer, written_aside(path) as file:
-                while block := answer.read(1 << 20):
+            with urllib.request.urlopen(TORCHSCRIPT_URL, timeout=60) as response, written_aside(path) as file:
+                while block := response.read(1 << 20):
                     file.write(block)
         except OSError as error:
             raise InputError(
-                f"I3D cannot be downloaded from {TORCHSCRIPT_ADDRESS} ({error}); download it elsewhere and set "
+                f"I3D cannot be downloaded from {TORCHSCRIPT_URL} ({error}); download it elsewhere and set "
                 "eval_ldm.i3d to the file"
             ) from None
     return path
 
 
 def _is_torchscript(file: Path) -> bool:
-    """Both forms are zip archives of torch; only a program has code in it."""
+    """Both files are zip archives written by torch; only a TorchScript archive contains code."""
     if not zipfile.is_zipfile(file):
         return False
     with zipfile.ZipFile(file) as archive:
@@ -181,7 +181,7 @@ def _is_torchscript(file: Path) -> bool:
 def _load_state_dict(file: Path) -> I3D:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no one type for a broken file
+    except Exception as error:  # torch raises many types for a broken file
         raise InputError(f"{file} cannot be read as a state dict: {str(error).splitlines()[0]}") from None
     network = I3D()
     own = network.state_dict()
@@ -189,7 +189,7 @@ def _load_state_dict(file: Path) -> I3D:
         names = state.keys() if isinstance(state, dict) else set()
         raise InputError(
             f"{file} does not hold I3D's {len(own)} tensors: missing {sorted(own.keys() - names)[:3]}, "
-            f"not expected {sorted(names - own.keys())[:3]}"
+            f"unexpected {sorted(names - own.keys())[:3]}"
         )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:

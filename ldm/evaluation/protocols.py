@@ -1,6 +1,6 @@
-"""Which frames of which videos a distance compares, as data: the choices that make two FVDs comparable or not.
+"""Evaluation protocols: which frames of which videos a distance compares, and how they are preprocessed.
 
-Published numbers for the same model differ by hundreds where these differ, so the protocol is stored beside each score.
+Published FVDs of the same model differ by hundreds between protocols, so every score is stored with its protocol.
 """
 
 from __future__ import annotations
@@ -18,45 +18,46 @@ from odvae.running.seeds import numpy_generator
 
 @dataclass(frozen=True)
 class ClipProtocol:
-    """One way to choose clips. A clip is what the experiment's `data` section takes from a video, one of each video."""
+    """How clips are chosen. Each video gives one clip, with the length and size of the experiment's `data` section."""
 
     name: str
     source: str
     frames: int | None
-    """Frames compared; None: all of a clip's."""
+    """Frames compared per clip; None: all of them."""
     stride: int
-    """Every stride-th frame of a clip. Generated clips are taken from their first frame on."""
+    """Every stride-th frame of a clip is compared. Generated clips start at their first frame."""
     start: Literal["first", "random"]
-    """Where in a real video its clip begins; a random place is a function of the seed and the video's number."""
-    most: int | None
-    """Videos compared, at most; None: as many as the settings say."""
+    """Where a real video's clip starts; a random start is a function of the seed and the video's index."""
+    max_videos: int | None
+    """Limit of the number of videos compared; None: that of the settings alone."""
     resize: Literal["squash", "crop"]
-    """To the network's square: without keeping the aspect, or the short side first and then the center."""
+    """Resizing to the network's square input: ignoring the aspect ratio, or by the short side with a center crop."""
     ddof: int
     """The covariance is divided by n - ddof."""
 
     def frames_of(self, clip_frames: int) -> int:
+        """Frames compared of a clip of so many frames."""
         return clip_frames if self.frames is None else self.frames
 
     def check(self, clip_frames: int) -> None:
-        """Raise InputError where clips are too short for this protocol."""
+        """Raise InputError for clips that are too short for this protocol."""
         needed = (self.frames_of(clip_frames) - 1) * self.stride + 1
         if clip_frames < needed:
             raise InputError(
-                f"eval_ldm.protocol={self.name} compares {self.frames} frames at stride {self.stride}, which need "
-                f"clips of {needed}; the experiment's have data.frames={clip_frames}"
+                f"eval_ldm.protocol={self.name} compares {self.frames} frames at stride {self.stride}, which needs "
+                f"clips of {needed} frames, found data.frames={clip_frames}"
             )
 
     def select(self, clips: np.ndarray) -> np.ndarray:
-        """The frames compared of clips (..., t, h, w, 3)."""
+        """The frames of clips (..., t, h, w, 3) that are compared."""
         return clips[..., : self.frames_of(clips.shape[-4]) * self.stride : self.stride, :, :, :]
 
-    def random_start(self, video_frames: int, data: DataSettings, seed: int, number: int) -> int:
-        """The first frame of the clip of real video number `number`, anywhere in it."""
-        return int(numpy_generator(seed, "reference", number).integers(0, video_frames - data.span + 1))
+    def random_start(self, video_frames: int, data: DataSettings, seed: int, index: int) -> int:
+        """A random first frame of the clip of the real video with this index."""
+        return int(numpy_generator(seed, "reference", index).integers(0, video_frames - data.span + 1))
 
     def describe(self, data: DataSettings, seed: int) -> dict:
-        """What is stored beside a score, but for the network and the counts."""
+        """The part of a score's protocol that concerns clips and statistics, without the network and n."""
         return {
             "name": self.name,
             "source": self.source,

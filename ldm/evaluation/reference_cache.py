@@ -1,7 +1,7 @@
-"""Features of real videos, kept under a hash of everything they depend on, so that each set is measured once.
+"""Cache of real videos' features, keyed by a hash of everything they depend on, so that each set is computed once.
 
-A file's header says what it holds: network and its sha256, protocol, clips. Its folder can be given to another
-experiment (`report.reference`), which refuses it where anything differs, and says what.
+A file's header describes its features: network and its sha256, protocol, clips. The cache folder can be given to
+another experiment (`eval_ldm.reference`), which raises an error with the differences where the descriptions differ.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from odvae.shards.tars import Sample
 
 
 def describe_clips(clips: Sequence[tuple[Sample, int]]) -> dict:
-    """What stands for a list of (video, first frame): their number, and a hash of keys, file sizes and first frames."""
+    """The count of (video, first frame) pairs, and a hash of their keys, file sizes and first frames."""
     digest = hashlib.sha256()
     for sample, start in clips:
         sizes = sorted((extension, size) for extension, (_, size) in sample.members.items())
@@ -32,7 +32,7 @@ def describe_clips(clips: Sequence[tuple[Sample, int]]) -> dict:
 
 
 def cached_features(folder: Path, description: dict, measure: Callable[[], np.ndarray]) -> np.ndarray:
-    """Features (n, d) of what `description` says: read from `folder`, or measured by all ranks and written there."""
+    """Features (n, d) that match `description`: read from `folder`, or computed by all ranks and written there."""
     state, path = PartialState(), path_in(folder, description)
     if decide_on_main_process(path.is_file):
         return read_features(path, description)
@@ -46,27 +46,27 @@ def cached_features(folder: Path, description: dict, measure: Callable[[], np.nd
 
 
 def given_features(folder: Path, description: dict) -> np.ndarray:
-    """Features (n, d) of what `description` says, from a folder that must have them.
+    """Features (n, d) that match `description`, from a folder that must have them.
 
-    Raises InputError that says in what the folder's nearest features differ.
+    Raises InputError where there are none; it lists in what the most similar features of the folder differ.
     """
     path = path_in(folder, description)
     if not path.is_file():
         others = sorted(folder.glob(f"{description['kind']}_*.safetensors"))
         if not others:
-            raise InputError(f"report.reference={folder}: no {description['kind']} features there")
+            raise InputError(f"eval_ldm.reference={folder}: no {description['kind']} features there")
         path = min(others, key=lambda other: len(differences(read_description(other), description)))
     return read_features(path, description)
 
 
 def path_in(folder: Path, description: dict) -> Path:
-    """Where features of `description` lie."""
+    """The file of the features that match `description`."""
     digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()
     return folder / f"{description['kind']}_{digest[:20]}.safetensors"
 
 
 def read_features(path: Path, description: dict) -> np.ndarray:
-    """The features (n, d) of a file. Raises InputError where it is unreadable or of anything but `description`."""
+    """The features (n, d) in a file. Raises InputError where it is unreadable or does not match `description`."""
     found = differences(read_description(path), description)
     if found:
         raise InputError(f"{path} holds features of another protocol:\n" + "\n".join(found))
@@ -75,19 +75,19 @@ def read_features(path: Path, description: dict) -> np.ndarray:
 
 
 def read_description(path: Path) -> dict:
-    """What a file's header says it holds."""
+    """The description in a file's header. Raises InputError where the file cannot be read or has none."""
     try:
         with safe_open(path, framework="numpy") as file:
             description = json.loads((file.metadata() or {}).get("description", "null"))
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{path} cannot be read as features: {error}; remove it and evaluate again") from None
     if not isinstance(description, dict):
-        raise InputError(f"{path} does not say what features it holds")
+        raise InputError(f"{path} has no description of its features; remove it and evaluate again")
     return description
 
 
 def differences(found: dict, needed: dict) -> list[str]:
-    """One line a key in which two descriptions differ."""
+    """One line for each key in which two descriptions differ."""
     return [
         f"  {key}: the file has {found.get(key)!r}, this evaluation needs {needed.get(key)!r}"
         for key in sorted(found.keys() | needed.keys())

@@ -1,6 +1,7 @@
-"""What an evaluation reads from videos, one pass a set: features, verdicts, restlessness. Ranks share the videos.
+"""Scoring of single videos: features, the judge's verdict, CLIP score, temporal flicker. Ranks share the videos.
 
-Each pass returns the rows of all ranks in order of their number, so results do not depend on the number of ranks.
+Each `measure_*` function returns the rows of all ranks, ordered by index, so results do not depend on the number of
+ranks.
 """
 
 from __future__ import annotations
@@ -34,24 +35,24 @@ from odvae.video_vae import VideoVAE
 
 @dataclass(frozen=True)
 class Scorers:
-    """What every pass measures with."""
+    """Feature networks, protocol and options with which all sets of videos are scored."""
 
     networks: Sequence[FeatureNetwork]
     protocol: ClipProtocol
     data: DataSettings
-    demo: bool  # whether the judge can read the videos
+    demo: bool  # the videos are the demo's, which the judge can read
     batch_size: int
     clip: CLIPScorer | None = None
 
     def features(self, clips: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """Of uint8 clips (b, t, h, w, 3): for each, network's name -> (d,)."""
+        """Features of uint8 clips (b, t, h, w, 3): for each clip, network's name -> (d,)."""
         compared = self.protocol.select(clips)
         by_network = {n.name: extract_features(n, compared, self.protocol.resize) for n in self.networks}
         return [{name: features[i] for name, features in by_network.items()} for i in range(len(clips))]
 
 
 class RealClips(Dataset):
-    """(video, first frame) -> uint8 (t, h, w, 3)."""
+    """Real clips, given as (video, first frame), as uint8 (t, h, w, 3)."""
 
     def __init__(self, clips: Sequence[tuple[Sample, int]], data: DataSettings) -> None:
         self.clips, self.data = clips, data
@@ -59,13 +60,13 @@ class RealClips(Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, number: int) -> np.ndarray:
-        sample, start = self.clips[number]
+    def __getitem__(self, index: int) -> np.ndarray:
+        sample, start = self.clips[index]
         return load_clip(sample, self.data, start).numpy()
 
 
 class SampleFiles(Dataset):
-    """Generated videos' files -> uint8 (t, h, w, 3). Raises InputError for one that is not of the experiment's size."""
+    """Generated videos, given as files, as uint8 (t, h, w, 3). Raises InputError for one of another size."""
 
     def __init__(self, files: Sequence[Path], data: DataSettings) -> None:
         self.files, self.data = files, data
@@ -73,8 +74,8 @@ class SampleFiles(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, number: int) -> np.ndarray:
-        path, expected = self.files[number], (self.data.frames, self.data.height, self.data.width, 3)
+    def __getitem__(self, index: int) -> np.ndarray:
+        path, expected = self.files[index], (self.data.frames, self.data.height, self.data.width, 3)
         if not path.is_file():
             raise InputError(f"{path} is missing, but samples.jsonl lists it; sample again")
         video = np.stack(list(decode(path, str(path))))
@@ -83,86 +84,89 @@ class SampleFiles(Dataset):
         return video
 
 
-def measure_samples(rows: Sequence[dict], folder: Path, tools: Scorers, compared: set[str]) -> list[dict]:
-    """Rows of samples.jsonl -> the same with what was measured; features only of files in `compared`."""
-    files = SampleFiles([folder / row["file"] for row in rows], tools.data)
+def measure_samples(rows: Sequence[dict], folder: Path, scorers: Scorers, compared: set[str]) -> list[dict]:
+    """Rows of samples.jsonl, each with its video's scores; features only of the files in `compared`."""
+    files = SampleFiles([folder / row["file"] for row in rows], scorers.data)
     measured = []
-    for numbers, clips in my_batches(files, tools, "scoring samples"):
-        features = tools.features(clips) if compared & {rows[number]["file"] for number in numbers} else None
-        for i, number in enumerate(numbers):
-            row = rows[number]
+    for indices, clips in batches_of_rank(files, scorers, "scoring samples"):
+        features = scorers.features(clips) if compared & {rows[index]["file"] for index in indices} else None
+        for i, index in enumerate(indices):
+            row = rows[index]
             result = {
                 **row,
-                "number": number,
+                "index": index,
                 "digest": hashlib.sha256(clips[i].tobytes()).hexdigest(),
                 "steadiness": float(steadiness(to_float(torch.from_numpy(clips[i : i + 1])))),
             }
             if features is not None and row["file"] in compared:
                 result["features"] = features[i]
-            if tools.demo:
+            if scorers.demo:
                 result["verdict"] = vars(judge(clips[i]))
-            if tools.clip is not None and row["prompt"]:
-                result["clip_score"] = tools.clip.score(clips[i], row["prompt"])
+            if scorers.clip is not None and row["prompt"]:
+                result["clip_score"] = scorers.clip.score(clips[i], row["prompt"])
             measured.append(result)
-    return in_order(measured)
+    return gather_rows(measured)
 
 
-def measure_real(clips: Sequence[tuple[Sample, int]], tools: Scorers) -> list[dict]:
-    """Features of real clips."""
+def measure_real(clips: Sequence[tuple[Sample, int]], scorers: Scorers) -> list[dict]:
+    """Features of real clips, given as (video, first frame)."""
     measured = []
-    for numbers, batch in my_batches(RealClips(clips, tools.data), tools, "real clips"):
-        features = tools.features(batch)
-        measured += [{"number": number, "features": features[i]} for i, number in enumerate(numbers)]
-    return in_order(measured)
+    for indices, batch in batches_of_rank(RealClips(clips, scorers.data), scorers, "real clips"):
+        features = scorers.features(batch)
+        measured += [{"index": index, "features": features[i]} for i, index in enumerate(indices)]
+    return gather_rows(measured)
 
 
 @torch.no_grad()
-def measure_reconstructions(clips: Sequence[tuple[Sample, int]], vae: VideoVAE, tools: Scorers) -> list[dict]:
-    """What the VAE leaves of real clips: features, the judge's verdict, added flicker, steadiness before and after."""
+def measure_reconstructions(clips: Sequence[tuple[Sample, int]], vae: VideoVAE, scorers: Scorers) -> list[dict]:
+    """Scores of the VAE's reconstructions of real clips: features, the judge's verdict, added flicker, steadiness.
+
+    With the steadiness of the real clips. Raises InputError for reconstructions that are not finite.
+    """
     measured = []
-    for numbers, batch in my_batches(RealClips(clips, tools.data), tools, "reconstructing"):
+    for indices, batch in batches_of_rank(RealClips(clips, scorers.data), scorers, "reconstructing"):
         video = to_float(torch.from_numpy(batch)).to(vae.device)
-        made = vae(video)[0].clamp(-1, 1)
-        if not torch.isfinite(made).all():
-            names = ", ".join(clips[number][0].name for number in numbers)
+        reconstruction = vae(video)[0].clamp(-1, 1)
+        if not torch.isfinite(reconstruction).all():
+            names = ", ".join(clips[index][0].name for index in indices)
             raise InputError(f"the VAE's reconstructions have values that are not finite, among {names}")
-        pixels, flicker = to_uint8(made), added_flicker(made, video)
-        steady = {"real_steadiness": steadiness(video), "steadiness": steadiness(made)}
-        features = tools.features(pixels)
-        for i, number in enumerate(numbers):
+        pixels, flicker = to_uint8(reconstruction), added_flicker(reconstruction, video)
+        steady = {"real_steadiness": steadiness(video), "steadiness": steadiness(reconstruction)}
+        features = scorers.features(pixels)
+        for i, index in enumerate(indices):
             row = {
-                "number": number,
-                "caption": clips[number][0].read_text(),
+                "index": index,
+                "caption": clips[index][0].read_text(),
                 "features": features[i],
                 "flicker": flicker[i].cpu().numpy(),
                 **{name: float(values[i]) for name, values in steady.items()},
             }
-            if tools.demo:
+            if scorers.demo:
                 row["verdict"] = vars(judge(pixels[i]))
             measured.append(row)
-    return in_order(measured)
+    return gather_rows(measured)
 
 
-def my_batches(clips: Dataset, tools: Scorers, description: str) -> Iterator[tuple[list[int], np.ndarray]]:
-    """This rank's share, under a progress bar: (numbers, uint8 (b, t, h, w, 3))."""
+def batches_of_rank(clips: Dataset, scorers: Scorers, description: str) -> Iterator[tuple[list[int], np.ndarray]]:
+    """This rank's share of the clips, with a progress bar: (indices, uint8 (b, t, h, w, 3))."""
     state = PartialState()
     mine = list(range(state.process_index, len(clips), state.num_processes))
-    batches = [mine[i : i + tools.batch_size] for i in range(0, len(mine), tools.batch_size)]
+    batches = [mine[i : i + scorers.batch_size] for i in range(0, len(mine), scorers.batch_size)]
     loader = DataLoader(
         clips,
         batch_sampler=batches,
-        num_workers=tools.data.workers,
+        num_workers=scorers.data.workers,
         collate_fn=np.stack,
         worker_init_fn=leave_stop_signals_to_parent,
     )
     with workers_begin_shielded():
         loaded = iter(loader)
     with progress_bar(description, 0, len(mine), unit="clip") as bar:
-        for numbers, batch in zip(batches, loaded, strict=True):
-            yield numbers, batch
-            bar.update(len(numbers))
+        for indices, batch in zip(batches, loaded, strict=True):
+            yield indices, batch
+            bar.update(len(indices))
 
 
-def in_order(rows: list[dict]) -> list[dict]:
-    """The rows of all ranks, by number."""
-    return sorted(gather_object(rows), key=lambda row: row["number"])
+def gather_rows(rows: list[dict]) -> list[dict]:
+    """The rows of all ranks, ordered by index."""
+    return sorted(gather_object(rows), key=lambda row: row["index"])

@@ -1,4 +1,4 @@
-"""Features of sets of videos -> the scores that are reported, each with its floors, its spread and its protocol."""
+"""From features of sets of videos to reported scores: distances with baselines, intervals, warnings and protocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ldm.evaluation.features import FeatureNetwork
 from ldm.evaluation.uncertainty import at_infinity, bootstrap_intervals, frechet_by_count, frechet_of_features
 from ldm.metrics import inception_score, kernel_distance
 
-SPLITS = 10  # parts of an inception score, where there are enough videos
+SPLITS = 10  # of an inception score, where there are enough videos
 
 
 def distance_part(
@@ -21,18 +21,21 @@ def distance_part(
     bootstrap: int,
     seed: int,
 ) -> dict:
-    """Frechet and kernel distance of each set in `compared` to `reference`, all features (n, d) of one network."""
+    """Frechet and kernel distances of each set in `compared` to `reference`, all of them features (n, d) of `network`.
+
+    With inception scores where the features are logits. `protocol` gives the covariance's `ddof`.
+    """
     n, ddof = len(reference), protocol["ddof"]
     part: dict = {"name": network.distance, "kernel_name": kernel_name(network), "n": n, "protocol": protocol}
     part["warnings"] = []
     if n <= network.dimension:
         part["warnings"].append(
             f"{n} videos are not more than the {network.dimension} features: covariances are singular and Frechet "
-            "distances biased upwards; compare them with the floors, and with nothing published"
+            "distances biased upwards; compare them with the baselines, and not with published values"
         )
     for name, features in compared.items():
         curve = frechet_by_count(features, reference, ddof, seed)
-        paired = name == "reconstructed"  # of the reference's own clips
+        paired = name == "reconstructed"  # of the reference clips themselves
         intervals = bootstrap_intervals(features, reference, ddof, bootstrap, seed, paired)
         part[name] = {
             "frechet": frechet_of_features(features, reference, ddof),
@@ -51,12 +54,12 @@ def distance_part(
 
 
 def kernel_name(network: FeatureNetwork) -> str:
-    """KVD is I3D's, as FVD is."""
+    """The name of the kernel distance on a network's features: KVD for I3D, as FVD."""
     return "KVD" if network.name == "i3d" else network.distance.replace("Frechet", "kernel")
 
 
 def inception_part(logits: np.ndarray) -> dict:
-    """The inception score on a classifier's logits (n, classes), in parts as usual where each has enough videos."""
+    """The inception score of logits (n, classes), over `SPLITS` parts if each has at least 10 videos, else over one."""
     logits = logits.astype(np.float64)
     odds = np.exp(logits - logits.max(axis=1, keepdims=True))
     splits = SPLITS if len(logits) >= 10 * SPLITS else 1

@@ -1,4 +1,4 @@
-"""How sure a distance is: its bootstrap interval, and its bias from the number of videos, extrapolated away."""
+"""Uncertainty of a distance: its bootstrap interval, and its bias at a finite n, extrapolated to infinite n."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from ldm.metrics import GaussianSums, cubic_kernels, frechet_distance, mmd_squar
 from odvae.running.seeds import numpy_generator
 
 LEVEL = 0.95
-FEWEST = 8  # fewer videos say nothing of their own spread
+MIN_VIDEOS = 8  # fewer are too few for a bootstrap interval
 SIZES = 5  # points of the curve of distance over number of videos
-DRAWS = 4  # random subsets that make one point
+DRAWS = 4  # random subsets averaged into one point
 
 
 def frechet_of_features(x: np.ndarray, y: np.ndarray, ddof: int = 1) -> float:
@@ -20,28 +20,28 @@ def frechet_of_features(x: np.ndarray, y: np.ndarray, ddof: int = 1) -> float:
 
 
 def frechet_by_count(x: np.ndarray, y: np.ndarray, ddof: int, seed: int) -> list[tuple[int, float]]:
-    """The distance at smaller numbers of videos, evenly spaced in 1/n: [(n, distance)], n from all down to a third.
+    """The distance of subsets of n videos: [(n, distance)], n from all videos to a third, evenly spaced in 1/n.
 
-    Both sets are thinned to n random members, `DRAWS` times, and the value is the mean. Sets of one size are thinned to
-    the same places: a reconstruction stays beside its original.
+    Each distance is the mean over `DRAWS` random subsets of both sets. Sets of equal size get the same indices, so that
+    a reconstruction stays with its original.
     """
-    most = min(len(x), len(y))
+    largest = min(len(x), len(y))
     curve = []
-    for n in sorted({max(2, round(1 / value)) for value in np.linspace(1 / most, 3 / most, SIZES)}, reverse=True):
+    for n in sorted({max(2, round(1 / value)) for value in np.linspace(1 / largest, 3 / largest, SIZES)}, reverse=True):
         rng = numpy_generator(seed, "thinned", n)
         values = []
         for _ in range(1 if n == len(x) == len(y) else DRAWS):
-            places_x = rng.permutation(len(x))[:n]
-            places_y = places_x if len(x) == len(y) else rng.permutation(len(y))[:n]
-            values.append(frechet_of_features(x[places_x], y[places_y], ddof))
+            indices_x = rng.permutation(len(x))[:n]
+            indices_y = indices_x if len(x) == len(y) else rng.permutation(len(y))[:n]
+            values.append(frechet_of_features(x[indices_x], y[indices_y], ddof))
         curve.append((n, float(np.mean(values))))
     return curve
 
 
 def at_infinity(curve: list[tuple[int, float]]) -> float | None:
-    """What a curve of (n, distance) tends to: the intercept of a line in 1/n (Chong & Forsyth 2020, equation 4).
+    """The limit of a curve of (n, distance): the intercept of a line fitted in 1/n (Chong & Forsyth 2020, equation 4).
 
-    None for fewer than three points. A guess where n is below the number of features: the curve is no line there.
+    None for fewer than three points. Unreliable where n is below the number of features: the curve is not linear there.
     """
     if len(curve) < 3:
         return None
@@ -53,14 +53,14 @@ def at_infinity(curve: list[tuple[int, float]]) -> float | None:
 def bootstrap_intervals(
     x: np.ndarray, y: np.ndarray, ddof: int, repeats: int, seed: int, paired: bool = False
 ) -> dict[str, tuple[float, float] | None]:
-    """95% intervals of the Frechet and the kernel distance, from `repeats` resamplings of both sets (in pairs where
-    they are of one size, as `frechet_by_count`). `paired` as for `kernel_distance`.
+    """95% intervals of the Frechet and the kernel distance, from `repeats` bootstrap resamplings of both sets (with the
+    same indices for sets of equal size, as in `frechet_by_count`). `paired` as in `kernel_distance`.
 
-    Resampling repeats videos, which moves a Frechet distance up; so the resampled distances are shifted to have the
-    distance itself as their mean, and the interval shows their spread alone. None where repeats is 0 or a set has
-    fewer than `FEWEST` members.
+    Resampling repeats videos, which raises a Frechet distance; so the resampled distances are shifted to have the
+    measured distance as their mean, and the interval shows their spread alone. None where `repeats` is 0 or a set has
+    fewer than `MIN_VIDEOS` videos.
     """
-    if repeats == 0 or min(len(x), len(y)) < FEWEST:
+    if repeats == 0 or min(len(x), len(y)) < MIN_VIDEOS:
         return {"frechet": None, "kernel": None}
     rng = numpy_generator(seed, "bootstrap")
     kernels = cubic_kernels(x, y)

@@ -1,9 +1,9 @@
 """Latent shards: `KEY.safetensors` (mean, std, text, text_mask) and `KEY.json` in WebDataset tars.
 
-KEY.json holds caption, source (the video's key), start, label (class name or null), flip and frames. Where a video has
+KEY.json has caption, source (the video's key), start, label (class name or null), flip and frames. Where a video has
 several captions, `captions` lists them, and `KEY.text1.safetensors`, `KEY.text2.safetensors`, ... (text, text_mask) are
-of the further ones, so that a reader reads only the one it wants. A folder of entries has a manifest
-(`ldm.latents.manifest`); its entries are grouped in buckets, one for each size of clip.
+the embeddings of the others, so that a reader reads only the one it needs. A folder of latent shards has a manifest
+(`ldm.latents.manifest`); its entries are grouped in buckets, one for each clip size.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ from odvae.running.seeds import derive_seed, shuffled_index
 from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
 from odvae.shards.tars import Sample, index_shard
 
-# Batches of entries that are fetched from disk ahead of their use.
+# Batches whose entries are fetched from disk in advance.
 _PREFETCHED_BATCHES = 8
 
 
 def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
-    """One clip's latents (c, k, h, w) and text (m, d), mask (m,), as safetensors bytes; std None: the mean alone."""
+    """One clip's latents (c, k, h, w), text embedding (m, d) and mask (m,) as safetensors bytes.
+
+    `std` None: the mean alone is stored.
+    """
     tensors = {"mean": mean.to(dtype), "text": text.to(dtype), "text_mask": text_mask}
     if std is not None:
         tensors["std"] = std.to(dtype)
@@ -50,16 +53,17 @@ def pack_text(text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
 
 
 def text_member(caption: int) -> str:
-    """The member that holds caption number `caption` of an entry, counted from 1; number 0 is in the entry itself."""
+    """The member with the embedding of an entry's caption of this index, from 1; that of caption 0 is in the entry."""
     return f"text{caption}.safetensors"
 
 
 def caption_count(entry: Sample) -> int:
-    """How many captions an entry has an embedding of; one where its video has none: that of the empty text."""
+    """Number of caption embeddings of an entry; one for a video without captions, that of the empty text."""
     return 1 + sum(name.startswith("text") for name in entry.members)
 
 
 def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
+    """The tensors of `pack_entry`. Raises InputError with `name` where the bytes cannot be read."""
     try:
         return load_safetensors(data)
     except SafetensorError as error:
@@ -69,11 +73,11 @@ def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
 def load_entries(
     entries: Sequence[Sample], numbers: Sequence[int], classes: Sequence[str], seed: int | None = None
 ) -> dict[str, Tensor]:
-    """Encoded clips of one size, in float32: mean, std (b, c, k, h, w), text (b, m, d), text_mask (b, m) bool.
+    """A batch of encoded clips of one size, in float32.
 
-    Of a clip with several captions the text is one of them, which follows from (seed, number); without a seed, the
-    first. std is 0 where only means were stored. label (b,) is the place in `classes` of a clip's class, -1 where it
-    has none; number (b,) repeats `numbers`.
+    mean, std: (b, c, k, h, w); std is 0 where only means were stored. text: (b, m, d). text_mask: (b, m) bool.
+    label: (b,), a clip's class as index in `classes`, -1 for none. number: (b,), the given `numbers` of the samples.
+    The text of a clip with several captions is one of them, a function of (seed, number); without a seed, the first.
     """
     captions = [
         0 if seed is None else derive_seed(seed, "caption", number) % caption_count(entry)
@@ -91,11 +95,11 @@ def load_entries(
 
 
 def _read_members(entry: Sample, caption: int) -> dict[str, bytes]:
-    """An entry's members, of the further captions' only the one that is wanted."""
+    """An entry's members; of the further captions, only the one with index `caption`."""
     if caption_count(entry) == 1:
         return entry.read_all()
-    wanted = ("safetensors", "json", *([text_member(caption)] if caption else []))
-    return {name: entry.read(name) for name in wanted}
+    needed = ("safetensors", "json", *([text_member(caption)] if caption else []))
+    return {name: entry.read(name) for name in needed}
 
 
 def _unpack_members(members: dict[str, bytes], name: str) -> Mapping[str, Tensor]:
@@ -106,13 +110,13 @@ def _unpack_members(members: dict[str, bytes], name: str) -> Mapping[str, Tensor
 
 
 def load_entry(entry: Sample, number: int, classes: Sequence[str]) -> dict[str, Any]:
-    """One encoded clip, as a row of `load_entries`."""
+    """One encoded clip, as a sample of `load_entries`."""
     return {name: tensor[0] for name, tensor in load_entries([entry], [number], classes).items()}
 
 
 @dataclass(frozen=True)
 class LatentSet:
-    """The entries of a latent folder by split and bucket, and the names of their classes."""
+    """The entries of a latent folder, by split and bucket, and the names of the classes."""
 
     train: dict[str, list[Sample]]
     held_out: dict[str, list[Sample]]
@@ -120,7 +124,7 @@ class LatentSet:
 
 
 def open_latents(folder: Path, manifest: Manifest) -> LatentSet:
-    """The entries of a latent folder. Raises InputError where they are not as many as its manifest says."""
+    """Index the entries of a latent folder. Raises InputError where their numbers differ from the manifest's."""
     train: dict[str, list[Sample]] = {name: [] for name in manifest.buckets}
     held_out: dict[str, list[Sample]] = {name: [] for name in manifest.buckets}
     for record in manifest.shards:
@@ -130,7 +134,7 @@ def open_latents(folder: Path, manifest: Manifest) -> LatentSet:
     counts = tuple(sum(len(entries) for entries in split.values()) for split in (train, held_out))
     if counts != (manifest.train_entries, manifest.held_out_entries):
         raise InputError(
-            f"{folder} holds {counts[0]} training and {counts[1]} held-out entries, its manifest says "
+            f"{folder} holds {counts[0]} training and {counts[1]} held-out entries, but its manifest lists "
             f"{manifest.train_entries} and {manifest.held_out_entries}; run: {encode_command()}"
         )
     return LatentSet(train, held_out, manifest.classes)
@@ -143,11 +147,11 @@ def latent_batches(
     start_step: int = 0,
     workers: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
-    """Training batches of one rank from step `start_step` on, without end, as `load_entries` gives them.
+    """Endless training batches of one rank from step `start_step` on, as from `load_entries`.
 
-    All batches of a step, on every rank, are of one bucket, so that they have one shape. Which bucket, which entries
-    and their order follow from (seed, step): a resumed run goes on with the very next ones, and so does a run with
-    other ranks, accumulation and batch size of the same product.
+    All batches of a step, on every rank, are of one bucket, so that they have one shape. Bucket, entries and order are
+    functions of (seed, step): a resumed run continues with the next ones, also with another number of ranks,
+    accumulation steps and batch size of the same product.
     """
     buckets = [entries for entries in latents.train.values() if entries]
     sampler = BucketSampler([len(entries) for entries in buckets], seed, plan, start_step)
@@ -155,7 +159,7 @@ def latent_batches(
     loader = DataLoader(
         batches,
         sampler=_Prefetcher(sampler, batches),  # type: ignore[arg-type] - it yields lists of draws
-        batch_size=None,  # a draw list is a batch
+        batch_size=None,  # each list of draws is a batch
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=uses_cuda(),
@@ -166,7 +170,7 @@ def latent_batches(
 
 
 def held_out_batches(latents: LatentSet, batch_size: int, rank: int, ranks: int) -> Iterator[dict[str, Tensor]]:
-    """Every held-out entry once, each rank its share, in batches of one bucket; `number` counts them all."""
+    """This rank's share of the held-out entries, in batches of one bucket; `number` is the entry's index among all."""
     numbered, first = [], 0
     for entries in latents.held_out.values():
         numbered.append(list(enumerate(entries, start=first)))
@@ -179,7 +183,7 @@ def held_out_batches(latents: LatentSet, batch_size: int, rank: int, ranks: int)
 
 
 class _DrawnBatches(Dataset):
-    """A list of draws of one bucket -> their batch."""
+    """Maps a list of draws from one bucket to their batch."""
 
     def __init__(self, buckets: list[list[Sample]], classes: list[str], seed: int) -> None:
         self.buckets, self.classes, self.seed = buckets, classes, seed
@@ -193,9 +197,9 @@ class _DrawnBatches(Dataset):
 
 
 class _Prefetcher:
-    """The sampler's draws; those of the next batches are being fetched from disk when a batch is asked for.
+    """The sampler's draws, with those of the next batches prefetched from disk.
 
-    Entries lie in no order, so one read at a time would wait for the disk each time.
+    Entries are read in random order, so without prefetching every read would wait for the disk.
     """
 
     def __init__(self, sampler: BucketSampler, batches: _DrawnBatches) -> None:
@@ -217,10 +221,10 @@ def _start_worker(_worker: int) -> None:
 
 
 def entry_key(video_key: str, clip: int, flip: bool = False) -> str:
-    """The key of clip number `clip` of a video, or of its mirror image."""
+    """The key of the clip with index `clip` of a video, or of its mirror image."""
     return f"{video_key}-{clip:03d}{'f' if flip else ''}"
 
 
 def source_key(entry: Sample) -> str:
-    """The key of the video an entry was encoded from: all its clips are in the same split."""
+    """The key of the video that an entry was encoded from; all its clips are in the same split."""
     return entry.key.rpartition("-")[0]

@@ -1,4 +1,4 @@
-"""What a folder of latents is: `manifest.json`, and the proof that the folder still is what it says."""
+"""`manifest.json` of a folder of latents, and the checks that the folder's files still match it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from odvae.running.progress import progress_bar
 FORMAT = 3  # 2: of version 0.1, with `stored` for `posterior`
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
-TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was learned from the captions
+TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was trained on the captions
 
-# Hashes of files as they were last seen, so that the trainer need not read all of them at every start.
+# Cache of the files' hashes, so that the trainer need not read all files at every start.
 HASHES = ".hashes.json"
 
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """One latent shard, its hash, size and count, and the video shard it was encoded from."""
+    """One latent shard: its hash, size and number of entries, and the video shard it was encoded from."""
 
     name: str
     sha256: str
@@ -42,12 +42,12 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder of latents is: `manifest.json`."""
+    """Contents of `manifest.json`: everything that the latents depend on, and the folder's files."""
 
     vae_sha256: str
     vae_config: dict[str, Any]
     vae_folder: str
-    """Where the VAE lay when the latents were encoded; what it is, the two before say."""
+    """Path of the VAE at the time of encoding; `vae_sha256` and `vae_config` identify it."""
     text_encoder: str
     """Folder within the latents' folder, or a transformers folder or hub name."""
     text_sha256: str
@@ -55,7 +55,7 @@ class Manifest:
     text_tokens: int
     empty_text_sha256: str
     data: dict[str, Any]
-    """The settings of the clips (`DataSettings`)."""
+    """Settings of the clips (`DataSettings`)."""
     resize: str
     clips_per_video: int
     flip: bool
@@ -74,12 +74,12 @@ class Manifest:
     captions: int
     """Captions that have an embedding: more than captioned entries where videos have several."""
     classes: list[str]
-    """Names of all classes, sorted, numbers by their value; empty where no video had one."""
+    """Names of all classes, sorted, integers by value; empty where no video had a class."""
     entries_by_class: dict[str, int]
     latents_mean: list[float]
     latents_std: list[float]
     failed: dict[str, str]
-    """Videos that could not be encoded, and why."""
+    """Keys of videos that could not be encoded -> reason."""
     shards: list[ShardRecord]
     code: dict[str, str]
     format: int = FORMAT
@@ -94,7 +94,7 @@ class Manifest:
 
 
 def encode_command() -> str:
-    """The command that makes latents, for error messages."""
+    """The command that encodes latents, for error messages."""
     return f"{command_line('encode_latents')} (with this experiment's --config)"
 
 
@@ -102,9 +102,7 @@ def load_manifest(folder: Path) -> Manifest:
     """Read a latent folder's manifest. Raises InputError when there is none (the encoding did not finish)."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise InputError(
-            f"{path} does not exist: the latents are not (completely) encoded; make them with: {encode_command()}"
-        )
+        raise InputError(f"{path} does not exist: the latents are not (completely) encoded; run: {encode_command()}")
     values = read_json(path)
     found = values.get("format")
     if found != FORMAT:
@@ -127,10 +125,10 @@ def load_manifest(folder: Path) -> Manifest:
 
 
 def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder: Path) -> None:
-    """Refuse latents that another VAE made, or that are not what was written. Says which field differs, what to run.
+    """Raise InputError for latents of another VAE, or with changed files: which field differs, and what to run.
 
-    Every file's hash is compared the first time; after that only those of files whose size or time of change is
-    another than then. `tools/verify_latents.py` compares all of them, always.
+    The first time, the hashes of all files are computed; later, only those of files whose size or modification time
+    changed. `tools/verify_latents.py` always computes all.
     """
     again = f"remove {folder} and run: {encode_command()}"
     if manifest.vae_sha256 != vae_sha256:
@@ -151,9 +149,9 @@ def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder:
 
 
 def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any, Any]]:
-    """The keys of a VAE's config that are not as the manifest says: {key: (in the manifest, now)}.
+    """Keys of the VAE's config that differ from the manifest: {key: (in the manifest, now)}.
 
-    Weights alone do not make a function: `norm` and `temporal_upsample` change it and no tensor.
+    The weights' hash alone does not identify a VAE: `norm` and `temporal_upsample` change its function, but no tensor.
     """
     now = read_json(vae_folder / "config.json")
     before = json.loads(json.dumps(manifest.vae_config))
@@ -165,27 +163,27 @@ def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any,
 
 
 def changed_files(folder: Path, manifest: Manifest, sha256: Callable[[Path], str]) -> Iterator[str]:
-    """What is wrong with the folder's files, one sentence a file; nothing where all are as they were written.
+    """Problems with the folder's files, one sentence per file; none where all match the manifest.
 
-    `sha256` hashes a file, or remembers its hash.
+    `sha256` gives a file's hash, computed or cached.
     """
     expected = {record.name: record.sha256 for record in manifest.shards}
     expected[EMPTY_TEXT] = manifest.empty_text_sha256
     sizes = {record.name: record.bytes for record in manifest.shards}
-    whole = []
+    to_hash = []
     for name in expected:
         path = folder / name
         if not path.is_file():
             yield f"{path} is missing, but the manifest lists it"
         elif path.stat().st_size != sizes.get(name, path.stat().st_size):
-            yield f"{path} has {path.stat().st_size} bytes, the manifest's shards.bytes says {sizes[name]}"
+            yield f"{path} has {path.stat().st_size} bytes, but {sizes[name]} by the manifest's shards.bytes"
         else:
-            whole.append(name)
-    with ThreadPoolExecutor(4) as threads, progress_bar("checking hashes", 0, len(whole), unit="file") as bar:
-        for name, found in zip(whole, threads.map(lambda name: sha256(folder / name), whole), strict=True):
+            to_hash.append(name)
+    with ThreadPoolExecutor(4) as threads, progress_bar("checking hashes", 0, len(to_hash), unit="file") as bar:
+        for name, found in zip(to_hash, threads.map(lambda name: sha256(folder / name), to_hash), strict=True):
             bar.update()
             if found != expected[name]:
                 yield (
-                    f"{folder / name} was changed after it was written: its sha256 is {found[:16]}..., the manifest "
-                    f"says {expected[name][:16]}..."
+                    f"{folder / name} was changed after it was written: its sha256 is {found[:16]}..., that in the "
+                    f"manifest {expected[name][:16]}..."
                 )

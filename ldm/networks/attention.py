@@ -1,6 +1,6 @@
-"""Attention over video tokens: 3D RoPE, qk-norm, over all tokens at once or factorized over space and time.
+"""Attention over video tokens: 3D RoPE, qk-norm, full or factorized over space and time.
 
-Tokens are (b, n, d) with n = frames * places, a frame's tokens together.
+Tokens are (b, n, d) with n = t * h * w; those of a frame are contiguous.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ldm.networks.settings import AttentionBackend
 from odvae.running.errors import InputError
 
-# A token attends to all tokens, to those of its frame, or to those at its position in all frames.
+# A token attends to all tokens, to those of its frame, or to those at its spatial position in all frames.
 AttentionAxis = Literal["all", "space", "time"]
 
 
 def check_backend(backend: AttentionBackend, device: torch.device) -> None:
-    """Raise InputError where a back end cannot run, before any work starts."""
+    """Raise InputError for a back end that cannot run here, before any work starts."""
     if backend == "xformers" and device.type != "cuda":
         raise InputError(f"attention_backend=xformers needs a CUDA device, found {device.type}; allowed here: sdpa")
     if backend == "xformers" and importlib.util.find_spec("xformers") is None:
@@ -38,9 +38,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: Attent
 def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     from xformers.ops import memory_efficient_attention
 
-    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast qk-norm answers in fp32
+    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast, qk-norm returns fp32
     bias = None
-    if mask is not None:  # its kernels want the bias in memory laid out for a multiple of eight keys
+    if mask is not None:  # xformers' kernels need the bias in memory padded to a multiple of eight keys
         b, m = mask.shape
         padded = torch.zeros(b, 1, 1, -(-m // 8) * 8, dtype=q.dtype, device=q.device)
         padded[..., :m].masked_fill_(~mask[:, None, None, :], float("-inf"))
@@ -50,9 +50,9 @@ def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Te
 
 
 def rope_angles(shape: tuple[int, int, int], head_width: int, theta: float, device: torch.device) -> Tensor:
-    """Angles (n, head_width / 2) of a (t, h, w) grid: some channel pairs rotate with t, some with y, the rest with x.
+    """RoPE angles (n, head_width / 2) of a (t, h, w) grid: channel pairs are divided over the axes t, h and w.
 
-    Positions are whole token steps, so a larger grid extends a smaller one's angles.
+    Positions are integers, so a larger grid extends the angles of a smaller one.
     """
     pairs = head_width // 2
     space = pairs * 3 // 8
@@ -86,12 +86,12 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def _norm(width: int) -> nn.LayerNorm:
-    """qk-norm (Dehghani et al. 2023, arXiv 2302.05442, section 2): one kernel on every device."""
+    """qk-norm (Dehghani et al. 2023, arXiv 2302.05442, section 2)."""
     return nn.LayerNorm(width, eps=1e-6, bias=False)
 
 
 class _Attention(nn.Module):
-    """What both kinds share: heads, qk-norm, the back end (diffusers' switch for xformers)."""
+    """Common part of self- and cross-attention: heads, and the back end with diffusers' switch for xformers."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -99,11 +99,13 @@ class _Attention(nn.Module):
         self.backend: AttentionBackend = "sdpa"
 
     def set_use_memory_efficient_attention_xformers(self, valid: bool, _attention_op: object = None) -> None:
-        """Called by diffusers' `enable_xformers_memory_efficient_attention` on every part of a model."""
+        """Called by diffusers' `enable_xformers_memory_efficient_attention` on every module of a model."""
         self.backend = "xformers" if valid else "sdpa"
 
 
 class SelfAttention(_Attention):
+    """Self-attention with RoPE over all tokens, over space, or over time. (b, n, d) -> (b, n, d)"""
+
     def __init__(self, width: int, heads: int, axis: AttentionAxis) -> None:
         super().__init__(width, heads)
         self.axis = axis
@@ -112,7 +114,7 @@ class SelfAttention(_Attention):
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], frames: int) -> Tensor:
-        # Heads stay behind the tokens until the last: then a frame's tokens are a view, and nothing is copied.
+        # Heads stay behind the tokens until the last rearrange, so that splitting off frames is a view, not a copy.
         q, k, v = rearrange(self.qkv(x), "b n (three heads d) -> three b n heads d", three=3, heads=self.heads)
         q, k = apply_rope(self.q_norm(q), rope), apply_rope(self.k_norm(k), rope)
         if self.axis == "space":
@@ -130,6 +132,8 @@ class SelfAttention(_Attention):
 
 
 class CrossAttention(_Attention):
+    """Cross-attention of tokens (b, n, d) to text (b, m, d) with a mask (b, m) bool. -> (b, n, d)"""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__(width, heads)
         self.q, self.kv = nn.Linear(width, width), nn.Linear(width, 2 * width)

@@ -1,4 +1,4 @@
-"""What a video is generated from: text, a class, nothing; and, with any of them, a given first frame."""
+"""Conditioning: text, class or none; optional first frame."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ NO_LABEL = -1
 
 @dataclass(frozen=True)
 class Condition:
-    """The conditions of a batch; a part is None where the network does not take it."""
+    """The conditions of a batch; those that the network does not take are None."""
 
     text: Tensor | None = None  # (b, m, d) float
-    text_mask: Tensor | None = None  # (b, m) bool, which tokens are real
+    text_mask: Tensor | None = None  # (b, m) bool, False for padding
     label: Tensor | None = None  # (b,) long, NO_LABEL for none
     first_frame: Tensor | None = None  # (b, c, 1, h, w) normalized latents
-    first_frame_given: Tensor | None = None  # (b,) bool: where not, the frame is not looked at
+    first_frame_given: Tensor | None = None  # (b,) bool: where False, the first frame is ignored
 
     @property
     def supports_guidance(self) -> bool:
-        """Whether there is anything for guidance to compare with and without."""
+        """Whether there is a text or a class, which classifier-free guidance can leave out."""
         return self.text is not None or self.label is not None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        """The same with every part changed."""
+        """The conditions with `change` applied to every tensor."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return Condition(**{name: None if part is None else change(part) for name, part in parts.items()})
 
     def concat(self, other: Condition) -> Condition:
-        """Both batches in one; they must have the same parts."""
+        """Both batches in one; they must have the same conditions."""
         pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
         return Condition(
             **{name: None if a is None else torch.cat([a, b]) for name, (a, b) in pairs.items()}  # type: ignore[arg-type]
         )
 
     def drop(self, dropped: Tensor, empty_text: Tensor | None, empty_mask: Tensor | None) -> Condition:
-        """The same with text and label taken from the samples in `dropped` (b,) bool; a given first frame stays.
+        """The conditions without text and label where `dropped` (b,) bool is set; a first frame stays.
 
-        `empty_text` (m, d) and `empty_mask` (m,) are the empty caption's.
+        `empty_text` (m, d) and `empty_mask` (m,) are the embedding of the empty caption.
         """
         text, mask, label = self.text, self.text_mask, self.label
         if text is not None:
@@ -55,11 +55,11 @@ class Condition:
         return Condition(text, mask, label, self.first_frame, self.first_frame_given)
 
 
-def beside_first_frame(latents: Tensor, condition: Condition) -> Tensor:
-    """The network's input with a given first frame: (b, c, t, h, w) -> (b, 2c + 1, t, h, w).
+def concat_first_frame(latents: Tensor, condition: Condition) -> Tensor:
+    """The input of a network with first-frame conditioning: (b, c, t, h, w) -> (b, 2c + 1, t, h, w).
 
-    Noisy latents, the given frame (zeros in later frames, and where none is given), and a channel that is 1 where
-    given.
+    Channels: the noisy latents, the first frame (zeros at later frames, and where none is given), and a mask that is 1
+    where it is given.
     """
     assert condition.first_frame is not None
     assert condition.first_frame_given is not None

@@ -1,7 +1,7 @@
 """A diffusion transformer for video latents (DiT: Peebles & Xie 2023, arXiv 2212.09748).
 
-3D RoPE (and, at the input, absolute position embeddings), adaLN-Zero, qk-norm, cross-attention to text; attention over
-all tokens, or factorized over space and time (Latte's first variant: Ma et al. 2024, arXiv 2401.03048).
+3D RoPE and absolute position embeddings at the input, adaLN-Zero, qk-norm, cross-attention to text; attention is full
+or factorized over space and time (Latte's first variant: Ma et al. 2024, arXiv 2401.03048).
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ldm.networks.attention import AttentionAxis, CrossAttention, SelfAttention, rope_angles, rope_cos_sin
-from ldm.networks.conditioning import NO_LABEL, Condition, beside_first_frame
+from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
 from odvae.running.errors import InputError
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Normalize each token, then scale and shift it by its sample's (b, d)."""
+    """Layer norm of tokens (b, n, d), then scale and shift by those of their sample, (b, d)."""
     return torch.addcmul(shift.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale.unsqueeze(1))
 
 
 class MLP(nn.Module):
     """Two linear layers with SiLU between them. (b, n, d) -> (b, n, d)
 
-    Not timm's, for whose few lines a sampling process would import all of timm, and wandb with it.
+    Not timm's: a sampling process would import all of timm for it, and wandb with that.
     """
 
     def __init__(self, width: int, hidden_width: int) -> None:
@@ -42,17 +42,17 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    """Sub-layers x + gate * f(modulate(x)); the gates start at zero, so the block starts as identity.
+    """Transformer block: self-attention, cross-attention to text where `has_text`, MLP.
 
-    Self-attention, cross-attention to text where the block has it, MLP.
+    Each sublayer is x + gate * f(modulate(x)); gates are initialized to zero, so the block starts as the identity.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, axis: AttentionAxis, sees_text: bool) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, axis: AttentionAxis, has_text: bool) -> None:
         super().__init__()
         self.attention = SelfAttention(width, heads, axis)
-        self.cross_attention = CrossAttention(width, heads) if sees_text else None
+        self.cross_attention = CrossAttention(width, heads) if has_text else None
         self.mlp = MLP(width, int(width * mlp_ratio))
-        self.sublayers = 3 if sees_text else 2
+        self.sublayers = 3 if has_text else 2
         self.modulation = nn.Linear(width, 3 * self.sublayers * width)
 
     def forward(
@@ -79,22 +79,22 @@ class DiT(ModelMixin, ConfigMixin):
     conditioning.
 
     Args:
-        latent_channels: c.
-        patch_size: latent positions a token covers along (t, h, w).
-        width, depth, heads, mlp_ratio: of the transformer; width / heads must be even and at least 16.
-        attention: "full", every block attends to all tokens; "factorized", blocks attend alternately to their frame
-            (space) and to their position in all frames (time).
+        latent_channels: channels c of the latents.
+        patch_size: latent positions per token along (t, h, w).
+        width, depth, heads, mlp_ratio: size of the transformer; width / heads must be even and at least 16.
+        attention: "full", every block attends to all tokens; "factorized", blocks attend alternately over space (the
+            tokens of a frame) and over time (the tokens at a position in all frames).
         text_width: width of the text encoder's embeddings; None: no text conditioning.
-        text_tokens: the number of text tokens it was trained with.
-        class_names: the classes, by their label's index; None: no class conditioning.
-        first_frame: whether it can be conditioned on the first latent frame.
+        text_tokens: number of text tokens in training.
+        class_names: name of each class index; None: no class conditioning.
+        first_frame: whether the network can be conditioned on the first latent frame.
         rope_theta: base of the RoPE frequencies.
-        sample_size: latent (t, h, w) it was trained on: what is generated when no size is asked for.
-        latents_mean, latents_std: per channel, of the latents it was trained on; its input is (z - mean) / std.
-        objective: what it was trained to predict, as `ObjectiveSettings` writes it.
+        sample_size: latent (t, h, w) in training, and the default for sampling.
+        latents_mean, latents_std: per channel, of the training latents z; the network's input is (z - mean) / std.
+        objective: the training objective, as a dict of `ObjectiveSettings`.
 
-    diffusers' switches work: `enable_gradient_checkpointing()`, `compile_repeated_blocks()`,
-    `enable_xformers_memory_efficient_attention()`.
+    Raises InputError for widths that the heads do not divide. diffusers' `enable_gradient_checkpointing()`,
+    `compile_repeated_blocks()` and `enable_xformers_memory_efficient_attention()` are supported.
     """
 
     _supports_gradient_checkpointing = True
@@ -133,7 +133,7 @@ class DiT(ModelMixin, ConfigMixin):
             self.text_embedding = nn.Sequential(nn.RMSNorm(text_width, eps=1e-6), nn.Linear(text_width, width))
             self.pooled_text_embedding = nn.Linear(width, width)
         if class_names is not None:
-            self.class_embedding = nn.Embedding(len(class_names) + 1, width)  # the last stands for no class
+            self.class_embedding = nn.Embedding(len(class_names) + 1, width)  # the last is the null class
         axes: tuple[AttentionAxis, ...] = ("all", "all") if attention == "full" else ("space", "time")
         self.blocks = nn.ModuleList(
             Block(width, heads, mlp_ratio, axes[i % 2], text_width is not None and axes[i % 2] != "time")
@@ -145,7 +145,7 @@ class DiT(ModelMixin, ConfigMixin):
         self.initialize()
 
     def initialize(self) -> None:
-        """Xavier for the matrices; zero for all gates, modulations and the output (adaLN-Zero)."""
+        """Xavier initialization of matrices; zeros for all modulations, gates and the output (adaLN-Zero)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -156,11 +156,14 @@ class DiT(ModelMixin, ConfigMixin):
             nn.init.zeros_(module.weight)
 
     def forward(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """latents (b, c, t, h, w) and time (b,) in [0, 1] -> like latents."""
+        """Noisy latents (b, c, t, h, w) and time (b,) in [0, 1] -> prediction (b, c, t, h, w).
+
+        Raises InputError for latents that the patches do not divide, and for conditions that the network does not take.
+        """
         self._check_condition(condition)
         grid = self.token_grid(latents)  # t, h, w in tokens
         if self.config.first_frame:
-            latents = beside_first_frame(latents, condition)  # (b, 2c + 1, t, h, w)
+            latents = concat_first_frame(latents, condition)  # (b, 2c + 1, t, h, w)
         pt, ph, pw = self.config.patch_size
         x = rearrange(latents, "b c (t pt) (h ph) (w pw) -> b (t h w) (c pt ph pw)", pt=pt, ph=ph, pw=pw)
         head_width = self.config.width // self.config.heads
@@ -180,17 +183,17 @@ class DiT(ModelMixin, ConfigMixin):
         return rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 
     def _embed_positions(self, angles: Tensor) -> Tensor:
-        """Absolute position embeddings (n, d), from the same angles.
+        """Absolute position embeddings (n, d), computed from the RoPE angles.
 
-        RoPE encodes only differences of positions. From those alone a network is slow to learn which frame comes first,
-        and so whether an object moves left or right (LOG.md, 2026-11-23).
+        RoPE encodes only differences of positions, from which a network is slow to learn which frame comes first, and
+        so whether an object moves left or right (LOG.md, 2026-11-23).
         """
         return self.position_embedding(torch.cat([angles.cos(), angles.sin()], dim=1).to(self.dtype))
 
     def _embed_condition(self, time: Tensor, text: Tensor | None, condition: Condition, dtype: torch.dtype) -> Tensor:
         """The conditioning vector (b, d) of adaLN: timestep, plus the text tokens' sum over sqrt(n) or the class.
 
-        Not the text's mean: each word would have a share of 1/n, and two captions would hardly differ.
+        Not the mean over tokens: each word would contribute only 1/n, and different captions would hardly differ.
         """
         waves = get_timestep_embedding(1000 * time, 256, flip_sin_to_cos=True, downscale_freq_shift=0)
         embedding = self.time_embedding(waves.to(dtype))
@@ -204,7 +207,7 @@ class DiT(ModelMixin, ConfigMixin):
         return F.silu(embedding)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
-        """(t, h, w) in tokens. Raises InputError for latents that the patches do not divide."""
+        """The latents' (t, h, w) in tokens. Raises InputError for latents that the patches do not divide."""
         if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels:
             raise InputError(f"latents are (b, {self.config.latent_channels}, t, h, w), found {tuple(latents.shape)}")
         sizes, patch = latents.shape[2:], self.config.patch_size
@@ -214,11 +217,11 @@ class DiT(ModelMixin, ConfigMixin):
         return t, h, w
 
     def _check_condition(self, condition: Condition) -> None:
-        wanted = {
+        takes = {
             "text": self.config.text_width is not None,
             "label": self.config.class_names is not None,
             "first_frame": self.config.first_frame,
         }
-        for name, takes in wanted.items():
-            if (getattr(condition, name) is not None) != takes:
-                raise InputError(f"this network {'needs' if takes else 'does not take'} {name} conditioning")
+        for name, taken in takes.items():
+            if (getattr(condition, name) is not None) != taken:
+                raise InputError(f"this network {'needs' if taken else 'does not take'} {name} conditioning")

@@ -20,19 +20,20 @@ class DiTSettings(Settings):
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Latent positions a token covers, along time, height and width."""
     size: Literal["S", "B", "L", "XL"] = "S"
-    """Depth, width and heads by DiT's table: S 12, 384, 6; B 12, 768, 12; L 24, 1024, 16; XL 28, 1152, 16."""
+    """Depth, width and heads from the DiT paper: S 12, 384, 6; B 12, 768, 12; L 24, 1024, 16; XL 28, 1152, 16."""
     width: int | None = Field(None, ge=16)
-    """Width of the transformer; null: the size's."""
+    """Width of the transformer; null: as `size` gives it."""
     depth: int | None = Field(None, ge=1)
-    """Blocks; null: the size's."""
+    """Number of blocks; null: as `size` gives it."""
     heads: int | None = Field(None, ge=1)
-    """Attention heads; width / heads must be an even number of at least 16; null: the size's."""
+    """Attention heads; width / heads must be even and at least 16; null: as `size` gives it."""
     attention: Literal["full", "factorized"] = "full"
-    """Every block sees all tokens, or its frame and its place in turn (Latte's): cheaper for long videos."""
+    """Full: every block attends to all tokens. Factorized: blocks attend alternately over space and over time (Latte),
+    which is cheaper for long videos."""
     mlp_ratio: float = Field(4.0, gt=0)
-    """Hidden width of the MLPs over the width."""
+    """Hidden width of the MLPs divided by the width."""
     rope_theta: float = Field(10000.0, gt=1)
-    """Base of the rotary frequencies; a smaller one turns faster, for small grids."""
+    """Base of the RoPE frequencies; a smaller base gives higher frequencies, for small grids."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -41,7 +42,7 @@ class DiTSettings(Settings):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The network's arguments that are settings; others follow from its latents and conditions."""
+        """The network's arguments that are settings; the others follow from its latents and conditioning."""
         return {**self.model_dump(exclude={"size", "depth", "width", "heads"}), **self.sizes}
 
     @model_validator(mode="after")
@@ -54,9 +55,9 @@ class DiTSettings(Settings):
 
 class UNetSettings(Settings):
     widths: tuple[int, ...] = (320, 640, 1280, 1280)
-    """Channels of the levels; each but the last halves height and width and has attention."""
+    """Channels per level; every level but the last halves height and width and has attention."""
     layers_per_level: int = Field(2, ge=1)
-    """Residual blocks a level."""
+    """Residual blocks per level."""
     head_width: int = Field(64, ge=4)
     """Width of an attention head."""
     norm_groups: int = Field(32, ge=1)
@@ -80,18 +81,18 @@ class ConditioningSettings(Settings):
     kind: Literal["text", "class", "none"] = "text"
     """What the network is conditioned on: the caption's embedding, the label's class, or nothing."""
     cond_dropout: float = Field(0.1, ge=0, le=1)
-    """Share of samples trained with the empty caption or no class instead of theirs, which guidance needs."""
+    """Share of samples trained with the empty caption or no class, which classifier-free guidance needs."""
     first_frame: float = Field(0.0, ge=0, le=1)
-    """Share of samples trained with their first latent frame given (it is an image's latent), so that the network also
-    animates images; 0: it cannot."""
+    """Share of samples trained with their first latent frame (the latent of an image) as a condition, so that the
+    network can also animate images; 0: it cannot."""
 
 
 class TextSettings(Settings):
     encoder: str = LEARNED
-    """Folder or hub name of a transformers text encoder (T5, CLIP, BERT, ...), or "learned": a small one is learned
-    from the training captions when they are encoded, with no download."""
+    """Folder or hub name of a transformers text encoder (T5, CLIP, BERT, ...), or "learned": a small one is trained on
+    the training captions before they are encoded, without a download."""
     max_tokens: int = Field(16, ge=2)
-    """Captions are cut or padded to this many tokens."""
+    """Captions are truncated or padded to this many tokens."""
     width: int = Field(64, ge=16, multiple_of=16)
     """Width of a learned encoder."""
     steps: int = Field(200, ge=1)

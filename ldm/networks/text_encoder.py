@@ -1,6 +1,6 @@
-"""Text encoders: any transformers folder or hub name, or a small one learned from the captions, by the same code.
+"""Text encoders: any transformers folder or hub name, or a small one trained on the captions ("learned").
 
-A learned encoder is saved as a transformers folder (word tokenizer and a small BERT) and loaded like any other.
+A learned encoder is saved as a transformers folder (a word tokenizer and a small BERT) and loaded like any other.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ _SPECIAL = _PAD, _UNKNOWN, _START, _END, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SE
 
 
 class TextEncoder:
-    """A tokenizer and a model that turn captions into embeddings."""
+    """A tokenizer and a frozen model that turn captions into embeddings."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, name: str) -> None:
         self.tokenizer, self.model, self.name = tokenizer, model.eval().requires_grad_(False), name
 
     def encode(self, captions: Sequence[str], max_tokens: int) -> tuple[Tensor, Tensor]:
+        """As `encode_captions`."""
         return encode_captions(self.tokenizer, self.model, captions, max_tokens)
 
     @property
@@ -63,7 +64,7 @@ def encode_captions(
 
 
 def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], max_tokens: int) -> None:
-    """Raise InputError for an empty prompt, and for one of more tokens than the network was trained with."""
+    """Raise InputError for an empty prompt, and for one with more tokens than the network was trained with."""
     for prompt in prompts:
         if not prompt.strip():
             raise InputError("a prompt is empty")
@@ -71,24 +72,24 @@ def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], ma
         if length > max_tokens:
             raise InputError(
                 f"a prompt has {length} tokens, but the network was trained with {max_tokens} (text.max_tokens): "
-                f"shorten it, or let it be cut (truncate_prompts): {prompt[:80]!r}"
+                f"shorten it, or set truncate_prompts: {prompt[:80]!r}"
             )
 
 
 def check_max_tokens(encoder: TextEncoder, max_tokens: int) -> None:
-    """Raise InputError where the encoder has fewer positions than captions are given."""
+    """Raise InputError where captions may have more tokens than the encoder has positions."""
     most = getattr(encoder.model.config, "max_position_embeddings", None)
     if encoder.model.config.model_type in ("roberta", "xlm-roberta", "camembert") and most is not None:
-        most -= 2  # theirs begin at 2
+        most -= 2  # their positions start at 2
     if most is not None and max_tokens > most:
         raise InputError(f"text.max_tokens={max_tokens}: {encoder.name} takes at most {most} tokens")
 
 
 def load_text_encoder(name: str | Path) -> TextEncoder:
-    """A text encoder from a transformers folder or hub name. Raises InputError where it cannot be loaded as one."""
+    """A text encoder from a transformers folder or hub name. Raises InputError where it cannot be loaded."""
     try:
         with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # a checkpoint may lack tensors we do not use (a pooler): always the same ones then
+            torch.manual_seed(0)  # tensors that a checkpoint lacks and we do not use (a pooler) are reproducible
             return TextEncoder(*_load(str(name)), str(name))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"text.encoder={str(name)!r} cannot be loaded as a text encoder: {error}") from None
@@ -97,7 +98,7 @@ def load_text_encoder(name: str | Path) -> TextEncoder:
 def _load(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     tokenizer = AutoTokenizer.from_pretrained(name)
     config = AutoConfig.from_pretrained(name)
-    if config.model_type == "clip":  # a whole CLIP: its text half
+    if config.model_type == "clip":  # a full CLIP model: its text encoder alone
         return tokenizer, AutoModelForTextEncoding.from_pretrained(name, config=config.text_config)
     if type(config) in AutoModelForTextEncoding._model_mapping:
         return tokenizer, AutoModelForTextEncoding.from_pretrained(name)
@@ -106,18 +107,17 @@ def _load(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Without transformers' own progress bars, which would break up ours."""
+    """Without transformers' progress bars, which would interrupt ours."""
     transformers.logging.disable_progress_bar()
     yield
     transformers.logging.enable_progress_bar()
 
 
 def learn_text_encoder(captions: Sequence[str], settings: TextSettings, folder: Path, seed: int) -> None:
-    """Learn words and their context from captions alone, and save the encoder as a transformers folder.
+    """Train a small BERT on captions, with a fifth of the tokens masked, and save it as a transformers folder.
 
-    The vocabulary is every word of the captions (none, where videos have none and the network will not be told text);
-    a small BERT learns to tell each word, a fifth of them hidden.
-    The folder appears when it is whole.
+    The vocabulary is every word of the captions; it is empty where the videos have no captions (for a network without
+    text conditioning). The folder is written atomically.
     """
     words = sorted({word for caption in captions for word in _words(caption)})
     tokenizer = _word_tokenizer(words, settings.max_tokens)
@@ -146,22 +146,22 @@ def learn_text_encoder(captions: Sequence[str], settings: TextSettings, folder: 
             max_length=settings.max_tokens,
             return_tensors="pt",
         )
-        hidden = (torch.rand(batch.input_ids.shape, generator=generator) < 0.2) & batch.attention_mask.bool()
-        seen = batch.input_ids.masked_fill(hidden, tokenizer.mask_token_id)
+        masked = (torch.rand(batch.input_ids.shape, generator=generator) < 0.2) & batch.attention_mask.bool()
+        inputs = batch.input_ids.masked_fill(masked, tokenizer.mask_token_id)
         target = batch.input_ids.masked_fill(~batch.attention_mask.bool(), -100)
-        loss = model(input_ids=seen, attention_mask=batch.attention_mask, labels=target).loss
+        loss = model(input_ids=inputs, attention_mask=batch.attention_mask, labels=target).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    encoder = BertModel(model.config)  # with the pooler that transformers' text encoders expect to find
+    encoder = BertModel(model.config)  # with the pooler that transformers expects in text encoders
     encoder.load_state_dict(model.bert.state_dict(), strict=False)
     with folder_aside(folder) as aside, quiet_transformers():
         encoder.save_pretrained(aside)
         tokenizer.save_pretrained(aside)
 
 
-def knows_words(folder: Path) -> bool:
-    """Whether a learned encoder's captions had a word in them."""
+def has_vocabulary(folder: Path) -> bool:
+    """Whether a learned encoder has any word in its vocabulary, that is, was trained on captions."""
     return read_json(folder / "config.json")["vocab_size"] > len(_SPECIAL)
 
 

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ldm.networks.conditioning import NO_LABEL, Condition, beside_first_frame
+from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
 from odvae.running.errors import InputError
 
 
@@ -19,15 +19,15 @@ class UNet(ModelMixin, ConfigMixin):
     conditioning.
 
     Args:
-        latent_channels: c.
-        widths: channels of the levels; all but the last have attention, and each but the last halves height and width.
-        layers_per_level: residual blocks a level.
+        latent_channels: channels c of the latents.
+        widths: channels per level; every level but the last has attention, and halves height and width.
+        layers_per_level: residual blocks per level.
         head_width: width of an attention head.
         norm_groups: groups of the group norms.
-        text_width, text_tokens, class_names, first_frame, sample_size, latents_mean, latents_std, objective: as DiT's.
+        text_width, text_tokens, class_names, first_frame, sample_size, latents_mean, latents_std, objective: as in DiT.
 
-    diffusers' blocks attend to every text token alike, so padding tokens are set to a learned vector. A class is one
-    token; without text and classes there is one learned token.
+    diffusers' blocks take no text mask, so padding tokens are replaced by a learned null token. A class is one token;
+    without text and classes, the null token is the only one.
     """
 
     @register_to_config
@@ -67,18 +67,18 @@ class UNet(ModelMixin, ConfigMixin):
         )
         for module in self.unet.modules():
             if isinstance(module, nn.Dropout):
-                module.p = 0.0  # diffusers' temporal layers have 0.1: its noise is no function of the step
-        self.null_token = nn.Parameter(0.02 * torch.randn(token_width))  # stands for padding, and for no class
+                module.p = 0.0  # diffusers' temporal layers have 0.1, whose noise would not be a function of the step
+        self.null_token = nn.Parameter(0.02 * torch.randn(token_width))  # for padding, and for no class
         if text_width is not None:
             self.text_embedding = nn.Sequential(nn.RMSNorm(text_width, eps=1e-6), nn.Linear(text_width, token_width))
         if class_names is not None:
             self.class_embedding = nn.Embedding(len(class_names), token_width)
 
     def forward(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """latents (b, c, t, h, w) and time (b,) in [0, 1] -> like latents."""
+        """Noisy latents (b, c, t, h, w) and time (b,) in [0, 1] -> prediction (b, c, t, h, w)."""
         self.token_grid(latents)
         if self.config.first_frame:
-            latents = beside_first_frame(latents, condition)  # (b, 2c + 1, t, h, w)
+            latents = concat_first_frame(latents, condition)  # (b, 2c + 1, t, h, w)
         tokens = self._condition_tokens(condition, len(latents))  # (b, m, d)
         return self.unet(latents, 1000 * time, tokens, return_dict=False)[0]
 
@@ -96,7 +96,7 @@ class UNet(ModelMixin, ConfigMixin):
         return self.null_token.expand(batch, 1, -1)
 
     def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
-        """The latents' own (t, h, w). Raises InputError where the levels cannot halve them."""
+        """The latents' (t, h, w): each position is a token. Raises InputError where the levels cannot halve them."""
         if latents.ndim != 5 or latents.shape[1] != self.config.latent_channels:
             raise InputError(f"latents are (b, {self.config.latent_channels}, t, h, w), found {tuple(latents.shape)}")
         t, h, w = latents.shape[2:]

@@ -1,4 +1,4 @@
-"""The report page: one HTML file, charts, and a flat table of every number.
+"""The report page: one HTML file with charts, and a flat table of every measured value.
 
-In: what the stages left in a run folder. Out: report.html, numbers.csv, overview.png.
+In: the outputs of the stages in a run folder. Out: report.html, numbers.csv, overview.png.
 """

@@ -1,4 +1,4 @@
-"""Charts of the report pages: SVG whose colors are the page's own, so that light and dark both fit."""
+"""Charts of the report pages: SVG in the page's CSS colors, for its light and its dark theme."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from matplotlib.axes import Axes
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-# Stand-ins that become the page's CSS variables; matplotlib knows no variables.
+# Placeholder colors, replaced by the page's CSS variables in the SVG: matplotlib does not accept variables.
 INK, LINE = "#010203", "#010204"
 SERIES = ("#020001", "#020002", "#020003", "#020004", "#020005", "#020006")
 _VARIABLES = {INK: "var(--soft)", LINE: "var(--line)"} | {
     color: f"var(--series-{i})" for i, color in enumerate(SERIES, start=1)
 }
-_number = count()
+_chart_count = count()
 
 Points = Sequence[tuple[float, float]]
 
 
 def curve(title: str, x_label: str, panels: Mapping[str, Mapping[str, Points]], log: bool = False) -> Markup:
-    """Lines over x: {y label: {line's name: points}}, one panel under the other with a common x."""
+    """Line plots that share their x axis, one panel below the other: {y label: {line's name: points}}."""
     with _figure(title, len(panels), height=2.5 if len(panels) == 1 else 1.7 * len(panels)) as (axes, svg):
         for axis, (label, lines) in zip(axes, panels.items(), strict=True):
             for color, (name, points) in zip(SERIES, lines.items(), strict=False):
@@ -46,13 +46,13 @@ def curve(title: str, x_label: str, panels: Mapping[str, Mapping[str, Points]], 
 
 
 def whiskers(title: str, x_label: str, rows: Mapping[str, tuple[float, tuple[float, float] | None]]) -> Markup:
-    """A dot a row, with its interval: {name: (value, (low, high))}, the first row on top."""
+    """One dot with its interval per row: {name: (value, (low, high))}, the first row on top."""
     with _figure(title, 1, height=0.55 + 0.42 * len(rows)) as (axes, svg):
         axis = axes[0]
-        for place, (color, (value, interval)) in enumerate(zip(SERIES, rows.values(), strict=False)):
+        for position, (color, (value, interval)) in enumerate(zip(SERIES, rows.values(), strict=False)):
             if interval is not None:
-                axis.plot(interval, (place, place), color=color, linewidth=5, alpha=0.35, solid_capstyle="round")
-            axis.plot([value], [place], "o", color=color, markersize=7)
+                axis.plot(interval, (position, position), color=color, linewidth=5, alpha=0.35, solid_capstyle="round")
+            axis.plot([value], [position], "o", color=color, markersize=7)
         axis.set_yticks(range(len(rows)), list(rows))
         axis.set_ylim(len(rows) - 0.5, -0.5)
         axis.set_xlim(left=min(0, axis.get_xlim()[0]))
@@ -66,9 +66,9 @@ class _Svg:
 
 @contextmanager
 def _figure(title: str, panels: int, height: float):
-    """Axes in the page's colors, and the object that holds their SVG after the block."""
+    """Axes in the page's colors, and an object that holds their SVG after the `with` block."""
     svg = _Svg()
-    settings = {"svg.fonttype": "none", "svg.hashsalt": f"{title} {next(_number)}", "font.size": 9}
+    settings = {"svg.fonttype": "none", "svg.hashsalt": f"{title} {next(_chart_count)}", "font.size": 9}
     with plt.rc_context(settings):
         figure, axes = plt.subplots(panels, 1, figsize=(4.8, height), layout="constrained", sharex=True, squeeze=False)
         axes = list(axes[:, 0])
@@ -92,7 +92,7 @@ def _color(axis: Axes) -> None:
 
 
 def _for_page(svg: str, title: str) -> Markup:
-    """The <svg> element alone, as wide as its place, in the page's colors, with a name for screen readers."""
+    """The <svg> element alone, as wide as its container, in the page's colors, with a label for screen readers."""
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)

@@ -1,4 +1,4 @@
-"""The numbers of a report as a flat table: one row a number, with its spread, protocol, command and commit."""
+"""A report as a flat table: one row per measured value, with its interval, protocol, command and commit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-ABOUT = ("n", "protocol", "command", "commit")  # what a part says about all its numbers
+INHERITED = ("n", "protocol", "command", "commit")  # keys of a section that hold for all values in it
 
 
 @dataclass(frozen=True)
-class Number:
-    """One number of a report. `name` is its path in report.json."""
+class Row:
+    """One measured value of a report; `name` is its dotted path in report.json."""
 
     name: str
     value: float
@@ -25,43 +25,43 @@ class Number:
     commit: str
 
 
-def flatten(report: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> list[Number]:
-    """Every number of report.json, and the minutes of `stages` (each stage's record: minutes, command, commit)."""
-    numbers = []
+def flatten(report: Mapping[str, Any], stages: Mapping[str, Mapping[str, Any]]) -> list[Row]:
+    """Every value in report.json, and the minutes of `stages` (each stage's record: minutes, command, commit)."""
+    rows = []
     for name, part in report.items():
         if isinstance(part, Mapping) and name != "minutes":
-            numbers += list(_numbers_in(part, name, dict.fromkeys(ABOUT)))
+            rows += list(_rows_in(part, name, dict.fromkeys(INHERITED)))
     for stage, record in stages.items():
         about = {"n": None, "protocol": "wall time of all runs of the stage", **record}
-        numbers.append(_number(f"minutes.{stage}", record["minutes"], None, about))
-    return numbers
+        rows.append(_row(f"minutes.{stage}", record["minutes"], None, about))
+    return rows
 
 
-def _numbers_in(part: Mapping[str, Any], path: str, about: Mapping[str, Any]) -> Iterator[Number]:
-    about = {key: part.get(key, about[key]) for key in ABOUT}
+def _rows_in(part: Mapping[str, Any], path: str, about: Mapping[str, Any]) -> Iterator[Row]:
+    about = {key: part.get(key, about[key]) for key in INHERITED}
     for key, value in part.items():
         if isinstance(value, Mapping) and key != "protocol":
-            yield from _numbers_in(value, f"{path}.{key}", about)
-        elif isinstance(value, (int, float)) and not isinstance(value, bool) and key not in ABOUT:
-            yield _number(f"{path}.{key}", value, part.get(f"{key}_interval"), about)
+            yield from _rows_in(value, f"{path}.{key}", about)
+        elif isinstance(value, (int, float)) and not isinstance(value, bool) and key not in INHERITED:
+            yield _row(f"{path}.{key}", value, part.get(f"{key}_interval"), about)
 
 
-def _number(name: str, value: float, interval: tuple[float, float] | None, about: Mapping[str, Any]) -> Number:
+def _row(name: str, value: float, interval: tuple[float, float] | None, about: Mapping[str, Any]) -> Row:
     low, high = interval or (None, None)
     command, commit = about["command"] or "", about["commit"] or ""
-    return Number(name, value, low, high, about["n"], as_text(about["protocol"]), command, commit)
+    return Row(name, value, low, high, about["n"], as_text(about["protocol"]), command, commit)
 
 
 def as_text(protocol: Any) -> str:
-    """A protocol, text or data, as one line."""
+    """A protocol (a string, or a mapping of its choices) as one line."""
     if isinstance(protocol, Mapping):
         return "; ".join(f"{key}: {value}" for key, value in protocol.items() if value is not None)
     return protocol or ""
 
 
-def to_csv(numbers: list[Number]) -> str:
+def to_csv(rows: list[Row]) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in fields(Number)], lineterminator="\n")
+    writer = csv.DictWriter(buffer, [field.name for field in fields(Row)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(number) for number in numbers)
+    writer.writerows(asdict(row) for row in rows)
     return buffer.getvalue()

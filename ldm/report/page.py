@@ -1,6 +1,6 @@
-"""The report page: one self-contained HTML file with the videos side by side, the numbers and the curves.
+"""The report page: one self-contained HTML file with videos side by side, scores and training curves.
 
-Beside it, `numbers.csv` has each number with its protocol, command and commit, and `overview.png` the first videos.
+`numbers.csv` next to it lists every value with its protocol, command and commit; `overview.png` shows the first videos.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from odvae.video.frame_grid import save_picture, strip
 
 LABELS = {
     "generated": "generated",
-    "reconstructed": "reconstructed (floor: the VAE)",
-    "real": "other real videos (floor: n)",
+    "reconstructed": "reconstructed by the VAE (baseline)",
+    "real": "other real videos (baseline)",
 }
 
 
 def render_report(folders: RunFolder, report: dict, num_visualized: int) -> Path:
-    """Write report.html, numbers.csv and overview.png from what the stages left; returns the page's path."""
+    """Write report.html, numbers.csv and overview.png from the outputs of the stages; return the page's path."""
     stages = stage_records(folders)
     numbers = flatten(report, stages)
     table = to_csv(numbers)
@@ -41,12 +41,13 @@ def render_report(folders: RunFolder, report: dict, num_visualized: int) -> Path
         report=report,
         rows=rows,
         groups=[
-            ("Generated", "For the evaluation, beside which no real video has the same caption.",
+            ("Generated", "The evaluation's samples; there are no real videos with the same captions to compare with.",
              [] if rows else sample_cells(folders, samples, "held_out", num_visualized)),
-            ("Combinations that training never saw",
-             "Each word was in training; this combination of shape, color and motion was not.",
+            ("Held-out combinations",
+             "Each word was in the training captions; this combination of shape, color and motion was not.",
              sample_cells(folders, samples, "unseen", num_visualized)),
-            ("Asked for", "Made with --prompt.", sample_cells(folders, samples, "asked", num_visualized)),
+            ("User prompts", "Generated with --prompt, --class or --image.",
+             sample_cells(folders, samples, "user", num_visualized)),
         ],
         labels=LABELS,
         distance_charts=distance_charts(report),
@@ -63,7 +64,7 @@ def render_report(folders: RunFolder, report: dict, num_visualized: int) -> Path
 
 
 def render_page(template: str, **values: Any) -> str:
-    """A page from one of ldm/report/templates; a value that a template names and nobody gave is an error."""
+    """A page from one of ldm/report/templates. Raises jinja2's UndefinedError where a template's value is missing."""
     environment = Environment(
         loader=PackageLoader("ldm.report"),
         autoescape=True,
@@ -76,7 +77,7 @@ def render_page(template: str, **values: Any) -> str:
 
 
 def short_number(value: float | None) -> str:
-    """Three significant digits, without an exponent where that is readable."""
+    """Three significant digits, with an exponent only for very small and very large values."""
     if value is None:
         return "–"
     if value != 0 and not 1e-3 <= abs(value) < 1e5:
@@ -92,7 +93,10 @@ def stage_records(folders: RunFolder) -> dict[str, dict]:
 
 
 def side_by_side(folders: RunFolder, samples: list[dict], num_visualized: int) -> list[dict]:
-    """Real, reconstructed and generated video of the same caption; empty where the VAE was not evaluated."""
+    """Rows of a real video, its reconstruction and a video generated from its caption.
+
+    Empty where the VAE was not evaluated.
+    """
     table = folders.report / "reconstructions.jsonl"
     generated = {row["source"]: row for row in reversed(samples) if row["group"] == "held_out"}
     rows = []
@@ -103,33 +107,33 @@ def side_by_side(folders: RunFolder, samples: list[dict], num_visualized: int) -
                 "reconstructed": folders.report / row["made"],
                 "generated": folders.samples / generated[row["key"]]["file"],
             }
-            videos = {name: data_uri(path.read_bytes(), "video/mp4") for name, path in files.items()}
+            videos = {name: video_uri(path) for name, path in files.items()}
             rows.append({"caption": row["caption"], "psnr": row["psnr"], "files": files, "videos": videos})
     return rows
 
 
 def sample_cells(folders: RunFolder, samples: list[dict], group: str, num_visualized: int) -> list[dict]:
     return [
-        {"caption": asked_for(row), "video": data_uri((folders.samples / row["file"]).read_bytes(), "video/mp4")}
+        {"caption": describe_condition(row), "video": video_uri(folders.samples / row["file"])}
         for row in samples
         if row["group"] == group
     ][:num_visualized]
 
 
-def asked_for(row: dict) -> str:
-    """What a sample shows: its prompt, its class, or nothing in particular."""
+def describe_condition(row: dict) -> str:
+    """What a sample was generated from, in words: its prompt, its class, or "unconditional"."""
     return row["prompt"] or (f"class {row['class_label']}" if row.get("class_label") is not None else "unconditional")
 
 
 def write_overview(folders: RunFolder, rows: list[dict]) -> None:
-    """The first rows as one picture: frames of the real, the reconstructed and the generated video."""
+    """Write frames of the first rows' real, reconstructed and generated videos as one image."""
     strips = [np.stack(list(decode(path, path.name))) for row in rows[:3] for path in row["files"].values()]
     if strips:
         save_picture(folders.report / "overview.png", strip(strips))
 
 
 def distance_charts(report: dict) -> dict[str, list[Markup]]:
-    """Of each feature network: distances with their intervals, and how they fall with the number of videos."""
+    """Charts per feature network: distances with their intervals, and distance over 1/n."""
     found = {}
     for network, part in report["distances"].items():
         if isinstance(part, dict):
@@ -144,7 +148,7 @@ def distance_charts(report: dict) -> dict[str, list[Markup]]:
 
 
 def training_curves(folders: RunFolder) -> list[tuple[str, Markup]]:
-    """Loss and what validation measured, of each training that was."""
+    """(title, chart) of training loss and validation metric, for each training in the run folder."""
     plots = (
         ("image VAE", folders.vae / "image_vae", "validation_psnr", "held-out PSNR (dB)"),
         ("OD-VAE", folders.vae, "validation_psnr", "held-out PSNR (dB)"),
@@ -160,6 +164,10 @@ def training_curves(folders: RunFolder) -> list[tuple[str, Markup]]:
         if rows:
             curves.append((title, charts.curve(title, "step", panels)))
     return curves
+
+
+def video_uri(path: Path) -> str:
+    return data_uri(path.read_bytes(), "video/mp4")
 
 
 def data_uri(data: bytes, kind: str) -> str:

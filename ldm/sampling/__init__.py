@@ -1,4 +1,4 @@
-"""From noise to videos: schedulers, guidance, decoding piece by piece, the pipeline's folder.
+"""Sampling: requests, schedulers, guidance, streamed decoding, the pipeline's folder.
 
 In: a trained network and noise. Out: latents, then frames.
 """

@@ -1,4 +1,4 @@
-"""Latents -> frames, a few latent frames at a time: videos of any length in constant memory."""
+"""Decoding of latents a few latent frames at a time: videos of any length in constant memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ PIECE = 4  # latent frames decoded at a time
 
 @torch.no_grad()
 def decode_in_pieces(vae: VideoVAE, latents: Tensor, mean: list[float], std: list[float]) -> Iterator[Tensor]:
-    """Normalized latents (b, c, k, h, w) -> video (b, 3, t_j, H, W) float32 clipped to [-1, 1], piece after piece.
+    """Normalized latents (b, c, k, h, w) -> pieces (b, 3, t_j, H, W) of the video in order, float32 in [-1, 1].
 
-    Always in the same pieces, so the same latents give the same bits. A VAE whose function needs the whole clip
-    gives one piece.
+    The pieces are always the same, so equal latents give equal bits. A VAE that needs the whole clip gives one piece.
     """
     mean, std = (torch.tensor(x, device=latents.device, dtype=latents.dtype).view(1, -1, 1, 1, 1) for x in (mean, std))
     latents = (latents * std + mean).to(vae.dtype)

@@ -1,4 +1,4 @@
-"""A pipeline on disk and on the hub: its model card, the file that names its class, the check that no part lacks."""
+"""Pipeline folders on disk and on the hub: model card, module file for diffusers, check for missing components."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_text
 
-# What a saved pipeline holds beside its parts, so that DiffusionPipeline.from_pretrained finds the class.
+# A file in every saved pipeline, through which DiffusionPipeline.from_pretrained finds the class.
 PIPELINE_MODULE = '''"""The class of this pipeline, from the installed package odvae."""
 
 from ldm.pipeline import TextToVideoPipeline
@@ -19,21 +19,21 @@ __all__ = ["TextToVideoPipeline"]
 
 
 class PipelineFolderMixin:
-    """What a diffusers pipeline of ours adds to saving, publishing and loading; the first base of its class.
+    """Saving, publishing and loading of our pipeline; must precede diffusers' class among the base classes.
 
-    `config.model_card` is the text of its README.md, or None.
+    `config.model_card` is the text of the folder's README.md, or None.
     """
 
     def save_pretrained(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Save as any diffusers pipeline; the folder also loads by `DiffusionPipeline.from_pretrained`.
+        """Save as diffusers does; `DiffusionPipeline.from_pretrained` also loads the folder.
 
-        That needs `trust_remote_code=True`, and this package installed.
+        The latter needs `trust_remote_code=True`, and this package installed.
         """
         self._add_card_and_module(Path(save_directory))
         super().save_pretrained(str(save_directory), *args, **kwargs)
 
     def _upload_folder(self, working_dir: str, *args: Any, **kwargs: Any) -> Any:
-        """What `push_to_hub` calls last: it has put an empty card in place of ours."""
+        """Called last by `push_to_hub`, which has replaced our model card with an empty one."""
         self._add_card_and_module(Path(working_dir))
         return super()._upload_folder(working_dir, *args, **kwargs)
 
@@ -44,14 +44,14 @@ class PipelineFolderMixin:
             write_text(folder / "README.md", self.config.model_card)
 
     def to_json_string(self) -> str:
-        """model_index.json, which names the class with the file it is in, as DiffusionPipeline asks of foreign ones."""
+        """model_index.json, in which the class is named with its module file, as diffusers requires of custom ones."""
         values = json.loads(super().to_json_string())
         values["_class_name"] = ["pipeline", type(self).__name__]
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> PipelineFolderMixin:
-        """Load as any diffusers pipeline. Raises InputError for a folder with a missing part, naming it."""
+        """Load as diffusers does. Raises InputError for a folder with missing components, naming them."""
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir():
             check_parts(folder)
@@ -59,7 +59,7 @@ class PipelineFolderMixin:
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict:
-        """Loaded by this class there is no foreign file to run: the class is here already."""
+        """model_index.json without the module file, which is not needed where this class itself loads it."""
         values = super()._dict_from_json_file(json_file)
         if isinstance(values.get("_class_name"), list):
             values["_class_name"] = values["_class_name"][-1]
@@ -67,7 +67,7 @@ class PipelineFolderMixin:
 
 
 def check_parts(folder: Path) -> None:
-    """Raise InputError for a folder that is no pipeline's, or lacks a part that its index names."""
+    """Raise InputError for a folder that is not a pipeline's, or lacks a component of its model_index.json."""
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder} is no pipeline folder: it has no model_index.json")
     index = read_json(folder / "model_index.json")

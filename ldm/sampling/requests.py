@@ -1,4 +1,4 @@
-"""Which videos are made: what a person asks for, or what an evaluation scores."""
+"""Which videos are generated: those of a user's prompts, classes or images, or those that an evaluation scores."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
 
-HELD_OUT, UNSEEN, ASKED = "held_out", "unseen", "asked"
+HELD_OUT, UNSEEN, USER = "held_out", "unseen", "user"  # groups of requests
 
 
 @dataclass(frozen=True)
 class Request:
-    """One video to make."""
+    """One video to generate."""
 
     file: str
     seed: int
@@ -28,8 +28,8 @@ class Request:
     prompt: str | None = None
     negative_prompt: str = ""
     class_label: str | int | None = None
-    image: str | None = None  # file of the given first frame
-    source: str | None = None  # the held-out video the caption is of
+    image: str | None = None  # file of the first frame
+    source: str | None = None  # key of the held-out video that the caption belongs to
 
 
 def evaluation_requests(
@@ -40,32 +40,34 @@ def evaluation_requests(
     seed: int,
     demo: bool,
 ) -> list[Request]:
-    """The requests an evaluation needs: captions of held-out videos (and for the demo unseen combinations), every class
-    in turn, or just as many videos.
+    """The videos that an evaluation scores, `settings.count` of them.
+
+    Text: captions of held-out videos and, for the demo, `settings.unseen_count` held-out combinations beside them.
+    Classes: each in turn. Raises InputError where the held-out videos have no captions.
     """
     if settings.unseen_count and not demo:
         raise InputError("sample.unseen_count is for demo videos: other captions have no combinations to leave out")
-    numbered = [(f"{HELD_OUT}_{i:04d}.mp4", derive_seed(seed, HELD_OUT, i)) for i in range(settings.count)]
+    seeds = {f"{HELD_OUT}_{i:04d}.mp4": derive_seed(seed, HELD_OUT, i) for i in range(settings.count)}
     if conditioning.kind == "none":
-        return [Request(file, own_seed, HELD_OUT) for file, own_seed in numbered]
+        return [Request(file, video_seed, HELD_OUT) for file, video_seed in seeds.items()]
     if conditioning.kind == "class":
         return [
-            Request(file, own_seed, HELD_OUT, class_label=classes[i % len(classes)])
-            for i, (file, own_seed) in enumerate(numbered)
+            Request(file, video_seed, HELD_OUT, class_label=classes[i % len(classes)])
+            for i, (file, video_seed) in enumerate(seeds.items())
         ]
     captioned = [(sample, text) for sample in videos.held_out if (text := sample.read_text())]
     if not captioned:
         raise InputError("the held-out videos have no captions; give --prompt")
     requests = []
-    for i, (file, own_seed) in enumerate(numbered):
+    for i, (file, video_seed) in enumerate(seeds.items()):
         sample, caption = captioned[i % len(captioned)]
-        requests.append(Request(file, own_seed, HELD_OUT, caption, source=sample.key))
+        requests.append(Request(file, video_seed, HELD_OUT, caption, source=sample.key))
     for i, prompt in enumerate(demo_prompts(settings.unseen_count, seed, unseen=True) if demo else []):
         requests.append(Request(f"{UNSEEN}_{i:04d}.mp4", derive_seed(seed, UNSEEN, i), UNSEEN, prompt))
     return requests
 
 
-def asked_requests(
+def user_requests(
     prompts: Sequence[str],
     class_labels: Sequence[str],
     seed: int,
@@ -73,32 +75,33 @@ def asked_requests(
     negative_prompt: str = "",
     image: Path | None = None,
 ) -> list[Request]:
-    """Requests a person made: `count` videos of each prompt or class (of nothing where there is neither).
+    """`count` videos of each prompt and class; where there is neither, of an unconditional network.
 
-    Their seeds are `seed`, `seed + 1`, ...; a file's name follows from what was asked and its seed.
+    Their seeds are `seed`, `seed + 1`, ...; a file is named after its prompt or class and its seed. Raises InputError
+    for a missing image and an empty prompt.
     """
     if image is not None and not image.is_file():
         raise InputError(f"--image {image}: no such file")
     if any(not prompt.strip() for prompt in prompts):
         raise InputError("a prompt is empty")
-    asked: list[tuple[str, dict]] = [(prompt, {"prompt": prompt}) for prompt in prompts]
-    asked += [(label, {"class_label": label}) for label in class_labels]
+    conditions: list[tuple[str, dict]] = [(prompt, {"prompt": prompt}) for prompt in prompts]
+    conditions += [(label, {"class_label": label}) for label in class_labels]
     return [
         Request(
             f"{_slug(name)}_seed{seed + i}.mp4",
             seed + i,
-            ASKED,
+            USER,
             negative_prompt=negative_prompt,
             image=str(image) if image else None,
-            **what,
+            **condition,
         )
-        for name, what in asked or [("video", {})]
+        for name, condition in conditions or [("video", {})]
         for i in range(count)
     ]
 
 
 def _slug(name: str) -> str:
-    """A file name of a prompt; with a part of its hash, where the name alone could be another prompt's too."""
+    """A prompt as a file name; with a part of its hash where another prompt could have the same name."""
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:60].strip("-") or "video"
     if slug.replace("-", " ") == name:
         return slug

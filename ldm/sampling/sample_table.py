@@ -1,4 +1,4 @@
-"""`samples.jsonl`: all that made each video of a samples folder, a row a file."""
+"""`samples.jsonl`: everything that determines the videos of a samples folder, one row per file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SAMPLE_TABLE = "samples.jsonl"
 
 
 def read_sample_rows(folder: Path) -> list[dict]:
-    """The rows of a samples folder; none where there is no table. Raises InputError for those of version 0.1."""
+    """The rows of a samples folder; none where there is no table. Raises InputError for a table of version 0.1."""
     path = folder / SAMPLE_TABLE
     rows = read_json_lines(path) if path.is_file() else []
     if any("guidance" in row and "guidance_scale" not in row for row in rows):
@@ -25,8 +25,8 @@ def read_sample_rows(folder: Path) -> list[dict]:
     return rows
 
 
-def add_sample_rows(stage: Stage, made: dict[str, dict]) -> None:
-    """Put the rows of these files into the table of the stage's folder; the rows of other files stay."""
+def add_sample_rows(stage: Stage, added: dict[str, dict]) -> None:
+    """Add rows (by file) to the table of the stage's folder, replacing those of the same files."""
     with stage.updating():
-        rows = {row["file"]: row for row in read_sample_rows(stage.folder)} | made
+        rows = {row["file"]: row for row in read_sample_rows(stage.folder)} | added
         write_text(stage.folder / SAMPLE_TABLE, "".join(json.dumps(rows[file]) + "\n" for file in sorted(rows)))

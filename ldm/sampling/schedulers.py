@@ -1,4 +1,4 @@
-"""From noise to latents: diffusers' schedulers, matched to what the network learned, and the loop that applies them."""
+"""From noise to latents: diffusers' schedulers configured for the network's objective, guidance, the sampling loop."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "sq
 class Guidance:
     """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6).
 
-    `interval`: the noise levels (times) within which it acts; outside, the conditional prediction is used as it is, in
+    `interval`: the noise levels (times) at which it is applied; elsewhere the conditional prediction is used alone, in
     half the time (Kynkaanniemi et al. 2024, arXiv 2404.07724). `rescale`: 0 leaves the prediction as it is, 1 gives it
     the standard deviation of the conditional one (Lin et al. 2023, arXiv 2305.08891, equations 15 and 16).
     """
@@ -48,7 +48,7 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
 
-    def acts_at(self, time: float) -> bool:
+    def applies_at(self, time: float) -> bool:
         return self.scale != 1 and self.interval[0] <= time <= self.interval[1]
 
     def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ class Guidance:
 
 
 def make_scheduler(name: SamplerName, objective: ObjectiveSettings) -> SchedulerMixin:
-    """The scheduler of this name for what the network learned. Raises InputError where the two do not fit."""
+    """The scheduler of this name, configured for the objective. Raises InputError where the two do not fit."""
     kind = "flow" if objective.prediction == "flow" else "diffusion"
     if name not in FITTING[kind]:
         raise InputError(
@@ -73,7 +73,7 @@ def make_scheduler(name: SamplerName, objective: ObjectiveSettings) -> Scheduler
 
 
 def check_scheduler(scheduler: SchedulerMixin, objective: ObjectiveSettings) -> None:
-    """Raise InputError, naming the settings that differ, for a scheduler of another objective than the network's."""
+    """Raise InputError, with the settings that differ, for a scheduler that does not fit the network's objective."""
     kind = "flow" if objective.prediction == "flow" else "diffusion"
     allowed = [CLASSES[name] for name in FITTING[kind]]
     if type(scheduler) not in allowed:
@@ -88,11 +88,11 @@ def check_scheduler(scheduler: SchedulerMixin, objective: ObjectiveSettings) -> 
         if key not in ("shift", "flow_shift") and scheduler.config[key] != value
     ]
     if differing:
-        raise InputError(f"{type(scheduler).__name__} does not fit what the network learned: {', '.join(differing)}")
+        raise InputError(f"{type(scheduler).__name__} does not fit the network's objective: {', '.join(differing)}")
 
 
 def _expected_config(kind: type[SchedulerMixin], objective: ObjectiveSettings) -> dict:
-    """What a scheduler's config must say to integrate this objective's path."""
+    """The values that a scheduler's config must have for this objective."""
     if kind in (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler):
         return {"num_train_timesteps": DIFFUSION_STEPS, "shift": objective.shift}
     if objective.prediction == "flow":
@@ -106,7 +106,7 @@ def _expected_config(kind: type[SchedulerMixin], objective: ObjectiveSettings) -
         "num_train_timesteps": DIFFUSION_STEPS,
         "prediction_type": PREDICTION_TYPES[objective.prediction],
         "beta_schedule": SCHEDULES[objective.noise_schedule],
-        "timestep_spacing": "trailing",  # begins at the noisiest level, as the noise it is given is
+        "timestep_spacing": "trailing",  # starts at the noisiest level, as sampling does
         "rescale_betas_zero_snr": objective.zero_terminal_snr,
     }
     if objective.noise_schedule in BETAS:
@@ -119,12 +119,12 @@ def _expected_config(kind: type[SchedulerMixin], objective: ObjectiveSettings) -
 def schedule_steps(
     scheduler: SchedulerMixin, steps: int, positions: int, objective: ObjectiveSettings, device: torch.device
 ) -> tuple[SchedulerMixin, Tensor]:
-    """A fresh scheduler set for `steps` steps on latents with so many positions, and the times the network is asked at.
+    """A new scheduler with `steps` steps set, shifted for latents with so many positions, and the network's timesteps.
 
-    The times (n,) are on the CPU. Raises InputError for a number of steps that the scheduler cannot take.
+    The timesteps (n,) are in [0, 1] and on the CPU. Raises InputError for a number of steps the scheduler cannot take.
     """
     if isinstance(scheduler, DDIMScheduler) and DIFFUSION_STEPS % steps:
-        # diffusers' DDIM goes back by 1000 // steps from times that are 1000 / steps apart.
+        # diffusers' DDIM steps by 1000 // steps between timesteps that are 1000 / steps apart.
         divisors = [n for n in range(1, DIFFUSION_STEPS + 1) if DIFFUSION_STEPS % n == 0]
         below = max(n for n in divisors if n < steps)
         above = min((n for n in divisors if n > steps), default=DIFFUSION_STEPS)
@@ -134,7 +134,7 @@ def schedule_steps(
     flow = objective.prediction == "flow"
     scheduler = type(scheduler).from_config(scheduler.config, **({name: shift} if name and flow else {}))
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-        # From 1 down to 1/steps: left to itself its last step is from a thousandth to zero, which is a step wasted.
+        # From 1 to 1/steps: by default the last step would go from 1/1000 to 0, which is wasted.
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
     else:
         scheduler.set_timesteps(steps, device=device)
@@ -146,7 +146,7 @@ def schedule_steps(
 def guided_prediction(
     network: nn.Module, condition: Condition, unconditional: Condition | None, guidance: Guidance
 ) -> Callable[[Tensor, float, bool], Tensor]:
-    """The network as `sample_latents` calls it: both halves of guidance in one batch, alone where it does not act."""
+    """The network as `sample_latents` calls it: conditional and unconditional prediction in one batch where guided."""
     both = condition if unconditional is None else condition.concat(unconditional)
 
     def predict(z: Tensor, time: float, guided: bool) -> Tensor:
@@ -168,14 +168,14 @@ def sample_latents(
     guidance: Guidance,
     progress: Callable[[Tensor], Tensor] = lambda timesteps: timesteps,
 ) -> Tensor:
-    """Normalized latents (b, c, t, h, w) from noise of that shape.
+    """Normalized latents (b, c, t, h, w), sampled from noise of that shape.
 
-    `predict(z, time, guided)` is the network: the conditional prediction or, if `guided`, the one that `guidance`
-    combines.
+    `predict(z, time, guided)` is the network's prediction, see `guided_prediction`; `guidance` decides at which
+    timesteps it is guided.
     """
     scheduler, times = schedule_steps(scheduler, steps, noise[0, 0].numel(), objective, noise.device)
     latents = noise
     for timestep, time in zip(progress(scheduler.timesteps), times.tolist(), strict=True):
-        predicted = predict(latents, time, guidance.acts_at(time))
+        predicted = predict(latents, time, guidance.applies_at(time))
         latents = scheduler.step(predicted, timestep, latents, return_dict=False)[0]
     return latents

@@ -1,4 +1,4 @@
-"""The compression study: which runs it is made of, their costs and results, the claims, the page.
+"""The compression study: its runs, their costs and results, the paper's claims, and the page.
 
 In: a study YAML. Out: runs, results as JSON, one page.
 """

@@ -1,4 +1,4 @@
-"""What the paper leads one to expect of a study, what was measured, and whether it holds."""
+"""The paper's claims, as far as a study can test them: what is expected, what was measured, whether it holds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ ATTRIBUTES = ("color", "shape", "motion")
 
 @dataclass(frozen=True)
 class Claim:
-    """One expectation. `wanted` says when it holds, with the paper's value where it has one."""
+    """One claim. `wanted` states when it holds, with the paper's value where there is one."""
 
     claim: str
     wanted: str
@@ -19,7 +19,8 @@ class Claim:
 
 
 def claims(main: dict | None, first: dict | None, others: Sequence[dict], modes: list[dict], generators: dict) -> list:
-    """All claims that can be judged, of the rows of the main variant, variant 1, other initializations, (c) and (d)."""
+    """All claims that can be tested, given the rows of the main variant, variant 1, the other initializations, the
+    modes (c) and the generators (d)."""
     checks: list[Claim] = []
     if main and first and main is not first:
         checks += variant_claims(main, first)
@@ -40,7 +41,7 @@ def variant_claims(main: dict, first: dict) -> list[Claim]:
         Claim(
             f"a. {main['label']} is nearly as good as variant 1", "at most 0.5 dB below", f"{gain:+.2f} dB", gain > -0.5
         ),
-        Claim("a. It encodes with about half the operations", "0.4x to 0.6x", f"{share:.2f}x", 0.4 <= share <= 0.6),
+        Claim("a. Its encoder needs about half the operations", "0.4x to 0.6x", f"{share:.2f}x", 0.4 <= share <= 0.6),
     ]
 
 

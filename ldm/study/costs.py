@@ -1,4 +1,4 @@
-"""What a trained run costs, measured alone in a process: FLOPs and speed of a VAE, speed and memory of a training."""
+"""Costs of a study's runs, measured in separate processes: FLOPs and speed of a VAE, speed and memory of a training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from odvae.video_vae import VideoVAE, load_vae
 
 
 def vae_cost(folder: Path, data: DataSettings, device: torch.device) -> dict:
-    """Parameters, FLOPs and frames a second of encoding and decoding one clip of the experiment's size."""
+    """Parameters, and FLOPs and frames per second of encoding and decoding one clip of the experiment's size."""
     vae = load_vae(folder).to(device)
     shape = (1, 3, data.frames, data.height, data.width)
     video = torch.rand(shape, generator=torch_generator("cpu", 0, "cost")).mul(2).sub(1).to(device)
@@ -36,7 +36,7 @@ def vae_cost(folder: Path, data: DataSettings, device: torch.device) -> dict:
         "compression": _compression(vae),
         **{f"encode_{name}": value for name, value in encode.items()},
         **{f"decode_{name}": value for name, value in decode.items()},
-        "protocol": f"one clip {data.frames}x{data.height}x{data.width}, fp32, best of 3; FLOPs are 2 a product",
+        "protocol": f"one clip {data.frames}x{data.height}x{data.width}, fp32, best of 3; 2 FLOPs per multiply-add",
     }
 
 
@@ -54,10 +54,10 @@ def _cost_of(work, frames: int, device: torch.device) -> dict[str, float]:
 
 
 def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, device: torch.device) -> dict:
-    """Steps a second and memory growth of the generator's training at its batch size, on real latents.
+    """Steps per second and memory growth of the generator's training at its batch size, on real latents.
 
-    Growth is the peak above what is held before the step: weights, optimizer state and gradients are there by then,
-    from a step on one sample.
+    Growth is the peak of a step above the memory in use before it. Weights, optimizer state and gradients are already
+    allocated then, by a step on one sample.
     """
     manifest, optimization = load_manifest(latents), settings.optimization
     torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""A study's page: what holds, the tables, the curves, and the same captions generated on both kinds of latents."""
+"""A study's page: claims, tables, curves, and videos of the same captions generated on both kinds of latents."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from ldm.report import charts
 from ldm.report.flat_table import flatten, to_csv
-from ldm.report.page import asked_for, data_uri, render_page
+from ldm.report.page import data_uri, describe_condition, render_page, video_uri
 from ldm.study.plan import StudySettings
 from odvae.running.files import read_json_lines, write_json, write_text
 
-SHOWN = 8  # captions a generator's videos are shown for
+NUM_VISUALIZED = 8  # captions per generator
 
 
 def write_study(settings: StudySettings, found: dict) -> Path:
-    """Write study.json, study.csv and study.html into the study's folder; returns the page's path."""
+    """Write study.json, study.csv and study.html of `collect`'s results into the study's folder; return the page."""
     folder = settings.folder
     table = to_csv(flatten(by_name(found), {}))
     page = render_page(
@@ -42,7 +42,7 @@ def psnr_chart(title: str, rows: list[dict]):
 
 
 def loss_chart(generator: str, rows: list[dict]):
-    """Held-out losses over minutes; losses of different latents do not compare, their courses do."""
+    """Held-out losses over minutes. Losses on different latents are not comparable, the shapes of their curves are."""
     lines = {
         row["label"]: [(step * row["minutes"] / row["steps"], loss) for step, loss in row["curve"]] for row in rows
     }
@@ -50,19 +50,19 @@ def loss_chart(generator: str, rows: list[dict]):
 
 
 def same_captions(folder: Path, rows: list[dict]) -> list[dict]:
-    """The first held-out captions, each with the video of every run."""
+    """The first held-out captions, each with the videos of all runs."""
     found: dict[str, dict] = {}
     for row in rows:
         samples = folder / row["run"] / "samples"
         held_out = (sample for sample in read_json_lines(samples / "samples.jsonl") if sample["group"] == "held_out")
-        for sample in islice(held_out, SHOWN):
-            entry = found.setdefault(sample["file"], {"caption": asked_for(sample), "videos": {}})
-            entry["videos"][row["label"]] = data_uri((samples / sample["file"]).read_bytes(), "video/mp4")
+        for sample in islice(held_out, NUM_VISUALIZED):
+            entry = found.setdefault(sample["file"], {"caption": describe_condition(sample), "videos": {}})
+            entry["videos"][row["label"]] = video_uri(samples / sample["file"])
     return [entry for entry in found.values() if len(entry["videos"]) == len(rows)]
 
 
 def by_name(found: dict) -> dict:
-    """The tables keyed by their rows' names, as the flat table of numbers wants them."""
+    """The tables as mappings from a row's label to the row, as `flatten` takes them."""
     tables = {name: {row["label"]: row for row in found[name]} for name in ("variants", "initializations", "modes")}
     tables["generators"] = {name: {row["label"]: row for row in rows} for name, rows in found["generators"].items()}
     return tables

@@ -1,4 +1,4 @@
-"""Which runs a study is made of. Each is an ordinary experiment in its own run folder, made by the pipeline scripts.
+"""The runs of a study. Each is an ordinary experiment in a separate run folder, executed by the pipeline scripts.
 
 Paper: arXiv 2409.01199; a. Table 3 and Figure 4 a-c, b. Figure 4 d-f, c. Table 4, d. Table 2.
 """
@@ -24,22 +24,22 @@ IMAGE = "image_vae"
 
 class LongClipSettings(Settings):
     frames: int = Field(33, ge=2)
-    """Frames of the clips that are encoded whole, streamed and tiled, as many as the VAE takes (OD-VAE: 4k+1)."""
+    """Frames of the clips that are encoded whole, streamed and tiled, a count that the VAE takes (OD-VAE: 4k+1)."""
     count: int = Field(24, ge=2)
-    """Demo videos rendered for it (half of them are held out and measured)."""
+    """Demo videos rendered for this comparison; half of them are held out and scored."""
     tile_frames: int = Field(9, ge=2)
-    """Frames a group of the temporal tiling, 4m+1."""
+    """Frames per tile of temporal tiling (OD-VAE: 4m+1)."""
 
 
 class StudySettings(Settings):
     run: str = "runs/study"
     """Folder of the study: a run folder for each run, and the page."""
     experiment: Experiment = Experiment()
-    """What all runs share: an experiment as in configs/*.yaml. Its `run` and `ldm` are not used."""
+    """Settings that all runs share: an experiment as in configs/*.yaml. Its `run` and `ldm` are not used."""
     variants: tuple[Variant, ...] = (1, 2, 3, 4)
-    """a. Which variants are trained; the experiment's own always is."""
+    """a. Variants to train; the one in `experiment.vae.model` always is."""
     initializations: tuple[Init, ...] = ("tail", "average", "random")
-    """b. Which initializations are trained; tail always is."""
+    """b. Initializations to train; tail always is."""
     long_clips: LongClipSettings | None = LongClipSettings()
     """c. Whole, streamed and tiled clips; null: not compared."""
     generators: dict[str, LDMSettings] = Field(default_factory=dict)
@@ -47,7 +47,7 @@ class StudySettings(Settings):
     measured_steps: int = Field(8, ge=2)
     """Training steps that are timed for the cost of a generator."""
     processes: int = Field(1, ge=1)
-    """Ranks of each stage."""
+    """Processes of each stage."""
 
     @model_validator(mode="after")
     def _there_is_something_to_compare(self) -> StudySettings:
@@ -67,18 +67,18 @@ class StudySettings(Settings):
 
     @property
     def main_vae(self) -> str:
-        """The run whose VAE stands for OD-VAE."""
+        """The run whose VAE represents OD-VAE in the comparisons."""
         return variant_name(self.experiment.vae.model.variant)
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run: its experiment, the pipeline scripts it goes through, and stage folders it takes from other runs."""
+    """One run: its experiment, its pipeline scripts in order, and the stage folders that it takes from other runs."""
 
     name: str
     experiment: Experiment
     scripts: tuple[str, ...]
-    borrowed: dict[str, str] = field(default_factory=dict)  # stage folder -> run that made it
+    borrowed: dict[str, str] = field(default_factory=dict)  # stage folder -> run that wrote it
 
 
 def variant_name(variant: int) -> str:
@@ -86,7 +86,7 @@ def variant_name(variant: int) -> str:
 
 
 def vae_runs(settings: StudySettings) -> list[Run]:
-    """The VAEs: the image VAE that all begin from, the variants, the initializations; and the long clips."""
+    """The runs of VAEs: the image VAE from which all start, the variants, the initializations, and the long clips."""
     base = settings.experiment
     compared = ("train_vae", "evaluate_vae")
     image = _vary(settings, IMAGE, video_phase=None)
@@ -114,7 +114,7 @@ def _long_clips_run(settings: StudySettings, long: LongClipSettings) -> Run:
     base = settings.experiment
     data = {"frames": long.frames, "shards": str(_shards(settings))}
     update: dict = {}
-    if base.demo_videos is not None:  # videos of its own, that are long enough
+    if base.demo_videos is not None:  # separate videos, that are long enough
         data |= {"shards": None, "held_out": 0.5}
         update["demo_videos"] = base.demo_videos.model_copy(update={"count": long.count})
     clips = {

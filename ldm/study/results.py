@@ -1,4 +1,4 @@
-"""What a study's runs measured, gathered from their folders: the rows of its tables, and the curves."""
+"""Results of a study, collected from its runs' folders: the rows of its tables, and the curves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SCORES = ("psnr", "ssim", "lpips")
 
 
 def collect(settings: StudySettings) -> dict:
-    """Everything measured so far, as `study.json` holds it; runs that are not done yet are left out."""
+    """All results so far, as in `study.json`; runs that are not finished are left out."""
     found = {
         "title": settings.folder.name,
         **code_version(),
@@ -39,7 +39,7 @@ def variant_rows(settings: StudySettings) -> list[dict]:
 
 
 def initialization_rows(settings: StudySettings) -> list[dict]:
-    """b. Tail is the main variant's own run."""
+    """b. Tail is the run of the main variant."""
     runs = [("tail", settings.main_vae)] + [
         (init, init_name(init)) for init in settings.initializations if init != "tail"
     ]
@@ -64,7 +64,7 @@ def psnr_curve(folder: Path) -> list[tuple[int, float]]:
 
 
 def mode_rows(settings: StudySettings) -> list[dict]:
-    """c. Whole, streamed, tiled: the modes that were measured on the long clips."""
+    """c. Whole, streamed, tiled: the modes that were scored on the long clips."""
     report = _read(settings.folder / "long_clips" / "report" / "report.json")
     if report is None:
         return []
@@ -107,7 +107,7 @@ def training(folder: Path) -> dict:
 
 
 def scores(report: dict) -> dict:
-    """Distances, with their floors, and prompt accuracy where the videos are the demo's."""
+    """Distances with their baselines, and prompt accuracy where the videos are the demo's."""
     network, part = next((name, part) for name, part in report["distances"].items() if isinstance(part, dict))
     accuracy = report["prompt_accuracy"]
     return {

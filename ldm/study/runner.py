@@ -1,4 +1,4 @@
-"""Runs a study's pipeline scripts, one process a stage, and goes on after any stop where it stood."""
+"""Runs a study's pipeline scripts, one process per stage, and resumes after any interruption."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from odvae.running.run_folder import code_version
 from odvae.running.settings import differing_keys, load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GRACE = 120  # seconds that a stage has to save its checkpoint when time is up
+GRACE = 120  # seconds that a stage has to save its checkpoint at the deadline
 
 
 class OutOfTime(Exception):
-    """The time allowed is used up; everything done is kept."""
+    """The deadline has passed; everything finished is kept."""
 
 
 @dataclass(frozen=True)
 class Runner:
-    """What all stages of a study share: where it is, how it is launched, until when it may work."""
+    """Runs the stages of one study until a deadline."""
 
     config: Path
     settings: StudySettings
@@ -38,7 +38,7 @@ class Runner:
     deadline: float | None  # time.monotonic()
 
     def run_all(self) -> None:
-        """Every run of the study, in order; what is done is skipped. Raises OutOfTime at the deadline."""
+        """Execute all runs of the study in order, except what is finished. Raises OutOfTime at the deadline."""
         settings = self.settings
         for run in vae_runs(settings):
             self.execute(run)
@@ -53,7 +53,7 @@ class Runner:
             self.execute(generator_run(settings, generator, settings.main_vae, "time", steps))
 
     def steps_in_equal_time(self, steps: int, slow: str, fast: str) -> int:
-        """Steps the faster run makes in the slower one's time; decided once, so that a restart finds the same run."""
+        """Steps that the faster run takes in the slower one's time; computed once and stored, for restarts."""
         path = self.settings.folder / fast / "equal_time.json"
         if not path.is_file():
             minutes = [
@@ -63,7 +63,7 @@ class Runner:
         return read_json(path)["steps"]
 
     def execute(self, run: Run) -> None:
-        """The run's scripts that have not finished yet."""
+        """Execute the run's scripts that have not finished yet."""
         folder = self.settings.folder / run.name
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "experiment.yaml"
@@ -77,12 +77,12 @@ class Runner:
             self.once(folder / "done" / f"{script}.json", words)
 
     def measure_cost(self, name: str) -> None:
-        """Speed, memory and FLOPs of what the run trained, in a process of its own."""
+        """Measure speed, memory and FLOPs of the run's model in a separate process."""
         words = [sys.executable, "tools/compression_study.py", str(self.config), *self.overrides, "--cost", name]
         self.once(self.settings.folder / name / "done" / "cost.json", words)
 
     def once(self, marker: Path, words: list[str]) -> None:
-        """Run a command to its end unless the marker says that it was; the marker records command, commit, minutes."""
+        """Run a command to its end, unless its marker file exists; the marker records command, commit and minutes."""
         if marker.is_file():
             return
         print(f"\n{shlex.join(words)}", flush=True)
@@ -96,7 +96,7 @@ class Runner:
         write_json(marker, {"command": shlex.join(words), "minutes": minutes, **code_version()})
 
     def wait(self, process: subprocess.Popen) -> int:
-        """The exit status. At the deadline, and when the study itself is stopped, the stage saves and ends first."""
+        """The exit status. At the deadline, or when the study itself is stopped, the stage first saves and ends."""
         left = None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
         try:
             return process.wait(left)
@@ -113,7 +113,7 @@ class Runner:
 
 
 def stop(process: subprocess.Popen) -> None:
-    """Ask a stage to save a checkpoint and end; kill it where it does not."""
+    """Make a stage save a checkpoint and end; kill it if it does not."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(GRACE)
@@ -122,9 +122,10 @@ def stop(process: subprocess.Popen) -> None:
 
 
 def record_experiment(path: Path, run: Run) -> None:
-    """Write the run's whole experiment, so that its commands can be given by hand; refuse a changed one.
+    """Write the run's whole experiment, so that its commands can also be run by hand.
 
-    Keys that the file lacks, since an earlier version wrote it, count as their defaults.
+    Raises InputError where the file has other settings; keys that it lacks (a file of an earlier version) count as
+    their defaults.
     """
     now = run.experiment.model_dump(mode="json")
     if path.is_file():
@@ -138,6 +139,6 @@ def record_experiment(path: Path, run: Run) -> None:
 
 
 def environment() -> dict[str, str]:
-    """The scripts find the packages of this checkout, wherever the study was started from."""
+    """The environment in which scripts import this checkout's packages, wherever the study was started."""
     path = os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")]))
     return {**os.environ, "PYTHONPATH": path}

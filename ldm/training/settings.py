@@ -21,7 +21,7 @@ class LDMSettings(Settings):
     }
 
     unet: UNetSettings | None = None
-    """diffusers' 3D UNet, trained in place of the DiT; null: the DiT is trained."""
+    """diffusers' 3D UNet; where it is given, it is trained in place of the DiT."""
     dit: DiTSettings | None = Field(default_factory=lambda given: None if given.get("unet") else DiTSettings())
     """The diffusion transformer."""
     conditioning: ConditioningSettings = ConditioningSettings()
@@ -33,20 +33,21 @@ class LDMSettings(Settings):
     attention_backend: Annotated[AttentionBackend, MayChange] = "sdpa"
     """torch's attention, or xformers' (CUDA); the results are the same."""
     peak_tflops: Annotated[float | None, MayChange] = Field(None, gt=0)
-    """What `mfu` compares with, a device; null: the rate of large matrix products, measured at the start."""
+    """Peak TFLOP/s of one device, of which `mfu` is a fraction; null: the rate of large matrix products, measured at
+    the start."""
     validation_clips: int = Field(256, ge=1)
-    """Held-out clips whose loss is measured (fewer if there are)."""
+    """Held-out clips in the validation loss (fewer where there are fewer)."""
     sample_every: Annotated[int, MayChange] = Field(5000, ge=1)
-    """Steps between videos of fixed held-out conditions, in `videos/` and `strips/` and to the tracker."""
+    """Steps between samples of fixed held-out conditions, written to `videos/`, `strips/` and the tracker."""
     num_visualized: int = Field(4, ge=1)
-    """How many of them."""
+    """Number of these samples."""
     workers: Annotated[int, MayChange] = Field(0, ge=0)
-    """Processes that read latents, a rank; 0 reads in the training process."""
+    """Data loading processes per rank; 0 reads latents in the training process."""
 
     @model_validator(mode="after")
     def _there_is_one_network_that_supports_the_options(self) -> LDMSettings:
         if (self.dit is None) == (self.unet is None):
-            raise ValueError("one network is trained: give either dit or unet")
+            raise ValueError("exactly one network is trained: give either dit or unet")
         for name in ("compile", "gradient_checkpointing"):
             if self.unet is not None and getattr(self.optimization, name):
                 raise ValueError(f"optimization.{name}=true is for ldm.dit: diffusers' 3D UNet does not support it")
@@ -56,5 +57,5 @@ class LDMSettings(Settings):
     def network(self) -> DiTSettings | UNetSettings:
         """The settings of the network that is trained."""
         network = self.unet if self.unet is not None else self.dit
-        assert network is not None  # the validators saw to it
+        assert network is not None  # checked by the validator
         return network

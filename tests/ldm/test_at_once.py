@@ -14,7 +14,7 @@ from ldm.evaluation.settings import EvalLDMSettings
 from ldm.export import export_pipeline
 from ldm.sample import sample_videos
 from ldm.sampling import sample_table
-from ldm.sampling.requests import asked_requests, evaluation_requests
+from ldm.sampling.requests import evaluation_requests, user_requests
 from ldm.sampling.settings import SampleSettings
 from odvae.clips.video_set import VideoSet
 from odvae.evaluate import evaluate_vae
@@ -78,14 +78,14 @@ def test_two_samplings_keep_all_rows(folders, monkeypatch):
     before = len(sample_table.read_sample_rows(folders.samples))
 
     def sample(prompt):
-        requests = asked_requests([prompt], [], seed=0, count=2)
+        requests = user_requests([prompt], [], seed=0, count=2)
         sample_videos(requests, SAMPLING, folders.vae, folders.ldm, folders.samples)
 
     said = at_once(lambda: sample("a red circle"), lambda: sample("a blue square"), lambda: sample("a red circle"))
     assert said == ["", "", ""]
     rows = sample_table.read_sample_rows(folders.samples)
     assert len(rows) == before + 4
-    assert {row["prompt"] for row in rows if row["group"] == "asked"} == {"a red circle", "a blue square"}
+    assert {row["prompt"] for row in rows if row["group"] == "user"} == {"a red circle", "a blue square"}
     assert all((folders.samples / row["file"]).is_file() for row in rows)
     assert list(folders.samples.glob(".*.partial")) == []
 

@@ -227,8 +227,8 @@ def test_ddim_refuses_steps_that_it_would_place_wrongly():
 def test_guidance_acts_in_its_interval_and_rescale_restores_the_spread():
     conditional, unconditional = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(4)), torch.zeros(1)
     guidance = Guidance(scale=4.0, interval=(0.2, 0.8))
-    assert [guidance.acts_at(t) for t in (0.1, 0.5, 0.9)] == [False, True, False]
-    assert not Guidance(scale=1.0).acts_at(0.5)
+    assert [guidance.applies_at(t) for t in (0.1, 0.5, 0.9)] == [False, True, False]
+    assert not Guidance(scale=1.0).applies_at(0.5)
     assert torch.allclose(guidance.combine(conditional, unconditional), 4 * conditional)
     rescaled = Guidance(scale=4.0, rescale=1.0).combine(conditional, unconditional)
     assert torch.allclose(rescaled, conditional, atol=1e-5)

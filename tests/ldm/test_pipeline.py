@@ -15,7 +15,8 @@ from ldm.diffusion.settings import ObjectiveSettings
 from ldm.networks.settings import TextSettings
 from ldm.networks.text_encoder import learn_text_encoder, load_text_encoder
 from ldm.sampling.decode import PIECE, decode_in_pieces
-from ldm.sampling.requests import asked_requests
+from ldm.sampling.pipeline_inputs import class_indices
+from ldm.sampling.requests import user_requests
 from ldm.sampling.schedulers import make_scheduler
 from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
@@ -89,7 +90,7 @@ def test_prompt_and_guidance_matter_and_guidance_1_is_the_plain_prediction(pipel
 
 
 @pytest.mark.parametrize("make", [make_dit, make_unet])
-def test_class_labels_go_by_name_or_number_and_guidance_leads_away_from_no_class(vae, make):
+def test_class_labels_are_names_or_indices_and_guidance_leads_away_from_no_class(vae, make):
     pipeline = make_pipeline(vae, make=make, class_names=CLASSES)
 
     def one(label, **options):
@@ -99,8 +100,7 @@ def test_class_labels_go_by_name_or_number_and_guidance_leads_away_from_no_class
     assert np.abs(one("jump") - one("swim")).max() > 1e-3
     assert np.abs(one("jump") - one("jump", guidance_scale=1.0)).max() > 1e-3
     assert generate(pipeline, None, [0, 1], class_label=["run", 2]).shape[0] == 2
-    numbered = make_pipeline(vae, make=make, class_names=["10", "2"])
-    assert [numbered._class_number(label) for label in ("2", 2, "10", 0, "1")] == [1, 1, 0, 0, 1]
+    assert class_indices(("2", 2, "10", 0, "1"), names=["10", "2"]) == [1, 1, 0, 0, 1]
     for unknown in ("fly", 3, -1):
         with pytest.raises(InputError, match="is unknown; allowed are 0 to 2 or their names: run, jump, swim"):
             one(unknown)
@@ -151,7 +151,7 @@ def test_every_prediction_samples_with_its_schedulers_and_refuses_the_others(vae
     pipeline.scheduler = make_scheduler("dpmsolver++", pipeline.objective)
     assert np.abs(generate(pipeline, None, [0]) - made).max() > 0
     pipeline.scheduler = DPMSolverMultistepScheduler()
-    with pytest.raises(InputError, match="does not fit what the network learned"):
+    with pytest.raises(InputError, match="does not fit the network's objective"):
         generate(pipeline, None, [0])
     pipeline.scheduler = make_scheduler("euler", ObjectiveSettings())
     with pytest.raises(InputError, match=f"does not fit a network that predicts {prediction}"):
@@ -257,6 +257,6 @@ def test_parts_of_other_runs_are_refused(vae, text):
 
 def test_every_prompt_has_a_file_of_its_own():
     prompts = ["a red circle", "A red circle!", "一只猫在跑步", "一只狗在游泳", "x" * 80, "x" * 81]
-    files = [request.file for request in asked_requests(prompts, [], seed=3)]
+    files = [request.file for request in user_requests(prompts, [], seed=3)]
     assert files[0] == "a-red-circle_seed3.mp4"
     assert len(set(files)) == len(prompts)

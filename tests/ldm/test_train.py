@@ -18,7 +18,7 @@ from ldm.latents.manifest import load_manifest
 from ldm.networks.conditioning import NO_LABEL
 from ldm.networks.settings import ConditioningSettings, DiTSettings
 from ldm.sample import load_pipeline, sample_videos
-from ldm.sampling.requests import asked_requests
+from ldm.sampling.requests import user_requests
 from ldm.sampling.settings import SampleSettings
 from ldm.train import new_network, train_ldm
 from ldm.training.batches import LatentData
@@ -59,7 +59,7 @@ def test_every_condition_trains_on_rendered_videos_and_samples(ldm_run, tmp_path
     if kind == "first frame":
         image = tmp_path / "first.png"
         Image.fromarray(np.full((40, 64, 3), 200, np.uint8)).save(image)
-    requests = asked_requests(seed=5, image=image, count=2, **asked)
+    requests = user_requests(seed=5, image=image, count=2, **asked)
     sampling = SampleSettings(num_inference_steps=2, gif=True)
     files = sample_videos(requests, sampling, ldm_run / "vae", tmp_path / "ldm", tmp_path / "samples")
     assert [file.stem[-5:] for file in files] == ["seed5", "seed6"]

@@ -2,6 +2,7 @@
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 from odvae.training.muon import Muon
 
@@ -30,7 +31,7 @@ def train(network, optimizer, steps, first=1):
 def step_on_shards(rank, folder):
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     network = Network()
-    torch.distributed.fsdp.fully_shard(network, mesh=torch.distributed.init_device_mesh("cpu", (2,)))
+    fully_shard(network, mesh=torch.distributed.init_device_mesh("cpu", (2,)))
     optimizer = Muon(network.parameters(), 1e-2, 0.1, adaptive=True, nesterov=True)
     for step in range(1, 4):
         generator = torch.Generator().manual_seed(step)

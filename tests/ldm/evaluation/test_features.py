@@ -49,7 +49,7 @@ def test_videomae_features_are_its_pooled_tokens_and_need_its_frames(tmp_path):
     assert "not FVD" in network.distance
     with pytest.raises(InputError, match="takes 4 frames, the protocol gives 17"):
         network.check_frames(17)
-    with pytest.raises(InputError, match=r"eval_ldm\.videomae must name"):
+    with pytest.raises(InputError, match=r"eval_ldm\.videomae must be"):
         load_network("videomae")
 
 

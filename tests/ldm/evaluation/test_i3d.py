@@ -35,7 +35,7 @@ def test_i3d_loads_from_a_state_dict_and_refuses_another_hash_and_other_tensors(
     loaded, sha256 = load_i3d(tmp_path / "i3d.pt", None)
     assert sha256 == file_fingerprint(tmp_path / "i3d.pt")
     assert torch.equal(loaded.logits.conv3d.weight, network.logits.conv3d.weight)
-    with pytest.raises(InputError, match="not the I3D expected: its sha256 is"):
+    with pytest.raises(InputError, match="not the expected I3D file: its sha256 is"):
         load_i3d(tmp_path / "i3d.pt", "0" * 64)
     torch.save({"fc.weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(InputError, match="does not hold I3D's 344 tensors"):

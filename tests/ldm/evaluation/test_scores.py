@@ -1,4 +1,4 @@
-"""A distance with its floors and warnings."""
+"""A distance with its baselines and warnings."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from ldm.evaluation.scores import distance_part
 rng = np.random.default_rng(0)
 
 
-def test_a_distance_stands_beside_both_floors_and_says_when_there_are_too_few_videos():
+def test_a_distance_comes_with_both_baselines_and_a_warning_for_too_few_videos():
     network = load_network("random")
     reference = rng.normal(size=(20, 64))
     sets = {"generated": reference + 1, "reconstructed": reference + 0.1, "real": rng.normal(size=(20, 64))}

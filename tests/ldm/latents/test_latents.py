@@ -16,7 +16,7 @@ from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.verify import TOLERANCE, find_problems, reencode
 from ldm.latents.entries import load_entry, open_latents
 from ldm.latents.manifest import check_latents, load_manifest
-from ldm.networks.text_encoder import knows_words
+from ldm.networks.text_encoder import has_vocabulary
 from odvae.clips.clip import load_clip
 from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
@@ -165,7 +165,7 @@ def test_missing_shards_wrong_counts_and_unknown_formats_are_refused(encoded, tm
         check_latents(tmp_path / "latents", manifest, manifest.vae_sha256, encoded / "vae")
     (tmp_path / "elsewhere.tar").rename(tmp_path / "latents/00001.tar")
     dataclasses.replace(manifest, train_entries=3).save(tmp_path / "latents")
-    with pytest.raises(InputError, match="its manifest says 3"):
+    with pytest.raises(InputError, match="its manifest lists 3"):
         open_latents(tmp_path / "latents", load_manifest(tmp_path / "latents"))
     values = json.loads((tmp_path / "latents/manifest.json").read_text())
     (tmp_path / "latents/manifest.json").write_text(json.dumps({**values, "format": 99}))
@@ -309,8 +309,8 @@ def test_videos_without_captions_are_encoded_for_networks_that_are_not_told_text
             members = {extension: sample.read(extension) for extension in sample.members}
             writer.write({"__key__": sample.key, **members, "txt": b""})
     encode(tmp_path, tmp_path / "latents")
-    assert not knows_words(tmp_path / "latents/text_encoder")
-    assert knows_words(encoded / "latents/text_encoder")
+    assert not has_vocabulary(tmp_path / "latents/text_encoder")
+    assert has_vocabulary(encoded / "latents/text_encoder")
     captions = [load_entry(entry, 0, {})["text_mask"].sum() for entry in entries_of(tmp_path / "latents")[0]]
     assert set(map(int, captions)) == {2}  # begin and end
 

@@ -6,7 +6,7 @@ from small_networks import CLASSES, awake, make_dit, make_unet
 from torch import nn
 
 from ldm.networks.attention import apply_rope, check_backend, rope_angles, rope_cos_sin
-from ldm.networks.conditioning import Condition, beside_first_frame
+from ldm.networks.conditioning import Condition, concat_first_frame
 from ldm.networks.dit import DiT
 from ldm.networks.settings import SIZES
 from odvae.running.errors import InputError
@@ -99,7 +99,7 @@ def test_a_first_frame_matters_where_given_and_only_there(make):
 
 def test_the_networks_input_holds_the_given_frame_and_says_so():
     latents, _, condition = inputs(first_frame=True)
-    x = beside_first_frame(latents, condition)
+    x = concat_first_frame(latents, condition)
     assert torch.equal(x[:, :4], latents)
     assert torch.equal(x[0, 4:8, :1], condition.first_frame[0])
     assert x[0, 8, 0].eq(1).all()

@@ -9,7 +9,7 @@ from small import REPOSITORY
 
 from ldm.report.page import data_uri
 from ldm.study.claims import claims
-from ldm.study.page import SHOWN, same_captions
+from ldm.study.page import NUM_VISUALIZED, same_captions
 from ldm.study.plan import IMAGE, StudySettings, generator_run, vae_runs
 from ldm.study.results import collect
 from ldm.study.runner import OutOfTime, Runner, record_experiment
@@ -166,11 +166,11 @@ def test_each_claim_fails_by_its_own_number(place, change):
 def test_the_page_shows_the_first_captions_with_the_video_of_every_run(tmp_path):
     for run in "ab":
         (tmp_path / run / "samples").mkdir(parents=True)
-        rows = [{"file": f"{i}.mp4", "group": "held_out", "prompt": f"caption {i}"} for i in range(SHOWN + 4)]
+        rows = [{"file": f"{i}.mp4", "group": "held_out", "prompt": f"caption {i}"} for i in range(NUM_VISUALIZED + 4)]
         for row in rows:
             (tmp_path / run / "samples" / row["file"]).write_bytes(f"{run} {row['file']}".encode())
         write_text(tmp_path / run / "samples/samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     shown = same_captions(tmp_path, [{"run": "a", "label": "one"}, {"run": "b", "label": "other"}])
-    assert [entry["caption"] for entry in shown] == [f"caption {i}" for i in range(SHOWN)]
+    assert [entry["caption"] for entry in shown] == [f"caption {i}" for i in range(NUM_VISUALIZED)]
     videos = {data_uri(b"a 3.mp4", "video/mp4"), data_uri(b"b 3.mp4", "video/mp4")}
     assert set(shown[3]["videos"].values()) == videos

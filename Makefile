@@ -36,10 +36,15 @@ test-fast: install
 	$(BIN)/pytest -m "not slow"
 
 demo: install
+	@$(BIN)/python tools/demo_time.py $(CONFIG)
 	$(LAUNCH) pipelines/train_vae.py --config $(CONFIG)
+	@$(BIN)/python tools/demo_time.py $(CONFIG)
 	$(LAUNCH) pipelines/encode_latents.py --config $(CONFIG)
+	@$(BIN)/python tools/demo_time.py $(CONFIG)
 	$(LAUNCH) pipelines/train_ldm.py --config $(CONFIG)
+	@$(BIN)/python tools/demo_time.py $(CONFIG)
 	$(LAUNCH) pipelines/sample_video.py --config $(CONFIG)
+	@$(BIN)/python tools/demo_time.py $(CONFIG)
 	$(LAUNCH) pipelines/evaluate_vae.py --config $(CONFIG)
 	$(LAUNCH) pipelines/evaluate_ldm.py --config $(CONFIG)
 

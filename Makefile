@@ -37,10 +37,15 @@ test-fast: install
 	$(BIN)/pytest -m "not slow"
 
 demo: install
+	@$(RUN) tools/demo_time.py $(CONFIG)
 	$(RUN) pipelines/train_vae.py --config $(CONFIG)
+	@$(RUN) tools/demo_time.py $(CONFIG)
 	$(RUN) pipelines/encode_latents.py --config $(CONFIG)
+	@$(RUN) tools/demo_time.py $(CONFIG)
 	$(RUN) pipelines/train_ldm.py --config $(CONFIG)
+	@$(RUN) tools/demo_time.py $(CONFIG)
 	$(RUN) pipelines/sample_video.py --config $(CONFIG)
+	@$(RUN) tools/demo_time.py $(CONFIG)
 	$(RUN) pipelines/evaluate_vae.py --config $(CONFIG)
 	$(RUN) pipelines/evaluate_ldm.py --config $(CONFIG)
 

@@ -57,7 +57,7 @@ def fit_network(
 def load_network(folder: Path) -> Network:
     """A run's trained network, in eval mode. Raises InputError, with the training command, where there is none."""
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no trained LDM; train it with: {command_line('train_ldm')}")
+        raise InputError(f"{folder} holds no trained LDM; make it with: {command_line('train_ldm')}")
     name = read_json(folder / "config.json").get("_class_name")
     if name not in NETWORKS:
         raise InputError(f"{folder / 'config.json'}: _class_name={name!r}; allowed are {', '.join(NETWORKS)}")

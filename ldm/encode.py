@@ -1,4 +1,4 @@
-"""Video shards -> latent shards: the VAE's posterior of each clip, and its caption's embedding, written once.
+"""Encodes video shards into latent shards: the VAE's posterior of each clip, and the embeddings of its captions.
 
 One latent shard a video shard and bucket. A shard appears when it is whole; a run that was stopped goes on with those
 that are not there yet, on any number of processes, and ends in the same bytes.
@@ -48,7 +48,7 @@ def encode_latents(
     *,
     load_vae: VAELoader = load_vae,
 ) -> None:
-    """Encode every video (both splits) into `folder`, or go on where an earlier run stopped; ranks share the shards.
+    """Encode every video (both splits) into `folder`, or resume an interrupted run; ranks share the shards.
 
     Ends with an account of the videos, in `account.json` too. `needs_text` says that a network will learn from their
     captions. Raises InputError when there is none then, when the VAE is missing or does not take clips of the settings'
@@ -68,13 +68,13 @@ def encode_latents(
         text_encoder = open_text_encoder(text, videos, folder, seed)
         check_max_tokens(text_encoder, text.max_tokens)
         text_encoder.model.to(state.device)
-        encoder = EncodingJob(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
+        encoding = EncodingJob(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
         todo = [job for job in jobs if job.name in waiting]
-        encode_shard_jobs(encoder, todo[state.process_index :: state.num_processes], folder, len(videos.samples))
+        encode_shard_jobs(encoding, todo[state.process_index :: state.num_processes], folder, len(videos.samples))
         state.wait_for_everyone()
         if state.is_main_process:
             if todo or not _manifest_lists(jobs, folder):
-                _write_manifest(encoder, jobs, text, vae_folder, folder)
+                _write_manifest(encoding, jobs, text, vae_folder, folder)
             account = account_of(videos, jobs, folder)
             account.save(folder)
             print(account.table(), flush=True)
@@ -91,7 +91,7 @@ def check_captions(videos: VideoSet) -> None:
 
 
 def account_of(videos: VideoSet, jobs: Sequence[ShardJob], folder: Path) -> Account:
-    """What became of the videos: encoded, or not and why."""
+    """Account of the videos: encoded ones, and the others with reasons."""
     account = Account("videos")
     for job in jobs:
         account.add(Account.from_json(read_json(job.record(folder))["account"]))
@@ -100,12 +100,12 @@ def account_of(videos: VideoSet, jobs: Sequence[ShardJob], folder: Path) -> Acco
         if sample.key not in encoded:
             account.leave_out(sample.key, TOO_SHORT)
     if account.used and not account.captioned:
-        account.notes.append("no video has a caption: these latents cannot teach to make videos of a text")
+        account.notes.append("no video has a caption: a text-conditional model cannot be trained on these latents")
     return account
 
 
 def check_long_clips(settings: EncodeSettings, data: DataSettings, vae: VideoVAE) -> None:
-    """Raise InputError for clips that would be encoded in pieces, by a VAE that needs them whole."""
+    """Raise InputError for clips longer than `encode.stream_frames` where the VAE cannot encode in pieces."""
     longest = max(bucket.frames for bucket in settings.buckets_for(data))
     if longest > settings.stream_frames and not vae.streamable:
         raise InputError(
@@ -116,14 +116,14 @@ def check_long_clips(settings: EncodeSettings, data: DataSettings, vae: VideoVAE
 
 
 def _waiting_jobs(folder: Path, jobs: Sequence[ShardJob], vae_sha256: str, vae_folder: Path) -> list[str]:
-    """Names of the jobs that are not done yet. Raises InputError where those that are had another VAE or video."""
+    """Names of the jobs that are not done. Raises InputError where the others had another VAE or other videos."""
     _check_same_vae(folder, vae_sha256, vae_folder)
     _check_same_videos(folder, jobs)
     return [job.name for job in jobs if not job.is_done(folder)]
 
 
 def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: int) -> TextEncoder:
-    """The text encoder named by the settings; a learned one is learned once, from the training videos' captions."""
+    """The text encoder of the settings; a "learned" one is first trained on the training videos' captions."""
     if text.encoder != LEARNED:
         return load_text_encoder(text.encoder)
     state, learned = PartialState(), folder / TEXT_ENCODER_FOLDER
@@ -138,7 +138,7 @@ def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: 
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread: the number of threads, which follows from that of the ranks, changes how sums round."""
+    """Compute on one thread: rounding depends on the number of threads, which depends on the number of ranks."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -156,30 +156,30 @@ def _check_same_vae(folder: Path, vae_sha256: str, vae_folder: Path) -> None:
 
 
 def _check_same_videos(folder: Path, jobs: Sequence[ShardJob]) -> None:
-    """Refuse to go on in a folder whose latents are of video shards that are others now, or gone."""
+    """Raise InputError for a folder whose latents are of video shards that have changed or are missing."""
     planned = {job.name: job for job in jobs}
     hashes = HashCache(folder / HASHES)
     for path in sorted((folder / "shards").glob("*.json")):
         record = read_json(path)
         again = f"remove {folder} and run the same command again"
         if record["name"] not in planned:
-            raise InputError(f"{folder / record['name']} is of {record['source']}, which is no more there; {again}")
+            raise InputError(f"{folder / record['name']} is of {record['source']}, which no longer exists; {again}")
         source = planned[record["name"]].source
         if hashes.sha256(source) != record["source_sha256"]:
             raise InputError(f"{source} was changed after its latents {record['name']} were encoded; {again}")
     hashes.save()
 
 
-def _write_empty_text(encoder: EncodingJob, folder: Path) -> None:
-    """The empty caption's embedding, which stands for "no text" in training and guidance."""
-    embedding, mask = encoder.text.encode([""], encoder.max_tokens)
-    tensors = {"text": embedding[0].to(DTYPES[encoder.settings.dtype]).cpu(), "text_mask": mask[0].cpu()}
+def _write_empty_text(encoding: EncodingJob, folder: Path) -> None:
+    """Write the empty caption's embedding, which means "no text" in training and guidance."""
+    embedding, mask = encoding.text.encode([""], encoding.max_tokens)
+    tensors = {"text": embedding[0].to(DTYPES[encoding.settings.dtype]).cpu(), "text_mask": mask[0].cpu()}
     with written_aside(folder / EMPTY_TEXT) as file:
         file.write(save_safetensors(tensors))
 
 
 def _manifest_lists(jobs: Sequence[ShardJob], folder: Path) -> bool:
-    """Whether there is a manifest of just these jobs' shards: a kill may have come before the last was written."""
+    """Whether there is a manifest of exactly these jobs' shards; an interrupted run may have left an older one."""
     if not (folder / MANIFEST).is_file():
         return False
     records = [read_json(job.record(folder)) for job in jobs]
@@ -191,35 +191,35 @@ def _by_number_or_name(name: str) -> tuple[bool, int, str]:
     return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
 
 
-def _in_order_of_settings(records: Sequence[dict], encoder: EncodingJob) -> dict[str, tuple[int, ...]]:
-    """Shapes of the buckets that hold something; first that of the experiment's own clips, which is sampled unasked."""
+def _bucket_shapes(records: Sequence[dict], encoding: EncodingJob) -> dict[str, tuple[int, ...]]:
+    """Shapes of the buckets that are not empty. That of the `data` section comes first: it is sampled by default."""
     shapes = {record["bucket"]: tuple(record["shape"]) for record in records}
-    buckets = (BucketSettings.of_clips(encoder.data), *encoder.settings.buckets)
+    buckets = (BucketSettings.of_clips(encoding.data), *encoding.settings.buckets)
     return {bucket.name: shapes[bucket.name] for bucket in buckets if bucket.name in shapes}
 
 
 def _write_manifest(
-    encoder: EncodingJob, jobs: Sequence[ShardJob], text: TextSettings, vae_folder: Path, folder: Path
+    encoding: EncodingJob, jobs: Sequence[ShardJob], text: TextSettings, vae_folder: Path, folder: Path
 ) -> None:
-    _write_empty_text(encoder, folder)
+    _write_empty_text(encoding, folder)
     records = [read_json(job.record(folder)) for job in jobs]
     parts = [ChannelSums.from_json(record["sums"]) for record in records if record["sums"]]
     if not parts:
         raise InputError("no training clip could be encoded, so the latents have no statistics")
     latents_mean, latents_std = sum(parts, ChannelSums()).mean_and_std()
-    settings, data, full = encoder.settings, encoder.data, [record for record in records if record["entries"]]
+    settings, data, full = encoding.settings, encoding.data, [record for record in records if record["entries"]]
     names = ("train_entries", "entries", "captioned_entries", "captioned_train_entries", "captions")
     train, entries, captioned, captioned_train, captions = (sum(record[name] for record in records) for name in names)
     by_class: Counter[str] = sum((Counter(record["entries_by_class"]) for record in records), Counter())
     classes = sorted(by_class, key=_by_number_or_name)
     manifest = Manifest(
-        vae_sha256=encoder.vae_sha256,
-        vae_config={key: value for key, value in encoder.vae.config.items() if not key.startswith("_")},
+        vae_sha256=encoding.vae_sha256,
+        vae_config={key: value for key, value in encoding.vae.config.items() if not key.startswith("_")},
         vae_folder=str(vae_folder),
         text_encoder=TEXT_ENCODER_FOLDER if text.encoder == LEARNED else text.encoder,
-        text_sha256=weights_fingerprint(encoder.text.model),
-        text_width=encoder.text.width,
-        text_tokens=encoder.max_tokens,
+        text_sha256=weights_fingerprint(encoding.text.model),
+        text_width=encoding.text.width,
+        text_tokens=encoding.max_tokens,
         empty_text_sha256=file_fingerprint(folder / EMPTY_TEXT),
         data=data.model_dump(mode="json"),
         resize=f"cover, {data.resize}, antialiased, center crop",
@@ -228,7 +228,7 @@ def _write_manifest(
         posterior=settings.posterior,
         dtype=settings.dtype,
         held_out=data.held_out,
-        buckets=_in_order_of_settings(full, encoder),
+        buckets=_bucket_shapes(full, encoding),
         train_entries=train,
         held_out_entries=entries - train,
         captioned_entries=captioned,

@@ -1,7 +1,7 @@
-"""Scores of generated videos: do they follow their prompts, how far are they from real ones, how restless are they.
+"""Scores of generated videos: prompt accuracy, distances to real videos, temporal flicker.
 
-Every distance stands beside two floors: other real videos (what the number of videos alone gives) and the VAE's
-reconstructions (what no generator on its latents can beat; on I3D's features it is called rFVD).
+Every distance is reported with two baselines: that of other real videos, which is due to the number of videos alone,
+and that of the VAE's reconstructions (rFVD on I3D's features), which bounds what a generator on its latents can reach.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ from odvae.running.stage import Stage
 from odvae.shards.tars import Sample
 from odvae.video_vae import VAELoader, compression_of, load_vae
 
-ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
-JUDGE_PROTOCOL = "exact judge on {what} (color by hue, shape by overlap, motion by displacement); unclear is wrong"
+PROMPT_ACCURACY_PARTS = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
+JUDGE_PROTOCOL = "exact judge on {videos} (color by hue, shape by overlap, motion by displacement); unclear is wrong"
 
 
 @dataclass(frozen=True)
 class VideoSets:
-    """The videos compared: as many generated as real and as other real ones."""
+    """The videos that distances compare, the same number of each kind; real ones as (video, first frame)."""
 
     generated: list[dict]
     reference: list[tuple[Sample, int]]
@@ -63,15 +63,15 @@ def evaluate_ldm(
     *,
     load_vae: VAELoader = load_vae,
 ) -> dict:
-    """Score the samples, write the scores into report.json, and make the page. Ranks share the videos.
+    """Score the samples, write the scores into report.json, and render the page. Ranks share the videos.
 
-    Raises InputError when samples are missing, of another size or unreadable, when there are too few videos or frames
-    for what is asked, or when a network's or a reference's file is not what it should be.
+    Raises InputError where samples are missing, unreadable or of another size, where there are too few videos or frames
+    for the protocol, and where a feature network's or a reference's file is not the expected one.
     """
     forbid_tf32()
     protocol = PROTOCOLS[settings.protocol]
     protocol.check(data.frames)
-    read_report(folders)  # whether it can be added to
+    read_report(folders)  # raises where it cannot be added to
     rows = read_samples(folders.samples)
     sets = choose_video_sets(settings, data, videos, rows, seed)
     with Stage(folders.report) as stage:
@@ -82,20 +82,20 @@ def evaluate_ldm(
         for network in networks:
             network.check_frames(protocol.frames_of(data.frames))
         clip = CLIPScorer(settings.clip_model, device) if settings.clip_model else None
-        tools = Scorers(networks, protocol, data, demo, settings.batch_size, clip)
+        scorers = Scorers(networks, protocol, data, demo, settings.batch_size, clip)
 
-        generated = measure_samples(rows, folders.samples, tools, {row["file"] for row in sets.generated})
-        reconstructed = measure_reconstructions(sets.reference, vae, tools)
-        real = measure_real_sets(settings, sets, tools, protocol.describe(data, seed), folders.report)
+        generated = measure_samples(rows, folders.samples, scorers, {row["file"] for row in sets.generated})
+        reconstructed = measure_reconstructions(sets.reference, vae, scorers)
+        real = measure_real_sets(settings, sets, scorers, protocol.describe(data, seed), folders.report)
 
         if stage.state.is_main_process:
             parts: dict[str, Any] = {"duplicates": duplicates_part(generated)}
-            parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(ACCURACIES)
+            parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(PROMPT_ACCURACY_PARTS)
             parts["clip_score"] = clip_part(generated, settings) if clip else None
             parts["flicker"] = flicker_part(generated, reconstructed, vae.temporal_compression_ratio)
-            how = {**protocol.describe(data, seed), **provenance(rows, vae)}
+            origin = {**protocol.describe(data, seed), **provenance(rows, vae)}
             parts["distances"] = {
-                network.name: distances(network, generated, reconstructed, real[network.name], how, settings, seed)
+                network.name: distances(network, generated, reconstructed, real[network.name], origin, settings, seed)
                 for network in networks
             }
             announce_warnings(parts)
@@ -110,21 +110,22 @@ def distances(
     generated: list[dict],
     reconstructed: list[dict],
     real: dict[str, np.ndarray],
-    how: dict,
+    protocol: dict,
     settings: EvalLDMSettings,
     seed: int,
 ) -> dict:
-    """The distances of one network's features from the reference, of generated videos and of both floors."""
+    """The distances to the reference on one network's features: of generated videos, and of both baselines."""
     features = {
         "generated": stack(generated, network),
         "reconstructed": stack(reconstructed, network),
         "real": real["other_real"],
     }
-    return distance_part(network, real["reference"], features, {**how, **network.describe()}, settings.bootstrap, seed)
+    protocol = {**protocol, **network.describe()}
+    return distance_part(network, real["reference"], features, protocol, settings.bootstrap, seed)
 
 
-# What all videos of one score have in common, of the settings they were sampled with.
-SAMPLED_ALIKE = (
+# Sampling settings in which all scored videos must agree.
+COMMON_SETTINGS = (
     "scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "guidance_rescale", "ema_decay",
     "frames", "height", "width",
 )  # fmt: skip
@@ -133,14 +134,14 @@ SAMPLED_ALIKE = (
 def read_samples(samples: Path) -> list[dict]:
     """The rows of samples.jsonl that an evaluation scores.
 
-    Raises InputError for none, and for those of several LDMs or made with several settings.
+    Raises InputError where there are none, and for samples of several LDMs or with different sampling settings.
     """
     path = samples / SAMPLE_TABLE
     command = f"{command_line('sample_video')} (with this experiment's --config, no --prompt)"
     rows = [row for row in read_sample_rows(samples) if row["group"] in (HELD_OUT, UNSEEN)]
     if not rows:
         raise InputError(f"{samples} holds no samples to score; make them with: {command}")
-    for name in ("ldm_sha256", *SAMPLED_ALIKE):
+    for name in ("ldm_sha256", *COMMON_SETTINGS):
         found = sorted({str(row.get(name)) for row in rows})
         if len(found) > 1:
             raise InputError(
@@ -152,21 +153,21 @@ def read_samples(samples: Path) -> list[dict]:
 def choose_video_sets(
     settings: EvalLDMSettings, data: DataSettings, videos: VideoSet, rows: list[dict], seed: int
 ) -> VideoSets:
-    """The same number of each kind: held-out captions' samples, held-out clips, training clips.
+    """Choose the same number of samples of held-out conditions, of held-out clips and of training clips.
 
     Raises InputError for fewer than two of a kind.
     """
     protocol = PROTOCOLS[settings.protocol]
     held_out = [row for row in rows if row["group"] == HELD_OUT]
-    there = {"samples": len(held_out), "held-out videos": len(videos.held_out), "training videos": len(videos.train)}
-    n = min(settings.clips, *there.values(), *([protocol.max_videos] if protocol.max_videos else []))
+    counts = {"samples": len(held_out), "held-out videos": len(videos.held_out), "training videos": len(videos.train)}
+    n = min(settings.clips, *counts.values(), *([protocol.max_videos] if protocol.max_videos else []))
     if n < 2:
-        raise InputError(f"distances need at least 2 videos of each kind, found {there}")
+        raise InputError(f"distances need at least 2 videos of each kind, found {counts}")
 
-    def start(sample: Sample, number: int) -> int:
+    def start(sample: Sample, index: int) -> int:
         if protocol.start == "first":
             return 0
-        return protocol.random_start(frame_count(sample, data.fps), data, seed, number)
+        return protocol.random_start(frame_count(sample, data.fps), data, seed, index)
 
     def clips(samples: list[Sample], first: int) -> list[tuple[Sample, int]]:
         return [(sample, start(sample, first + i)) for i, sample in enumerate(samples[:n])]
@@ -175,18 +176,18 @@ def choose_video_sets(
 
 
 def measure_real_sets(
-    settings: EvalLDMSettings, sets: VideoSets, tools: Scorers, protocol: dict, report: Path
+    settings: EvalLDMSettings, sets: VideoSets, scorers: Scorers, protocol: dict, report: Path
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Features of the real videos: network's name -> {"reference", "other_real"} -> (n, d); cached, or given."""
+    """Features of the real videos, network's name -> {"reference", "other_real"} -> (n, d): cached, or computed."""
     real: dict[str, dict[str, np.ndarray]] = {}
-    for network in tools.networks:
+    for network in scorers.networks:
         real[network.name] = {}
         for kind, clips in (("reference", sets.reference), ("other_real", sets.other_real)):
             description = {"kind": kind, **protocol, **network.describe(), **describe_clips(clips)}
 
             def measure(network: FeatureNetwork = network, clips: list = clips) -> np.ndarray:
-                one = Scorers([network], tools.protocol, tools.data, False, tools.batch_size)
-                return stack(measure_real(clips, one), network)
+                single = Scorers([network], scorers.protocol, scorers.data, False, scorers.batch_size)
+                return stack(measure_real(clips, single), network)
 
             if settings.reference is None:
                 found = cached_features(report / "features", description, measure)
@@ -197,12 +198,12 @@ def measure_real_sets(
 
 
 def stack(rows: list[dict], network: FeatureNetwork) -> np.ndarray:
-    """The features (n, d) in measured rows."""
+    """The features (n, d) in the rows of `measure_*`."""
     return np.stack([row["features"][network.name] for row in rows if "features" in row])
 
 
 def accuracy_parts(generated: list[dict], reconstructed: list[dict]) -> dict:
-    """How often the judge reads in a video what its caption says: generated, of unseen combinations, reconstructed."""
+    """Prompt accuracy of generated videos, of those of held-out combinations, and of reconstructions."""
     parts: dict = {}
     for group, name in ((HELD_OUT, "prompt_accuracy"), (UNSEEN, "prompt_accuracy_unseen")):
         rows = [row for row in generated if row["group"] == group and row["prompt"]]
@@ -211,10 +212,10 @@ def accuracy_parts(generated: list[dict], reconstructed: list[dict]) -> dict:
     return parts
 
 
-def accuracy_part(rows: list[dict], caption: str, what: str) -> dict:
+def accuracy_part(rows: list[dict], caption: str, videos: str) -> dict:
     verdicts = [Verdict(**row["verdict"]) for row in rows]
     accuracy = prompt_accuracy(verdicts, [row[caption] for row in rows])
-    return {**accuracy, "protocol": JUDGE_PROTOCOL.format(what=what)}
+    return {**accuracy, "protocol": JUDGE_PROTOCOL.format(videos=videos)}
 
 
 def clip_part(generated: list[dict], settings: EvalLDMSettings) -> dict | None:
@@ -227,9 +228,9 @@ def clip_part(generated: list[dict], settings: EvalLDMSettings) -> dict | None:
 
 
 def flicker_part(generated: list[dict], reconstructed: list[dict], temporal_compression_ratio: int) -> dict:
-    """How restless videos are, and what the VAE adds to it."""
+    """Temporal flicker: added by the VAE, between latent frames, and the steadiness of each kind of video."""
     flicker = torch.from_numpy(np.stack([row["flicker"] for row in reconstructed]))  # (n, t - 1)
-    made = [row["steadiness"] for row in generated if row["group"] == HELD_OUT]
+    held_out = [row["steadiness"] for row in generated if row["group"] == HELD_OUT]
     return {
         "added": float(flicker.mean()),
         "added_by_step": flicker.mean(axis=0).tolist(),
@@ -237,36 +238,36 @@ def flicker_part(generated: list[dict], reconstructed: list[dict], temporal_comp
         "steadiness": {
             "real": float(np.mean([row["real_steadiness"] for row in reconstructed])),
             "reconstructed": float(np.mean([row["steadiness"] for row in reconstructed])),
-            "generated": float(np.mean(made)) if made else None,
+            "generated": float(np.mean(held_out)) if held_out else None,
         },
         "n": len(reconstructed),
-        "protocol": "added: mean |frame-to-frame change of reconstruction - of the real clip|, in 8-bit levels; "
-        "seam_ratio: of it, between frames of different latents over within one; steadiness: (255 - mean |change|) / "
-        "255 as VBench's temporal flickering; generated from mp4",
+        "protocol": "added: mean |frame-to-frame change of the reconstruction - that of the real clip|, in 8-bit "
+        "levels; seam_ratio: added flicker between frames of different latent frames over that within one; steadiness: "
+        "(255 - mean |change|) / 255 as VBench's temporal flickering; generated videos are read from mp4",
     }
 
 
 def duplicates_part(generated: list[dict]) -> dict:
-    """Generated videos that are equal to the last pixel: a broken seed, or a collapsed model."""
-    times = Counter(row["digest"] for row in generated)
-    repeated = [row["file"] for row in generated if times[row["digest"]] > 1]
-    return {"n": len(generated), "different": len(times), "repeated": repeated, "protocol": "equal decoded frames"}
+    """Generated videos with identical pixels, which reveal a broken seed or a collapsed model."""
+    counts = Counter(row["digest"] for row in generated)
+    repeated = [row["file"] for row in generated if counts[row["digest"]] > 1]
+    return {"n": len(generated), "different": len(counts), "repeated": repeated, "protocol": "equal decoded frames"}
 
 
 def provenance(rows: list[dict], vae: Any) -> dict:
-    """Which models made what is compared."""
+    """The origin of each set of videos, and the models' hashes."""
     return {
         "generated": "read from H.264 mp4 files (crf 12); held-out captions",
-        "reference": "held-out videos; floors: training videos, and reconstructions of the reference",
+        "reference": "held-out videos; baselines: training videos, and reconstructions of the reference",
         "ldm_sha256": rows[0]["ldm_sha256"],
         "vae_sha256": weights_fingerprint(vae),
     }
 
 
 def announce_warnings(parts: dict) -> None:
-    """Say at once what the report says too."""
+    """Print the warnings of the report."""
     warnings = [f"{part['name']}: {text}" for part in parts["distances"].values() for text in part["warnings"]]
     if repeated := parts["duplicates"]["repeated"]:
-        warnings.append(f"{len(repeated)} samples are not the only ones of their pixels: {', '.join(repeated[:5])} ...")
+        warnings.append(f"{len(repeated)} samples have the same pixels as another: {', '.join(repeated[:5])} ...")
     for warning in warnings:
         print(f"warning: {warning}", flush=True)

@@ -69,7 +69,7 @@ class Experiment(Settings):
     def _the_vae_takes_clips_of_these_sizes(self) -> Experiment:
         ratios, phase = self.vae.compression, self.vae.video_phase
         if ratios is None:
-            return self  # the stages check it when they have loaded the VAE
+            return self  # known only when the VAE is loaded: the stages check it
         self.encode.check_sizes(self.data, ratios)
         self.eval_vae.check_sizes(self.data, ratios, tiled=phase is not None)
         if phase is not None and phase.frames is not None:

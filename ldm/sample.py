@@ -1,4 +1,4 @@
-"""Prompts, classes or images -> videos: one seed a video, mp4 files and `samples.jsonl` with all that made each."""
+"""Samples videos from prompts, classes or images into mp4 files; `samples.jsonl` records what determines each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from odvae.video.frame_grid import save_gif, save_picture, strip
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAELoader, load_vae
 
-ON_CONTACT_SHEET = 16  # videos
+CONTACT_SHEET_VIDEOS = 16
 
 
 def load_pipeline(
@@ -46,7 +46,10 @@ def load_pipeline(
     load_vae: VAELoader = load_vae,
     load_network: NetworkLoader = load_network,
 ) -> TextToVideoPipeline:
-    """The pipeline of a run. Raises InputError when a part is missing or is not the one the LDM was trained with."""
+    """The pipeline of a run, with the weights of its main EMA or of one of `extra_ema_decays`.
+
+    Raises InputError where a component is missing or is not the one that the LDM was trained with.
+    """
     weights = weights_folder(ldm_folder, ema_decay)
     transformer = load_network(weights)
     vae, provenance = load_vae(vae_folder), Provenance.load(weights)
@@ -80,12 +83,13 @@ def sample_videos(
     load_vae: VAELoader = load_vae,
     load_network: NetworkLoader = load_network,
 ) -> list[Path]:
-    """Make the videos into `folder`; ranks share them. Rows of samples.jsonl for the same file are replaced.
+    """Generate the requested videos into `folder`, divided among the ranks. Returns their files.
 
-    A video is decoded and written piece by piece, so its length does not matter for memory.
+    Rows of the same files in samples.jsonl are replaced. A video is decoded and written in pieces, so memory does not
+    depend on its length.
     """
     state = PartialState()
-    decide_on_main_process(lambda: read_sample_rows(folder))  # whether they can be added to
+    decide_on_main_process(lambda: read_sample_rows(folder))  # raises where rows cannot be added to them
     loaders = {"load_vae": load_vae, "load_network": load_network}
     pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay, **loaders).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
@@ -99,12 +103,12 @@ def sample_videos(
         state.wait_for_everyone()
         if state.is_main_process:
             _record(requests, settings, Provenance.load(ldm_folder), pipeline, stage)
-            _write_contact_sheet([folder / request.file for request in requests[:ON_CONTACT_SHEET]], folder)
+            _write_contact_sheet([folder / request.file for request in requests[:CONTACT_SHEET_VIDEOS]], folder)
     return [folder / request.file for request in requests]
 
 
 def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, settings: SampleSettings) -> None:
-    """Decode latents (c, k, h, w) piece by piece into an mp4, and a GIF where asked for."""
+    """Decode latents (c, k, h, w) in pieces into an mp4 and, by the settings, a GIF."""
     _, _, h, w = latents.shape
     pieces = pipeline.decode_in_pieces(latents[None])
     frames = (frame for piece in pieces for frame in to_uint8(piece[0]))
@@ -116,17 +120,17 @@ def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, set
 
 
 def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:
-    """Runs of requests of one kind: with a given first frame or without."""
+    """Batches of requests, either all with or all without a first frame."""
     for with_image in (False, True):
-        alike = [request for request in requests if (request.image is not None) == with_image]
-        for first in range(0, len(alike), size):
-            yield alike[first : first + size]
+        chosen = [request for request in requests if (request.image is not None) == with_image]
+        for first in range(0, len(chosen), size):
+            yield chosen[first : first + size]
 
 
 def generate_latents(
     pipeline: TextToVideoPipeline, requests: Sequence[Request], settings: SampleSettings
 ) -> torch.Tensor:
-    """Latents (b, c, k, h, w) of requests of one kind, each from its own seed."""
+    """Latents (b, c, k, h, w) of a batch of requests, each from the request's seed."""
     prompts = [request.prompt for request in requests]
     labels = [request.class_label for request in requests]
     unconditional = prompts[0] is None and labels[0] is None
@@ -152,7 +156,7 @@ def generate_latents(
 
 
 def _read_image(pipeline: TextToVideoPipeline, file: str, settings: SampleSettings) -> torch.Tensor:
-    """A picture as first frame, (3, h, w) in [-1, 1]: scaled to cover the videos' size, center cropped."""
+    """An image file as first frame, (3, h, w) in [-1, 1]: scaled to cover the videos' size, and center cropped."""
     try:
         with Image.open(file) as picture:
             pixels = np.asarray(picture.convert("RGB"))
@@ -171,8 +175,8 @@ def _record(
     pipeline: TextToVideoPipeline,
     stage: Stage,
 ) -> None:
-    """Everything that decides a video's bytes, a row a file; the rows of other files stay."""
-    how = {
+    """Write everything that determines a video's bytes to samples.jsonl, one row per file."""
+    common = {
         **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif"}),
         "scheduler": type(pipeline.scheduler).__name__,
         "vae_sha256": provenance.vae_sha256,
@@ -183,14 +187,14 @@ def _record(
         "torch": torch.__version__,
         **code_version(),
     }
-    made = {}
+    rows = {}
     for request in requests:
         image = {"image_sha256": file_fingerprint(Path(request.image))} if request.image else {}
-        made[request.file] = asdict(request) | how | image
-    add_sample_rows(stage, made)
+        rows[request.file] = asdict(request) | common | image
+    add_sample_rows(stage, rows)
 
 
 def _write_contact_sheet(files: Sequence[Path], folder: Path) -> None:
-    """Frames of the first videos under one another."""
+    """Write frames of these videos, one row per video, as one image."""
     videos = [np.stack(list(decode(file, str(file)))) for file in files]
     save_picture(folder / "contact_sheet.png", strip(videos))

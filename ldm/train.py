@@ -18,7 +18,7 @@ from ldm.networks.text_encoder import has_vocabulary
 from ldm.training.batches import LatentData, SampleLoss, per_sample_mse
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
-from ldm.training.validation import show_videos, validate
+from ldm.training.validation import log_samples, validate
 from odvae.running.account import UNREADABLE, Account
 from odvae.running.benchmarking import matmul_rate
 from odvae.running.errors import InputError
@@ -44,23 +44,24 @@ def train_ldm(
     make_network: NetworkFactory | None = None,
     loss: SampleLoss = per_sample_mse,
 ) -> None:
-    """Train the network on the latents into `folder` (a diffusers model folder), or go on where an earlier run stopped.
+    """Train the network on the latents into `folder` (a diffusers model folder), or resume an interrupted run.
 
-    For what is not in this project: `load_vae` reads `vae_folder`, `make_network` makes the network in place of the one
-    that `settings` describes, `loss` is minimized (docs/your_own.md).
+    For VAEs, networks and losses from outside this project (docs/your_own.md): `load_vae` loads `vae_folder`,
+    `make_network` creates the network in place of the one in `settings`, `loss` is minimized.
 
-    Raises InputError when the latents are missing, made by another VAE than `vae_folder`'s, or do not fit the network,
-    and when `folder` holds a run with other settings. Ctrl-C and SIGTERM save and end with status 130 or 143.
+    Raises InputError where the latents are missing, were encoded by another VAE than `vae_folder`'s, or do not fit the
+    network, and where `folder` holds a run with other settings. Ctrl-C and SIGTERM save a checkpoint and exit with
+    status 130 or 143.
     """
     state, manifest = PartialState(), load_manifest(latents_folder)
     vae = load_vae(vae_folder)
     check_latents(latents_folder, manifest, weights_fingerprint(vae), vae_folder)
-    check_can_be_learned(settings, manifest, latents_folder)
+    check_trainable(settings, manifest, latents_folder)
     check_backend(settings.attention_backend, state.device)
     torch.manual_seed(seed)
     network = new_network(settings, manifest, make_network)
     for shape in manifest.buckets.values():
-        network.token_grid(torch.empty(1, *shape, device="meta"))  # whether the patches divide the latents
+        network.token_grid(torch.empty(1, *shape, device="meta"))  # raises where the patches do not divide the latents
     own = names_of(make_network=make_network, loss=None if loss is per_sample_mse else loss)
     with Stage(folder, {"seed": seed, "ldm": settings, "latents": latents_identity(manifest), **own}) as stage:
         if stage.finished:
@@ -71,18 +72,18 @@ def train_ldm(
         data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
         averages = fit(network, loss, vae, settings, data, stage, seed, tracker)
         if state.is_main_process:
-            for place, weights in averages.items():
+            for name, weights in averages.items():
                 trained = new_network(settings, manifest, make_network)
                 trained.load_state_dict(weights)
-                with install_folder(folder / place) as aside:
+                with install_folder(folder / name) as aside:
                     trained.save_pretrained(aside)
                     Provenance.of_latents(manifest, latents_folder, folder).save(aside)
             account.save(folder)
             print(account.table(), flush=True)
 
 
-def check_can_be_learned(settings: LDMSettings, manifest: Manifest, latents_folder: Path) -> None:
-    """Raise InputError for latents that cannot teach, or not judge, what the settings want."""
+def check_trainable(settings: LDMSettings, manifest: Manifest, latents_folder: Path) -> None:
+    """Raise InputError for latents without held-out clips, and without captions where the network needs text."""
     if not manifest.held_out_entries:
         raise InputError(
             f"{latents_folder}: no held-out clip was encoded, so no loss could be measured (data.held_out)"
@@ -98,7 +99,7 @@ def check_can_be_learned(settings: LDMSettings, manifest: Manifest, latents_fold
 
 
 def account_of(manifest: Manifest, conditioning: ConditioningSettings) -> Account:
-    """The encoded clips: how many there are, what is without the condition that is learned, what failed."""
+    """Account of the encoded clips: their number, those without the network's condition, videos that failed."""
     account = Account("encoded clips", used=manifest.train_entries + manifest.held_out_entries)
     for video, reason in manifest.failed.items():
         account.leave_out(video, UNREADABLE, reason)
@@ -107,18 +108,18 @@ def account_of(manifest: Manifest, conditioning: ConditioningSettings) -> Accoun
     if conditioning.kind == "class":
         account.classes = dict(manifest.entries_by_class)
         if without := account.used - sum(account.classes.values()):
-            account.notes.append(f"{without} clips have no class: they are learned as examples of none")
+            account.notes.append(f"{without} clips have no class: they are trained without one")
     return account
 
 
 def latents_identity(manifest: Manifest) -> dict[str, str | int]:
-    """What a run must find again in its latents to go on."""
+    """The properties of latents that must not change when a run is resumed."""
     names = ("vae_sha256", "text_sha256", "train_entries", "held_out_entries")
     return {name: getattr(manifest, name) for name in names}
 
 
 def new_network(settings: LDMSettings, manifest: Manifest, make: NetworkFactory | None = None) -> Network:
-    """A network with random weights for these latents, as the settings describe it or as `make` makes it."""
+    """A network with random weights for these latents, as in the settings or from the factory `make`."""
     make = make or network_factory(settings.network)
     return fit_network(make, settings.conditioning, settings.objective, manifest)
 
@@ -133,10 +134,10 @@ def fit(
     seed: int,
     tracker: Tracker,
 ) -> dict[str, dict[str, Tensor]]:
-    """Train for `optimization.steps` steps. Returns the averaged weights by their place in the folder (main process).
+    """Train for `optimization.steps` steps. Returns the EMA weights by folder name (on the main process).
 
-    `step` counts completed optimizer steps. Data, noise and learning rate are functions of it, so a run that is
-    killed anywhere and started again ends in the same weights.
+    `step` counts completed optimizer steps. Data, noise and learning rate are functions of it, so a run that is killed
+    at any point and resumed ends with the same weights.
     """
     optimization, folder = settings.optimization, stage.folder
     apply_model_options(network, settings)
@@ -173,17 +174,17 @@ def fit(
                 validate(network, per_sample_loss, data, optimization.batch_size, clips, state.log, step, accelerator)
         if step % settings.sample_every == 0:
             with state.ema.in_network():
-                show_videos(network, vae, data, settings.num_visualized, state.log, step, accelerator)
+                log_samples(network, vae, data, settings.num_visualized, state.log, step, accelerator)
         state.save_and_stop_when_due(step, stage)
     progress.close()
     state.log.close()
-    places = [".", *map(ema_folder, optimization.extra_ema_decays)]
+    names = [".", *map(ema_folder, optimization.extra_ema_decays)]
     keep = accelerator.is_main_process
-    return {place: average.gather(keep) for place, average in zip(places, state.averages, strict=True)}
+    return {name: average.gather(keep) for name, average in zip(names, state.averages, strict=True)}
 
 
 def apply_model_options(network: Network, settings: LDMSettings) -> None:
-    """Attention back end, gradient checkpointing and compilation, by diffusers' own switches."""
+    """Apply attention back end, gradient checkpointing and compilation with diffusers' methods."""
     if settings.attention_backend == "xformers":
         network.enable_xformers_memory_efficient_attention()
     if settings.optimization.gradient_checkpointing:
@@ -193,7 +194,7 @@ def apply_model_options(network: Network, settings: LDMSettings) -> None:
 
 
 def peak_flops(settings: LDMSettings, device: torch.device, mixed_precision: str) -> float:
-    """FLOP/s of a device that `mfu` compares with, set or measured."""
+    """Peak FLOP/s of one device, for `mfu`: from the settings, or measured."""
     if settings.peak_tflops is not None:
         return settings.peak_tflops * 1e12
     return matmul_rate(device, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)

@@ -16,7 +16,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from odvae.clips.clip import frame_count, load_clip
+from odvae.clips.clip import clip_rate, frame_count, load_clip
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
@@ -168,8 +168,9 @@ def _reconstruct(evaluation: Evaluation, batch: Sequence[NumberedClip], report: 
         row |= scores(reconstructions[i : i + 1], videos[i : i + 1], settings)
         if number < settings.num_visualized:
             row |= {"real": f"videos/real_{number:04d}.mp4", "made": f"videos/reconstructed_{number:04d}.mp4"}
-            write_video(report / row["real"], clip.numpy(), fps=8)
-            write_video(report / row["made"], to_uint8(reconstructions[i]), fps=8)
+            fps = clip_rate(sample, evaluation.data)
+            write_video(report / row["real"], clip.numpy(), fps)
+            write_video(report / row["made"], to_uint8(reconstructions[i]), fps)
         rows.append(row)
     return rows
 

@@ -17,6 +17,7 @@ from ldm.encoding.plan import DeclaredClip, ShardJob
 from ldm.encoding.settings import EncodeSettings
 from ldm.latents.entries import entry_key, pack_entry, pack_text, text_member
 from ldm.networks.text_encoder import TextEncoder
+from odvae.clips.clip import clip_rate
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import is_held_out
 from odvae.latent_statistics import ChannelSums
@@ -137,6 +138,7 @@ def _write_batch(
             "label": class_name(source),
             "flip": clip.flip,
             "frames": job.bucket.frames,
+            "fps": clip_rate(source, data),
         }
         mean, std = tensors.mean[i], tensors.std[i]
         stored_std = std if settings.posterior == "moments" else None

@@ -1,8 +1,8 @@
 """Latent shards: `KEY.safetensors` (mean, std, text, text_mask) and `KEY.json` in WebDataset tars.
 
-KEY.json has caption, source (the video's key), start, label (class name or null), flip and frames. Where a video has
-several captions, `captions` lists them, and `KEY.text1.safetensors`, `KEY.text2.safetensors`, ... (text, text_mask) are
-the embeddings of the others, so that a reader reads only the one it needs. A folder of latent shards has a manifest
+KEY.json has caption, source (the video's key), start, label (class name or null), flip, frames and fps. Where a video
+has several captions, `captions` lists them, and `KEY.text1.safetensors`, `KEY.text2.safetensors`, ... (text, text_mask)
+are the embeddings of the others, so that a reader reads only the one it needs. A folder of latent shards has a manifest
 (`ldm.latents.manifest`); its entries are grouped in buckets, one for each clip size.
 """
 

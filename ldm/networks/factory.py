@@ -1,4 +1,4 @@
-"""The networks an experiment can train, chosen by `ldm.dit` or `ldm.unet`, and how to make and load one."""
+"""Creates and loads the networks that an experiment can train, chosen by `ldm.dit` or `ldm.unet`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
 
-# The classes that a network's folder may name in its config.json.
+# Classes that may be named in the config.json of a network's folder.
 NETWORKS = {"DiT": DiT, "UNet": UNet}
 
 
 def network_factory(settings: DiTSettings | UNetSettings) -> NetworkFactory:
-    """What makes the network that the settings describe."""
+    """A factory of the network that the settings describe."""
     return functools.partial(UNet if isinstance(settings, UNetSettings) else DiT, **settings.arguments)
 
 
@@ -30,7 +30,10 @@ def fit_network(
     objective: ObjectiveSettings,
     manifest: Manifest,
 ) -> Network:
-    """The network that fits the latents, with random weights. Raises InputError where the latents cannot teach it."""
+    """A network with random weights for the latents of `manifest`.
+
+    Raises InputError for class conditioning where the latents have no classes.
+    """
     if conditioning.kind == "class" and not manifest.classes:
         raise InputError(
             "ldm.conditioning.kind=class, but the latents' manifest lists no class: the videos have no labels. Label "
@@ -52,7 +55,7 @@ def fit_network(
 
 
 def load_network(folder: Path) -> Network:
-    """A trained network of a run, in eval mode. Raises InputError that names the command which makes it."""
+    """A run's trained network, in eval mode. Raises InputError, with the training command, where there is none."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no trained LDM; make it with: {command_line('train_ldm')}")
     name = read_json(folder / "config.json").get("_class_name")

@@ -1,4 +1,4 @@
-"""What a network is to the pipeline."""
+"""Protocols of networks and of the functions that create and load them (docs/your_own.md)."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ldm.networks.conditioning import Condition
 class Network(Protocol):
     """A torch module that predicts the training target from noisy latents, timesteps and conditioning.
 
-    Nothing else is asked of it, so any module with these members is trained and sampled from (docs/your_own.md);
-    those after `token_grid` come with diffusers' ModelMixin and ConfigMixin.
+    Any module with these members can be trained and sampled from (docs/your_own.md). diffusers' ModelMixin and
+    ConfigMixin provide those after `token_grid`.
     """
 
     def __call__(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """Noisy normalized latents (b, c, t, h, w) at times (b,), 0 for data and 1 for noise -> the target, as latents.
+        """Noisy normalized latents (b, c, t, h, w), time (b,) from 0 (data) to 1 (noise) -> prediction (b, c, t, h, w).
 
-        The target is velocity, noise, v or x0, as `config.objective` says.
+        `config.objective` determines whether that is velocity, noise, v or x0.
         """
         ...
 
     def token_grid(self, latents: Tensor) -> tuple[int, int, int]:
-        """(t, h, w) in tokens of these latents, of which only the shape is read; for the throughput that is logged.
+        """The latents' (t, h, w) in tokens, for the logged throughput. Only the shape of the latents is used.
 
         Raises InputError for latents that the network does not take.
         """
@@ -36,7 +36,7 @@ class Network(Protocol):
 
     @property
     def config(self) -> Any:
-        """What it was made with, which `NetworkFactory` lists, by attribute or key."""
+        """The arguments of its creation, see `NetworkFactory`, by attribute or key."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Network(Protocol):
 
 
 class NetworkFactory(Protocol):
-    """What makes a network that fits its latents: its class will do, where it has these arguments."""
+    """Creates a network for given latents and conditioning; a network's class with these arguments is one."""
 
     def __call__(
         self,
@@ -73,12 +73,12 @@ class NetworkFactory(Protocol):
         """A network with random weights.
 
         Args:
-            latent_channels, sample_size: c and (t, h, w) of the latents; it makes videos of that size unasked.
-            latents_mean, latents_std: of each channel; its input is (z - mean) / std.
-            text_width, text_tokens: of the embeddings in `Condition.text`; None: it is not conditioned on text.
-            class_names: the classes, by their label's index in `Condition.label`; None: not conditioned on a class.
+            latent_channels, sample_size: c and (t, h, w) of the training latents; the default size for sampling.
+            latents_mean, latents_std: per channel, of the training latents z; the network's input is (z - mean) / std.
+            text_width, text_tokens: size of the embeddings in `Condition.text`; width None: no text conditioning.
+            class_names: name of each index in `Condition.label`; None: no class conditioning.
             first_frame: whether `Condition.first_frame` may be given.
-            objective: what it learns to predict, as `ObjectiveSettings` writes it.
+            objective: the training objective, as a dict of `ObjectiveSettings`.
         """
         ...
 

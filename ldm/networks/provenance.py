@@ -1,4 +1,4 @@
-"""What a trained network's folder says it was trained on, and what must be there to sample from it."""
+"""Provenance of a trained network, `trained_on.json`, and the folders of its EMA weights."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ PROVENANCE = "trained_on.json"
 
 @dataclass(frozen=True)
 class Provenance:
-    """`trained_on.json`, beside a network's weights."""
+    """`trained_on.json` in a network's folder: what it was trained on, and what it needs for sampling."""
 
     vae_sha256: str
     text_encoder: str
-    """A transformers folder or hub name; one that was learned beside the latents by its path from the run's ldm folder,
-    so that a run folder may be moved."""
+    """A transformers folder or hub name. One in the latents' folder is given by its path relative to the run's ldm
+    folder, so that a run folder can be moved."""
     text_sha256: str
     data: dict[str, Any]
-    """The settings of the clips (`DataSettings`)."""
+    """Settings of the clips (`DataSettings`)."""
     latents: str
 
     @classmethod
@@ -36,7 +36,7 @@ class Provenance:
 
     @classmethod
     def load(cls, folder: Path) -> Provenance:
-        """Read that of the network in `folder`. Raises InputError where it is missing or another version's."""
+        """Read the provenance of the network in `folder`. Raises InputError where it is missing or has other keys."""
         values = read_json(folder / PROVENANCE)
         if values.keys() != cls.__dataclass_fields__.keys():
             differing = ", ".join(sorted(values.keys() ^ cls.__dataclass_fields__.keys()))
@@ -47,20 +47,20 @@ class Provenance:
         write_json(folder / PROVENANCE, asdict(self))
 
     def text_encoder_in(self, ldm_folder: Path) -> str:
-        """The text encoder's folder or hub name, for a run folder that lies where it lies now."""
-        beside = ldm_folder / self.text_encoder
-        return str(beside.resolve()) if beside.is_dir() else self.text_encoder
+        """The text encoder's folder or hub name, for the run's ldm folder at its present path."""
+        folder = ldm_folder / self.text_encoder
+        return str(folder.resolve()) if folder.is_dir() else self.text_encoder
 
 
 def ema_folder(decay: float) -> str:
-    """Where the weights of a further average lie in the run's ldm folder."""
+    """Folder, in the run's ldm folder, of the EMA weights of an `extra_ema_decays` entry."""
     return f"ema_{decay:g}"
 
 
 def weights_folder(ldm_folder: Path, ema_decay: float | None) -> Path:
-    """Where the weights of an average lie; None: of the main one. Raises InputError where there are none."""
+    """Folder of the EMA weights with this decay; None: of the main ones. Raises InputError where there are none."""
     folder = ldm_folder if ema_decay is None else ldm_folder / ema_folder(ema_decay)
     if ema_decay is not None and not folder.is_dir():
         found = ", ".join(sorted(path.name for path in ldm_folder.glob("ema_*"))) or "none"
-        raise InputError(f"{folder} does not exist: averages saved beside the main one in {ldm_folder}: {found}")
+        raise InputError(f"{folder} does not exist; further EMA weights in {ldm_folder}: {found}")
     return folder

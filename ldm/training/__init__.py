@@ -1,4 +1,4 @@
-"""The parts of training the latent diffusion model that are not its loop: batches, validation, throughput.
+"""Parts of the training of the latent diffusion model: batches, validation, throughput; the loop is in ldm/train.py.
 
-In: latents. Out: noised batches with targets; losses and videos of held-out conditions.
+In: latents. Out: noisy batches with targets; losses and videos of held-out conditions.
 """

@@ -1,6 +1,6 @@
-"""Training batches: latents drawn from the posterior and normalized, noised, with their conditions.
+"""Training batches: latents sampled from the posterior, normalized, with noise added, and their conditions.
 
-Every random choice follows from the sample's number, so it is the same on any number of ranks and after a resume.
+Every random choice is a function of the sample's number, so it is the same on any number of ranks and after a resume.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from ldm.latents.entries import latent_batches, load_entries, open_latents, unpa
 from ldm.latents.manifest import EMPTY_TEXT, Manifest
 from ldm.networks.conditioning import Condition
 from ldm.networks.settings import ConditioningSettings
+from odvae.clips.clip import DEFAULT_FPS
 from odvae.clips.sampling import BatchPlan
 from odvae.running.seeds import derive_seed, normal_per_sample
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one micro-step trains on."""
+    """Inputs, target and loss weights of one micro-step."""
 
     noisy: Tensor  # (b, c, t, h, w)
     target: Tensor  # (b, c, t, h, w)
     time: Tensor  # (b,)
-    weight: Tensor  # (b,), of each sample's squared error
+    weight: Tensor  # (b,), loss weight of each sample
     condition: Condition
 
 
@@ -38,7 +39,7 @@ SampleLoss = Callable[[nn.Module, Batch], Tensor]
 
 
 class LatentData:
-    """The encoded clips of a folder, and what turns them into batches on a device."""
+    """The encoded clips of a folder, and their conversion to training and validation batches on a device."""
 
     def __init__(
         self,
@@ -59,12 +60,12 @@ class LatentData:
             self.empty_text, self.empty_mask = empty["text"].float().to(device), empty["text_mask"].to(device)
 
     def training_batches(self, plan: BatchPlan, seed: int, start_step: int = 0, workers: int = 0) -> Iterator[Batch]:
-        """Batches of one rank from step `start_step` on, without end."""
+        """Endless batches of one rank from step `start_step` on."""
         for entries in latent_batches(self.latents, seed, plan, start_step, workers):
             yield self.make_batch(entries, seed)
 
     def make_batch(self, entries: Mapping[str, Tensor], seed: int) -> Batch:
-        """Collated entries (on the CPU) -> a batch to train on."""
+        """Collated entries (on the CPU) -> a training batch."""
         numbers = entries["number"].tolist()
         x, condition = self._latents_and_condition(entries, numbers, seed)
         drop, time = self._uniform(numbers, seed, "drop"), self._uniform(numbers, seed, "time")
@@ -72,9 +73,9 @@ class LatentData:
         return self._noised(x, time, condition, numbers, seed)
 
     def validation_batches(self, entries: Mapping[str, Tensor]) -> Iterator[Batch]:
-        """Four batches of the same clips, one a quarter of training's noise levels from low to high; nothing dropped.
+        """Four batches of the same clips, one per quarter of the training noise levels, from low to high.
 
-        The same noise and noise levels every time.
+        No condition is dropped. Noise and noise levels are the same every time.
         """
         numbers = entries["number"].tolist()
         x, condition = self._latents_and_condition(entries, numbers, seed=0)
@@ -82,13 +83,15 @@ class LatentData:
             yield self._noised(x, (quarter + self._uniform(numbers, 0, "time")) / 4, condition, numbers, seed=0)
 
     def held_out(self, bucket: str, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """Held-out clips of a bucket by their place in it, collated."""
+        """Held-out clips of a bucket by their indices in it, collated."""
         chosen = self.latents.held_out[bucket]
         return load_entries([chosen[number] for number in numbers], numbers, self.latents.classes)
 
     def visualized(self, count: int) -> Iterator[tuple[Tensor, Condition]]:
-        """Noise and condition, each a batch of one, of the first held-out clips; their first frame is given to networks
-        that take one."""
+        """Noise and condition, each a batch of one, of the first held-out clips.
+
+        With their first frame as a condition for networks that take one.
+        """
         bucket = next(name for name, entries in self.latents.held_out.items() if entries)
         for number in range(min(count, len(self.latents.held_out[bucket]))):
             x, condition = self._latents_and_condition(self.held_out(bucket, [number]), [number], seed=0)
@@ -96,15 +99,20 @@ class LatentData:
                 condition = replace(condition, first_frame_given=torch.ones_like(condition.first_frame_given))
             yield normal_per_sample(x.shape[1:], 0, "shown", [number], self.device), condition
 
+    def frame_rate(self) -> float:
+        """Frames per second of the first held-out clip."""
+        first = next(entries[0] for entries in self.latents.held_out.values() if entries)
+        return first.read_json().get("fps", DEFAULT_FPS)
+
     def unconditional(self, condition: Condition) -> Condition:
-        """The empty condition that guidance compares with."""
+        """The condition without text and class, for guidance."""
         dropped = torch.ones(1, dtype=torch.bool, device=self.device)
         return condition.drop(dropped, self.empty_text, self.empty_mask)
 
     def _latents_and_condition(
         self, entries: Mapping[str, Tensor], numbers: Sequence[int], seed: int
     ) -> tuple[Tensor, Condition]:
-        """Normalized latents (b, c, t, h, w), drawn from the posterior; and all conditions."""
+        """Normalized latents (b, c, t, h, w), sampled from the posterior; and all conditions, none dropped."""
         on_device = {
             name: value.to(self.device, non_blocking=True) for name, value in entries.items() if name != "number"
         }
@@ -123,6 +131,7 @@ class LatentData:
         )
 
     def _noised(self, x: Tensor, u: Tensor, condition: Condition, numbers: Sequence[int], seed: int) -> Batch:
+        """The batch of x at the training timesteps of u (b,) in [0, 1]."""
         objective = self.objective
         eps = normal_per_sample(x.shape[1:], seed, "noise", numbers, self.device)
         time = training_time(u, objective, shift_for(x[0, 0].numel(), objective))
@@ -130,11 +139,11 @@ class LatentData:
         weight = torch.ones_like(time)
         if objective.min_snr_gamma is not None:
             weight = min_snr_weight(alpha, sigma, objective.min_snr_gamma, objective.prediction)
-        wanted = target(x, eps, alpha, sigma, objective.prediction)
-        return Batch(add_noise(x, eps, alpha, sigma), wanted, time, weight, condition)
+        regression_target = target(x, eps, alpha, sigma, objective.prediction)
+        return Batch(add_noise(x, eps, alpha, sigma), regression_target, time, weight, condition)
 
     def _uniform(self, numbers: Sequence[int], seed: int, name: str) -> Tensor:
-        """Evenly distributed numbers in [0, 1), one a sample; copied without making a GPU wait."""
+        """Uniform values in [0, 1), (b,), one per sample number; copied to a GPU without synchronizing."""
         values = torch.tensor([derive_seed(seed, name, number) / 2**63 for number in numbers])
         if self.device.type == "cuda":
             values = values.pin_memory()
@@ -142,6 +151,6 @@ class LatentData:
 
 
 def per_sample_mse(model: nn.Module, batch: Batch) -> Tensor:
-    """Mean squared error of the prediction, a sample: (b,). In float32 whatever the network computes in."""
+    """Mean squared error of the prediction per sample, (b,), in float32 whatever the network computes in."""
     prediction = model(batch.noisy, batch.time, batch.condition)
     return (prediction.float() - batch.target).square().mean(dim=(1, 2, 3, 4))

@@ -1,4 +1,4 @@
-"""How fast a training runs: tokens, model FLOPs and their share of the peak, and time lost waiting for data."""
+"""Training throughput: tokens and model FLOPs per second, MFU, and the share of time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from odvae.running.benchmarking import count_flops
 
 
 def forward_flops(network: Network, batch: Batch) -> int:
-    """Floating-point operations of one forward pass: matrix products, convolutions and attention, as torch counts them.
+    """FLOPs of one forward pass: matrix products, convolutions and attention, as torch counts them.
 
-    Nothing is computed: a copy of the network without values runs on shapes alone.
+    Nothing is computed: a copy of the network runs on meta tensors.
     """
     shapes = copy.deepcopy(network).to("meta")
     noisy, time_, condition = batch.noisy.to("meta"), batch.time.to("meta"), batch.condition.map(lambda x: x.to("meta"))
@@ -27,10 +27,11 @@ def forward_flops(network: Network, batch: Batch) -> int:
 
 
 class StepMeter:
-    """Counts what the steps between two logged rows did, and how long they took.
+    """Throughput of the steps between two logged rows.
 
-    It never makes the host wait for the device: at a logged row the loss was read, so all before it is done. FLOPs are
-    three forward passes a step (the backward one costs two); gradient checkpointing's second forward is not counted.
+    It does not synchronize with the device: the loss is read before a row is logged, so all earlier work is done by
+    then. FLOPs are counted as three forward passes per step (the backward pass costs two); the second forward pass of
+    gradient checkpointing is not counted.
     """
 
     def __init__(self, network: Network, ranks: int, peak_flops: float) -> None:
@@ -48,7 +49,7 @@ class StepMeter:
         self.waited += time.perf_counter() - start
 
     def count(self, batch: Batch) -> None:
-        """One micro-step on this batch; the other ranks are taken to do the same."""
+        """Count one micro-step on this batch; the other ranks are assumed to have done the same."""
         shape = tuple(batch.noisy.shape)
         if shape not in self._flops_by_shape:
             self._flops_by_shape[shape] = 3 * forward_flops(self.network, batch)
@@ -57,11 +58,11 @@ class StepMeter:
         self.flops += self._flops_by_shape[shape]
 
     def row(self) -> dict[str, float]:
-        """The rates since the last row, and begin anew."""
+        """The rates since the last row; starts the next interval."""
         seconds = time.perf_counter() - self.begin
         rates = {
             "tokens_per_second": self.ranks * self.tokens / seconds,
-            "model_tflops": self.flops / seconds / 1e12,  # a rank's
+            "model_tflops": self.flops / seconds / 1e12,  # per rank
             "mfu": self.flops / seconds / self.peak_flops,
             "data_wait_share": self.waited / seconds,
         }

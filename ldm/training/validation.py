@@ -1,4 +1,4 @@
-"""What a training shows of itself: the held-out loss by noise level, and videos of fixed prompts."""
+"""Validation during training: the held-out loss by noise level, and samples of fixed held-out conditions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from odvae.video.pixels import to_uint8
 from odvae.video_vae import VideoVAE
 
 QUARTERS = ("q1", "q2", "q3", "q4")
-VISUALIZED_STEPS, VISUALIZED_GUIDANCE, VISUALIZED_FPS = 20, 3.0, 8.0
+VISUALIZED_STEPS, VISUALIZED_GUIDANCE = 20, 3.0
 
 
 @torch.no_grad()
@@ -33,11 +33,12 @@ def validate(
     step: int,
     accelerator: Accelerator,
 ) -> None:
-    """The loss on held-out clips, in all and in each quarter of training's noise levels (q1 the least noisy).
+    """Log the loss on held-out clips, and in each quarter of the training noise levels (q1 the lowest).
 
-    Every rank computes as many batches as the others, as sharded networks need; clips that fill up count nothing.
+    Every rank computes the same number of batches, as sharded networks need; clips that pad the batches are not
+    counted.
     """
-    total, left = torch.zeros(5, device=accelerator.device), clips  # the fifth counts
+    total, left = torch.zeros(5, device=accelerator.device), clips  # four sums of losses, and the number of clips
     for bucket, entries in data.latents.held_out.items():
         chosen = min(left, len(entries))
         left -= chosen
@@ -55,19 +56,20 @@ def validate(
 
 
 def _equal_shares(count: int, batch_size: int, rank: int, ranks: int) -> Iterator[list[int]]:
-    """Numbers from 0 on, batch by batch, for one rank; every rank gets as many. Those from `count` on fill up."""
+    """Batches of indices 0 .. count - 1 for one rank, as many on every rank; indices from `count` on are padding."""
     batch_size = min(batch_size, math.ceil(count / ranks)) or 1
     for first in range(0, count, ranks * batch_size):
         yield list(range(first + rank * batch_size, first + (rank + 1) * batch_size))
 
 
 @torch.no_grad()
-def show_videos(
+def log_samples(
     network: Network, vae: VideoVAE, data: LatentData, count: int, log: MetricsLog, step: int, accelerator: Accelerator
 ) -> None:
-    """Videos of the first held-out clips' conditions, side by side and as strips; from the same noise every time.
+    """Log videos sampled with the first held-out clips' conditions, side by side and as strips.
 
-    All ranks compute the same, as sharded networks need; the main process decodes and logs.
+    The noise is the same every time. All ranks compute the same, as sharded networks need; the main process decodes
+    and logs.
     """
     objective, videos = data.objective, []
     scheduler = make_scheduler("euler" if objective.prediction == "flow" else "ddim", objective)
@@ -80,7 +82,7 @@ def show_videos(
             mean, std = network.config.latents_mean, network.config.latents_std
             pieces = list(decode_in_pieces(vae.to(accelerator.device), latents.float(), mean, std))
             videos.append(to_uint8(torch.cat(pieces, dim=2)[0]))
-    vae.to("cpu")  # it is needed only now and then
+    vae.to("cpu")  # it is needed rarely
     if accelerator.is_main_process:
         log.picture(step, "strips", strip(videos))
-        log.video(step, "videos", np.concatenate(videos, axis=2), VISUALIZED_FPS)
+        log.video(step, "videos", np.concatenate(videos, axis=2), data.frame_rate())

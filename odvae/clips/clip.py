@@ -21,6 +21,7 @@ from odvae.video.files import VIDEO_EXTENSIONS, decode, examine, read_frames, re
 from odvae.video.images import IMAGE_EXTENSIONS, decode_image
 
 CENTER = (0.5, 0.5)
+DEFAULT_FPS = 8.0  # rate at which clips are played where that of their video is unknown
 
 
 def video_member(sample: Sample) -> str:
@@ -57,6 +58,12 @@ def frames_from_metadata(about: dict, fps: float | None) -> int | None:
     if not isinstance(length, int | float):
         return None
     return int(length * fps + 1e-6) if fps else int(length)
+
+
+def clip_rate(sample: Sample, settings: ClipSettings) -> float:
+    """Frames per second of a clip: the settings' `fps`, or that in the sample's .json, divided by the stride."""
+    fps = settings.fps or sample.read_json().get("fps")
+    return fps / settings.stride if fps else DEFAULT_FPS
 
 
 def frame_size(sample: Sample) -> tuple[int, int]:

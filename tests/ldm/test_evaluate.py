@@ -33,7 +33,7 @@ def test_equal_samples_are_counted_named_and_warned_of(capsys):
     part = duplicates_part(rows)
     assert (part["n"], part["different"], part["repeated"]) == (4, 3, ["0.mp4", "3.mp4"])
     announce_warnings({"distances": {}, "duplicates": part})
-    assert "warning: 2 samples are not the only ones of their pixels: 0.mp4, 3.mp4" in capsys.readouterr().out
+    assert "warning: 2 samples have the same pixels as another: 0.mp4, 3.mp4" in capsys.readouterr().out
 
 
 def test_an_unconditional_run_has_no_prompts_to_obey():

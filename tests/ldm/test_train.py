@@ -31,7 +31,7 @@ from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines
 from odvae.training.ema import EMA
 from odvae.training.settings import OptimizationSettings
-from odvae.video.files import decode
+from odvae.video.files import decode, examine
 
 CPU = torch.device("cpu")
 
@@ -49,12 +49,14 @@ KINDS = {
 
 
 @pytest.mark.parametrize(("network", "kind"), [*itertools.product([{}], KINDS), ({"unet": SMALL_UNET}, "text")])
-def test_every_condition_trains_on_rendered_videos_and_samples(ldm_run, tmp_path, network, kind):
+def test_every_condition_trains_on_rendered_videos_and_samples(ldm_run, tmp_path, monkeypatch, network, kind):
+    monkeypatch.setattr("ldm.training.batches.DEFAULT_FPS", 1.0)
     conditioning, asked = KINDS[kind]
     chosen = settings(**network, conditioning=ConditioningSettings(**conditioning), sample_every=4, num_visualized=1)
     train(ldm_run, tmp_path / "ldm", chosen)
     assert (tmp_path / "ldm/strips/000004.png").is_file()
     assert len(list(decode(tmp_path / "ldm/videos/000004.mp4", "x"))) == 9
+    assert examine(tmp_path / "ldm/videos/000004.mp4", "x").fps == 8.0  # the clips' rate
     image = None
     if kind == "first frame":
         image = tmp_path / "first.png"

@@ -1,13 +1,14 @@
 """Which clip sample n is: a function of (seed, n) alone, whoever reads it."""
 
 from itertools import islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from ldm.demo.videos import write_demo_videos
-from odvae.clips.clip import fit_frames, frame_count, load_clip
+from odvae.clips.clip import DEFAULT_FPS, clip_rate, fit_frames, frame_count, load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.remote import _wanted
@@ -90,6 +91,14 @@ def test_a_rate_is_reached_by_frames_shown_at_its_moments(shards):
     assert (frame_count(source, None), frame_count(source, slow.fps)) == (9, 4)  # 9 frames at 8 a second
     every_second = load_clip(source, DATA.model_copy(update={"stride": 2, "frames": 4}), 0)
     assert torch.equal(load_clip(source, slow.model_copy(update={"frames": 4}), 0), every_second)
+
+
+def test_a_clip_has_the_rate_of_its_video_or_of_the_settings_over_the_stride(shards):
+    (source, *_) = VideoSet(shards, DATA, "?").samples  # of 8 frames a second
+    assert clip_rate(source, DATA) == 8.0
+    assert clip_rate(source, DATA.model_copy(update={"stride": 2})) == 4.0
+    assert clip_rate(source, DATA.model_copy(update={"fps": 6.0, "stride": 2})) == 3.0
+    assert clip_rate(SimpleNamespace(read_json=dict), DATA) == DEFAULT_FPS
 
 
 @pytest.mark.parametrize(

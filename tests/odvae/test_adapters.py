@@ -130,6 +130,13 @@ def test_its_folder_is_one_of_diffusers_and_loads_as_either(adapted, tmp_path):
     assert original <= ours
 
 
+def test_a_pretrained_image_vae_works_frame_by_frame(image_vae, tmp_path):
+    image_vae.save_pretrained(tmp_path)
+    vae = load_pretrained_vae(str(tmp_path))
+    assert isinstance(vae, PerFrameVAE)
+    assert compression_of(vae) == (1, 8)
+
+
 @torch.no_grad()
 def test_what_it_cannot_take_is_said(adapted):
     r, s = compression_of(adapted)

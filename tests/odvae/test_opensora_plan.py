@@ -13,6 +13,7 @@ from torch import Tensor
 from odvae import ODVAE
 from odvae.opensora_plan import infer_settings, published_names, rename_tensors
 from odvae.running.errors import InputError
+from odvae.video_vae import load_pretrained_vae
 
 RESAMPLING = {"v1.2.0": "joint", "v1.1.0": "separate"}
 
@@ -179,6 +180,7 @@ def test_half_precision_weights_become_float32(original, tmp_path):
 
 def test_a_published_model_saves_and_loads_as_a_diffusers_folder(original, tmp_path):
     torch.save(as_published(original), tmp_path / "model.pt")
+    assert_same(load_pretrained_vae(str(tmp_path / "model.pt")), original)  # as vae.pretrained names it
     ODVAE.from_opensora_plan(tmp_path / "model.pt").save_pretrained(tmp_path / "vae")
     again = ODVAE.from_pretrained(tmp_path / "vae")
     assert (again.config.norm, again.config.temporal_upsample) == ("clip", "trilinear")

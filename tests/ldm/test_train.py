@@ -175,7 +175,7 @@ def test_further_averages_are_saved_beside_the_first_and_can_be_sampled(ldm_run,
     pipeline = load_pipeline(ldm_run / "vae", tmp_path / "ldm", ema_decay=0.5)
     half = load_file(tmp_path / "ldm/ema_0.5" / WEIGHTS)
     assert all(torch.equal(tensor, half[name]) for name, tensor in pipeline.transformer.state_dict().items())
-    with pytest.raises(InputError, match=r"ema_0\.9 does not exist: averages .*: ema_0, ema_0\.5"):
+    with pytest.raises(InputError, match=r"ema_0\.9 does not exist; further EMA weights in .*: ema_0, ema_0\.5"):
         load_pipeline(ldm_run / "vae", tmp_path / "ldm", ema_decay=0.9)
 
 

@@ -24,13 +24,16 @@ from pathlib import Path
 
 from small import REPOSITORY
 
-from odvae.running.commands import CONSOLE_COMMANDS
-
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PATIENCE = 240  # seconds
+# What the commands import once they have read their arguments.
+STAGES = [
+    "ldm.open_videos", "odvae.train", "ldm.encode", "ldm.train", "ldm.sample", "odvae.evaluate", "ldm.evaluate",
+    "ldm.export", "odvae.shards.packing", "ldm.encoding.verify",
+]  # fmt: skip
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["__main__", *(f"ldm.commands.{name}" for name in CONSOLE_COMMANDS)])
+_SERVER.set_forkserver_preload(["__main__", *STAGES])
 atexit.register(multiprocessing.forkserver._forkserver._stop)  # waits for it, so that `time pytest` counts its work
 
 

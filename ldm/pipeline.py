@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,8 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         shape = latent_shape(self.transformer, self.vae, num_frames, height, width)
         self._check_prompts(prompt, negative_prompt, truncate_prompts)
         condition, unconditional = self._conditions(count, prompt, negative_prompt, class_label, image, shape)
-        guidance = Guidance(guidance_scale, tuple(guidance_interval), guidance_rescale)
+        low, high = guidance_interval
+        guidance = Guidance(guidance_scale, (low, high), guidance_rescale)
         noise = self._initial_noise(count, shape, generator)
         latents = self._denoise(noise, condition, unconditional, num_inference_steps, guidance, batch_size)
         if condition.first_frame is not None and image is not None:

@@ -139,7 +139,7 @@ def generate_latents(
         None if prompts[0] is None else prompts,
         [request.negative_prompt for request in requests] if prompts[0] is not None else "",
         None if labels[0] is None else labels,
-        None if images[0] is None else [_read_image(pipeline, image, settings) for image in images],
+        [_read_image(pipeline, image, settings) for image in images if image is not None] or None,
         num_videos=len(requests) if unconditional else None,
         num_frames=settings.frames,
         height=settings.height,

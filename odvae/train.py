@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -43,6 +44,9 @@ from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import strip
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAEFactory, VideoVAE, compression_of, load_pretrained_vae
+
+# The networks that are trained here.
+TrainedVAE = TypeVar("TrainedVAE", ODVAE, PerFrameVAE)
 
 
 @dataclass(frozen=True)
@@ -177,12 +181,12 @@ def image_vae_is_trained(folder: Path, steps: int, video_folder: Path) -> bool:
 
 
 def fit(
-    network: VideoVAE,
+    network: TrainedVAE,
     name: str,
     optimization: PhaseSettings,
     run: VAERun,
     folder: Path,
-) -> VideoVAE:
+) -> TrainedVAE:
     """Train a network for `optimization.steps` steps, on single frames or on clips as its settings say.
 
     Returns it with its averaged (EMA) weights. `step` counts completed optimizer steps; data, noise and learning rate
@@ -230,7 +234,7 @@ def fit(
     return network.eval()
 
 
-def prepare_network(network: VideoVAE, optimization: OptimizationSettings) -> None:
+def prepare_network(network: ODVAE | PerFrameVAE, optimization: OptimizationSettings) -> None:
     """Memory layout, checkpointing and compilation, as the settings say; in place."""
     keep_channels_last(network)
     if optimization.gradient_checkpointing:

@@ -110,7 +110,7 @@ def compression_of(vae: VideoVAE) -> tuple[int, int]:
     return vae.temporal_compression_ratio, vae.spatial_compression_ratio
 
 
-def vae_classes() -> dict[str, type]:
+def vae_classes() -> dict[str, Any]:
     """Every class that a VAE's folder may name in its config.json, by that name. Imported only when one is loaded."""
     from odvae import adapters
     from odvae.model import ODVAE

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, LatteTransformer3DModel

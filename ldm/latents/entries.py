@@ -178,8 +178,8 @@ def held_out_batches(latents: LatentSet, batch_size: int, rank: int, ranks: int)
     for bucket in numbered:
         mine = bucket[rank::ranks]
         for i in range(0, len(mine), batch_size):
-            numbers, entries = zip(*mine[i : i + batch_size], strict=True)
-            yield load_entries(entries, numbers, latents.classes)
+            numbers, chosen = zip(*mine[i : i + batch_size], strict=True)
+            yield load_entries(chosen, numbers, latents.classes)
 
 
 class _DrawnBatches(Dataset):

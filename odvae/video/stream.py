@@ -138,13 +138,13 @@ class VideoStream:
         if keyframe is None or keyframe.pts is None or keyframe.pts > time or (exactly and keyframe.pts != time):
             self._rewind()
             return None
-        return self._in_order_after(keyframe, keyframe.pts, frames)
+        return self._in_order_after(keyframe, frames)
 
     @staticmethod
-    def _in_order_after(keyframe: VideoFrame, time: int, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
+    def _in_order_after(keyframe: VideoFrame, frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
         yield keyframe
         for frame in frames:
-            if frame.pts is None or frame.pts > time:
+            if frame.pts is None or frame.pts > keyframe.pts:
                 yield frame
 
     def _rewind(self) -> None:

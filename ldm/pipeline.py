@@ -153,10 +153,9 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         batches = []
         for first in range(0, len(noise), batch_size):
             rows = torch.arange(first, first + batch_size, device=noise.device) % len(noise)
-            chosen = [
-                None if c is None else c.map(lambda part, rows=rows: part[rows]) for c in (condition, unconditional)
-            ]
-            predict = guided_prediction(self.transformer, *chosen, guidance)
+            chosen = condition.map(itemgetter(rows))
+            chosen_unconditional = None if unconditional is None else unconditional.map(itemgetter(rows))
+            predict = guided_prediction(self.transformer, chosen, chosen_unconditional, guidance)
             batches.append(
                 sample_latents(predict, noise[rows], self.scheduler, self.objective, steps, guidance, self.progress_bar)
             )

@@ -90,7 +90,7 @@ def fidelity_loss(
     return loss, {name: part.detach() for name, part in parts.items()}
 
 
-def last_weight(network: VideoVAE) -> Tensor:
+def last_weight(network: nn.Module) -> Tensor:
     """The weight of the decoder's last convolution, where the GAN's gradient is balanced with that of the others."""
     last = getattr(getattr(network, "decoder", None), "conv_out", None)
     if last is None:

@@ -131,7 +131,7 @@ def _write_batch(
             result.failed[source.key] = reason
             failures.add(source.name, reason[1])
             continue
-        metadata = {
+        metadata: dict[str, Any] = {
             "caption": captions[0] if captions else "",
             **({"captions": captions} if more else {}),
             "source": source.key,

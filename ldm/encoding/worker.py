@@ -49,7 +49,7 @@ def encode_shard_jobs(encoding: EncodingJob, jobs: Sequence[ShardJob], folder: P
     shapes = [piece.shape for _, piece, _ in pieces]
     failures = Failures(videos, data.failures_allowed, "videos")
     total, begin = sum(len(job.clips) for job in jobs), time.monotonic()
-    with ComputeThreads(next(encoding.vae.parameters()).device) as threads, ThreadPoolExecutor(1) as hasher:
+    with ComputeThreads(encoding.vae.device) as threads, ThreadPoolExecutor(1) as hasher:
         slots = (threads.count + 1) * settings.batch_size if data.workers else 1
         with (
             ClipPool(_load_piece, max(shapes, key=math.prod), slots, data) as pool,

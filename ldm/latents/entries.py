@@ -158,7 +158,7 @@ def latent_batches(
     batches = _DrawnBatches(buckets, latents.classes, seed)
     loader = DataLoader(
         batches,
-        sampler=_Prefetcher(sampler, batches),  # type: ignore[arg-type] - it yields lists of draws
+        sampler=_Prefetcher(sampler, batches),  # it yields lists of draws
         batch_size=None,  # each list of draws is a batch
         num_workers=workers,
         prefetch_factor=4 if workers else None,

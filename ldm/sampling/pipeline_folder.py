@@ -20,7 +20,13 @@ __all__ = ["TextToVideoPipeline"]
 '''
 
 
-class PipelineFolderMixin:
+if TYPE_CHECKING:  # what it is mixed into
+    from diffusers import DiffusionPipeline as _Mixed
+else:
+    _Mixed = object
+
+
+class PipelineFolderMixin(_Mixed):
     """Saving, publishing and loading of our pipeline; must precede diffusers' class among the base classes.
 
     `config.model_card` is the text of the folder's README.md, or None.

@@ -15,7 +15,7 @@ SCORES = ("psnr", "ssim", "lpips")
 
 def collect(settings: StudySettings) -> dict:
     """All results so far, as in `study.json`; runs that are not finished are left out."""
-    found = {
+    found: dict[str, Any] = {
         "title": settings.folder.name,
         **code_version(),
         "variants": variant_rows(settings),

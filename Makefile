@@ -29,6 +29,7 @@ $(VENV)/.installed: pyproject.toml setup.py constraints.txt
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 test: lint
 	$(BIN)/pytest

@@ -10,6 +10,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -191,7 +192,7 @@ def _by_number_or_name(name: str) -> tuple[bool, int, str]:
     return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
 
 
-def _bucket_shapes(records: Sequence[dict], encoding: EncodingJob) -> dict[str, tuple[int, ...]]:
+def _bucket_shapes(records: Sequence[dict], encoding: EncodingJob) -> dict[str, Any]:
     """Shapes of the buckets that are not empty. That of the `data` section comes first: it is sampled by default."""
     shapes = {record["bucket"]: tuple(record["shape"]) for record in records}
     buckets = (BucketSettings.of_clips(encoding.data), *encoding.settings.buckets)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,8 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         shape = latent_shape(self.transformer, self.vae, num_frames, height, width)
         self._check_prompts(prompt, negative_prompt, truncate_prompts)
         condition, unconditional = self._conditions(count, prompt, negative_prompt, class_label, image, shape)
-        guidance = Guidance(guidance_scale, tuple(guidance_interval), guidance_rescale)
+        low, high = guidance_interval
+        guidance = Guidance(guidance_scale, (low, high), guidance_rescale)
         noise = self._initial_noise(count, shape, generator)
         latents = self._denoise(noise, condition, unconditional, num_inference_steps, guidance, batch_size)
         if condition.first_frame is not None and image is not None:
@@ -151,10 +153,9 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         batches = []
         for first in range(0, len(noise), batch_size):
             rows = torch.arange(first, first + batch_size, device=noise.device) % len(noise)
-            chosen = [
-                None if c is None else c.map(lambda part, rows=rows: part[rows]) for c in (condition, unconditional)
-            ]
-            predict = guided_prediction(self.transformer, *chosen, guidance)
+            chosen = condition.map(itemgetter(rows))
+            chosen_unconditional = None if unconditional is None else unconditional.map(itemgetter(rows))
+            predict = guided_prediction(self.transformer, chosen, chosen_unconditional, guidance)
             batches.append(
                 sample_latents(predict, noise[rows], self.scheduler, self.objective, steps, guidance, self.progress_bar)
             )

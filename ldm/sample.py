@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def sample_videos(
     """
     state = PartialState()
     decide_on_main_process(lambda: read_sample_rows(folder))  # raises where rows cannot be added to them
-    loaders = {"load_vae": load_vae, "load_network": load_network}
+    loaders: dict[str, Any] = {"load_vae": load_vae, "load_network": load_network}
     pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay, **loaders).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
     with Stage(folder) as stage:
@@ -139,7 +140,7 @@ def generate_latents(
         None if prompts[0] is None else prompts,
         [request.negative_prompt for request in requests] if prompts[0] is not None else "",
         None if labels[0] is None else labels,
-        None if images[0] is None else [_read_image(pipeline, image, settings) for image in images],
+        [_read_image(pipeline, image, settings) for image in images if image is not None] or None,
         num_videos=len(requests) if unconditional else None,
         num_frames=settings.frames,
         height=settings.height,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
 from ldm.networks.attention import check_backend
@@ -183,7 +183,7 @@ def fit(
     return {name: average.gather(keep) for name, average in zip(names, state.averages, strict=True)}
 
 
-def apply_model_options(network: Network, settings: LDMSettings) -> None:
+def apply_model_options(network: nn.Module, settings: LDMSettings) -> None:
     """Apply attention back end, gradient checkpointing and compilation with diffusers' methods."""
     if settings.attention_backend == "xformers":
         network.enable_xformers_memory_efficient_attention()

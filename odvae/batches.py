@@ -58,10 +58,12 @@ class Batches:
         phase = self.optimization
         if isinstance(phase, ImagePhaseSettings):
             yield from self.images(done, self.plan.batch_size, phase.images_per_clip)
+            return
         every = phase.image_every
         if every is None:
-            yield from self.clips(done)
-        clips = self.clips(done - done // every)
+            yield from self.clips(done, phase.frames)
+            return
+        clips = self.clips(done - done // every, phase.frames)
         parts = self.plan.ranks * self.plan.gradient_accumulation_steps
         if phase.images_per_step % parts:
             raise InputError(
@@ -73,11 +75,11 @@ class Batches:
             for _ in range(self.plan.gradient_accumulation_steps):
                 yield next(images if step % every == 0 else clips)
 
-    def clips(self, done: int) -> Iterator[Batch]:
-        """Clips, after `done` steps of them."""
+    def clips(self, done: int, frames: int | None) -> Iterator[Batch]:
+        """Clips, after `done` steps of them; of so many frames, or of the data's."""
         data = self.videos.data
-        if self.optimization.frames is not None:
-            data = data.model_copy(update={"frames": self.optimization.frames})
+        if frames is not None:
+            data = data.model_copy(update={"frames": frames})
         clips = ClipDataset(self.videos.train, data, self.seed)
         for batch in endless_loader(clips, StepSampler(self.plan, done)):
             video = batch["video"].to(self.device, non_blocking=True)

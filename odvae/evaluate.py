@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -164,7 +165,7 @@ def _reconstruct(evaluation: Evaluation, batch: Sequence[NumberedClip], report: 
     rows = []
     for i, (number, sample, clip) in enumerate(batch):
         sums.add(*moments[i].chunk(2))
-        row = {"number": number, "key": sample.key, "caption": sample.read_text()}
+        row: dict[str, Any] = {"number": number, "key": sample.key, "caption": sample.read_text()}
         row |= scores(reconstructions[i : i + 1], videos[i : i + 1], settings)
         if number < settings.num_visualized:
             row |= {"real": f"videos/real_{number:04d}.mp4", "made": f"videos/reconstructed_{number:04d}.mp4"}
@@ -240,7 +241,7 @@ def compare_modes(evaluation: Evaluation, samples: list[Sample], report: Path) -
 def _timed(evaluation: Evaluation, videos: list[Tensor], mode: Mode) -> tuple[list[Tensor], dict]:
     vae, settings = evaluation.vae, evaluation.settings
     if mode == "tiled":
-        vae.enable_tiling(None, None, settings.tile_frames)
+        vae.enable_tiling(None, None, settings.tile_frames)  # type: ignore[attr-defined]  # where it has_temporal_tiling
     device = vae.device
     memory = PeakMemory(device)
     evaluation.reconstruct(videos[0].to(device), [0], mode)  # apart from the timed ones: it also plans and allocates
@@ -252,7 +253,7 @@ def _timed(evaluation: Evaluation, videos: list[Tensor], mode: Mode) -> tuple[li
         made.append(reconstruction.cpu())
         rows.append(scores(made[-1], video, settings))
     if mode == "tiled":
-        vae.disable_tiling()
+        vae.disable_tiling()  # type: ignore[attr-defined]
     frames = sum(video.shape[2] for video in videos)
     return made, {
         **{name: float(np.mean([row[name] for row in rows])) for name in rows[0]},

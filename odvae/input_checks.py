@@ -27,7 +27,7 @@ def check_video(video: Tensor, temporal_ratio: int, spatial_ratio: int) -> None:
         raise InputError(f"pixels are floats in [-1, 1], found {video.dtype}; from 0..255: video / 127.5 - 1")
     if temporal_ratio > 1:  # a stream's chunk may be empty
         check_frame_count(shape[2], temporal_ratio)
-    check_picture_size(*shape[3:], spatial_ratio)
+    check_picture_size(shape[3], shape[4], spatial_ratio)
 
 
 def check_latents(latents: Tensor, channels: int) -> None:

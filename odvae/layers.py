@@ -10,10 +10,17 @@ channels-last video are channels-last pictures, so 2D layers, norms and 3D layer
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+if TYPE_CHECKING:  # what ChannelsLastMixin is mixed into
+    from diffusers import ModelMixin as _Mixed
+else:
+    _Mixed = object
 
 Stream = dict[nn.Module, Tensor]
 
@@ -87,7 +94,7 @@ class FrameConv2d(VideoLayer, nn.Conv2d):
     """A 2D convolution on every frame. (b, c, t, h, w) -> (b, c', t, h', w')"""
 
     @property
-    def width(self) -> int:
+    def width(self) -> int:  # type: ignore[override]  # it follows from others, and is not set
         return max(self.in_channels, self.out_channels)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
@@ -102,7 +109,7 @@ class CausalConv3d(VideoLayer, nn.Conv3d):
     """
 
     @property
-    def width(self) -> int:
+    def width(self) -> int:  # type: ignore[override]  # it follows from others, and is not set
         return max(self.in_channels, self.out_channels)
 
     def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
@@ -214,7 +221,7 @@ def keep_channels_last(model: nn.Module) -> None:
             module.weight.data = module.weight.data.to(memory_format=layout)
 
 
-class ChannelsLastMixin:
+class ChannelsLastMixin(_Mixed):
     """A diffusers model whose weights lie channels-last however it was loaded.
 
     The layout chooses the kernels, and those round differently: with one layout, one model gives one result.

@@ -15,14 +15,13 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 
 from odvae.gan import GANTrainer
 from odvae.lpips import LPIPS, load_lpips
 from odvae.running.errors import InputError
 from odvae.settings import LossSettings
 from odvae.training.settings import OptimizationSettings
-from odvae.video_vae import VideoVAE
 
 # (reconstruction, video), both (b, 3, t, h, w) -> a scalar; a function, which is logged by its name.
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
@@ -91,7 +90,7 @@ def fidelity_loss(
     return loss, {name: part.detach() for name, part in parts.items()}
 
 
-def last_weight(network: VideoVAE) -> Tensor:
+def last_weight(network: nn.Module) -> Tensor:
     """The weight of the decoder's last convolution, where the GAN's gradient is balanced with that of the others."""
     last = getattr(getattr(network, "decoder", None), "conv_out", None)
     if last is None:
@@ -111,7 +110,7 @@ class VAELoss:
     def __init__(
         self,
         settings: LossSettings,
-        network: VideoVAE,
+        network: nn.Module,
         optimization: OptimizationSettings,
         accelerator: Accelerator,
         pixel_loss: PixelLoss | None = None,

@@ -10,6 +10,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -34,7 +35,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     file = _find_file(Path(path))
     if file.suffix == ".safetensors":
         try:
-            state = load_file(file)
+            state: Mapping[str, Any] = load_file(file)
         except SafetensorError as error:
             raise InputError(f"{file} is not a whole safetensors file: {error}") from None
     else:
@@ -103,7 +104,7 @@ def rename_tensors(state: Mapping[str, Tensor], vae: nn.Module, source: str | Pa
 
 
 # Parts of ODVAE's module names (diffusers' AutoencoderKL) and the published ones, in the order they are replaced.
-_RENAMES = [
+_RENAMES: list[tuple[str, Any]] = [
     (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
     (r"down_blocks\.(\d+)\.downsamplers\.1", r"down.\1.time_downsample"),
     (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),

@@ -66,11 +66,11 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
         """The distribution of each chunk (b, 3, t_i, h, w)."""
         for chunk in chunks:
             if chunk.shape[2]:
-                yield self.encode(chunk).latent_dist
+                yield self.encode(chunk, return_dict=False)[0]
 
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """The video of each chunk (b, c, t_i, h, w)."""
         for chunk in chunks:
             if chunk.shape[2]:
-                yield self.decode(chunk).sample
+                yield self.decode(chunk, return_dict=False)[0]

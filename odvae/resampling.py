@@ -51,7 +51,7 @@ class Upsample(VideoLayer):
         if not self.doubles_time:
             return from_frames(doubled_conv2d(to_frames(x), self.conv.weight, self.conv.bias), len(x))
         begins = not stream or self not in stream
-        past = x[:, :, :1].clone() if begins else stream[self]
+        past = stream[self] if stream and self in stream else x[:, :, :1].clone()
         x = join_past(stream, self, past, x, kept=1)
         if isinstance(self.conv, CausalConv3d):
             y = doubled_conv3d(x, self.conv.weight, self.conv.bias)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -60,6 +60,7 @@ class VideoPhaseSettings(OptimizationSettings):
 
 
 PhaseSettings = ImagePhaseSettings | VideoPhaseSettings
+PhaseT = TypeVar("PhaseT", ImagePhaseSettings, VideoPhaseSettings)
 
 
 class LPIPSSettings(Settings):
@@ -122,7 +123,7 @@ class LossSettings(Settings):
         return " + ".join(terms) + (f"; without {' and '.join(left_out)}" if left_out else "")
 
 
-def _unless_pretrained(phase: type[PhaseSettings]) -> Callable[[dict[str, Any]], PhaseSettings | None]:
+def _unless_pretrained(phase: type[PhaseT]) -> Callable[[dict[str, Any]], PhaseT | None]:
     return lambda given: None if given.get("pretrained") else phase()
 
 

@@ -91,10 +91,14 @@ class TilingMixin(AutoencoderMixin):
     def _tiles(self, height: int, width: int) -> tuple[Spans, Spans]:
         """The rows and the columns of tiles of pictures of this size, in pixels."""
         rows, columns = [(0, height)], [(0, width)]
-        if self.use_tiling and self.tile_sample_min_height is not None:
-            rows = place_tiles(height, self.tile_sample_min_height, self.tile_sample_stride_height)
-        if self.use_tiling and self.tile_sample_min_width is not None:
-            columns = place_tiles(width, self.tile_sample_min_width, self.tile_sample_stride_width)
+        tile, stride = self.tile_sample_min_height, self.tile_sample_stride_height
+        if self.use_tiling and tile is not None:
+            assert stride is not None  # enable_tiling sets both
+            rows = place_tiles(height, tile, stride)
+        tile, stride = self.tile_sample_min_width, self.tile_sample_stride_width
+        if self.use_tiling and tile is not None:
+            assert stride is not None
+            columns = place_tiles(width, tile, stride)
         return rows, columns
 
 
@@ -137,7 +141,7 @@ def in_tiles(
     """
     if len(rows) == len(columns) == 1:
         return network(x, None if streams is None else streams.setdefault((0, 0), {}))
-    blended = None
+    blended: Tensor | None = None
     outputs = [[(start // output_step, end // output_step) for start, end in spans] for spans in (rows, columns)]
     row_weights, column_weights = map(blend_weights, outputs)
     for i, (top, bottom) in enumerate(rows):
@@ -151,6 +155,7 @@ def in_tiles(
                 blended = tile.new_zeros(*tile.shape[:3], height, width, dtype=dtype)
             weight = (row_weights[i][:, None] * column_weights[j]).to(blended)  # (h, w)
             blended[:, :, :, slice(*outputs[0][i]), slice(*outputs[1][j])] += tile * weight
+    assert blended is not None  # there is a tile
     return blended.to(tile.dtype)
 
 

@@ -9,6 +9,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -43,6 +44,8 @@ from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import strip
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAEFactory, VideoVAE, compression_of, load_pretrained_vae
+
+TrainedVAE = TypeVar("TrainedVAE", bound=VideoVAE)
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def train_vae(
             return
         make = make_vae or functools.partial(random_odvae, settings.model)
         run = VAERun(settings, data, videos, stage, seed, tracker, make, pixel_loss)
-        vae = trained_vae(run) if pretrained is None else pretrained
+        vae: Any = trained_vae(run) if pretrained is None else pretrained  # a diffusers model, too
         if pretrained is None or vae.config.get("latents_mean", "no place") is None:
             mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
             vae.register_to_config(latents_mean=mean, latents_std=std)
@@ -177,12 +180,12 @@ def image_vae_is_trained(folder: Path, steps: int, video_folder: Path) -> bool:
 
 
 def fit(
-    network: VideoVAE,
+    network: TrainedVAE,
     name: str,
     optimization: PhaseSettings,
     run: VAERun,
     folder: Path,
-) -> VideoVAE:
+) -> TrainedVAE:
     """Train a network for `optimization.steps` steps, on single frames or on clips as its settings say.
 
     Returns it with its averaged (EMA) weights. `step` counts completed optimizer steps; data, noise and learning rate
@@ -227,10 +230,11 @@ def fit(
         state.save_and_stop_when_due(step, run.stage)
     progress.close()
     state.finish()
-    return network.eval()
+    network.eval()  # type: ignore[attr-defined]  # a torch module
+    return network
 
 
-def prepare_network(network: VideoVAE, optimization: OptimizationSettings) -> None:
+def prepare_network(network: nn.Module, optimization: OptimizationSettings) -> None:
     """Memory layout, checkpointing and compilation, as the settings say; in place."""
     keep_channels_last(network)
     if optimization.gradient_checkpointing:
@@ -243,7 +247,7 @@ def prepare_network(network: VideoVAE, optimization: OptimizationSettings) -> No
             block.compile(dynamic=False)
 
 
-def blocks_of(network: VideoVAE) -> list[nn.Module]:
+def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The levels and middle blocks of encoder and decoder. Raises InputError for a VAE that is built otherwise."""
     names = ("encoder.down_blocks", "encoder.mid_block", "decoder.up_blocks", "decoder.mid_block")
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 import torch
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
@@ -15,6 +15,11 @@ from torch import Tensor
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
+
+if TYPE_CHECKING:  # what VideoVAEMixin is mixed into
+    from diffusers import ModelMixin as _Mixed
+else:
+    _Mixed = object
 
 
 @runtime_checkable
@@ -75,7 +80,7 @@ class VideoVAE(Protocol):
     def save_pretrained(self, save_directory: Path) -> None: ...
 
 
-class VideoVAEMixin:
+class VideoVAEMixin(_Mixed):
     """What a VAE needs beside `encode` and `decode`, where it has no streams and no groups of frames to tile in."""
 
     streamable = False
@@ -110,7 +115,7 @@ def compression_of(vae: VideoVAE) -> tuple[int, int]:
     return vae.temporal_compression_ratio, vae.spatial_compression_ratio
 
 
-def vae_classes() -> dict[str, type]:
+def vae_classes() -> dict[str, Any]:
     """Every class that a VAE's folder may name in its config.json, by that name. Imported only when one is loaded."""
     from odvae import adapters
     from odvae.model import ODVAE
@@ -158,7 +163,7 @@ def load_pretrained_vae(name: str) -> VideoVAE:
     return vae.eval().requires_grad_(False)
 
 
-def _class_named(name: object, source: object) -> type:
+def _class_named(name: object, source: object) -> Any:
     if name == "FrameVAE":
         raise InputError(
             f"{source}: _class_name is 'FrameVAE', the name of version 0.1 for PerFrameVAE: write "

@@ -93,7 +93,7 @@ def our_decoding(dataset: ClipDataset, count: int) -> None:
     loader = endless_loader(dataset, StepSampler(BatchPlan(BATCH)))
     for _ in range(count // BATCH):
         next(loader)
-    loader.close()
+    loader.close()  # type: ignore[attr-defined]  # a generator
 
 
 def bare_decoding(samples: list[Sample], data: DataSettings) -> None:

@@ -18,6 +18,7 @@ import statistics
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel, LatteTransformer3DModel
@@ -42,8 +43,8 @@ from odvae.shards.tars import shard_writer
 from odvae.training.state import TrainingState
 
 # Latents (channels, t, h, w) and transformer sizes of the comparisons; smaller on a CPU.
-CPU_CASE = {"latents": (4, 5, 32, 32), "depth": 4, "width": 256, "heads": 4, "batch": 1}
-GPU_CASE = {"latents": (4, 21, 32, 32), "depth": 28, "width": 1152, "heads": 16, "batch": 4}
+CPU_CASE: dict[str, Any] = {"latents": (4, 5, 32, 32), "depth": 4, "width": 256, "heads": 4, "batch": 1}
+GPU_CASE: dict[str, Any] = {"latents": (4, 21, 32, 32), "depth": 28, "width": 1152, "heads": 16, "batch": 4}
 TEXT_WIDTH, TEXT_TOKENS, CLASSES = 64, 16, 1000
 
 

@@ -135,7 +135,7 @@ def _draw_path(scene: Scene, radius: float, rng: np.random.Generator) -> tuple[n
     direction = np.array(DIRECTIONS[scene.motion])
     room = np.abs(direction) @ (high - low)  # for a large triangle, less than the longest travel
     travel = direction * rng.uniform(TRAVEL[0], min(TRAVEL[1], room))
-    start = rng.uniform(low - np.minimum(travel, 0), high - np.maximum(travel, 0))
+    start: np.ndarray = rng.uniform(low - np.minimum(travel, 0), high - np.maximum(travel, 0))
     return start, start + travel
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,7 +131,7 @@ def _write_batch(
             result.failed[source.key] = reason
             failures.add(source.name, reason[1])
             continue
-        metadata = {
+        metadata: dict[str, Any] = {
             "caption": captions[0] if captions else "",
             **({"captions": captions} if more else {}),
             "source": source.key,

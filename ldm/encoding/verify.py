@@ -95,7 +95,7 @@ def _compare(entry: Sample, source: Sample, bucket: str, manifest: Manifest, vae
     if manifest.posterior == "moments":
         error = max(error, _relative_error(stored["std"], std))
     with torch.no_grad():
-        decoded = vae.decode(stored["mean"][None].to(next(vae.parameters()))).sample[0].float().clamp(-1, 1)
+        decoded = vae.decode(stored["mean"][None].to(vae.device, vae.dtype)).sample[0].float().clamp(-1, 1)
     return Reencoded(entry.name, error, to_uint8(to_float(clip)), to_uint8(decoded))
 
 

@@ -49,7 +49,7 @@ def encode_shard_jobs(encoding: EncodingJob, jobs: Sequence[ShardJob], folder: P
     shapes = [piece.shape for _, piece, _ in pieces]
     failures = Failures(videos, data.failures_allowed, "videos")
     total, begin = sum(len(job.clips) for job in jobs), time.monotonic()
-    with ComputeThreads(next(encoding.vae.parameters()).device) as threads, ThreadPoolExecutor(1) as hasher:
+    with ComputeThreads(encoding.vae.device) as threads, ThreadPoolExecutor(1) as hasher:
         slots = (threads.count + 1) * settings.batch_size if data.workers else 1
         with (
             ClipPool(_load_piece, max(shapes, key=math.prod), slots, data) as pool,
@@ -111,7 +111,7 @@ def _encode_batch(
 
 
 def _read_pieces(
-    pieces: list[tuple[ClipSettings, int]],
+    pieces: Sequence[tuple[ClipSettings, int]],
     decoded: Iterator[Tensor | Failure],
     reasons: list[tuple[str, str] | None],
 ) -> Iterator[Tensor]:
@@ -134,8 +134,7 @@ def encode_pieces(vae: VideoVAE, pieces: Iterator[Tensor], streamed: bool) -> tu
     `streamed` False: there is one piece. True: the result equals that of the whole clip, in memory that does not grow
     with its length; raises InputError for a VAE that needs the whole clip.
     """
-    device = next(vae.parameters()).device
-    videos = (to_float(piece.to(device)) for piece in pieces)
+    videos = (to_float(piece.to(vae.device)) for piece in pieces)
     posteriors = list(vae.encode_stream(videos)) if streamed else [vae.encode(next(videos)).latent_dist]
     mean, std = ([getattr(posterior, name).float() for posterior in posteriors] for name in ("mean", "std"))
     return torch.cat(mean, dim=2), torch.cat(std, dim=2)

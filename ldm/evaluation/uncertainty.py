@@ -69,10 +69,10 @@ def bootstrap_intervals(
         chosen_x = rng.integers(0, len(x), len(x))
         chosen_y = chosen_x if len(x) == len(y) else rng.integers(0, len(y), len(y))
         frechet.append(frechet_of_features(x[chosen_x], y[chosen_y], ddof))
-        counts = (
+        counts_x, counts_y = (
             np.bincount(chosen, minlength=n).astype(float) for chosen, n in ((chosen_x, len(x)), (chosen_y, len(y)))
         )
-        kernel.append(mmd_squared(kernels, *counts, paired))
+        kernel.append(mmd_squared(kernels, counts_x, counts_y, paired))
     measured = {
         "frechet": frechet_of_features(x, y, ddof),
         "kernel": mmd_squared(kernels, np.ones(len(x)), np.ones(len(y)), paired),

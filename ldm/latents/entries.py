@@ -158,7 +158,7 @@ def latent_batches(
     batches = _DrawnBatches(buckets, latents.classes, seed)
     loader = DataLoader(
         batches,
-        sampler=_Prefetcher(sampler, batches),  # type: ignore[arg-type] - it yields lists of draws
+        sampler=_Prefetcher(sampler, batches),  # it yields lists of draws
         batch_size=None,  # each list of draws is a batch
         num_workers=workers,
         prefetch_factor=4 if workers else None,
@@ -178,8 +178,8 @@ def held_out_batches(latents: LatentSet, batch_size: int, rank: int, ranks: int)
     for bucket in numbered:
         mine = bucket[rank::ranks]
         for i in range(0, len(mine), batch_size):
-            numbers, entries = zip(*mine[i : i + batch_size], strict=True)
-            yield load_entries(entries, numbers, latents.classes)
+            numbers, chosen = zip(*mine[i : i + batch_size], strict=True)
+            yield load_entries(chosen, numbers, latents.classes)
 
 
 class _DrawnBatches(Dataset):

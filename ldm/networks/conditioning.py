@@ -35,9 +35,7 @@ class Condition:
     def concat(self, other: Condition) -> Condition:
         """Both batches in one; they must have the same conditions."""
         pairs = {field.name: (getattr(self, field.name), getattr(other, field.name)) for field in fields(self)}
-        return Condition(
-            **{name: None if a is None else torch.cat([a, b]) for name, (a, b) in pairs.items()}  # type: ignore[arg-type]
-        )
+        return Condition(**{name: None if a is None else torch.cat([a, b]) for name, (a, b) in pairs.items()})
 
     def drop(self, dropped: Tensor, empty_text: Tensor | None, empty_mask: Tensor | None) -> Condition:
         """The conditions without text and label where `dropped` (b,) bool is set; a first frame stays.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
+from typing import Any
 
 from ldm.diffusion.settings import ObjectiveSettings
 from ldm.latents.manifest import Manifest
@@ -39,13 +40,13 @@ def fit_network(
             "ldm.conditioning.kind=class, but the latents' manifest lists no class: the videos have no labels. Label "
             "them in their shards and encode again, or choose text or none"
         )
-    conditions = {
+    conditions: dict[str, Any] = {
         "text_width": manifest.text_width if conditioning.kind == "text" else None,
         "text_tokens": manifest.text_tokens,
         "class_names": list(manifest.classes) if conditioning.kind == "class" else None,
         "first_frame": conditioning.first_frame > 0,
     }
-    latents = {
+    latents: dict[str, Any] = {
         "latent_channels": manifest.shape[0],
         "sample_size": manifest.shape[1:],
         "latents_mean": manifest.latents_mean,

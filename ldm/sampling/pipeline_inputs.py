@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -39,7 +39,7 @@ def count_videos(
         return 1 if num_videos is None else num_videos
     if num_videos is not None:
         raise InputError("num_videos is for unconditional networks: give as many prompts or class labels")
-    conditions = prompt if takes["prompt"] else class_label
+    conditions: Any = prompt if takes["prompt"] else class_label
     return 1 if isinstance(conditions, (str, int)) else len(conditions)
 
 
@@ -87,7 +87,7 @@ def one_for_each(value: T | Sequence[T], single: bool, count: int, message: str)
 
     Raises InputError with "`message`, found N" for a list of another length.
     """
-    values = [value] * count if single else list(value)
+    values: list[Any] = [value] * count if single else list(value)  # type: ignore[arg-type]  # a sequence then
     if len(values) != count:
         raise InputError(f"{message}, found {len(values)}")
     return values

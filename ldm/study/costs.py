@@ -14,6 +14,8 @@ from ldm.training.batches import Batch, LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings
 from odvae.clips.sampling import BatchPlan
 from odvae.clips.settings import DataSettings
+from odvae.model import ODVAE
+from odvae.per_frame import PerFrameVAE
 from odvae.running.benchmarking import PeakMemory, count_flops, now
 from odvae.running.seeds import torch_generator
 from odvae.training.optimization import make_accelerator, make_optimizer
@@ -23,10 +25,11 @@ from odvae.video_vae import VideoVAE, load_vae
 def vae_cost(folder: Path, data: DataSettings, device: torch.device) -> dict:
     """Parameters, and FLOPs and frames per second of encoding and decoding one clip of the experiment's size."""
     vae = load_vae(folder).to(device)
+    assert isinstance(vae, ODVAE | PerFrameVAE)  # a study trains no others
     shape = (1, 3, data.frames, data.height, data.width)
     video = torch.rand(shape, generator=torch_generator("cpu", 0, "cost")).mul(2).sub(1).to(device)
     with torch.no_grad():
-        latents = vae.encode(video).latent_dist.mean
+        latents = vae.encode(video, return_dict=False)[0].mean
         encode = _cost_of(lambda: vae.encode(video), data.frames, device)
         decode = _cost_of(lambda: vae.decode(latents), data.frames, device)
     return {

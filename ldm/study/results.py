@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from ldm.study.claims import ATTRIBUTES, claims
-from ldm.study.plan import IMAGE, StudySettings, generator_name, init_name, variant_name
+from ldm.study.plan import IMAGE, Budget, StudySettings, generator_name, init_name, variant_name
 from odvae.running.files import read_json, read_json_lines
 from odvae.running.run_folder import code_version
 
@@ -14,7 +15,7 @@ SCORES = ("psnr", "ssim", "lpips")
 
 def collect(settings: StudySettings) -> dict:
     """All results so far, as in `study.json`; runs that are not finished are left out."""
-    found = {
+    found: dict[str, Any] = {
         "title": settings.folder.name,
         **code_version(),
         "variants": variant_rows(settings),
@@ -24,7 +25,7 @@ def collect(settings: StudySettings) -> dict:
         "minutes": minutes(settings.folder),
     }
     rows = {row["run"]: row for row in found["initializations"] + found["variants"]}
-    others = [rows[name] for name in map(init_name, ("average", "random")) if name in rows]
+    others = [rows[name] for name in (init_name("average"), init_name("random")) if name in rows]
     main, first = rows.get(settings.main_vae), rows.get(variant_name(1))
     return {**found, "claims": claims(main, first, others, found["modes"], found["generators"])}
 
@@ -79,7 +80,7 @@ def mode_rows(settings: StudySettings) -> list[dict]:
 
 def generator_rows(settings: StudySettings, generator: str) -> list[dict]:
     """d. One generator on both kinds of latents, at equal steps and at equal time."""
-    kinds = [
+    kinds: list[tuple[str, str, Budget]] = [
         ("image VAE", IMAGE, "steps"),
         ("OD-VAE, equal steps", settings.main_vae, "steps"),
         ("OD-VAE, equal time", settings.main_vae, "time"),

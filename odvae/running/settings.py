@@ -199,9 +199,11 @@ def find_renamed(kind: type[Settings], data: Mapping[str, Any], old: str = "", n
             found[f"{old}{key}"] = f"{new}{name}"
         elif f"{key}: {value}" in now:
             found[f"{old}{key}: {value}"] = f"{new}{now[f'{key}: {value}']}"
-        field = kind.model_fields.get(name)
-        for inner in _settings_in(field.annotation) if field else ():
-            several = field is not None and _section_in(field.annotation) is None  # in a tuple or by name
+        if name not in kind.model_fields:
+            continue
+        annotation = kind.model_fields[name].annotation
+        for inner in _settings_in(annotation):
+            several = _section_in(annotation) is None  # in a tuple or by name
             found |= _find_renamed_in(inner, value, f"{old}{key}.", f"{new}{name}.", several)
     return found
 

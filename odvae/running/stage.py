@@ -145,7 +145,7 @@ def check_not_made_by_0_1(path: Path, sections: Mapping[str, Any]) -> None:
     renamed: dict[str, str] = {}
     for name, section in sections.items():
         if isinstance(section, Settings):
-            before = name if name in record else section.renamed_section
+            before = name if name in record else section.renamed_section or name
             if isinstance(record.get(before), dict):
                 renamed |= {before: name} if before != name else {}
                 renamed |= find_renamed(type(section), record[before], f"{before}.", f"{name}.")

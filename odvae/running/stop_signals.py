@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -29,7 +30,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: int | None = None
         self.waiting = False  # for a loop to save
-        self.before: dict[int, object] = {}
+        self.before: dict[int, Any] = {}
         self.asked_step, self.asked_time, self.ask_at = 0, time.monotonic(), 0
 
     def install(self) -> None:

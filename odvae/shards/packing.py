@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -196,7 +197,7 @@ def _has_caption(name: str, captions: CaptionReader) -> bool:
 def _about_sample(one: Examined, description: Description, settings: PackingSettings) -> dict:
     """A sample's .json."""
     assert one.about is not None
-    about = {"key": one.key, "source": valid_unicode(one.name), "caption": description.caption}
+    about: dict[str, Any] = {"key": one.key, "source": valid_unicode(one.name), "caption": description.caption}
     if len(description.captions) > 1:
         about["captions"] = list(description.captions)
     label = _label(one.name, description, settings)

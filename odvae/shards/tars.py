@@ -16,7 +16,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import webdataset as wds
 
@@ -119,8 +119,8 @@ class MemberFile(io.RawIOBase):
     def tell(self) -> int:
         return self._position
 
-    def readinto(self, buffer: bytearray) -> int:
-        wanted = max(0, min(len(buffer), self._size - self._position))
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(memoryview(buffer)), self._size - self._position))
         read = os.preadv(self._file.fileno(), [memoryview(buffer)[:wanted]], self._offset + self._position)
         self._position += read
         return read

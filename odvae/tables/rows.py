@@ -50,4 +50,4 @@ def is_packed(extension: str) -> bool:
 def open_table(path: Path) -> BinaryIO:
     """A table's bytes, unpacked where its name says that it is packed."""
     opener = _PACKED.get(path.suffix.lstrip(".").lower(), open)
-    return opener(path, "rb")  # type: ignore[operator, return-value]
+    return opener(path, "rb")  # type: ignore[operator]

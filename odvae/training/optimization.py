@@ -6,7 +6,7 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -24,7 +24,7 @@ from odvae.training.settings import OptimizationSettings, Tracker
 # torch's, which update all weights in one kernel, on CPU too. Not sgd: its fused kernel cannot take shards (FSDP2).
 FUSED_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 # Ours in place of timm's, whose inner work is in bf16 on every device, one matrix after the other.
-MUON_OPTIMIZERS = {
+MUON_OPTIMIZERS: dict[str, dict[str, Any]] = {
     "muon": {},
     "nmuon": {"nesterov": True},
     "adamuon": {"adaptive": True},
@@ -36,7 +36,7 @@ def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.op
     """The optimizer of this name, with weight decay on matrices only. Raises InputError for one there is not."""
     name, rate = settings.optimizer.lower(), settings.learning_rate
     groups = weight_decay_groups(model, settings.weight_decay)
-    betas = {"betas": settings.betas} if settings.betas else {}
+    betas: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
     try:
         if name in MUON_OPTIMIZERS:
             return Muon(groups, rate, **MUON_OPTIMIZERS[name], **betas)

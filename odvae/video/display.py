@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from av import VideoFrame
@@ -50,7 +50,7 @@ class Display:
         transfer = transfer_of(frame)
         if transfer != "sdr" and self.hdr == "leave_out":
             raise VideoError(f"{self.name}: is of high dynamic range, {HDR_NAMES[transfer]}, which is left out")
-        options = {"width": self._width(frame), "interpolation": "BICUBIC"} if self.stretch != 1 else {}
+        options: dict[str, Any] = {"width": self._width(frame), "interpolation": "BICUBIC"} if self.stretch != 1 else {}
         if transfer == "sdr":
             pixels = self.converter.reformat(frame, format="rgb24", **options).to_ndarray()
         else:

@@ -145,7 +145,8 @@ def _numbers_at(times: Sequence[float], tail: float | None, known: VideoFacts, n
     for time in times:
         if time >= shown_at[-1] + tail + rounding:
             raise _ends_before(name, time)
-    return [max(0, int(number) - 1) for number in np.searchsorted(shown_at, np.array(times) + rounding, side="right")]
+    numbers = np.searchsorted(shown_at, np.array(times) + rounding, side="right") - 1
+    return numbers.clip(min=0).tolist()
 
 
 def _rounding(rate: float) -> float:
@@ -159,7 +160,8 @@ def _ends_before(name: str, time: float) -> VideoError:
 
 def examine(data: Source, name: str) -> VideoFacts:
     """Decode a whole file, which proves that it can be read, and note what readers need to know of it."""
-    count, shape, transfer, keyframes = 0, (0, 0), "sdr", []
+    count, shape, keyframes = 0, (0, 0), []
+    transfer: Transfer = "sdr"
     times: list[int | None] = []
     with decoding(name), VideoStream(data, name) as stream:
         display = Display(name, stream.pixel_aspect)
@@ -179,9 +181,10 @@ def examine(data: Source, name: str) -> VideoFacts:
 
 def _duration(times: list[int | None], rate: float, time_base: Fraction) -> tuple[float, bool]:
     """Seconds a video lasts, and whether its rate varies, from the times of its frames."""
-    if None in times or len(times) < 3 or times[-1] <= times[0]:
+    known = [time for time in times if time is not None]
+    if len(known) < len(times) or len(known) < 3 or known[-1] <= known[0]:
         return len(times) / rate, False
-    gaps = np.diff(np.asarray(times, dtype=np.float64)) * float(time_base)
+    gaps = np.diff(np.asarray(known, dtype=np.float64)) * float(time_base)
     usual = max(0.0, float(np.median(gaps)))
     irregular = bool(((gaps > 1.3 * usual) | (gaps < 0.7 * usual)).any())
     return float(gaps.sum()) + usual, irregular
@@ -189,9 +192,10 @@ def _duration(times: list[int | None], rate: float, time_base: Fraction) -> tupl
 
 def _time_steps(times: list[int | None], time_base: Fraction) -> list[tuple[float, int]] | None:
     """`VideoFacts.time_steps`; None where times are missing, go back, or are too irregular to be worth it."""
-    if None in times:
+    known = [time for time in times if time is not None]
+    if len(known) < len(times):
         return None
-    gaps = [after - before for before, after in pairwise(times)]
+    gaps = [after - before for before, after in pairwise(known)]
     runs = [(float(gap * time_base), len(list(run))) for gap, run in groupby(gaps)]
     return runs if min(gaps, default=0) >= 0 and len(runs) <= _MOST_TIME_STEPS else None
 

@@ -17,7 +17,7 @@ from av.video.stream import VideoStream as AVStream
 from odvae.video.decoding import VideoError
 
 # What a video is read from.
-Source = bytes | Path | BinaryIO
+Source = bytes | Path | BinaryIO | io.RawIOBase
 
 # Where a frame's number is known to be a keyframe's: (frame number, its time in the stream's units).
 Keyframe = tuple[int, int]
@@ -131,11 +131,13 @@ class VideoStream:
         try:
             self.container.seek(time, stream=self.stream, backward=True)
         except av.error.FFmpegError:  # a format that cannot seek
-            return self._rewind()
+            self._rewind()
+            return None
         frames = self.frames()
         keyframe = next((frame for frame in frames if frame.key_frame), None)
         if keyframe is None or keyframe.pts is None or keyframe.pts > time or (exactly and keyframe.pts != time):
-            return self._rewind()
+            self._rewind()
+            return None
         return self._in_order_after(keyframe, frames)
 
     @staticmethod

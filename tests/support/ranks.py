@@ -14,7 +14,7 @@ from accelerate import PartialState
 from odvae.running.distributed import join_ranks
 
 
-def on_ranks(count: int, folder: Path, work: Callable[[int], None]) -> list[tuple[int, str]]:
+def on_ranks(count: int, folder: Path, work: Callable[[int], None]) -> list[tuple[int | None, str]]:
     """Exit status and printed text of each rank, on which `work` got its rank."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,7 +31,7 @@ def on_ranks(count: int, folder: Path, work: Callable[[int], None]) -> list[tupl
 
 def _be(rank: int, count: int, port: int, printed: Path, work: Callable[[int], None]) -> None:
     assert threading.current_thread() is threading.main_thread()
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    place: dict[str, object] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     os.environ |= {name: str(value) for name, value in place.items()}
     sys.stdout = sys.stderr = printed.open("w")

@@ -21,23 +21,27 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from small import REPOSITORY
 
-from odvae.running.commands import CONSOLE_COMMANDS
-
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 PATIENCE = 240  # seconds
+# What the commands import once they have read their arguments.
+STAGES = [
+    "ldm.open_videos", "odvae.train", "ldm.encode", "ldm.train", "ldm.sample", "odvae.evaluate", "ldm.evaluate",
+    "ldm.export", "odvae.shards.packing", "ldm.encoding.verify",
+]  # fmt: skip
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["__main__", *(f"ldm.commands.{name}" for name in CONSOLE_COMMANDS)])
-atexit.register(multiprocessing.forkserver._forkserver._stop)  # waits for it, so that `time pytest` counts its work
+_SERVER.set_forkserver_preload(["__main__", *STAGES])
+atexit.register(multiprocessing.forkserver._forkserver._stop)  # type: ignore[attr-defined]  # waits for it, so that `time pytest` counts its work
 
 
 class Script:
     """A started script: `words` are its file and its arguments, as on the command line; it runs in the checkout."""
 
-    def __init__(self, words: Sequence[str], *, file_size: int | None = None, **environment: str) -> None:
+    def __init__(self, words: Sequence[object], *, file_size: int | None = None, **environment: Any) -> None:
         self.words, self.folder = [str(word) for word in words], tempfile.TemporaryDirectory(prefix="script")
         outputs = [str(Path(self.folder.name) / name) for name in ("stdout", "stderr")]
         for output in outputs:
@@ -72,6 +76,7 @@ class Script:
 
     def kill(self) -> None:
         """kill -9, with all the processes it has started."""
+        assert self.process.pid is not None  # it was started
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
 
@@ -119,7 +124,7 @@ def on_ranks(count: int, *words: str) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    size = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
+    size: dict[str, Any] = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     together = {**size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
     ranks = [Script(words, RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(count)]
     for rank in ranks:
@@ -130,7 +135,7 @@ def on_ranks(count: int, *words: str) -> None:
 def fresh(*words: str, **environment: str) -> str:
     """What a command prints that ends well, from an interpreter that has imported nothing."""
     environment = {**os.environ, **ENVIRONMENT, **environment}
-    options = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True}
+    options: dict[str, Any] = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True}
     result = subprocess.run(words, preexec_fn=_keep_to_one_core, check=False, **options)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout

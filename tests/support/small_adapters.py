@@ -5,7 +5,7 @@ import torch
 from odvae import adapters
 
 WIDTHS = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4, "latent_channels": 4}
-ADAPTED = {
+ADAPTED: dict[str, dict] = {
     "AutoencoderKLWan": {"base_dim": 4, "z_dim": 4, "num_res_blocks": 1},
     "AutoencoderKLCogVideoX": WIDTHS,
     "AutoencoderKLHunyuanVideo": WIDTHS,

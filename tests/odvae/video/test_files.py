@@ -186,6 +186,7 @@ def test_every_awkward_real_file_is_packed_or_named_with_its_reason(shared, tmp_
     report = pack_folder(shared / "edge_videos", tmp_path / "out")
     assert report.videos == 14
     assert set(report.rejected) == {
+        "edge.json",
         "decord_corrupted.mp4",
         "made_empty.mp4",
         "made_text.mp4",

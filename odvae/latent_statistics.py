@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from odvae.clips.loader import each_clip
+from odvae.clips.video_set import VideoSet
+from odvae.running.progress import progress_bar
+from odvae.video.pixels import to_float
+from odvae.video_vae import VideoVAE
+
 
 @dataclass
 class ChannelSums:
@@ -41,3 +47,18 @@ class ChannelSums:
     def from_json(cls, values: dict) -> ChannelSums:
         total, square = (torch.tensor(values[name], dtype=torch.float64) for name in ("total", "square"))
         return cls(values["count"], total, square)
+
+
+@torch.no_grad()
+def latent_statistics(
+    vae: VideoVAE, videos: VideoSet, clips: int, device: torch.device
+) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each latent channel over training clips, posterior noise included, in float64."""
+    sums, chosen = ChannelSums(), videos.train[:clips]
+    vae.to(device)
+    with progress_bar("latent statistics", 0, len(chosen), unit="clip") as bar:
+        for _, clip in each_clip(chosen, videos.data, len(videos.samples)):
+            posterior = vae.encode(to_float(clip).unsqueeze(0).to(device)).latent_dist
+            sums.add(posterior.mean[0], posterior.std[0])
+            bar.update()
+    return sums.mean_and_std()

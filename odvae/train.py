@@ -22,7 +22,7 @@ from odvae.clips.video_set import VideoSet
 from odvae.frame_counts import check_clip_size
 from odvae.initial_weights import load_image_vae, load_video_vae, make_image_vae
 from odvae.initialization import initialize_from_scratch
-from odvae.latent_statistics import ChannelSums
+from odvae.latent_statistics import latent_statistics
 from odvae.layers import keep_channels_last
 from odvae.losses import PixelLoss, VAELoss, lpips_per_frame
 from odvae.lpips import LPIPS
@@ -297,18 +297,3 @@ def validate(
     log.row(step, **{f"validation_{name}": value / count for name, value in zip(names, sums, strict=True)})
     if pairs:
         log.picture(step, "strips", strip(pairs))
-
-
-@torch.no_grad()
-def latent_statistics(
-    vae: VideoVAE, videos: VideoSet, clips: int, device: torch.device
-) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each latent channel over training clips, posterior noise included, in float64."""
-    sums, chosen = ChannelSums(), videos.train[:clips]
-    vae.to(device)
-    with progress_bar("latent statistics", 0, len(chosen), unit="clip") as bar:
-        for _, clip in each_clip(chosen, videos.data, len(videos.samples)):
-            posterior = vae.encode(to_float(clip).unsqueeze(0).to(device)).latent_dist
-            sums.add(posterior.mean[0], posterior.std[0])
-            bar.update()
-    return sums.mean_and_std()

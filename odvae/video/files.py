@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import groupby, pairwise
+from itertools import groupby, islice, pairwise
 from pathlib import Path
 
 import av
@@ -27,6 +28,9 @@ VIDEO_EXTENSIONS = (
 
 # Keyframes nearer than this to the one before are not worth remembering: decoding that far takes no time.
 KEYFRAME_SPACING = 24
+
+# Where a container's times are not exact, so many frames from a keyframe on must be the same by seeking.
+_COMPARED = 3
 
 # More runs of equal steps between frame times than this are not worth remembering.
 _MOST_TIME_STEPS = 1000
@@ -163,20 +167,43 @@ def examine(data: Source, name: str) -> VideoFacts:
     count, shape, keyframes = 0, (0, 0), []
     transfer: Transfer = "sdr"
     times: list[int | None] = []
+    seen: dict[int, int] = {}  # the pixels' hash of the first frames from each keyframe on
     with decoding(name), VideoStream(data, name) as stream:
         display = Display(name, stream.pixel_aspect)
         for frame in stream.frames():
             near = keyframes and count - keyframes[-1][0] < KEYFRAME_SPACING
             if frame.key_frame and frame.pts is not None and not near:
                 keyframes.append((count, frame.pts))
+            if not stream.has_exact_times and keyframes and count - keyframes[-1][0] < _COMPARED:
+                seen[count] = _pixels_hash(display, frame)
             shape, transfer = display.size(frame), transfer_of(frame)
             times.append(frame.pts)
             count += 1
         if count == 0:
             raise VideoError(f"{name}: holds no frame that can be decoded")
         seconds, variable = _duration(times, stream.rate, stream.time_base)
-        steps = None if stream.has_exact_times else _time_steps(times, stream.time_base)
+        steps = None
+        if not stream.has_exact_times:
+            steps = _time_steps(times, stream.time_base)
+            keyframes = [one for one in keyframes if _seeking_finds(stream, display, one, seen)]
         return VideoFacts(count, *shape, count / seconds, seconds, variable, keyframes, transfer, steps)
+
+
+def _seeking_finds(stream: VideoStream, display: Display, keyframe: Keyframe, seen: dict[int, int]) -> bool:
+    """Whether seeking to a keyframe gives the frames that decoding from the start gave there."""
+    number, time = keyframe
+    if number == 0:
+        return True
+    try:
+        frames = stream.from_keyframe(time)
+        found = [_pixels_hash(display, frame) for frame in islice(frames or (), _COMPARED)]
+    except av.error.FFmpegError:
+        return False
+    return bool(found) and found == [seen[number + i] for i in range(_COMPARED) if number + i in seen]
+
+
+def _pixels_hash(display: Display, frame: av.VideoFrame) -> int:
+    return zlib.crc32(display.rgb(frame))
 
 
 def _duration(times: list[int | None], rate: float, time_base: Fraction) -> tuple[float, bool]:

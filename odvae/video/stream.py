@@ -100,7 +100,7 @@ class VideoStream:
         place = bisect_right([number for number, _ in keyframes], start) - 1
         if place > 0:
             first, time = keyframes[place]
-            if frames := self._from_keyframe(time):
+            if frames := self.from_keyframe(time):
                 yield from enumerate(frames, start=first)
                 return
         yield from enumerate(self.frames())
@@ -114,7 +114,7 @@ class VideoStream:
         origin = first.pts or 0
         target = origin + int(start / self.time_base)
         seeks = start > 0 and first.pts is not None and self.has_exact_times
-        found = self._from_keyframe(target, exactly=False) if seeks else None
+        found = self.from_keyframe(target, exactly=False) if seeks else None
         if found is None:
             self._rewind()
             found = self.frames()
@@ -123,7 +123,7 @@ class VideoStream:
             time = time + 1 / self.rate if frame.pts is None else float((frame.pts - origin) * self.time_base)
             yield time, frame
 
-    def _from_keyframe(self, time: int, exactly: bool = True) -> Iterator[VideoFrame] | None:
+    def from_keyframe(self, time: int, exactly: bool = True) -> Iterator[VideoFrame] | None:
         """Frames from the keyframe at `time` (or the last one before it) on; None, rewound, where seeking fails.
 
         Frames that come before the keyframe in time but after it in the file lean on what was skipped: left out.
@@ -134,7 +134,8 @@ class VideoStream:
             self._rewind()
             return None
         frames = self.frames()
-        keyframe = next((frame for frame in frames if frame.key_frame), None)
+        early = time if exactly else float("-inf")  # some formats seek to a keyframe before
+        keyframe = next((one for one in frames if one.key_frame and (one.pts is None or one.pts >= early)), None)
         if keyframe is None or keyframe.pts is None or keyframe.pts > time or (exactly and keyframe.pts != time):
             self._rewind()
             return None

@@ -168,18 +168,17 @@ def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
         name: section.model_dump(mode="json") if isinstance(section, Settings) else section
         for name, section in sections.items()
     }
-    same = False
     if path.exists():
-        before = read_yaml(read_text_file(path), str(path))
-        differing = differing_keys(before, resolved)
-        same = not differing
+        differing = differing_keys(read_yaml(read_text_file(path), str(path)), resolved)
+        if not differing:
+            return True
         if changed := {key: values for key, values in differing.items() if not may_change(key, sections)}:
             raise InputError(
                 f"{path.parent} holds a run with other settings; choose another run folder (run=...) or remove it:\n"
                 + "\n".join(f"  {key}: was {before!r}, now {now!r}" for key, (before, now) in changed.items())
             )
     write_text(path, yaml.safe_dump(resolved, sort_keys=False))
-    return same
+    return False
 
 
 def names_of(**functions: Any) -> dict[str, dict[str, str]]:

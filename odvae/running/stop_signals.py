@@ -62,12 +62,13 @@ class StopSignals:
             return
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        print(
-            f"\nstopped by {signal.Signals(number).name}: what was written before is intact; run the same command "
-            "again to go on",
-            file=sys.stderr,
-            flush=True,
-        )
+        if PartialState().is_main_process:
+            print(
+                f"\nstopped by {signal.Signals(number).name}: what was written before is intact; run the same command "
+                "again to go on",
+                file=sys.stderr,
+                flush=True,
+            )
         raise SystemExit(128 + number)
 
     def agreed(self, step: int) -> bool:
@@ -87,7 +88,8 @@ class StopSignals:
         self.asked_step, self.asked_time = step, now
         self.ask_at = step + max(1, min(_MOST_STEPS_UNASKED, int(1 / max(seconds_a_step, 1e-3))))
         heard = [number for number, count in zip(STOPPING, received, strict=True) if count]
-        self.received = heard[0] if heard else None
+        if heard:  # else keep what may have come meanwhile, while the ranks waited for each other
+            self.received = heard[0]
         return bool(heard)
 
 

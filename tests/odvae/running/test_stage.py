@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Annotated
@@ -297,6 +298,21 @@ def test_ranks_of_slow_steps_ask_each_other_after_every_one(tmp_path, monkeypatc
     results = on_ranks(2, tmp_path, train)
     assert [status for status, _ in results] == [128 + signal.SIGUSR1] * 2
     assert "stopped after step 5," in results[0][1]
+
+
+def test_a_signal_that_comes_while_ranks_wait_for_each_other_is_not_lost(tmp_path):
+    def train(rank):
+        with Stage(tmp_path / "stage", {"seed": 0}) as stage:
+            for step in stage.steps(1, 100):
+                if step == 1 and rank == 0:  # rank 1 comes later, so this one waits in the asking
+                    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                if step == 1 and rank == 1:
+                    time.sleep(0.6)
+                if stage.stop_requested(step):
+                    stage.stop(step)
+
+    results = on_ranks(2, tmp_path, train)
+    assert [status for status, _ in results] == [128 + signal.SIGTERM] * 2
 
 
 def test_what_the_main_process_finds_decides_for_every_rank_and_it_alone_says_what_is_wrong(tmp_path):

@@ -32,7 +32,9 @@ from odvae.running.files import write_json
 from odvae.running.hashing import file_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.worker_pool import Failure, Failures
-from odvae.shards.tars import Sample, shard_writer
+from odvae.shards.facts import about_sample
+from odvae.shards.samples import Sample
+from odvae.shards.tars import shard_writer
 from odvae.video.pixels import to_float
 from odvae.video_vae import VideoVAE
 
@@ -84,7 +86,7 @@ def encode_shard_jobs(encoder: EncodingJob, jobs: Sequence[ShardJob], folder: Pa
     with ComputeThreads(next(encoder.vae.parameters()).device) as threads, ThreadPoolExecutor(1) as hasher:
         slots = (threads.count + 1) * settings.batch_size if data.workers else 1
         with (
-            ClipPool(_load_piece, max(shapes, key=math.prod), slots, data) as pool,
+            ClipPool(_load_piece, max(shapes, key=math.prod), slots, data, lambda task: task[0].sample.name) as pool,
             progress_bar("encoding", 0, total, unit="clip") as bar,
         ):
             decoded = pool.in_order(zip(pieces, shapes, strict=True))
@@ -259,5 +261,5 @@ def caption_of(sample: Sample) -> str | Failure:
 
 def class_name(sample: Sample) -> str | None:
     """The class a video shows, from its .json (`label`, a name or a number); None where it has none."""
-    label = sample.read_json().get("label")
+    label = about_sample(sample).get("label")
     return None if label is None else str(label)

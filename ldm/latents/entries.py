@@ -27,7 +27,8 @@ from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.seeds import shuffled_index
 from odvae.running.stop_signals import leave_stop_signals_to_parent
-from odvae.shards.tars import Sample, index_shard
+from odvae.shards.samples import Sample
+from odvae.shards.tars import index_shard
 
 # Batches of entries that are fetched from disk ahead of their use.
 _PREFETCHED_BATCHES = 8

@@ -37,7 +37,7 @@ from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
 from odvae.running.stage import Stage
-from odvae.shards.tars import Sample
+from odvae.shards.samples import Sample
 from odvae.video_vae import VAELoader, compression_of, load_vae
 
 PROMPT_ACCURACY_PARTS = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")

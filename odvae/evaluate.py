@@ -32,7 +32,7 @@ from odvae.running.run_folder import RunFolder
 from odvae.running.seeds import normal_per_sample
 from odvae.running.stage import Stage
 from odvae.settings import EvalVAESettings, Mode
-from odvae.shards.tars import Sample
+from odvae.shards.samples import Sample
 from odvae.video.files import write_video
 from odvae.video.frame_grid import save_picture, strip
 from odvae.video.pixels import to_float, to_uint8

@@ -38,7 +38,7 @@ from ldm.latents.entries import LatentSet, latent_batches, open_latents, pack_en
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import TextSettings
 from odvae import ODVAE
-from odvae.clips.clip import fit_frames, video_member
+from odvae.clips.clip import fit_frames
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.sampling import BatchPlan, StepSampler
@@ -47,7 +47,8 @@ from odvae.clips.video_set import VideoSet
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import readable_errors
 from odvae.running.files import read_json
-from odvae.shards.tars import Sample, index_shards, shard_writer
+from odvae.shards.samples import Sample
+from odvae.shards.tars import index_shards, shard_writer
 
 BATCH = 4
 
@@ -106,7 +107,7 @@ def bare_decoding(samples: list[Sample], data: DataSettings) -> None:
 
 def bare_clip(task: tuple[Sample, DataSettings]) -> np.ndarray:
     sample, data = task
-    with av.open(io.BytesIO(sample.read(video_member(sample)))) as container:
+    with av.open(io.BytesIO(sample.read(sample.video_member))) as container:
         container.streams.video[0].codec_context.thread_count = 1
         chosen = islice(container.decode(video=0), 0, data.span, data.stride)
         frames = np.stack([frame.to_ndarray(format="rgb24") for frame in chosen])

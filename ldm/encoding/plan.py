@@ -17,7 +17,7 @@ from odvae.clips.clip import frame_count, frame_size
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
-from odvae.shards.tars import Sample
+from odvae.shards.samples import Sample
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from odvae.running.account import Account
 from odvae.running.files import write_json
 from odvae.running.hashing import file_fingerprint
 from odvae.running.worker_pool import Failures
-from odvae.shards.tars import Sample, shard_writer
+from odvae.shards.samples import Sample
+from odvae.shards.tars import shard_writer
 from odvae.video_vae import VideoVAE
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,7 +21,8 @@ from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_over
 from odvae.running.seeds import numpy_generator
-from odvae.shards.tars import Sample, index_shard
+from odvae.shards.samples import Sample
+from odvae.shards.tars import index_shard
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE, load_vae
 

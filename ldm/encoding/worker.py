@@ -26,7 +26,7 @@ from odvae.running.hashing import file_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.worker_pool import Failure, Failures
 from odvae.shards.captions import captions_in
-from odvae.shards.tars import Sample
+from odvae.shards.samples import Sample
 from odvae.video.pixels import to_float
 from odvae.video_vae import VideoVAE
 
@@ -52,7 +52,7 @@ def encode_shard_jobs(encoding: EncodingJob, jobs: Sequence[ShardJob], folder: P
     with ComputeThreads(encoding.vae.device) as threads, ThreadPoolExecutor(1) as hasher:
         slots = (threads.count + 1) * settings.batch_size if data.workers else 1
         with (
-            ClipPool(_load_piece, max(shapes, key=math.prod), slots, data) as pool,
+            ClipPool(_load_piece, max(shapes, key=math.prod), slots, data, lambda task: task[0].sample.name) as pool,
             progress_bar("encoding", 0, total, unit="clip") as bar,
         ):
             decoded = pool.in_order(zip(pieces, shapes, strict=True))

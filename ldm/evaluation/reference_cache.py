@@ -19,7 +19,7 @@ from safetensors.numpy import save
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.files import written_aside
-from odvae.shards.tars import Sample
+from odvae.shards.samples import Sample
 
 
 def describe_clips(clips: Sequence[tuple[Sample, int]]) -> dict:

@@ -27,7 +27,7 @@ from odvae.flicker import added_flicker, steadiness
 from odvae.running.errors import InputError
 from odvae.running.progress import progress_bar
 from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
-from odvae.shards.tars import Sample
+from odvae.shards.samples import Sample
 from odvae.video.files import decode
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE

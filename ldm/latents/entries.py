@@ -29,7 +29,8 @@ from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, shuffled_index
 from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
-from odvae.shards.tars import Sample, index_shard
+from odvae.shards.samples import Sample
+from odvae.shards.tars import index_shard
 
 # Batches whose entries are fetched from disk in advance.
 _PREFETCHED_BATCHES = 8

@@ -16,48 +16,29 @@ from torchvision.transforms.v2 import functional as F
 
 from odvae.clips.settings import ClipSettings, Resize
 from odvae.running.errors import InputError
-from odvae.shards.tars import Sample
-from odvae.video.files import VIDEO_EXTENSIONS, decode, examine, read_frames, read_frames_at
-from odvae.video.images import IMAGE_EXTENSIONS, decode_image
+from odvae.shards.facts import examine_sample, known_facts
+from odvae.shards.samples import Sample
+from odvae.video.decoding import decoding
+from odvae.video.extensions import IMAGE_EXTENSIONS
+from odvae.video.files import VideoFacts, read_frames, read_frames_at
+from odvae.video.images import decode_image
 
 CENTER = (0.5, 0.5)
 DEFAULT_FPS = 8.0  # rate at which clips are played where that of their video is unknown
 
 
-def video_member(sample: Sample) -> str:
-    """The extension of the sample's video or image. Raises InputError where it has none."""
-    for extension in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS):
-        if extension in sample.members:
-            return extension
-    raise InputError(f"{sample.name} has no video, only {', '.join(sorted(sample.members))}")
-
-
 def frame_count(sample: Sample, fps: float | None) -> int:
-    """Frames of a sample's video, at the rate `fps` where it is given.
+    """Frames of a sample's video, at the rate `fps` where it is given. Decodes the video where nothing is known of it.
 
-    From the sample's .json (`frames`, `seconds`); a video without these entries is decoded and counted.
+    Raises VideoError, as `load_clip` does.
     """
-    known = known_frame_count(sample, fps)
-    if known is not None:
-        return known
-    facts = examine(sample.open(video_member(sample)), sample.name)
-    return int(facts.seconds * fps + 1e-6) if fps else facts.frames
+    with decoding(sample.name):
+        return frames_at_rate(known_facts(sample) or examine_sample(sample), fps)
 
 
-def known_frame_count(sample: Sample, fps: float | None) -> int | None:
-    """`frame_count` where nothing has to be decoded for it; else None."""
-    if video_member(sample) in IMAGE_EXTENSIONS:
-        return 1
-    about = sample.read_json()
-    return frames_from_metadata(about, fps) if isinstance(about.get("frames"), int) else None
-
-
-def frames_from_metadata(about: dict, fps: float | None) -> int | None:
-    """Frames of a video by its .json, at the rate `fps` where it is given; None where the .json does not say."""
-    length = about.get("seconds" if fps else "frames")
-    if not isinstance(length, int | float):
-        return None
-    return int(length * fps + 1e-6) if fps else int(length)
+def frames_at_rate(facts: VideoFacts, fps: float | None) -> int:
+    """Frames of a video, at the rate `fps` where it is given. An image has one at any rate."""
+    return int(facts.seconds * fps + 1e-6) if fps and facts.seconds else facts.frames
 
 
 def clip_rate(sample: Sample, settings: ClipSettings) -> float:
@@ -67,13 +48,10 @@ def clip_rate(sample: Sample, settings: ClipSettings) -> float:
 
 
 def frame_size(sample: Sample) -> tuple[int, int]:
-    """Height and width of a sample's video or image, upright: from its .json, else from the file itself."""
-    about, member = sample.read_json(), video_member(sample)
-    if isinstance(about.get("height"), int) and isinstance(about.get("width"), int):
-        return about["height"], about["width"]
-    if member in IMAGE_EXTENSIONS:
-        return decode_image(sample.read(member), sample.name).shape[:2]
-    return next(decode(sample.open(member), sample.name)).shape[:2]
+    """Height and width of a sample's video or image, as shown; from what is known of it, else from the file itself."""
+    with decoding(sample.name):
+        facts = known_facts(sample) or examine_sample(sample)
+        return facts.height, facts.width
 
 
 def load_clip(
@@ -85,25 +63,27 @@ def load_clip(
     to size one by one, so that a large video needs no more memory than a small one. Raises VideoError (an InputError)
     where the video is unreadable or too short.
     """
-    clip = torch.empty(settings.shape, dtype=torch.uint8)
-    for i, frame in enumerate(clip_frames(sample, settings, start)):
-        clip[i] = fit_frames(frame[None], settings.height, settings.width, settings.resize, crop)[0]
-    return clip.flip(2) if flip else clip
+    with decoding(sample.name):
+        clip = torch.empty(settings.shape, dtype=torch.uint8)
+        for i, frame in enumerate(clip_frames(sample, settings, start)):
+            clip[i] = fit_frames(frame[None], settings.height, settings.width, settings.resize, crop)[0]
+        return clip.flip(2) if flip else clip
 
 
 def clip_frames(sample: Sample, settings: ClipSettings, start: int) -> Iterator[np.ndarray]:
     """A clip's frames as the file has them, uint8 (h, w, 3)."""
-    member = video_member(sample)
+    member = sample.video_member
     if member in IMAGE_EXTENSIONS:
         if start or settings.frames > 1:
             raise InputError(f"{sample.name} is an image, a clip of {settings.frames} frames was asked for")
         return iter([decode_image(sample.read(member), sample.name)])
-    about, file = sample.read_json(), sample.open(member)
+    facts, file = known_facts(sample), sample.open(member)
     if settings.fps is None:
-        keyframes = [tuple(keyframe) for keyframe in about.get("keyframes", [])]
-        return read_frames(file, sample.name, start, settings.frames, settings.stride, keyframes)
+        keyframes = facts.keyframes if facts else []
+        return read_frames(file, sample.name, start, settings.frames, settings.stride, keyframes, settings.hdr)
     times = [(start + i * settings.stride) / settings.fps for i in range(settings.frames)]
-    return read_frames_at(file, sample.name, times, tail=1 / about["fps"] if about.get("fps") else None)
+    tail = 1 / facts.fps if facts and facts.fps else None
+    return read_frames_at(file, sample.name, times, tail, facts, settings.hdr)
 
 
 def fit_frames(

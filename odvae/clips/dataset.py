@@ -12,9 +12,9 @@ from torch import Tensor
 
 from odvae.clips.clip import CENTER, frame_count, load_clip
 from odvae.clips.settings import DataSettings
+from odvae.running.errors import UnfitError
 from odvae.running.seeds import derive_seed, numpy_generator, shuffled_index
-from odvae.shards.tars import Sample
-from odvae.video.files import VideoError
+from odvae.shards.samples import Sample
 
 
 class ClipDataset:
@@ -42,7 +42,7 @@ class ClipDataset:
         rng = numpy_generator(self.seed, "clip", number)
         last_start = frame_count(sample, data.fps) - data.span
         if last_start < 0:
-            raise VideoError(f"{sample.name}: is shorter than the {data.span} frames a clip spans")
+            raise UnfitError(f"{sample.name}: is shorter than the {data.span} frames a clip spans")
         anywhere = int(rng.integers(0, last_start + 1))
         start = {"random": anywhere, "first": 0, "middle": last_start // 2}[data.start]
         crop = (float(rng.random()), float(rng.random())) if data.crop == "random" else CENTER

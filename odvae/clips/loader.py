@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from odvae.clips.sampling import StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.running.distributed import uses_cuda
 from odvae.running.worker_pool import Failure, Failures
-from odvae.shards.tars import Sample
+from odvae.shards.samples import Sample
 
 
 def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[str, Tensor]]:
@@ -37,7 +37,12 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[
         return number, attempt
 
     shape, ahead = data.shape, AHEAD if data.workers else 1
-    with ClipPool(lambda task: dataset.load(*task), shape, ahead * sampler.plan.batch_size, data) as pool:
+    slots = ahead * sampler.plan.batch_size
+
+    def name_of(task: tuple[int, int]) -> str:
+        return dataset.source(*task).name
+
+    with ClipPool(lambda task: dataset.load(*task), shape, slots, data, name_of) as pool:
         pending: deque[list[tuple[tuple[int, int], ClipTicket]]] = deque()
         for numbers in sampler:
             tasks = [first_attempt(number) for number in numbers]
@@ -48,7 +53,7 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[
             batch = pending.popleft()
             for i, ((number, attempt), ticket) in enumerate(batch):
                 while isinstance(clip := pool.clip(ticket), Failure):
-                    failures.add(dataset.source(number, attempt).name, clip.reason)
+                    failures.add(dataset.source(number, attempt).name, clip.reason, counts=clip.cause != "unfit")
                     number, attempt = first_attempt(number, attempt)
                     ticket = pool.submit((number, attempt), shape)
                 video[i] = clip
@@ -63,10 +68,20 @@ def each_clip(samples: Sequence[Sample], data: DataSettings, of: int) -> Iterato
     the set's `of` videos.
     """
     failures = Failures(of, data.failures_allowed, "videos")
-    with ClipPool(lambda sample: load_clip(sample, data), data.shape, AHEAD * max(1, data.workers), data) as pool:
-        clips = pool.in_order((sample, data.shape) for sample in samples)
-        for place, clip in enumerate(clips):
-            if isinstance(clip, Failure):
-                failures.add(samples[place].name, clip.reason)
-            else:
-                yield place, clip
+    for place, clip in enumerate(clips_from(((sample, 0) for sample in samples), data)):
+        if isinstance(clip, Failure):
+            failures.add(samples[place].name, clip.reason, counts=clip.cause != "unfit")
+        else:
+            yield place, clip
+
+
+def clips_from(chosen: Iterable[tuple[Sample, int]], data: DataSettings) -> Iterator[Tensor | Failure]:
+    """The clip of each (video, first frame), uint8 (t, h, w, 3), which lasts until the next; in order."""
+    slots = AHEAD * max(1, data.workers)
+
+    def load(task: tuple[Sample, int]) -> Tensor:
+        sample, start = task
+        return load_clip(sample, data, start)
+
+    with ClipPool(load, data.shape, slots, data, lambda task: task[0].name) as pool:
+        yield from pool.in_order((task, data.shape) for task in chosen)

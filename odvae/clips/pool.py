@@ -34,7 +34,8 @@ class ClipTicket:
 class ClipPool(Generic[Task]):
     """Guarded workers that decode clips into memory they share with this process, as `load(task)` says.
 
-    `shape` is the largest clip's, (t, h, w, 3); `slots` how many clips may be submitted and not yet asked for.
+    `shape` is the largest clip's, (t, h, w, 3); `slots` how many clips may be submitted and not yet asked for;
+    `name_of` says in errors what a task is.
     """
 
     def __init__(
@@ -43,11 +44,13 @@ class ClipPool(Generic[Task]):
         shape: tuple[int, ...],
         slots: int,
         loading: LoadingSettings,
+        name_of: Callable[[Task], str],
     ) -> None:
         self.load = load
         self.slots = _shared_bytes(slots, math.prod(shape))
         self.free = deque(range(slots))
-        self.pool = WorkerPool(self._decode, loading.workers, loading.decode_seconds, loading.decode_gib)
+        limits = (loading.workers, loading.decode_seconds, loading.decode_gib)
+        self.pool = WorkerPool(self._decode, *limits, name_of=lambda task_and_slot: name_of(task_and_slot[0]))
 
     def __enter__(self) -> ClipPool[Task]:
         return self

@@ -1,70 +1,72 @@
-"""Training clips from shards that are not on disk: URLs and pipes, streamed by webdataset.
+"""Training clips from shards that are not on disk: URLs and commands (`data.stream`).
 
-A stream has no index: shards are drawn at random, again and again, and samples are shuffled in a buffer. So every rank
-takes as many steps as it likes, but order is no function of the step, and a resumed run begins with other samples.
+A stream has no index: every rank reads all shards, pass after pass, in an order of its own, and mixes samples in a
+buffer. So every rank takes as many steps as it likes, but order is no function of the step, and a resumed run begins
+with other samples.
 """
 
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import sys
 import tempfile
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
-import webdataset as wds
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from odvae.clips.clip import frames_from_metadata
+from odvae.clips.clip import frames_at_rate
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.pool import AHEAD, ClipPool, ClipTicket
 from odvae.clips.sampling import StepSampler
 from odvae.clips.settings import DataSettings
+from odvae.clips.stream_reader import Dropped, PassEnded, Streamed, StreamReader, Trouble
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
+from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
-from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
 from odvae.running.worker_pool import Failure, Failures
-from odvae.shards.tars import Sample, check_member_name
-from odvae.video.images import IMAGE_EXTENSIONS
-
-# Samples that a stream mixes; each is a whole video in memory.
-_SHUFFLED = 100
+from odvae.shards.facts import checked_about, own_facts
+from odvae.shards.remote import expand_urls
+from odvae.shards.samples import Sample
+from odvae.video.extensions import IMAGE_EXTENSIONS
 
 # The share of failures is taken of this many samples at first, so that one early failure ends no run.
 _FAIR_COUNT = 1000
+
+# So many samples in a row that are not wanted, or of which no clip could be had, are taken for all of them.
+_MOST_UNWANTED, _MOST_REFUSED = 20_000, 1000
 
 
 def streamed_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[str, Tensor]]:
     """As `endless_loader`, with videos from `data.stream` in place of the data set's own.
 
-    Held-out videos in the stream, known by their keys, are passed over, and so are those that say they are too short.
+    Held-out videos in the stream, known by their keys, are passed over, and so are those that are too short. Raises
+    InputError, with all that happened, where whole passes give no clip, or nothing comes for too long.
     """
-    data = dataset.data
-    assert data.stream is not None
-    if sampler.plan.rank == 0:
-        print(f"streaming {data.stream}: order and resume are approximate", file=sys.stderr, flush=True)
-    failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos")
-    videos = _stream(data.stream, derive_seed(dataset.seed, "stream", sampler.plan.rank, sampler.start))
-    videos = (video for video in videos if _wanted(video, data))
+    data, plan = dataset.data, sampler.plan
     shape, ahead = data.shape, AHEAD if data.workers else 1
+
+    def load(task: tuple[Sample, int]) -> Tensor:
+        return dataset.clip_of(*task)
+
+    seed = derive_seed(dataset.seed, "stream", plan.rank, sampler.start)
     with (
         tempfile.TemporaryDirectory(prefix="odvae-") as spool,
-        ClipPool(lambda task: dataset.clip_of(*task), shape, ahead * sampler.plan.batch_size, data) as pool,
+        ClipPool(load, shape, ahead * plan.batch_size, data, lambda task: task[0].key) as pool,
+        WantedVideos(data, seed, Path(spool), speaks=plan.rank == 0) as videos,
     ):
-        files = (Path(spool) / str(i) for i in itertools.count())
+        pending: deque[tuple[list[int], list[tuple[Sample, ClipTicket]]]] = deque()
 
         def submit(number: int) -> tuple[Sample, ClipTicket]:
-            sample = _spool(next(videos), next(files))
-            failures.total += 1
+            sample = videos.next()
             return sample, pool.submit((sample, number), shape)
 
-        pending: deque[tuple[list[int], list[tuple[Sample, ClipTicket]]]] = deque()
         for numbers in sampler:
             pending.append((numbers, [submit(number) for number in numbers]))
             if len(pending) < ahead:
@@ -73,56 +75,160 @@ def streamed_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict
             video = torch.empty((len(batch), *shape), dtype=torch.uint8, pin_memory=uses_cuda())
             for i, (sample, ticket) in enumerate(batch):
                 while isinstance(clip := pool.clip(ticket), Failure):
-                    failures.add(sample.key, clip.reason)
+                    videos.refuse(sample, clip)
                     os.unlink(sample.shard)
                     sample, ticket = submit(batch_numbers[i])
                 video[i] = clip
+                videos.use()
                 os.unlink(sample.shard)
             yield {"video": video, "number": torch.tensor(batch_numbers)}
 
 
-def _stream(urls: str, seed: int) -> Iterator[dict]:
-    """webdataset's samples, members as bytes, read and shuffled by a process of their own; without end."""
-    pipeline = wds.DataPipeline(
-        wds.ResampledShards(urls, deterministic=True, seed=seed, worker_seed=lambda: seed),
-        wds.tarfile_to_samples(handler=_name_and_go_on),
-        wds.shuffle(_SHUFFLED, initial=min(_SHUFFLED, 10), seed=seed),
-    )
-    how = {"num_workers": 1, "prefetch_factor": 4, "worker_init_fn": leave_stop_signals_to_parent}
-    with workers_begin_shielded():
-        return iter(DataLoader(pipeline, batch_size=None, **how))
+class WantedVideos:
+    """The stream's videos that training may use, as files in `spool`; what becomes of all others is counted and named.
+
+    `speaks`: whether this rank says what happens; what ends the run, every rank says.
+    """
+
+    def __init__(self, data: DataSettings, seed: int, spool: Path, speaks: bool) -> None:
+        assert data.stream is not None
+        self.data, self.speaks = data, speaks
+        self.files = (spool / str(i) for i in itertools.count())
+        self.failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos")
+        self.refused: dict[str, str] = {}  # key -> why its clip could not be had; not tried again
+        self.troubles: dict[str, str] = {}  # shard -> what happened to it first
+        self.dropped: Counter[str] = Counter()
+        self.used = 0
+        self.came = self.a_pass = 0
+        self.unwanted = self.refusals = 0  # in a row
+        self.last_came = time.monotonic()
+        self.urls = expand_urls(data.stream)
+        self._say(f"streaming {data.stream} ({len(self.urls)} shards): order and resume are approximate")
+        self.reader = StreamReader(self.urls, seed, data.stream_seconds, lambda sample: why_not(sample, data))
+
+    def __enter__(self) -> WantedVideos:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.reader.close()
+        if self.used:
+            self._say(f"streamed: {self.describe()}")
+
+    def next(self) -> Sample:
+        """The next wanted video."""
+        self.last_came = time.monotonic()  # that nobody asked for one is no fault of the stream's
+        while True:
+            message = self.reader.next(seconds=1)
+            if isinstance(message, Streamed):
+                self.came, self.last_came = self.came + 1, time.monotonic()
+                if message.key not in self.refused:
+                    self.unwanted = 0
+                    self.failures.total += 1
+                    return _spool(message, next(self.files))
+                self._drop(message.key, self.refused[message.key])
+                if self.a_pass and self.unwanted > 2 * self.a_pass + 200:  # two passes, and what is being mixed
+                    self._end("none of its videos gives a clip")
+            elif isinstance(message, Dropped):
+                self.last_came = time.monotonic()
+                self._drop(message.key, message.reason)
+            elif isinstance(message, Trouble):
+                self._note_trouble(message)
+            elif isinstance(message, PassEnded):
+                self._end_of_pass(message)
+            else:
+                self._end_where_nothing_comes()
+
+    def refuse(self, sample: Sample, failure: Failure) -> None:
+        """Note that a clip of this video could not be had; raises InputError past `data.failures_allowed`."""
+        if failure.cause == "unfit":
+            self.refused[sample.key] = "shorter than a clip, or left out by data.hdr"
+            self._drop(sample.key, self.refused[sample.key])
+        else:
+            self.refused[sample.key] = "cannot be decoded"
+            self.failures.add(sample.key, failure.reason.removeprefix(f"{sample.name}: "))
+        self.refusals += 1
+        if self.refusals > _MOST_REFUSED:
+            self._end(f"none of {self.refusals} videos in a row gives a clip")
+
+    def use(self) -> None:
+        """Count a clip."""
+        self.used += 1
+        self.refusals = 0
+
+    def describe(self) -> str:
+        """What was used and what was not, by reason."""
+        parts = [f"{self.used} clips used"]
+        parts += [f"{count} samples {reason}" for reason, count in self.dropped.most_common()]
+        parts += [f"{len(self.failures.reasons)} videos could not be decoded"] if self.failures.reasons else []
+        parts += [f"trouble with {len(self.troubles)} of {len(self.urls)} shards"] if self.troubles else []
+        return "; ".join(parts)
+
+    def _drop(self, key: str, reason: str) -> None:
+        if not self.dropped[reason] and reason != _HELD_OUT:
+            self._say(f"left out: {key}: {reason} (from data.stream; the others are counted)")
+        self.dropped[reason] += 1
+        self.unwanted += 1
+        if self.unwanted > _MOST_UNWANTED:
+            self._end(f"none of {self.unwanted} samples in a row is for training")
+
+    def _note_trouble(self, trouble: Trouble) -> None:
+        if trouble.url not in self.troubles:
+            self.troubles[trouble.url] = trouble.reason
+            self._say(f"trouble with a streamed shard: {trouble.url}: {trouble.reason}")
+
+    def _end_of_pass(self, ended: PassEnded) -> None:
+        if ended.wanted:
+            if not self.a_pass:
+                self._say(f"first pass over the stream: {ended.wanted} videos for training; {self.describe()}")
+            self.a_pass = ended.wanted
+            return
+        never = not self.a_pass and not self.came and ended.number == 1
+        if never or time.monotonic() - self.last_came > 3 * self.data.stream_seconds:
+            self._end("whole passes over its shards give no video for training")
+
+    def _end_where_nothing_comes(self) -> None:
+        limit = (20 if self.came else 3) * self.data.stream_seconds
+        if time.monotonic() - self.last_came > limit:
+            self._end(f"nothing came for {limit:g} s (data.stream_seconds={self.data.stream_seconds:g} for each shard)")
+        if not self.reader.alive:
+            self._end("the process that reads it has ended, as for want of memory")
+
+    def _end(self, what: str) -> None:
+        listed = [f"{url}: {reason}" for url, reason in self.troubles.items()]
+        listed += [f"{count} samples: {reason}" for reason, count in self.dropped.most_common()]
+        listed += list(self.failures.reasons.values())
+        raise InputError(f"data.stream={self.data.stream}: {what}" + "".join(f"\n  {line}" for line in listed[:20]))
+
+    def _say(self, text: str) -> None:
+        if self.speaks:
+            print(text, file=sys.stderr, flush=True)
 
 
-def _name_and_go_on(error: Exception) -> bool:
-    """What webdataset asks when a shard cannot be read to its end."""
-    print(f"left out: the rest of a streamed shard: {error}", file=sys.stderr, flush=True)
-    return True
+_HELD_OUT = "held out from training"
 
 
-def _wanted(members: dict, data: DataSettings) -> bool:
-    key = members["__key__"]
-    for name in members:
-        if not name.startswith("__"):
-            check_member_name(f"{key}.{name}", members["__url__"])
+def why_not(sample: dict[str, Any], data: DataSettings) -> str:
+    """Why a streamed sample is not wanted, as far as its members tell; empty where it is."""
+    key = sample["__key__"]
     if is_held_out(key, data.held_out):
-        return False
-    if data.span > 1 and any(name.lower() in IMAGE_EXTENSIONS for name in members):
-        return False
+        return _HELD_OUT
+    members = {name: (0, 0) for name in sample if not name.startswith("__")}
     try:
-        about = json.loads(members.get("json", b"{}"))
-    except ValueError:
-        return False
-    frames = frames_from_metadata(about, data.fps)
-    return frames is None or frames >= data.span
+        kind = Sample(key, Path(sample["__url__"]), members).video_member
+    except InputError:
+        return "has no video" + (" (several dots in its name?)" if any("." in name for name in members) else "")
+    if kind in IMAGE_EXTENSIONS and data.span > 1:
+        return "is an image"
+    facts = own_facts(key, checked_about(sample.get("json", b"{}"))[0])
+    return "shorter than a clip" if facts is not None and frames_at_rate(facts, data.fps) < data.span else ""
 
 
-def _spool(members: dict, path: Path) -> Sample:
+def _spool(streamed: Streamed, path: Path) -> Sample:
     """One streamed sample as a file, where workers can read it."""
     places, offset = {}, 0
     with open(path, "wb") as file:
-        for name, value in members.items():
-            if not name.startswith("__"):
-                file.write(value)
-                places[name.lower()] = (offset, len(value))
-                offset += len(value)
-    return Sample(members["__key__"], path, places)
+        for name, value in streamed.members.items():
+            file.write(value)
+            places[name] = (offset, len(value))
+            offset += len(value)
+    return Sample(streamed.key, path, places)

@@ -40,6 +40,9 @@ class ClipSettings(Settings):
     """Frames per second to which videos are brought first, by the frame shown at each moment; null: all frames."""
     resize: Resize = "bicubic"
     """Filter that brings a video to the clip's size, antialiased."""
+    hdr: Literal["tone_map", "leave_out"] = "tone_map"
+    """What becomes of videos of high dynamic range (PQ, HLG): their light is brought to standard range (BT.2390), or
+    they are left out."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -79,6 +82,9 @@ class LoadingSettings(Settings):
     """A video that takes a worker longer than this for one clip is left out."""
     decode_gib: Annotated[float, MayChange] = Field(4.0, gt=0)
     """A video that needs more memory than this to decode is left out."""
+    stream_seconds: Annotated[float, MayChange] = Field(12.0, gt=0)
+    """A streamed shard that gives nothing for this long is left for a later pass; where nothing at all comes for three
+    times as long at the start, or twenty times later, the run ends."""
     failures_allowed: Annotated[float, MayChange] = Field(0.05, ge=0, le=1)
     """The run ends when more than this share of the videos could not be decoded; until then they are left out."""
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 
-from odvae.clips.clip import frame_count, known_frame_count
+from odvae.clips.clip import frames_at_rate
 from odvae.clips.settings import DataSettings, LoadingSettings
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
-from odvae.running.worker_pool import Failure, WorkerPool
-from odvae.shards.tars import Sample, index_shards, list_shards, video_of
+from odvae.running.worker_pool import Failure
+from odvae.shards.facts import ExamineLimits, find_facts
+from odvae.shards.samples import Sample, video_of
+from odvae.shards.tars import index_shards, list_shards
+from odvae.video.display import HDR_NAMES
 
 
 def is_held_out(key: str, share: float) -> bool:
@@ -34,12 +37,20 @@ class VideoSet:
         self.train: list[Sample] = []
         self.held_out: list[Sample] = []
         self.left_out: list[str] = []
+        self.ignored: Counter[str] = Counter()
+        self.high_range: Counter[str] = Counter()
         samples = index_shards(list_shards(folder, command))
-        for sample, frames in zip(samples, frame_counts(samples, data.fps, data), strict=True):
-            if isinstance(frames, Failure):
-                self.left_out.append(frames.reason)
+        for sample, facts in find_facts(samples, examine_limits(data), self.ignored):
+            if isinstance(facts, Failure):
+                self.left_out.append(facts.reason)
                 continue
+            if facts.transfer != "sdr":
+                self.high_range[HDR_NAMES[facts.transfer]] += 1
+                if data.hdr == "leave_out":
+                    self.left_out.append(f"{sample.name}: high dynamic range, {HDR_NAMES[facts.transfer]} (data.hdr)")
+                    continue
             self.samples.append(sample)
+            frames = frames_at_rate(facts, data.fps)
             if frames < data.span:
                 self.left_out.append(f"{sample.name}: {frames} frames")
                 continue
@@ -54,29 +65,24 @@ class VideoSet:
             )
 
     def describe(self) -> str:
-        """Counts, and the first videos left out."""
+        """Counts, the first videos left out, and what is odd about others."""
         text = f"{len(self.train)} training and {len(self.held_out)} held-out videos"
         if self.left_out:
             text += f"; {len(self.left_out)} left out, unusable or shorter than {self.data.span} frames: " + ", ".join(
                 self.left_out[:5]
             )
+        if self.high_range:
+            done = {"tone_map": "tone-mapped", "leave_out": "left out"}[self.data.hdr]
+            text += f"; of high dynamic range, {done} (data.hdr): {_counts(self.high_range)}"
+        if self.ignored:
+            text += f"; ignored in KEY.json files: {_counts(self.ignored)}"
         return text
 
 
-def frame_counts(samples: list[Sample], fps: float | None, loading: LoadingSettings) -> Iterator[int | Failure]:
-    """Frames of each video; those whose .json does not say are decoded in guarded workers."""
+def examine_limits(loading: LoadingSettings) -> ExamineLimits:
+    """How samples are examined that nothing is known of."""
+    return ExamineLimits(loading.workers, loading.decode_seconds, loading.decode_gib)
 
-    def without_decoding(sample: Sample) -> int | Failure | None:
-        try:
-            return known_frame_count(sample, fps)
-        except InputError as error:
-            return Failure(str(error))
 
-    known = [without_decoding(sample) for sample in samples]
-    unknown = [sample for sample, frames in zip(samples, known, strict=True) if frames is None]
-    workers = loading.workers if unknown else 0
-    limits = (loading.decode_seconds, loading.decode_gib)
-    with WorkerPool(lambda sample: frame_count(sample, fps), workers, *limits) as pool:
-        decoded = pool.map(unknown, ahead=4 * workers)
-        for frames in known:
-            yield next(decoded) if frames is None else frames
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{name} ({count})" for name, count in counts.most_common())

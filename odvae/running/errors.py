@@ -7,12 +7,33 @@ import errno
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar, Literal
 
 from safetensors import SafetensorError
 
 
 class InputError(ValueError):
     """Something a person gave (a file, a setting) cannot be used; the message names it and what is allowed."""
+
+    cause: ClassVar[Literal["task", "unfit", "limit"]] = "task"
+    """What a worker's failure by it means (`worker_pool.Failure`)."""
+
+
+class MemoryLimitError(InputError):
+    """A file needs more memory than it may have."""
+
+    cause = "limit"
+
+
+class UnfitError(InputError):
+    """A file that can be read and still is not what is asked for, such as a video that is shorter than a clip."""
+
+    cause = "unfit"
+
+
+def is_want_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was refused; torch says so by a RuntimeError of its own."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 # The operating system's refusals that a person can lift; any other OSError is a bug and keeps its traceback.

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -104,11 +104,11 @@ def workers_begin_shielded() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def leave_stop_signals_to_parent(_worker: int = 0) -> None:
+def leave_stop_signals_to_parent(_worker: int = 0, end: Callable[[], None] = lambda: os._exit(0)) -> None:
     """In a worker process: outlive stop signals that its whole process group gets, and end when the parent says so.
 
     Otherwise the main process would miss its workers before it has finished its step and saved. A SIGTERM that the
-    parent itself sends ends the worker.
+    parent itself sends ends the worker, by `end`.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
@@ -118,6 +118,6 @@ def leave_stop_signals_to_parent(_worker: int = 0) -> None:
         while True:
             received = signal.sigwaitinfo({signal.SIGTERM, signal.SIGUSR1})
             if received.si_signo == signal.SIGTERM and received.si_pid == parent:
-                os._exit(0)
+                end()
 
     threading.Thread(target=answer, daemon=True).start()

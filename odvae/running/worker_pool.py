@@ -18,11 +18,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 
-from odvae.running.errors import InputError
+from odvae.running.errors import InputError, MemoryLimitError, is_want_of_memory
 from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
 
 Task = TypeVar("Task")
@@ -37,6 +37,9 @@ class Failure:
     """A task that gave no result, and why."""
 
     reason: str
+    cause: Literal["task", "unfit", "limit", "system"] = "task"
+    """The task itself, which would fail again; that it is fine and not what is asked for; a limit of time or memory; or
+    the system, which ended the process."""
 
 
 class Failures:
@@ -48,15 +51,17 @@ class Failures:
     def __init__(self, total: int, share: float, what: str) -> None:
         self.total, self.share, self.what = total, share, what
         self.reasons: dict[str, str] = {}
+        self.counted = 0
 
-    def add(self, name: str, reason: str) -> None:
-        """Count one. A second failure of the same thing is no news."""
+    def add(self, name: str, reason: str, counts: bool = True) -> None:
+        """Note one, and count it. A second failure of the same thing is no news."""
         if name in self.reasons:
             return
         self.reasons[name] = reason if reason.startswith(name) else f"{name}: {reason}"
-        count = f"{len(self.reasons)} of {self.total} {self.what}"
+        self.counted += counts
+        count = f"{self.counted} of {self.total} {self.what}"
         print(f"left out: {self.reasons[name]} ({count} so far)", file=sys.stderr, flush=True)
-        if len(self.reasons) > self.share * self.total:
+        if self.counted > self.share * self.total:
             listed = "".join(f"\n  {reason}" for reason in list(self.reasons.values())[:20])
             raise InputError(f"{count} could not be used, more than the share of {self.share:g} that may fail:{listed}")
 
@@ -65,16 +70,21 @@ class WorkerPool(Generic[Task, Result]):
     """`workers` processes that compute `function(task)`, each for at most `seconds` and with `memory_gib` to spare.
 
     Workers are forked, so `function` may hold anything; tasks and results travel through pipes: keep them small, and
-    give large results through memory that was shared before the pool began. An InputError in `function` is a Failure;
-    any other exception is a bug and is raised here. With workers=0 the tasks run in this process, unguarded, when
-    their results are asked for.
+    give large results through memory that was shared before the pool began. An InputError in `function`, and want of
+    memory, is a Failure; any other exception is a bug and is raised here, with the name of the task it was met at, as
+    `name_of` has it. With workers=0 the tasks run in this process, unguarded, when their results are asked for.
     """
 
     def __init__(
-        self, function: Callable[[Task], Result], workers: int, seconds: float, memory_gib: float = 4.0
+        self,
+        function: Callable[[Task], Result],
+        workers: int,
+        seconds: float,
+        memory_gib: float = 4.0,
+        name_of: Callable[[Task], str] = str,
     ) -> None:
         self._workers: list[_Worker] = []
-        self.function, self.seconds, self.memory_gib = function, seconds, memory_gib
+        self.function, self.seconds, self.memory_gib, self.name_of = function, seconds, memory_gib, name_of
         self._tasks: dict[int, Task] = {}  # by ticket; not handed out, or handed out and not answered
         self._waiting: deque[int] = deque()  # tickets that no worker has yet
         self._results: dict[int, Result | Failure] = {}
@@ -131,7 +141,11 @@ class WorkerPool(Generic[Task, Result]):
         try:
             return self.function(task)
         except InputError as error:
-            return Failure(str(error))
+            return Failure(str(error), error.cause)
+        except MemoryError:
+            return Failure("needs more memory than there is", "limit")
+        except Exception as error:
+            raise RuntimeError(f"at {self.name_of(task)}: {type(error).__name__}: {error}") from error
 
     def _hand_out(self) -> None:
         while self._waiting and self._workers:
@@ -150,10 +164,10 @@ class WorkerPool(Generic[Task, Result]):
             self._replace(worker)
             return
         ticket = worker.tickets.popleft()
-        del self._tasks[ticket]
+        task = self._tasks.pop(ticket)
         if kind == "bug":
-            raise RuntimeError(f"in a worker process:\n{value}")
-        self._results[ticket] = Failure(value) if kind == "failure" else value
+            raise RuntimeError(f"in a worker process, at {self.name_of(task)}:\n{value}")
+        self._results[ticket] = value
 
     def _replace(self, worker: _Worker) -> None:
         """The oldest task killed the worker: a Failure. The others go back to the head of the queue."""
@@ -162,19 +176,19 @@ class WorkerPool(Generic[Task, Result]):
         if tickets:
             ticket = tickets.popleft()
             del self._tasks[ticket]
-            self._results[ticket] = Failure(self._cause_of_death(worker.process.exitcode or 0))
+            self._results[ticket] = self._cause_of_death(worker.process.exitcode or 0)
         self._waiting.extendleft(reversed(tickets))
         worker.end()
         self._workers[self._workers.index(worker)] = _Worker(self)
 
-    def _cause_of_death(self, exit_code: int) -> str:
+    def _cause_of_death(self, exit_code: int) -> Failure:
         if exit_code == -signal.SIGALRM:
-            return f"took longer than {self.seconds:g} s"
+            return Failure(f"took longer than {self.seconds:g} s", "limit")
         if exit_code == -signal.SIGKILL:
-            return "its process was killed, as for want of memory"
+            return Failure("its process was killed, as for want of memory", "system")
         if exit_code < 0:
-            return f"crashed its process ({signal.Signals(-exit_code).name})"
-        return f"ended its process with status {exit_code}"
+            return Failure(f"crashed its process ({signal.Signals(-exit_code).name})")
+        return Failure(f"ended its process with status {exit_code}")
 
 
 class _Worker(Generic[Task, Result]):
@@ -216,16 +230,19 @@ def _work(
             connection.send(answer)
 
 
-def _answer(function: Callable[[Task], Result], task: Task, gib: float) -> tuple[str, Result | str]:
+def _answer(
+    function: Callable[[Task], Result], task: Task, gib: float
+) -> tuple[Literal["result", "bug"], Result | Failure | str]:
+    too_much = Failure(f"needs more than {gib:g} GiB of memory", "limit")
     try:
         return "result", function(task)
+    except (MemoryError, MemoryLimitError):
+        return "result", too_much
     except InputError as error:
-        return "failure", str(error)
-    except MemoryError:
-        return "failure", f"needs more than {gib:g} GiB of memory"
+        return "result", Failure(str(error), error.cause)
     except Exception as error:
-        if "can't allocate memory" in str(error):  # torch's words for it
-            return "failure", f"needs more than {gib:g} GiB of memory"
+        if is_want_of_memory(error):
+            return "result", too_much
         return "bug", traceback.format_exc()
 
 

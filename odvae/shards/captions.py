@@ -15,8 +15,9 @@ from pathlib import Path, PurePosixPath
 from odvae.running.errors import InputError
 from odvae.running.files import parse_json
 from odvae.running.text import check_is_file, decode_text, printable, same_text
+from odvae.shards.facts import about_sample
+from odvae.shards.samples import Sample
 from odvae.shards.source_folder import MEDIA_EXTENSIONS, SourceFolder, extension_of
-from odvae.shards.tars import Sample
 from odvae.tables.caption_table import CaptionTable, is_caption_list, is_list_of_files
 from odvae.tables.columns import Columns, is_valid_text
 from odvae.tables.file_index import FileIndex
@@ -227,8 +228,7 @@ def captions_in(sample: Sample) -> tuple[str, ...]:
     text = sample.read_text() if "txt" in sample.members else None
     if text == "":
         return ()
-    about = sample.read_json()
-    about = about if isinstance(about, dict) else {}
+    about = about_sample(sample)
     more = about.get("captions")
     found = [about.get("caption") if text is None else text, *(more if isinstance(more, list) else [])]
     return _each_once(one for one in found if isinstance(one, str) and is_valid_text(one))

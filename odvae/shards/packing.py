@@ -28,9 +28,10 @@ from odvae.running.worker_pool import Failure, WorkerPool
 from odvae.shards.captions import CaptionReader, Description
 from odvae.shards.filters import PackingSettings
 from odvae.shards.report import PackingReport, list_rejects
+from odvae.shards.samples import scene_key
 from odvae.shards.scenes import check_scene_detection, cut_scene, find_scenes
 from odvae.shards.source_folder import SourceFolder, extension_of, list_source, member_kind
-from odvae.shards.tars import scene_key, shard_writer
+from odvae.shards.tars import shard_writer
 from odvae.tables.columns import Columns
 from odvae.tables.rows import column_name
 from odvae.video.files import examine

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from odvae.running.errors import InputError
 from odvae.running.text import printable, why_no_file
-from odvae.video.files import VIDEO_EXTENSIONS
-from odvae.video.images import IMAGE_EXTENSIONS
+from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 MEDIA_EXTENSIONS = (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)
 

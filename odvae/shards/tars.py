@@ -8,186 +8,152 @@ ever extracted or unpickled: names that reach outside a folder and pickled membe
 from __future__ import annotations
 
 import contextlib
-import functools
-import io
-import json
-import os
+import posixpath
+import re
+import shlex
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import webdataset as wds
 
 from odvae.running.errors import InputError
 from odvae.running.files import written_aside
-
-# Between the key of a video and the number of one of its scenes.
-SCENE_MARK = "+"
+from odvae.shards.samples import Sample
 
 # What webdataset's default decoder would unpickle.
 PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 
+# A member's key and extension, as webdataset has it: the key ends at the first dot of the file's name. What has no
+# key (.DS_Store, the ._a.mp4 that a Mac writes beside a.mp4) or no extension (README) is no member of any sample.
+_MEMBER = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]+)$", re.DOTALL)
 
-@dataclass(frozen=True)
-class Sample:
-    """Where one sample's members lie: extension -> (offset, size) in the shard file."""
-
-    key: str
-    shard: Path
-    members: dict[str, tuple[int, int]]
-
-    @property
-    def name(self) -> str:
-        """How messages name the sample."""
-        return f"{self.shard}:{self.key}"
-
-    def read(self, extension: str) -> bytes:
-        """One member's bytes. Raises InputError when the sample has no such member or the shard was cut."""
-        offset, size = self._place(extension)
-        data = _read_at(self.shard, size, offset)
-        if len(data) < size:
-            raise InputError(f"{self.name}: the shard ends inside .{extension}; it was cut after it was indexed")
-        return data
-
-    def read_all(self) -> dict[str, bytes]:
-        """Every member's bytes, by one read."""
-        first, end = self._extent()
-        data = _read_at(self.shard, end - first, first)
-        if len(data) < end - first:
-            raise InputError(f"{self.name}: the shard ends inside it; it was cut after it was indexed")
-        return {name: data[offset - first : offset - first + size] for name, (offset, size) in self.members.items()}
-
-    def prefetch(self) -> None:
-        """Have the system fetch the sample's bytes from disk in the background: `read_all` comes soon."""
-        first, end = self._extent()
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(_open_now(self.shard).fileno(), first, end - first, os.POSIX_FADV_WILLNEED)
-
-    def _extent(self) -> tuple[int, int]:
-        """Where its first member begins and its last ends."""
-        first = min(offset for offset, _ in self.members.values())
-        return first, max(offset + size for offset, size in self.members.values())
-
-    def open(self, extension: str) -> MemberFile:
-        """One member as a file, of which only what is asked for is read."""
-        return MemberFile(self.shard, *self._place(extension))
-
-    def _place(self, extension: str) -> tuple[int, int]:
-        if extension not in self.members:
-            raise InputError(f"{self.name} has no .{extension}, only {', '.join(sorted(self.members))}")
-        return self.members[extension]
-
-    def read_json(self) -> dict:
-        """The sample's .json member, or an empty dict where it has none."""
-        if "json" not in self.members:
-            return {}
-        try:
-            return json.loads(self.read("json"))
-        except json.JSONDecodeError as error:
-            raise InputError(f"{self.name}.json is not valid JSON: {error}") from None
-
-    def read_text(self) -> str:
-        """The caption (.txt), or "" where the sample has none. Raises InputError where it is not UTF-8."""
-        if "txt" not in self.members:
-            return ""
-        try:
-            return self.read("txt").decode("utf-8").strip()
-        except UnicodeDecodeError as error:
-            raise InputError(f"{self.name}.txt is not UTF-8 ({error.reason} at byte {error.start})") from None
+# How compressed files begin, and what unpacks them in place.
+COMPRESSIONS = {
+    b"\x1f\x8b": ("gzip", "gunzip", (".tar.gz", ".tgz")),
+    b"BZh": ("bzip2", "bunzip2", (".tar.bz2", ".tbz2", ".tbz")),
+    b"\xfd7zXZ": ("xz", "unxz", (".tar.xz", ".txz")),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -d --rm", (".tar.zst", ".tzst")),
+    b"\x04\x22\x4d\x18": ("lz4", "lz4 -d -m --rm", (".tar.lz4",)),
+}
 
 
-class MemberFile(io.RawIOBase):
-    """The bytes from `offset` on of a file, `size` of them, as a file of their own."""
-
-    def __init__(self, path: Path, offset: int, size: int) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
-        self._offset, self._size, self._position = offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, start + position)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(memoryview(buffer)), self._size - self._position))
-        read = os.preadv(self._file.fileno(), [memoryview(buffer)[:wanted]], self._offset + self._position)
-        self._position += read
-        return read
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
-
-
-@functools.lru_cache(maxsize=128)
-def _open_file(path: Path, _identity: tuple[int, ...]) -> BinaryIO:
-    return open(path, "rb", buffering=0)  # closed when it leaves the cache
-
-
-def _read_at(path: Path, size: int, offset: int) -> bytes:
-    """Bytes of a file that stays open for the next read: opening one can cost more than reading it."""
-    return os.pread(_open_now(path).fileno(), size, offset)
-
-
-def _open_now(path: Path) -> BinaryIO:
-    now = os.stat(path)  # a shard that was replaced is another file under the same name
-    return _open_file(path, (now.st_dev, now.st_ino, now.st_mtime_ns))
-
-
-def scene_key(video_key: str, scene: int) -> str:
-    """The key of one scene of a video."""
-    return f"{video_key}{SCENE_MARK}{scene:03d}"
-
-
-def video_of(key: str) -> str:
-    """The key of the video that a scene is from; of a whole video, its own key."""
-    return key.partition(SCENE_MARK)[0]
+def split_member_name(name: str) -> tuple[str, str] | None:
+    """(key, extension in lower case) of a member of a sample; None for what belongs to none."""
+    found = _MEMBER.match(name)
+    return (found[1], found[2].lower()) if found else None
 
 
 def list_shards(folder: str | Path, command: str) -> list[Path]:
-    """The .tar files of a folder, sorted. `command` is what makes them, for the error when there are none."""
+    """The .tar files of a folder, sorted. `command` is what makes them, for the error when there are none.
+
+    Raises InputError also for compressed ones, with the command that unpacks them: clips are read from their middle.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"folder {folder} does not exist; make it with: {command}")
-    shards = sorted(folder.glob("*.tar"))
+    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    shards = [path for path in files if path.suffix.lower() == ".tar"]
+    for kind, unpack, endings in COMPRESSIONS.values():
+        for ending in endings:
+            packed = [path for path in files if path.name.lower().endswith(ending)]
+            packed = [path for path in packed if path.with_name(f"{path.name[: -len(ending)]}.tar") not in shards]
+            if packed:
+                every = f"{shlex.quote(str(folder))}/*{packed[0].name[-len(ending) :]}"
+                raise InputError(
+                    f"{folder} holds {len(packed)} shards compressed by {kind} ({packed[0].name}, ...), and clips are "
+                    f"read from the middle of a tar; unpack them with: {unpack} {every}"
+                )
     if not shards:
-        raise InputError(f"folder {folder} holds no .tar shard; make them with: {command}")
+        below = sorted(path for path in folder.glob("*/*.tar") if not path.name.startswith("."))
+        hint = f" (but {len(below)} in its sub-folders: name one of them, like {below[0].parent})" if below else ""
+        raise InputError(f"folder {folder} holds no .tar shard{hint}; make them with: {command}")
     return shards
 
 
 def index_shard(shard: Path) -> list[Sample]:
     """The samples of one shard in file order, from its tar headers. Raises InputError for a cut or foreign file."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
     try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                check_member_name(member.name, shard)
-                folder, _, file_name = member.name.rpartition("/")
-                stem, _, extension = file_name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                members = samples.setdefault(key, {})
-                if extension.lower() in members:
-                    raise InputError(f"{shard}: {member.name} is there twice")
-                members[extension.lower()] = (member.offset_data, member.size)
-    except tarfile.TarError as error:
-        raise InputError(f"{shard} is not a whole tar file: {error}") from None
+        samples = _index(shard)
+    except InputError:
+        raise
+    except Exception as error:  # tarfile has no one type for a broken header
+        raise InputError(f"{shard} is not a whole tar file{_compressed_as(shard)}: {error}") from None
     end = max((offset + size for members in samples.values() for offset, size in members.values()), default=0)
     if end > shard.stat().st_size:
         raise InputError(f"{shard} is cut: {shard.stat().st_size} bytes, but its last member ends at {end}")
-    return [Sample(key, shard, members) for key, members in samples.items()]
+    return [Sample(key, shard, members) for key, members in samples.items() if members]
+
+
+def _index(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
+    """Key -> extension -> (offset, size)."""
+    samples: dict[str, dict[str, tuple[int, int]]] = {}
+    files: dict[str, tuple[int, int]] = {}
+    links: list[tuple[str, str, str]] = []  # key, extension, name of what is linked to
+    with tarfile.open(shard, "r:") as tar:
+        for member in tar:
+            place = split_member_name(member.name)
+            if place is None or not (member.isfile() or member.islnk() or member.issym()):
+                continue
+            check_member_name(member.name, shard)
+            if member.issparse() or member.size < 0:
+                raise InputError(
+                    f"{shard}: member {member.name!r} is stored with holes, which cannot be read in place; pack the "
+                    "files again without tar's --sparse"
+                )
+            key, extension = place
+            members = samples.setdefault(key, {})
+            if extension in members:
+                raise InputError(f"{shard}: {member.name} is there twice")
+            members[extension] = files[member.name] = (member.offset_data, member.size)
+            if not member.isfile():
+                del members[extension], files[member.name]
+                folder = posixpath.dirname(member.name) if member.issym() else ""
+                links.append((key, extension, posixpath.normpath(posixpath.join(folder, member.linkname))))
+        if not saw_end_mark(tar):
+            raise tarfile.ReadError("it ends without an end mark: it was cut, or its writer was stopped")
+        _refuse_what_follows_the_end(shard, tar.offset)
+    normal = {posixpath.normpath(name): place for name, place in files.items()}
+    targets = {f"{key}.{extension}": target for key, extension, target in links}
+    for key, extension, target in links:
+        for _ in links:  # a link to a link
+            target = targets.get(target, target)
+        if target not in normal:
+            raise InputError(
+                f"{shard}: member {key}.{extension} is a link to {target!r}, which is not in the shard; pack the files "
+                "themselves (tar --dereference)"
+            )
+        samples[key][extension] = normal[target]
+    return samples
+
+
+def saw_end_mark(tar: tarfile.TarFile) -> bool:
+    """Whether a tar that was read to its end has the mark there; tarfile itself takes a cut one for a shorter one."""
+    assert tar.fileobj is not None
+    return tar.fileobj.tell() >= tar.offset + tarfile.BLOCKSIZE
+
+
+def _refuse_what_follows_the_end(shard: Path, end: int) -> None:
+    """Tars that were joined by `cat` have an end mark in their middle, where every reader stops."""
+    with open(shard, "rb") as file:
+        file.seek(end)
+        while block := file.read(1 << 20):
+            if block.strip(b"\0"):
+                raise InputError(
+                    f"{shard} goes on after its end mark at byte {end}, as tars do that were joined by cat: no reader "
+                    "sees the rest. Keep them apart, or join them with tar --concatenate"
+                )
+
+
+def _compressed_as(shard: Path) -> str:
+    """For an error: by what a file is compressed that is named .tar, and how to unpack it."""
+    with open(shard, "rb") as file:
+        beginning = file.read(8)
+    for mark, (kind, unpack, endings) in COMPRESSIONS.items():
+        if beginning.startswith(mark):
+            quoted, renamed = shlex.quote(str(shard)), shlex.quote(str(shard.with_suffix(endings[0])))
+            return f", it is compressed by {kind}; unpack it with: mv {quoted} {renamed} && {unpack} {renamed}"
+    return ""
 
 
 def check_member_name(name: str, shard: Path | str) -> None:

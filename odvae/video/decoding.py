@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from odvae.running.errors import InputError
+from odvae.running.errors import InputError, MemoryLimitError, is_want_of_memory
 
 
 class VideoError(InputError):
@@ -24,13 +24,13 @@ def decoding(name: str, what: str = "decoded as a video") -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
+        if is_want_of_memory(error):
+            raise MemoryLimitError(f"{name}: needs more memory than it may have") from error
         raise VideoError(f"{name}: cannot be {what} ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
     """One short line, without addresses of objects, so that two runs say the same."""
-    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # the latter is torch's
-        return "needs more memory than it may have"
     words = getattr(error, "strerror", None)
     if words:
         return str(words)

@@ -9,7 +9,7 @@ import numpy as np
 from av import VideoFrame
 from av.video.reformatter import VideoReformatter
 
-from odvae.video.decoding import VideoError
+from odvae.running.errors import UnfitError
 from odvae.video.hdr import Transfer, tone_map
 
 HDR = Literal["tone_map", "leave_out"]
@@ -32,7 +32,7 @@ class Display:
     """Converts the frames of one video; `name` stands for it in errors.
 
     `pixel_aspect` is a stored pixel's width over its height: frames keep their height and get the width they are
-    shown with. HDR frames are tone-mapped, or refused by a VideoError, as `hdr` says.
+    shown with. HDR frames are tone-mapped, or refused by an UnfitError, as `hdr` says.
     """
 
     def __init__(self, name: str, pixel_aspect: Fraction | None, hdr: HDR = "tone_map") -> None:
@@ -49,7 +49,7 @@ class Display:
         """uint8 (h, w, 3). Any pixel format: gray is copied to three channels, transparency is dropped."""
         transfer = transfer_of(frame)
         if transfer != "sdr" and self.hdr == "leave_out":
-            raise VideoError(f"{self.name}: is of high dynamic range, {HDR_NAMES[transfer]}, which is left out")
+            raise UnfitError(f"{self.name}: is of high dynamic range, {HDR_NAMES[transfer]}, which is left out")
         options: dict[str, Any] = {"width": self._width(frame), "interpolation": "BICUBIC"} if self.stretch != 1 else {}
         if transfer == "sdr":
             pixels = self.converter.reformat(frame, format="rgb24", **options).to_ndarray()

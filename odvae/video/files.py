@@ -21,11 +21,6 @@ from odvae.video.display import HDR, Display, transfer_of
 from odvae.video.hdr import Transfer
 from odvae.video.stream import Keyframe, Source, VideoStream
 
-VIDEO_EXTENSIONS = (
-    "mp4", "webm", "mkv", "mov", "avi", "m4v", "gif", "mpg", "mpeg", "m2v", "vob", "ts", "mts", "m2ts", "flv", "wmv",
-    "asf", "3gp", "3g2", "ogv", "mxf",
-)  # fmt: skip
-
 # Keyframes nearer than this to the one before are not worth remembering: decoding that far takes no time.
 KEYFRAME_SPACING = 24
 

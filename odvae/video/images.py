@@ -14,8 +14,6 @@ from PIL import Image, UnidentifiedImageError
 
 from odvae.video.decoding import VideoError, decoding
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp", "bmp", "tif", "tiff", "avif")
-
 # What transparent images are laid on.
 BACKGROUND = "white"
 

@@ -10,7 +10,7 @@ from ldm.evaluate import accuracy_parts, announce_warnings, choose_video_sets, d
 from ldm.evaluation.settings import EvalLDMSettings
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
-from odvae.shards.tars import Sample
+from odvae.shards.samples import Sample
 
 DATA = DataSettings(frames=17, height=16, width=16)
 

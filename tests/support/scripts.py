@@ -119,15 +119,19 @@ def fail(*words: str, status: int = 1, **options) -> str:
     return script.stderr.strip()
 
 
-def on_ranks(count: int, *words: str) -> None:
-    """Run a script as so many CPU ranks, with the variables that torchrun gives each of its processes."""
+def start_on_ranks(count: int, *words: str) -> list[Script]:
+    """Start a script as so many CPU ranks, with the variables that torchrun gives each of its processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     size: dict[str, Any] = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     together = {**size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    ranks = [Script(words, RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(count)]
-    for rank in ranks:
+    return [Script(words, RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(count)]
+
+
+def on_ranks(count: int, *words: str) -> None:
+    """Run a script as so many CPU ranks, all of which must end well."""
+    for rank in start_on_ranks(count, *words):
         status = rank.wait()
         assert status == 0, (status, rank.stderr[-3000:])
 

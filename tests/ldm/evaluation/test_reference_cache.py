@@ -5,7 +5,7 @@ import pytest
 
 from ldm.evaluation.reference_cache import cached_features, describe_clips, given_features
 from odvae.running.errors import InputError
-from odvae.shards.tars import Sample
+from odvae.shards.samples import Sample
 
 rng = np.random.default_rng(0)
 

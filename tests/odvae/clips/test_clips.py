@@ -11,7 +11,6 @@ from ldm.demo.videos import write_demo_videos
 from odvae.clips.clip import DEFAULT_FPS, clip_rate, fit_frames, frame_count, load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
-from odvae.clips.remote import _wanted
 from odvae.clips.sampling import BatchPlan, BucketSampler, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet, is_held_out
@@ -99,38 +98,6 @@ def test_a_clip_has_the_rate_of_its_video_or_of_the_settings_over_the_stride(sha
     assert clip_rate(source, DATA.model_copy(update={"stride": 2})) == 4.0
     assert clip_rate(source, DATA.model_copy(update={"fps": 6.0, "stride": 2})) == 3.0
     assert clip_rate(SimpleNamespace(read_json=dict), DATA) == DEFAULT_FPS
-
-
-@pytest.mark.parametrize(
-    ("members", "wanted"),
-    [
-        ({"mp4": b"", "json": b'{"seconds": 2.0}'}, True),
-        ({"mp4": b"", "json": b'{"seconds": 0.5}'}, False),
-        ({"mp4": b"", "json": b'{"frames": 3}'}, True),  # whose seconds are not told: decoding will tell
-        ({"JPG": b"", "json": b"{}"}, False),
-        ({"mp4": b"", "json": b"no json"}, False),
-    ],
-)
-def test_streamed_videos_that_say_they_are_too_short_are_passed_over_at_any_rate(members, wanted):
-    data = DATA.model_copy(update={"fps": 8.0, "frames": 9, "held_out": 1e-9})
-    assert _wanted({"__key__": "a", "__url__": "x.tar", **members}, data) == wanted
-
-
-def test_streamed_shards_give_training_videos_of_their_own_and_say_that_order_is_approximate(shards, tmp_path, capsys):
-    local = VideoSet(shards, DATA, "?")
-    data = DATA.model_copy(update={"stream": f"pipe:cat {shards}/{{00000..00002}}.tar", "workers": 1})
-    loader = endless_loader(ClipDataset(local.train, data, seed=0), StepSampler(BatchPlan(3)))
-    batches = [next(loader) for _ in range(6)]
-    assert "order and resume are approximate" in capsys.readouterr().err
-    assert [batch["number"].tolist() for batch in batches[:2]] == [[0, 1, 2], [3, 4, 5]]
-
-    def known(samples):
-        return {load_clip(sample, DATA, start).numpy().tobytes() for sample in samples for start in range(5)}
-
-    streamed = {clip.numpy().tobytes() for batch in batches for clip in batch["video"]}
-    assert streamed <= known(local.train)
-    assert len(streamed) > 6
-    loader.close()
 
 
 def test_bucket_steps_visit_every_entry_once_an_epoch_and_one_bucket_is_the_plain_order():

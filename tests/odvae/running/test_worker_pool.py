@@ -16,10 +16,11 @@ from odvae.clips.loader import each_clip, endless_loader
 from odvae.clips.sampling import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.running.errors import InputError
+from odvae.running.errors import InputError, UnfitError
 from odvae.running.worker_pool import Failure, Failures, WorkerPool
 from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
+from odvae.video.decoding import decoding
 from odvae.video.files import write_video
 
 
@@ -53,9 +54,37 @@ def test_a_crash_a_hang_and_a_glutton_cost_one_result_each_and_order_is_kept():
     ]
 
 
-def test_a_bug_is_raised_with_its_trace_and_not_taken_for_bad_input():
-    with WorkerPool(misbehave, workers=1, seconds=5) as pool, pytest.raises(RuntimeError, match="a bug of ours"):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bug_is_raised_with_its_trace_and_the_name_of_what_it_was_met_at(workers):
+    with (
+        WorkerPool(misbehave, workers, seconds=5, name_of=lambda task: f"clip {task}") as pool,
+        pytest.raises(RuntimeError, match=r"at clip bug:(?s:.*)a bug of ours"),
+    ):
         pool.result(pool.submit("bug"))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_whatever_a_decoder_raises_is_a_failure_that_names_the_file(workers):
+    def decode(error):
+        with decoding("x.mp4"):
+            raise error
+
+    errors = [
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "bad"),
+        TypeError("two\nlines"),
+        ZeroDivisionError(),
+        KeyError(1),
+    ]
+    with WorkerPool(decode, workers, seconds=5) as pool:
+        results = list(pool.map([*errors, MemoryError(), UnfitError("x.mp4: too short")], ahead=9))
+    reasons = [result.reason for result in results]
+    assert reasons[1:4] == [
+        "x.mp4: cannot be decoded as a video (TypeError: two)",
+        "x.mp4: cannot be decoded as a video (ZeroDivisionError)",
+        "x.mp4: cannot be decoded as a video (KeyError: 1)",
+    ]
+    assert reasons[0].startswith("x.mp4: cannot be decoded as a video (UnicodeDecodeError")
+    assert [result.cause for result in results] == ["task"] * 4 + ["limit", "unfit"]
 
 
 def test_the_same_failure_is_counted_once_and_too_many_end_the_run_with_their_names(capsys):
@@ -124,10 +153,10 @@ def test_training_ends_past_the_share_of_failures(videos):
 def test_clips_for_validation_come_in_order_without_those_that_cannot_be_decoded(videos, workers, monkeypatch, capsys):
     broken = videos.samples[2].key
 
-    def load(sample, data):
+    def load(sample, data, start):
         if sample.key == broken:
             raise InputError(f"{sample.name}: ends before frame 3")
-        return load_clip(sample, data)
+        return load_clip(sample, data, start)
 
     monkeypatch.setattr(clip_loader, "load_clip", load)
     data = DATA.model_copy(update={"workers": workers})

@@ -9,6 +9,7 @@ import pytest
 from av.stream import Disposition
 from av.video.reformatter import ColorRange, Colorspace
 
+from odvae.running.errors import UnfitError
 from odvae.video.decoding import VideoError
 from odvae.video.files import decode, encode_video, examine, read_frames_at, write_video
 from odvae.video.hdr import hlg_light, pq_code, pq_light
@@ -203,7 +204,7 @@ def test_high_dynamic_range_is_named(tmp_path, transfer, name):
     if name == "sdr":
         assert len(list(decode(path, "x", hdr="leave_out"))) == 2
     else:
-        with pytest.raises(VideoError, match=rf"x: is of high dynamic range, {name.upper()}.*left out"):
+        with pytest.raises(UnfitError, match=rf"x: is of high dynamic range, {name.upper()}.*left out"):
             list(decode(path, "x", hdr="leave_out"))
 
 

@@ -1,0 +1,252 @@
+"""The process that reads streamed shards beside training: opens them, takes what is wanted, mixes it, says the rest.
+
+Each shard is tried once a pass, in an order of its own; two at a time, so that one that hangs holds nobody up. Shards
+that failed are tried again in later passes, ever more seldom. The process ends with its parent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.queues import Queue
+from typing import Any
+
+from odvae.running.stop_signals import leave_stop_signals_to_parent
+from odvae.shards.remote import ShardTrouble, read_remote_shard
+
+# Samples that a stream mixes, and from how many on it begins to give them; each is a whole video in memory.
+_SHUFFLED, _FIRST = 100, 10
+
+# Samples that wait for training.
+_AHEAD = 8
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A wanted sample: its members, and the shard's URL."""
+
+    key: str
+    url: str
+    members: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A sample that is not wanted, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """A shard that gave nothing, or not all."""
+
+    url: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassEnded:
+    """Every shard of a pass was tried; what it gave. A shard that takes long is left out of the passes meanwhile."""
+
+    number: int
+    wanted: int = 0
+    dropped: int = 0
+
+
+Message = Streamed | Dropped | Trouble | PassEnded
+
+
+class StreamReader:
+    """The messages of a reading process, one after the other, without end.
+
+    `why_not(sample)` says of a sample, as `read_remote_shard` gives it, why it is not wanted; empty: it is.
+    """
+
+    def __init__(
+        self, urls: Sequence[str], seed: int, patience: float, why_not: Callable[[dict[str, Any]], str]
+    ) -> None:
+        fork = get_context("fork")
+        self.messages: Queue[Message] = fork.Queue(_AHEAD)
+        arguments = (list(urls), seed, patience, why_not, self.messages, os.getpid())
+        self.process = fork.Process(target=_read, args=arguments, daemon=True)
+        self.process.start()
+
+    def next(self, seconds: float) -> Message | None:
+        """The next message, or None where none comes within `seconds`, or no more can come."""
+        try:
+            return self.messages.get(timeout=seconds)
+        except queue.Empty:
+            return None
+
+    @property
+    def alive(self) -> bool:
+        return self.process.is_alive()
+
+    def close(self) -> None:
+        """End the process and the programs it reads from."""
+        self.process.terminate()
+        self.process.join(timeout=5)
+        self.process.kill()
+        self.messages.close()
+        self.messages.cancel_join_thread()
+
+
+def _read(
+    urls: list[str],
+    seed: int,
+    patience: float,
+    why_not: Callable[[dict[str, Any]], str],
+    messages: Queue[Message],
+    parent: int,
+) -> None:
+    """The life of the process."""
+    leave_stop_signals_to_parent(end=_end)
+    found: queue.Queue[Message] = queue.Queue(_AHEAD)
+    passes = _Passes(urls, random.Random(seed), found)
+    for _ in range(min(2, len(urls))):
+        threading.Thread(target=_read_shards, args=(passes, patience, why_not, found), daemon=True).start()
+    messages.cancel_join_thread()
+    for message in _shuffled(found, random.Random(seed + 1), parent):
+        while True:
+            with contextlib.suppress(queue.Full):
+                messages.put(message, timeout=1)
+                break
+            if os.getppid() != parent:
+                _end()
+
+
+def _end() -> None:
+    """End this process, and the programs it started: each leads a session of its own, so all below it end too."""
+    with contextlib.suppress(OSError):
+        for child in _children(os.getpid()):
+            for kill in (os.killpg, os.kill):
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    kill(child, signal.SIGKILL)
+    os._exit(0)
+
+
+def _children(process: int) -> list[int]:
+    """The processes that a process started."""
+    tasks = f"/proc/{process}/task"
+    found = []
+    for task in os.listdir(tasks):
+        with contextlib.suppress(OSError), open(f"{tasks}/{task}/children") as file:
+            found += [int(child) for child in file.read().split()]
+    return found
+
+
+@dataclass
+class _Pass:
+    """One round over the shards: those not read yet, how many are being read, and what came."""
+
+    waiting: list[str]
+    at_work: int = 0
+    wanted: int = 0
+    dropped: int = 0
+
+
+class _Passes:
+    """Which shard comes next. A pass has each in a new order, but those being read and those that failed lately."""
+
+    def __init__(self, urls: list[str], rng: random.Random, found: queue.Queue[Message]) -> None:
+        self.urls, self.random, self.found = urls, rng, found
+        self.lock = threading.Lock()
+        self.number = 0
+        self.passes: dict[int, _Pass] = {}  # that are not over
+        self.at_work: set[str] = set()
+        self.failures: dict[str, int] = {}  # in a row
+        self.not_before: dict[str, int] = {}
+        self.pause = False
+
+    def next(self) -> tuple[str, int]:
+        """The next shard to read, and the pass it is in."""
+        while True:
+            with self.lock:
+                current = self.passes.get(self.number)
+                if current is None or not current.waiting:
+                    current = self._begin_pass()
+                if current.waiting:
+                    url = current.waiting.pop()
+                    self.at_work.add(url)
+                    current.at_work += 1
+                    return url, self.number
+            time.sleep(0.1)  # all are being read
+
+    def _begin_pass(self) -> _Pass:
+        if self.pause:
+            time.sleep(1)  # a source that is away for a moment is not asked a thousand times
+        free = [url for url in self.urls if url not in self.at_work]
+        due = [url for url in free if self.not_before.get(url, 0) <= self.number + 1] or free
+        if due:
+            self.number += 1
+            self.random.shuffle(due)
+            self.passes[self.number] = _Pass(due)
+        return self.passes.get(self.number) or _Pass([])
+
+    def finished(self, url: str, number: int, wanted: int, dropped: int, failed: bool) -> None:
+        """A shard was read as far as it goes."""
+        with self.lock:
+            one = self.passes[number]
+            self.at_work.remove(url)
+            one.at_work, one.wanted, one.dropped = one.at_work - 1, one.wanted + wanted, one.dropped + dropped
+            self.failures[url] = self.failures.get(url, 0) + 1 if failed else 0
+            self.not_before[url] = number + 2 ** min(self.failures[url], 6) if failed else 0
+            if one.waiting or one.at_work:
+                return
+            del self.passes[number]
+            self.pause = not one.wanted + one.dropped
+        self.found.put(PassEnded(number, one.wanted, one.dropped))
+
+
+def _read_shards(
+    passes: _Passes, patience: float, why_not: Callable[[dict[str, Any]], str], found: queue.Queue[Message]
+) -> None:
+    while True:
+        (url, number), wanted, dropped, trouble = passes.next(), 0, 0, ""
+        try:
+            for sample in read_remote_shard(url, patience):
+                key = sample.pop("__key__")
+                reason = why_not({"__key__": key, **sample})
+                wanted, dropped = wanted + (not reason), dropped + bool(reason)
+                if reason:
+                    found.put(Dropped(key, reason))
+                else:
+                    found.put(Streamed(key, sample.pop("__url__"), sample))
+            if not wanted + dropped:
+                trouble = "holds no sample"
+        except ShardTrouble as error:
+            trouble = str(error)
+        if trouble:
+            found.put(Trouble(url, trouble))
+        passes.finished(url, number, wanted, dropped, failed=bool(trouble) and not wanted)
+
+
+def _shuffled(found: queue.Queue[Message], rng: random.Random, parent: int) -> Iterator[Message]:
+    """The messages; samples mixed among the last ones, which are not kept back where nothing else comes."""
+    buffer: list[Streamed] = []
+    while True:
+        try:
+            message = found.get(timeout=0.2)
+        except queue.Empty:
+            if os.getppid() != parent:
+                _end()
+            if buffer:
+                yield buffer.pop(rng.randrange(len(buffer)))
+            continue
+        if not isinstance(message, Streamed):
+            yield message
+            continue
+        buffer.append(message)
+        grows = len(buffer) < _SHUFFLED and len(buffer) % 2
+        if len(buffer) >= _FIRST and not grows:
+            yield buffer.pop(rng.randrange(len(buffer)))

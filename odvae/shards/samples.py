@@ -1,0 +1,167 @@
+"""One sample of a shard: where its members' bytes lie, and how they are read."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from odvae.running.errors import InputError
+from odvae.running.text import printable
+from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+
+if TYPE_CHECKING:
+    from odvae.video.files import VideoFacts
+
+# Between the key of a video and the number of one of its scenes.
+SCENE_MARK = "+"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Where one sample's members lie: extension -> (offset, size) in the shard file."""
+
+    key: str
+    shard: Path
+    members: dict[str, tuple[int, int]]
+    facts: VideoFacts | None = None
+    """What examining its video found, where that is not in its .json (`odvae.shards.facts`)."""
+
+    @property
+    def name(self) -> str:
+        """How messages name the sample."""
+        return printable(f"{self.shard}:{self.key}")
+
+    @property
+    def video_member(self) -> str:
+        """The extension of the sample's video or image. Raises InputError where it has none."""
+        for extension in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS):
+            if extension in self.members:
+                return extension
+        raise InputError(f"{self.name} has no video, only {', '.join(sorted(self.members))}{self._dots_explained()}")
+
+    def _dots_explained(self) -> str:
+        dotted = [name for name in self.members if name.rpartition(".")[2] in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)]
+        if not dotted:
+            return ""
+        file = f"{self.key.rpartition('/')[2]}.{dotted[0]}"
+        return (
+            f" (a key ends at the first dot of a member's name, as webdataset has it, so {file} is read as key "
+            f"{file.partition('.')[0]!r} with a member {dotted[0]!r}; rename the files so that the only dot is before "
+            "the extension, or pack them by make_shards, which names them anew)"
+        )
+
+    def read(self, extension: str) -> bytes:
+        """One member's bytes. Raises InputError when the sample has no such member or the shard was cut."""
+        offset, size = self._place(extension)
+        data = _read_at(self.shard, size, offset)
+        if len(data) < size:
+            raise InputError(f"{self.name}: the shard ends inside .{extension}; it was cut after it was indexed")
+        return data
+
+    def read_all(self) -> dict[str, bytes]:
+        """Every member's bytes, by one read."""
+        first, end = self._extent()
+        data = _read_at(self.shard, end - first, first)
+        if len(data) < end - first:
+            raise InputError(f"{self.name}: the shard ends inside it; it was cut after it was indexed")
+        return {name: data[offset - first : offset - first + size] for name, (offset, size) in self.members.items()}
+
+    def prefetch(self) -> None:
+        """Have the system fetch the sample's bytes from disk in the background: `read_all` comes soon."""
+        first, end = self._extent()
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(_open_now(self.shard).fileno(), first, end - first, os.POSIX_FADV_WILLNEED)
+
+    def _extent(self) -> tuple[int, int]:
+        """Where its first member begins and its last ends."""
+        first = min(offset for offset, _ in self.members.values())
+        return first, max(offset + size for offset, size in self.members.values())
+
+    def open(self, extension: str) -> MemberFile:
+        """One member as a file, of which only what is asked for is read."""
+        return MemberFile(self.shard, *self._place(extension))
+
+    def _place(self, extension: str) -> tuple[int, int]:
+        if extension not in self.members:
+            raise InputError(f"{self.name} has no .{extension}, only {', '.join(sorted(self.members))}")
+        return self.members[extension]
+
+    def read_json(self) -> dict:
+        """The sample's .json member as this project wrote it; what others wrote is read by `odvae.shards.facts`."""
+        if "json" not in self.members:
+            return {}
+        try:
+            return json.loads(self.read("json"))
+        except ValueError as error:
+            raise InputError(f"{self.name}.json is not valid JSON: {error}") from None
+
+    def read_text(self) -> str:
+        """The caption (.txt), or "" where the sample has none. Raises InputError where it is not UTF-8."""
+        if "txt" not in self.members:
+            return ""
+        try:
+            return self.read("txt").decode("utf-8").strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.name}.txt is not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+class MemberFile(io.RawIOBase):
+    """The bytes from `offset` on of a file, `size` of them, as a file of their own."""
+
+    def __init__(self, path: Path, offset: int, size: int) -> None:
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._offset, self._size, self._position = offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
+        self._position = max(0, start + position)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = max(0, min(len(memoryview(buffer)), self._size - self._position))
+        read = os.preadv(self._file.fileno(), [memoryview(buffer)[:wanted]], self._offset + self._position)
+        self._position += read
+        return read
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+@functools.lru_cache(maxsize=128)
+def _open_file(path: Path, _identity: tuple[int, ...]) -> BinaryIO:
+    return open(path, "rb", buffering=0)  # closed when it leaves the cache
+
+
+def _read_at(path: Path, size: int, offset: int) -> bytes:
+    """Bytes of a file that stays open for the next read: opening one can cost more than reading it."""
+    return os.pread(_open_now(path).fileno(), size, offset)
+
+
+def _open_now(path: Path) -> BinaryIO:
+    now = os.stat(path)  # a shard that was replaced is another file under the same name
+    return _open_file(path, (now.st_dev, now.st_ino, now.st_mtime_ns))
+
+
+def scene_key(video_key: str, scene: int) -> str:
+    """The key of one scene of a video."""
+    return f"{video_key}{SCENE_MARK}{scene:03d}"
+
+
+def video_of(key: str) -> str:
+    """The key of the video that a scene is from; of a whole video, its own key."""
+    return key.partition(SCENE_MARK)[0]

@@ -1,0 +1,281 @@
+"""Streams that are dead, empty, mistyped, half dead or full of the wrong things: an end with all reasons, or clips."""
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+from scripts import start_on_ranks
+
+from ldm.demo.videos import write_demo_videos
+from odvae.clips.clip import load_clip
+from odvae.clips.dataset import ClipDataset
+from odvae.clips.loader import endless_loader
+from odvae.clips.remote import why_not
+from odvae.clips.sampling import BatchPlan, StepSampler
+from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
+from odvae.running.errors import InputError
+from odvae.shards.packing import PackingSettings, pack_folder
+from odvae.video.files import write_video
+
+DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, stream_seconds=1.0)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("streamed")
+    write_demo_videos(folder / "videos", 12, 9, 32, 8, seed=3, progress=False)
+    pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=5, workers=0))
+    return folder / "shards"
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def stream(shards, urls, batches=0, **changes):
+    """Batches of a stream; with 0 it must not give one."""
+    data = DATA.model_copy(update={"stream": urls, "workers": 1, **changes})
+    loader = endless_loader(ClipDataset(VideoSet(shards, DATA, "?").train, data, seed=0), StepSampler(BatchPlan(3)))
+    try:
+        return [next(loader) for _ in range(max(1, batches))]
+    finally:
+        loader.close()
+
+
+def test_streamed_shards_give_training_videos_of_their_own_and_say_that_order_is_approximate(shards, capsys):
+    local = VideoSet(shards, DATA, "?")
+    batches = stream(shards, f"pipe:cat {shards}/{{00000..00002}}.tar", 6)
+    errors = capsys.readouterr().err
+    assert "order and resume are approximate" in errors
+    assert "held out from training" in errors
+    assert [batch["number"].tolist() for batch in batches[:2]] == [[0, 1, 2], [3, 4, 5]]
+
+    def known(samples):
+        return {load_clip(sample, DATA, start).numpy().tobytes() for sample in samples for start in range(5)}
+
+    streamed = {clip.numpy().tobytes() for batch in batches for clip in batch["video"]}
+    assert streamed <= known(local.train)
+    assert len(streamed) > 6
+
+
+class Server:
+    """An HTTP server of a folder; it says 404 to what is not there and nothing at all to `hang*`."""
+
+    def __init__(self, folder):
+        class Handler(SimpleHTTPRequestHandler):
+            def do_GET(self):
+                if self.path.startswith("/hang"):
+                    threading.Event().wait(60)
+                super().do_GET()
+
+            def log_message(self, *_):
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: Handler(*a, directory=str(folder)))
+        self.server.daemon_threads = True
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self):
+        return self.url
+
+    def __exit__(self, *_):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def closed_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("urls", "reason"),
+    [
+        ("{folder}/mistyped-{{0..2}}.tar", r"mistyped-0\.tar does not exist"),
+        ("http://127.0.0.1:{port}/{{0..1}}.tar", r"0\.tar: its command ended with status 7 \(curl: \(7\)"),
+        ("pipe:exit 3", r"pipe:exit 3: its command ended with status 3"),
+        ("pipe:echo no such bucket >&2; exit 1", r"ended with status 1 \(no such bucket\)"),
+        ("pipe:true", r"is empty \(0 bytes\)"),
+        ("{folder}/empty.tar", r"empty\.tar: is empty \(0 bytes\)"),
+        ("{folder}/nothing.tar", r"nothing\.tar: holds no sample"),
+        ("{folder}/text.tar", r"text\.tar: is not a whole tar"),
+        ("{folder}", r"is a folder; name its shards"),
+        ("pipe:sleep 60", r"gave nothing for 1 s \(data\.stream_seconds\)"),
+        ("pipe:sleep 6{{0..9}}", r"nothing came for 3 s"),
+        ("nosuch://bucket/0.tar", r"nosuch://bucket/0\.tar: cannot be opened"),
+        ("{folder}/pickled.tar", r"is pickled, which may hold any code"),
+    ],
+)
+def test_a_dead_stream_ends_with_each_shards_reason_said_once(shards, tmp_path, capsys, urls, reason):
+    tar_of(tmp_path / "nothing.tar", [])
+    tar_of(tmp_path / "pickled.tar", [("a.pt", b"x"), ("a.mp4", b"y")])
+    (tmp_path / "empty.tar").write_bytes(b"")
+    (tmp_path / "text.tar").write_text("an error page, say " * 100)
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=f"data.stream=(?s:.*){reason}"):
+        stream(shards, urls.format(folder=tmp_path, port=closed_port()))
+    assert time.monotonic() - begin < 20
+    assert capsys.readouterr().err.count("trouble with a streamed shard") <= 6
+
+
+def test_a_shard_that_hangs_holds_nobody_up_and_one_that_is_missing_is_said_once(shards, capsys):
+    with Server(shards) as url:
+        batches = stream(shards, f"{url}/hang.tar::{url}/{{00000..00002}}.tar::{url}/gone.tar", 12)
+    assert len(batches) == 12
+    errors = capsys.readouterr().err
+    assert errors.count("gone.tar: ") == 1
+    assert "404" in errors
+
+
+def test_half_of_a_shard_is_used_and_its_end_is_named(shards, tmp_path, capsys):
+    whole = (shards / "00000.tar").read_bytes()
+    (tmp_path / "half.tar").write_bytes(whole[: len(whole) * 3 // 5])
+    assert len(stream(shards, f"{tmp_path}/half.tar", 3)) == 3
+    assert "half.tar: is not a whole tar" in capsys.readouterr().err
+    command = f"pipe:head -c {len(whole) * 3 // 5} {shards}/00000.tar; echo broken pipe >&2; exit 9"
+    assert len(stream(shards, command, 3)) == 3
+    assert "status 9 (broken pipe) before the shard was whole" in capsys.readouterr().err
+
+
+def test_compressed_shards_are_streamed_and_those_that_cannot_be_are_named(shards, tmp_path):
+    subprocess.run(f"gzip -c {shards}/00000.tar > {tmp_path}/0.tar.gz", shell=True, check=True)
+    assert len(stream(shards, f"{tmp_path}/0.tar.gz", 2)) == 2
+    (tmp_path / "0.tar.lz4").write_bytes(b"\x04\x22\x4d\x18" + bytes(600))
+    with pytest.raises(InputError, match=r"is compressed by lz4 .*pipe:COMMAND \| lz4 -dc"):
+        stream(shards, f"{tmp_path}/0.tar.lz4")
+
+
+def video(tmp_path, frames, gray=90):
+    write_video(tmp_path / "one.mp4", np.full((frames, 32, 32, 3), gray, np.uint8), 8)
+    return (tmp_path / "one.mp4").read_bytes()
+
+
+def picture():
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("captions", r"5 samples: has no video\n|5 samples: has no video$"),
+        ("dots", r"samples: has no video \(several dots in its name\?\)"),
+        ("short", r"samples: shorter than a clip"),
+        ("images", r"samples: is an image"),
+        ("broken", r"could not be used|none of its videos gives a clip"),
+    ],
+)
+def test_a_stream_without_one_usable_video_ends_and_counts_what_it_dropped(shards, tmp_path, kind, reason):
+    short = video(tmp_path, 3)
+    contents = {
+        "captions": lambda i: [(f"{i}.txt", b"a caption")],
+        "dots": lambda i: [(f"clip {i}.5s.mp4", short)],
+        "short": lambda i: [(f"{i}.mp4", short), (f"{i}.json", b'{"frames": 900}')],
+        "images": lambda i: [(f"{i}.png", picture())],
+        "broken": lambda i: [(f"{i}.mp4", b"no video at all")],
+    }
+    tar_of(tmp_path / "x.tar", [member for i in range(5) for member in contents[kind](i)])
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=f"(?s){reason}"):
+        stream(shards, f"{tmp_path}/x.tar", held_out=1e-9)
+    assert time.monotonic() - begin < 20
+
+
+def test_short_videos_in_a_stream_are_no_failures(shards, tmp_path, capsys):
+    """Without a count of frames only decoding tells; a third of the stream, failures_allowed notwithstanding."""
+    short, long = video(tmp_path, 3), video(tmp_path, 9, 200)
+    tar_of(tmp_path / "x.tar", [(f"{i}.mp4", short if i % 3 == 0 else long) for i in range(9)])
+    batches = stream(shards, f"{tmp_path}/x.tar", 4, held_out=1e-9, failures_allowed=0.0)
+    assert all(int(batch["video"].min()) > 150 for batch in batches)
+    assert "shorter than a clip" in capsys.readouterr().err
+
+
+def test_what_a_foreign_json_says_is_not_believed_and_what_it_lacks_is_found_out():
+    data = DATA.model_copy(update={"held_out": 1e-9})
+    own = {"sha256": "a" * 64, "frames": 3, "height": 32, "width": 32, "fps": 8.0, "seconds": 0.4}
+    own |= {"variable_rate": False, "keyframes": [[0, 0]]}
+    for key, about, reason in (
+        ("a" * 16, own, "shorter than a clip"),
+        ("a" * 16, own | {"frames": 9}, ""),
+        ("b" * 16, own, ""),
+        ("a" * 16, [1], ""),
+    ):
+        sample = {"__key__": key, "__url__": "x.tar", "mp4": b"", "json": json.dumps(about).encode()}
+        assert why_not(sample, data) == reason
+    assert why_not({"__key__": "a", "__url__": "x.tar", "mp4": b"", "json": b"\xff no json"}, data) == ""
+    assert why_not({"__key__": "a", "__url__": "x.tar", "jpg": b""}, data) == "is an image"
+
+
+def processes_with(words):
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdecimal():
+            try:
+                with open(f"/proc/{entry}/cmdline") as file:
+                    found += [int(entry)] if words in file.read().replace("\0", " ") else []
+            except OSError:
+                continue
+    return found
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_no_program_that_was_read_from_outlives_the_stream(shards):
+    words = "sleep 61.5"
+    stream(shards, f"pipe:{words}::{shards}/00000.tar", 2, stream_seconds=30.0)
+    time.sleep(0.5)
+    assert processes_with(words) == []
+
+
+TRAIN = """
+run: {run}
+data:
+  {{shards: {shards}, frames: 5, height: 32, width: 32, held_out: 0.3, workers: 1, stream: "{stream}", stream_seconds: 2}}
+vae:
+  model: {{block_out_channels: [8, 16, 16, 16], layers_per_block: 1, norm_num_groups: 4}}
+  image_phase: {{steps: 2, batch_size: 2, checkpoint_every: 100}}
+  video_phase: null
+  statistics_clips: 2
+  validation_clips: 1
+  loss: {{lpips: null}}
+"""  # noqa: E501
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dead", "half"])
+def test_a_training_on_a_bad_stream_ends_or_finishes_on_two_ranks(shards, tmp_path, kind):
+    half = (shards / "00000.tar").read_bytes()
+    (tmp_path / "half.tar").write_bytes(half[: len(half) * 4 // 5])
+    dead = f"http://127.0.0.1:{closed_port()}/{{0..3}}.tar"
+    source = dead if kind == "dead" else f"{tmp_path}/{{gone,half,gone2}}.tar"
+    config = tmp_path / "config.yaml"
+    config.write_text(TRAIN.format(run=tmp_path / "run", shards=shards, stream=source))
+    begin = time.monotonic()
+    ranks = start_on_ranks(2, "pipelines/train_vae.py", "--config", config)
+    statuses = [rank.wait() for rank in ranks]
+    assert time.monotonic() - begin < 60
+    if kind == "half":
+        assert statuses == [0, 0], ranks[0].stderr
+        assert sum(rank.stderr.count("gone.tar does not exist") for rank in ranks) == 1
+    else:
+        assert statuses == [1, 1]
+        assert all("error: data.stream=" in rank.stderr for rank in ranks)
+        assert not any("Traceback" in rank.stderr for rank in ranks)

@@ -34,9 +34,9 @@ class Reference:
 
 REFERENCES = {
     "demo": Reference(
-        probe=0.030,
-        seconds={"vae": 80, "latents": 30, "ldm": 150, "samples": 30, "report": 30},
-        minutes={"vae": 1.2, "latents": 0.4, "ldm": 2.4, "samples": 0.4, "report": 0.3},
+        probe=0.0141,
+        seconds={"vae": 118, "latents": 34, "ldm": 227, "samples": 25, "report": 26},
+        minutes={"vae": 1.70, "latents": 0.47, "ldm": 3.69, "samples": 0.31, "report": 0.22},
     ),
 }
 

@@ -68,7 +68,7 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "sha256": lambda value: isinstance(value, str),
     "label": lambda value: isinstance(value, str) or _is_whole(value) or value is None,
     "caption": lambda value: isinstance(value, str) or value is None,
-    "captions": lambda value: isinstance(value, list) and all(isinstance(caption, str) for caption in value),
+    "captions": lambda value: isinstance(value, list),
 }
 
 
@@ -169,9 +169,12 @@ def find_facts(
                 files[folder] = FactsFile(folder, limits)
                 held.callback(files[folder].close)
             sample, found = _without_examining(sample, files[folder], ignored)
-            if found is None and pool is None:
-                pool = held.enter_context(limits.pool())
-            waiting.append((sample, pool.submit(sample) if found is None else found))
+            if found is None:
+                if pool is None:
+                    pool = held.enter_context(limits.pool())
+                waiting.append((sample, pool.submit(sample)))
+            else:
+                waiting.append((sample, found))
             if len(waiting) > 4 * max(1, limits.workers):
                 yield finish()
         while waiting:

@@ -143,8 +143,8 @@ class _TimedSource(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: bytearray) -> int:
-        data = self._read(len(buffer))
+    def readinto(self, buffer: Any) -> int:
+        data = self._read(len(memoryview(buffer)))
         buffer[: len(data)] = data
         if len(self.beginning) < 8:
             self.beginning += data[:8]

@@ -84,7 +84,7 @@ def test_a_json_of_any_kind_costs_no_video_and_what_is_ignored_is_counted(tmp_pa
         ("sha256", [1, None]),
         ("label", [["a"], {}, True, 1.5]),
         ("caption", [1, ["a"]]),
-        ("captions", ["a", [1]]),
+        ("captions", ["a", {}]),
     ],
 )
 def test_each_entry_has_a_type(entry, wrong):

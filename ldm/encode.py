@@ -1,7 +1,7 @@
 """Encodes video shards into latent shards: the VAE's posterior of each clip, and the embeddings of its captions.
 
-One latent shard a video shard and bucket. A shard appears when it is whole; a run that was stopped goes on with those
-that are not there yet, on any number of processes, and ends in the same bytes.
+There is one latent shard per video shard and bucket. Shards are written atomically; an interrupted run resumes with the
+missing ones, on any number of processes, and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -51,10 +51,11 @@ def encode_latents(
 ) -> None:
     """Encode every video (both splits) into `folder`, or resume an interrupted run; ranks share the shards.
 
-    Ends with an account of the videos, in `account.json` too. `needs_text` says that a network will learn from their
-    captions. Raises InputError when there is none then, when the VAE is missing or does not take clips of the settings'
-    sizes, when the folder holds latents of another VAE, other settings or other videos, when another command is writing
-    it, and past `data.failures_allowed` videos that cannot be decoded.
+    Prints an account of the videos at the end, and writes it to `account.json`. `needs_text`: a network will be trained
+    with text conditioning, so captions are required. Raises InputError where there are none then, where the VAE is
+    missing or does not take clips of these sizes, where the folder holds latents of another VAE, other settings or
+    other videos, where another command is writing to it, and where more than `data.failures_allowed` of the videos
+    cannot be decoded.
     """
     state = PartialState()
     if needs_text:
@@ -62,7 +63,7 @@ def encode_latents(
     vae = load_vae(vae_folder).to(state.device)
     settings.check_sizes(data, compression_of(vae))
     check_long_clips(settings, data, vae)
-    with Stage(folder, {"encode": settings, "text": text, "data": data}):  # a finished one is checked again too
+    with Stage(folder, {"encode": settings, "text": text, "data": data}):  # a finished folder is checked again too
         vae_sha256 = weights_fingerprint(vae)
         jobs = plan_shard_jobs(videos.samples, settings, data)
         waiting = set(decide_on_main_process(lambda: _waiting_jobs(folder, jobs, vae_sha256, vae_folder)))

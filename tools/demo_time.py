@@ -1,9 +1,9 @@
-"""Say how long `make demo` will take on this machine, or what is left of it.
+"""Print how long `make demo` will take on this machine, or the rest of it.
 
     python tools/demo_time.py [configs/demo.yaml]
 
-In a run that has finished stages their own times are scaled; before, a second of work is measured. Configs whose time
-was never measured get no forecast.
+Computed from the finished stages of the run or, where there are none, from a benchmark of about a second. Only for
+configs whose time has been measured.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""How long `make demo` takes on a machine: seconds measured on one machine, scaled by how fast this one is.
+"""Prediction of the time of `make demo`: seconds measured on one machine, scaled by the relative speed of this one.
 
-Before the first stage a second of the demo's kind of work says that; later the stages that are finished do.
+The relative speed is measured by a benchmark of about a second before the first stage, later by the finished stages.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from odvae.running.files import read_json
 
-# What the stages' folders are called when a person waits for them, in the order of the work.
+# Names of the stages for the user, by folder, in order.
 NAMES = {
     "vae": "training the VAE",
     "latents": "encoding",
@@ -25,11 +25,11 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Reference:
-    """A whole run of a config on one machine (LOG.md says which), alone on it."""
+    """Timings of a whole run of a config on one otherwise idle machine (see LOG.md)."""
 
-    probe: float  # seconds of `probe` there
-    seconds: Mapping[str, float]  # of each stage, the start of its processes included
-    minutes: Mapping[str, float]  # of each stage by its own clock (`stage.json`)
+    probe: float  # seconds of `probe` on that machine
+    seconds: Mapping[str, float]  # of each stage, with the start of its processes
+    minutes: Mapping[str, float]  # of each stage as in its `stage.json`
 
 
 REFERENCES = {
@@ -44,8 +44,8 @@ REFERENCES = {
 def seconds_left(reference: Reference, minutes: Mapping[str, float], probed: float | None = None) -> dict[str, float]:
     """Seconds that the unfinished stages will take, by stage.
 
-    `minutes` has the finished stages' own, which say how fast the machine is; before there is one, `probed` does: the
-    seconds of `probe` on this machine.
+    The relative speed of this machine follows from `minutes`, those of the finished stages; where there are none, from
+    `probed`, the seconds of `probe` on this machine.
     """
     if minutes:
         slowness = sum(minutes.values()) / sum(reference.minutes[stage] for stage in minutes)
@@ -56,14 +56,14 @@ def seconds_left(reference: Reference, minutes: Mapping[str, float], probed: flo
 
 
 def finished_minutes(run: Path) -> dict[str, float]:
-    """Minutes of the finished stages of a run folder, by their own clocks."""
+    """Minutes of the finished stages of a run folder, as in their `stage.json`."""
     records = {stage: run / stage / "stage.json" for stage in NAMES}
     found = {stage: read_json(path) for stage, path in records.items() if path.exists()}
     return {stage: record["minutes"] for stage, record in found.items() if record["finished"]}
 
 
 def describe(left: Mapping[str, float]) -> str:
-    """The time left, and of which stages, in a line."""
+    """The remaining time, in all and of each stage, as one line."""
     parts = ", ".join(f"{NAMES[stage]} {format_minutes(seconds)}" for stage, seconds in left.items())
     return f"about {format_minutes(sum(left.values()))} minutes ({parts})"
 
@@ -73,9 +73,9 @@ def format_minutes(seconds: float) -> str:
 
 
 def probe() -> float:
-    """Seconds of one piece of the demo's kind of work, the median over about a second of them.
+    """Benchmark: seconds of a small piece of the demo's work, the median over about a second of repetitions.
 
-    Forward and backward of a video convolution of the VAE's and of a layer of the diffusion transformer.
+    Forward and backward pass of a 3D convolution as in the VAE and of an MLP as in the diffusion transformer.
     """
     import torch
     import torch.nn.functional as F

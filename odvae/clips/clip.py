@@ -42,8 +42,9 @@ def frames_at_rate(facts: VideoFacts, fps: float | None) -> int:
 
 
 def clip_rate(sample: Sample, settings: ClipSettings) -> float:
-    """Frames per second of a clip: the settings' `fps`, or that in the sample's .json, divided by the stride."""
-    fps = settings.fps or sample.read_json().get("fps")
+    """Frames per second of a clip: the settings' `fps`, or the rate of its video, divided by the stride."""
+    facts = known_facts(sample)
+    fps = settings.fps or (facts.fps if facts is not None else None)  # an image's is 0
     return fps / settings.stride if fps else DEFAULT_FPS
 
 

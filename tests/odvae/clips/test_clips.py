@@ -18,6 +18,7 @@ from odvae.running.errors import InputError
 from odvae.running.seeds import normal_per_sample, shuffled_index
 from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
+from odvae.video.files import VideoFacts
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3)
 
@@ -97,7 +98,8 @@ def test_a_clip_has_the_rate_of_its_video_or_of_the_settings_over_the_stride(sha
     assert clip_rate(source, DATA) == 8.0
     assert clip_rate(source, DATA.model_copy(update={"stride": 2})) == 4.0
     assert clip_rate(source, DATA.model_copy(update={"fps": 6.0, "stride": 2})) == 3.0
-    assert clip_rate(SimpleNamespace(read_json=dict), DATA) == DEFAULT_FPS
+    image = SimpleNamespace(facts=VideoFacts(1, 32, 32, fps=0.0, seconds=0.0, variable_rate=False, keyframes=[]))
+    assert clip_rate(image, DATA) == DEFAULT_FPS
 
 
 def test_bucket_steps_visit_every_entry_once_an_epoch_and_one_bucket_is_the_plain_order():

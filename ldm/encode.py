@@ -29,7 +29,7 @@ from odvae.latent_statistics import ChannelSums
 from odvae.running.account import TOO_SHORT, Account
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
-from odvae.running.files import read_json, written_aside
+from odvae.running.files import atomic_file, read_json
 from odvae.running.hashing import HashCache, file_fingerprint, weights_fingerprint
 from odvae.running.run_folder import code_version
 from odvae.running.stage import Stage
@@ -176,7 +176,7 @@ def _write_empty_text(encoding: EncodingJob, folder: Path) -> None:
     """Write the empty caption's embedding, which means "no text" in training and guidance."""
     embedding, mask = encoding.text.encode([""], encoding.max_tokens)
     tensors = {"text": embedding[0].to(DTYPES[encoding.settings.dtype]).cpu(), "text_mask": mask[0].cpu()}
-    with written_aside(folder / EMPTY_TEXT) as file:
+    with atomic_file(folder / EMPTY_TEXT) as file:
         file.write(save_safetensors(tensors))
 
 

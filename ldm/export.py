@@ -15,7 +15,7 @@ from ldm.sample import load_pipeline
 from ldm.sampling.settings import SampleSettings
 from odvae.frame_counts import video_frames
 from odvae.running.errors import InputError, write_errors_named
-from odvae.running.files import folder_aside, read_json_lines
+from odvae.running.files import atomic_folder, read_json_lines
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.report_file import read_report
 from odvae.running.run_folder import RunFolder, code_version
@@ -43,13 +43,13 @@ def export_pipeline(
     repository on the Hugging Face hub. Raises InputError where a part is missing or does not belong to the others, or
     `out` holds something else.
     """
-    with Stage(out, whole=True) as stage:
+    with Stage(out, replaces_folder=True) as stage:
         if stage.state.is_main_process:
             if out.exists() and not (out / "model_index.json").is_file():
                 raise InputError(f"{out} exists and is no pipeline folder: choose another, or remove it")
             pipeline = assemble_pipeline(folders, samples, push or str(out), copy_text_encoder)
-            with folder_aside(out) as aside, write_errors_named(out):
-                pipeline.save_pretrained(aside)
+            with atomic_folder(out) as temporary, write_errors_named(out):
+                pipeline.save_pretrained(temporary)
             if push:
                 pipeline.push_to_hub(push)
 

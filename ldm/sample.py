@@ -25,13 +25,13 @@ from ldm.sampling.settings import SamplerName, SampleSettings
 from odvae.clips.clip import fit_frames
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
-from odvae.running.files import written_aside
+from odvae.running.files import atomic_file
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.run_folder import code_version
 from odvae.running.stage import Stage
 from odvae.video.files import decode, encode_video
-from odvae.video.frame_grid import save_gif, save_picture, strip
+from odvae.video.frame_grid import frame_grid, save_gif, save_image
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAELoader, load_vae
 
@@ -114,7 +114,7 @@ def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, set
     pieces = pipeline.decode_in_pieces(latents[None])
     frames = (frame for piece in pieces for frame in to_uint8(piece[0]))
     factor = pipeline.vae.spatial_compression_ratio
-    with written_aside(path) as file:
+    with atomic_file(path) as file:
         file.write(encode_video(frames, h * factor, w * factor, settings.fps))
     if settings.gif:
         save_gif(path.with_suffix(".gif"), decode(path, str(path)), settings.fps)
@@ -198,4 +198,4 @@ def _record(
 def _write_contact_sheet(files: Sequence[Path], folder: Path) -> None:
     """Write frames of these videos, one row per video, as one image."""
     videos = [np.stack(list(decode(file, str(file)))) for file in files]
-    save_picture(folder / "contact_sheet.png", strip(videos))
+    save_image(folder / "contact_sheet.png", frame_grid(videos))

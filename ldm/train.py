@@ -20,10 +20,10 @@ from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import log_samples, validate
 from odvae.running.account import UNREADABLE, Account
-from odvae.running.benchmarking import matmul_rate
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.hashing import weights_fingerprint
+from odvae.running.measuring import matmul_rate
 from odvae.running.progress import progress_bar
 from odvae.running.stage import Stage, names_of
 from odvae.training.optimization import gradients_synced_at
@@ -75,9 +75,9 @@ def train_ldm(
             for name, weights in averages.items():
                 trained = new_network(settings, manifest, make_network)
                 trained.load_state_dict(weights)
-                with install_folder(folder / name) as aside:
-                    trained.save_pretrained(aside)
-                    Provenance.of_latents(manifest, latents_folder, folder).save(aside)
+                with install_folder(folder / name) as temporary:
+                    trained.save_pretrained(temporary)
+                    Provenance.of_latents(manifest, latents_folder, folder).save(temporary)
             account.save(folder)
             print(account.table(), flush=True)
 

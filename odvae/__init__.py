@@ -1,4 +1,4 @@
-"""OD-VAE: a causal video VAE (arXiv 2409.01199), its training, and what all stages stand on."""
+"""OD-VAE, a causal 3D video VAE (arXiv 2409.01199): model, training, evaluation, and the code that all stages share."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ __all__ = ["ODVAE"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when asked for: every module of the package passes here, and most need neither torch nor diffusers.
+    # Imported on first access: importing any module of the package runs this file, and most need no torch or diffusers.
     if name == "ODVAE":
         from odvae.model import ODVAE
 

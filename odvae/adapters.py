@@ -1,7 +1,7 @@
-"""diffusers' own video VAEs behind ODVAE's interface: Wan, CogVideoX, HunyuanVideo, LTX.
+"""Adapters that give diffusers' video VAEs (Wan, CogVideoX, HunyuanVideo, LTX) the interface of ODVAE.
 
-Each class has the name of the one it is made from, reads and writes that one's folders, and encodes and decodes as it
-does. What differs among them is handled here, so that the pipeline need not know which one it has.
+Each class has the name of the diffusers class that it extends, reads and writes the same model folders, and encodes and
+decodes with the same results. The differences between these VAEs are handled here, so the stages treat all VAEs alike.
 """
 
 from __future__ import annotations
@@ -22,27 +22,28 @@ from odvae.video_vae import VideoVAEMixin
 
 
 class VideoVAEAdapter(VideoVAEMixin, ModelMixin):
-    """What the adapters have in common; the first base of each, before the class of diffusers.
+    """The common part of all adapters: their first base class, followed by the class from diffusers.
 
-    Videos are float (b, 3, r*k + 1, h, w) in [-1, 1], latents (b, c, k + 1, h/s, w/s); r and s are of the config.
+    Videos are float (b, 3, r*k + 1, h, w) in [-1, 1], latents (b, c, k + 1, h/s, w/s); r and s are the temporal and
+    spatial compression ratios.
     """
 
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        """As ODVAE.encode, and with its checks."""
+        """Same as ODVAE.encode, including its checks."""
         self._check_video(video)
         check_pixel_values(video)
         posterior = self._to_posterior(video)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """As ODVAE.decode, and with its checks."""
+        """Same as ODVAE.decode, including its checks."""
         check_latents(latents, self.config.latent_channels)
         check_latent_values(latents)
         video = self._to_pixels(latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """As ODVAE.forward: it checks the size, but reads no values."""
+        """Same as ODVAE.forward: it checks shapes, not values."""
         self._check_video(video)
         posterior = self._to_posterior(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
@@ -58,16 +59,16 @@ class VideoVAEAdapter(VideoVAEMixin, ModelMixin):
         return super().decode(latents).sample
 
 
-# Wan keeps the frames that its convolutions remember in the model itself. Encoding uses several threads at once.
-_WAN_WORKS = threading.RLock()
+# Wan stores the caches of its convolutions in the model itself, and encoding calls the VAE from several threads.
+_WAN_LOCK = threading.RLock()
 
 
 class AutoencoderKLWan(VideoVAEAdapter, diffusers.AutoencoderKLWan):
-    """Wan 2.1 (4x8x8) and 2.2 (4x16x16). Works on one clip at a time, in whichever thread; clips pixels to [-1, 1]."""
+    """Wan 2.1 (4x8x8) and 2.2 (4x16x16). Processes one batch at a time, also with threads; clips pixels to [-1, 1]."""
 
     @property
     def config(self) -> FrozenDict:
-        """Its own, in which `latent_channels` is what Wan calls `z_dim`."""
+        """The VAE's config, with `latent_channels` added, which Wan calls `z_dim`."""
         own = super().config
         return FrozenDict({**own, "latent_channels": own["z_dim"]})
 
@@ -76,19 +77,19 @@ class AutoencoderKLWan(VideoVAEAdapter, diffusers.AutoencoderKLWan):
         return self.config.scale_factor_temporal
 
     def _to_posterior(self, video: Tensor) -> DiagonalGaussianDistribution:
-        with _WAN_WORKS:
+        with _WAN_LOCK:
             return super()._to_posterior(video)
 
     def _to_pixels(self, latents: Tensor) -> Tensor:
-        with _WAN_WORKS:
+        with _WAN_LOCK:
             return super()._to_pixels(latents)
 
 
 class AutoencoderKLCogVideoX(VideoVAEAdapter, diffusers.AutoencoderKLCogVideoX):
     """CogVideoX (4x8x8).
 
-    It normalizes over frames in batches of 8, latents in batches of 2, and takes the first latent frame for a single
-    frame only where their number is odd.
+    It encodes 8 frames at a time and decodes 2 latent frames at a time, with norm statistics over those; it decodes the
+    first latent frame to a single frame only if the number of latent frames is odd.
     """
 
     @property
@@ -100,7 +101,7 @@ class AutoencoderKLCogVideoX(VideoVAEAdapter, diffusers.AutoencoderKLCogVideoX):
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def _to_pixels(self, latents: Tensor) -> Tensor:
-        """An even number of latent frames is decoded with a copy of the last, whose frames are dropped."""
+        """An even number of latent frames is padded with a copy of the last; the frames decoded from it are dropped."""
         count = latents.shape[2]
         if count % 2 == 0:
             latents = torch.cat([latents, latents[:, :, -1:]], dim=2)
@@ -108,15 +109,15 @@ class AutoencoderKLCogVideoX(VideoVAEAdapter, diffusers.AutoencoderKLCogVideoX):
 
 
 class AutoencoderKLHunyuanVideo(VideoVAEAdapter, diffusers.AutoencoderKLHunyuanVideo):
-    """HunyuanVideo (4x8x8). Longer clips than 17 frames go through it in blended groups, as diffusers does by default;
-    its attention sees the frames of a group up to its own."""
+    """HunyuanVideo (4x8x8). Clips of more than 17 frames are tiled in time with blending, as diffusers does by default;
+    attention is causal within a tile."""
 
 
 class AutoencoderKLLTXVideo(VideoVAEAdapter, diffusers.AutoencoderKLLTXVideo):
     """LTX (8x32x32).
 
-    From 0.9.1 on its decoder is told a noise level and adds noise in its layers. Here the level is 0, as LTX's pipeline
-    has it by default, and the noise is the same every time, so that the same latents give the same video.
+    From version 0.9.1 on, the decoder takes a timestep and injects noise in its layers. Here the timestep is 0, the
+    default of LTX's pipeline, and the noise has a fixed seed, so that the same latents give the same video.
     """
 
     def _to_pixels(self, latents: Tensor) -> Tensor:

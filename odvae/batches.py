@@ -1,4 +1,4 @@
-"""What the VAE sees in each step of a phase: clips, or single frames, and from what its noise follows."""
+"""Training batches of the VAE: clips or single frames, with the seeds of their posterior noise."""
 
 from __future__ import annotations
 
@@ -24,14 +24,17 @@ from odvae.video_vae import VideoVAE
 
 @dataclass(frozen=True)
 class Batch:
-    """One micro-step's videos (b, 3, t, h, w) in [-1, 1]; the noise of each follows from `noise` and its number."""
+    """Videos (b, 3, t, h, w) in [-1, 1] of one micro-step.
+
+    The posterior noise of each video is a function of the run's seed, `noise_name` and the video's sample number.
+    """
 
     video: Tensor
-    noise: str
-    numbers: list[int]
+    noise_name: str
+    sample_numbers: list[int]
 
     def posterior_noise(self, network: VideoVAE, seed: int) -> Tensor:
-        """The noise that draws latents from the posterior, (b, c, 1 + k, h/8, w/8)."""
+        """Standard normal noise for sampling latents from the posterior, (b, c, 1 + k, h/s, w/s)."""
         _, _, t, h, w = self.video.shape
         shape = (
             network.config.latent_channels,
@@ -39,12 +42,12 @@ class Batch:
             h // network.spatial_compression_ratio,
             w // network.spatial_compression_ratio,
         )
-        return normal_per_sample(shape, seed, self.noise, self.numbers, self.video.device)
+        return normal_per_sample(shape, seed, self.noise_name, self.sample_numbers, self.video.device)
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The batches of one rank in a phase. Which samples a step sees is a function of its number."""
+    """The batches of one rank in a training phase. The samples of a step are a function of the step's number."""
 
     videos: VideoSet
     optimization: PhaseSettings
@@ -53,8 +56,10 @@ class Batches:
     seed: int
 
     def from_step(self, done: int) -> Iterator[Batch]:
-        """Endless, after `done` steps. In the image phase, and in every `image_every`-th step of the video phase, a
-        video is one frame."""
+        """Endless batches for the steps after `done` completed ones.
+
+        In the image phase, and in every `image_every`-th step of the video phase, a video is a single frame.
+        """
         phase = self.optimization
         if isinstance(phase, ImagePhaseSettings):
             yield from self.images(done, self.plan.batch_size, phase.images_per_clip)
@@ -67,8 +72,8 @@ class Batches:
         parts = self.plan.ranks * self.plan.gradient_accumulation_steps
         if phase.images_per_step % parts:
             raise InputError(
-                f"vae.video_phase.images_per_step={phase.images_per_step} is not divisible by the "
-                f"{self.plan.ranks} ranks times {self.plan.gradient_accumulation_steps} micro-steps that share it"
+                f"vae.video_phase.images_per_step={phase.images_per_step} is not divisible by "
+                f"{self.plan.ranks} ranks times {self.plan.gradient_accumulation_steps} micro-steps"
             )
         images = self.images(done // every, phase.images_per_step // parts, images_per_clip=1)
         for step in count(done + 1):
@@ -76,7 +81,7 @@ class Batches:
                 yield next(images if step % every == 0 else clips)
 
     def clips(self, done: int, frames: int | None) -> Iterator[Batch]:
-        """Clips, after `done` steps of them; of so many frames, or of the data's."""
+        """Batches of clips, after `done` steps on clips; `frames` None: clips of `data.frames` frames."""
         data = self.videos.data
         if frames is not None:
             data = data.model_copy(update={"frames": frames})
@@ -86,9 +91,10 @@ class Batches:
             yield Batch(to_float(video), "posterior", batch["number"].tolist())
 
     def images(self, done: int, batch_size: int, images_per_clip: int) -> Iterator[Batch]:
-        """Single frames, after `done` steps of them; several of a clip are spread over it.
+        """Batches of single frames, after `done` steps on single frames.
 
-        One a clip comes from the shards' images too, and from videos that are shorter than a clip.
+        Several frames of one clip are spread evenly over it. With one frame per clip, the images in the shards and
+        videos shorter than a clip are used too.
         """
         data, samples = self.videos.data, self.videos.train
         frames = min(images_per_clip, data.frames)

@@ -1,6 +1,7 @@
-"""Time, memory and arithmetic of video VAEs on one clip: ours and diffusers', each half in a process of its own.
+"""Benchmark of video VAEs, OD-VAE and diffusers': time, peak memory and FLOPs of encoding and decoding one clip.
 
-Weights are random, sizes the published ones: neither changes how long a convolution takes.
+The models have their published sizes and random weights, since the weights' values do not change the time. Encoding and
+decoding are measured in separate processes.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyua
 from torch import Tensor, nn
 
 from odvae.model import ODVAE
-from odvae.running.benchmarking import PeakMemory, count_flops, forbid_tf32, matmul_rate, now
+from odvae.running.measuring import PeakMemory, count_flops, forbid_tf32, matmul_rate, now
 
 Half = Literal["encode", "decode"]
 Work = Callable[[nn.Module, Tensor], Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-FRAMES_A_CHUNK = 4  # of a stream; latents come one by one
+CHUNK_FRAMES = 4  # frames per chunk in streaming mode; latent frames are decoded one by one
 
 
-# --- how a clip goes through a VAE: video (1, 3, t, h, w) -> latents (1, c, k, h/8, w/8), and back
+# --- encoding and decoding: video (1, 3, t, h, w) -> latents (1, c, k, h/8, w/8), and back
 
 
 def encode_whole(vae: nn.Module, video: Tensor) -> Tensor:
@@ -37,11 +38,11 @@ def decode_whole(vae: nn.Module, latents: Tensor) -> Tensor:
 
 
 def encode_stream(vae: ODVAE, video: Tensor) -> Tensor:
-    return torch.cat([part.mean for part in vae.encode_stream(video.split(FRAMES_A_CHUNK, dim=2))], dim=2)
+    return torch.cat([part.mean for part in vae.encode_stream(video.split(CHUNK_FRAMES, dim=2))], dim=2)
 
 
 def decode_stream(vae: ODVAE, latents: Tensor) -> Tensor:
-    """Only the last piece is returned: a stream's frames go away as they come."""
+    """Returns the last chunk only: in streaming, frames are not kept in memory."""
     for part in vae.decode_stream(latents.split(1, dim=2)):
         last = part
     return last
@@ -55,13 +56,13 @@ def decode_frames(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return torch.stack([vae.decode(frame).sample for frame in latents.unbind(2)], dim=2)
 
 
-# --- what is measured
+# --- the models
 
 
 class Model(NamedTuple):
     kind: type[nn.Module]
     settings: dict
-    smallest: dict  # in place of the published sizes, to try the benchmark
+    smallest: dict  # settings of a tiny model, for a smoke test of the benchmark
     encode: Work = encode_whole
     decode: Work = decode_whole
 
@@ -83,7 +84,7 @@ MODELS = {
 
 @dataclass(frozen=True)
 class Case:
-    """One half of one model on one clip."""
+    """One measurement: encoding or decoding (`half`) one clip with one model."""
 
     model: str
     half: Half
@@ -99,33 +100,33 @@ class Case:
         model = MODELS[self.model]
         with torch.device(device):
             vae = model.kind(**(model.smallest if self.smallest else model.settings))
-        return nn.Module.to(vae, DTYPES[self.dtype]).eval()  # diffusers' own `to` warns, of nothing here
+        return nn.Module.to(vae, DTYPES[self.dtype]).eval()  # diffusers' `to` prints a warning that does not apply here
 
 
 @torch.no_grad()
 def measure(case: Case) -> dict[str, float | None]:
-    """Parameters, seconds (best of the repeats), growth of memory at its peak (of the first), FLOPs and their rate.
+    """Number of parameters, seconds (minimum of the repeats), peak memory growth (of the first), FLOPs and FLOP/s.
 
-    To be called in a fresh process: memory that an earlier work left free would hide growth.
+    Call it in a fresh process: memory that was freed earlier in the process would hide the growth.
     """
     forbid_tf32()
     device, dtype = torch.device(case.device), DTYPES[case.dtype]
     encode, decode = MODELS[case.model].encode, MODELS[case.model].decode
-    shapes = case.build("meta")
+    meta_vae = case.build("meta")
     video = torch.empty(1, 3, case.frames, case.height, case.width, dtype=dtype, device="meta")
-    latents = encode(shapes, video)
-    work, like = (encode, video) if case.half == "encode" else (decode, latents)
-    flops = count_flops(lambda: work(shapes, like))
+    latents = encode(meta_vae, video)
+    run, like = (encode, video) if case.half == "encode" else (decode, latents)
+    flops = count_flops(lambda: run(meta_vae, like))
 
     torch.manual_seed(0)
     vae = case.build(case.device)
-    given = torch.rand(like.shape).mul(2).sub(1).to(device, dtype)
+    x = torch.rand(like.shape).mul(2).sub(1).to(device, dtype)
     small = [*like.shape[:2], 1, 64, 64] if case.half == "encode" else [*like.shape[:2], 1, 8, 8]
-    work(vae, torch.zeros(small, device=device, dtype=dtype))  # load libraries and kernels before memory is measured
+    run(vae, torch.zeros(small, device=device, dtype=dtype))  # load libraries and kernels before memory is measured
     memory, seconds = None, []
     for _ in range(case.repeats):
         peak, start = PeakMemory(device), now(device)
-        work(vae, given)
+        run(vae, x)
         seconds.append(now(device) - start)
         memory = peak.bytes if memory is None else memory
     rate, best = flops / min(seconds), matmul_rate(device, dtype)
@@ -141,18 +142,18 @@ def measure(case: Case) -> dict[str, float | None]:
 
 
 def measure_alone(case: Case) -> dict[str, float | None] | dict[str, str]:
-    """`measure` in a fresh process; where it fails (as for lack of memory), {"error": what it said}."""
+    """`measure` in a fresh process; if it fails (for example out of memory), {"error": its message}."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
             return pool.submit(measure, case).result()
         except BrokenProcessPool:
-            return {"error": "its process was killed, as for lack of memory"}
-        except RuntimeError as error:  # torch's own lack of memory, or a size that the model does not take
+            return {"error": "the process was killed, probably out of memory"}
+        except RuntimeError as error:  # torch is out of memory, or the model does not accept this size
             return {"error": str(error).splitlines()[0]}
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown, a line a model."""
+    """The results as a Markdown table, one line per model and precision."""
     lines = [
         "| model | precision | parameters, M | encode: s | MB | TFLOP | of matmul rate | decode: s | MB | TFLOP "
         "| of matmul rate |",

@@ -1,4 +1,4 @@
-"""The encoder and the decoder: which layers follow each other, and which of them see time."""
+"""Encoder and decoder of OD-VAE: the order of their layers, and which convolutions are causal 3D ones, by variant."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from odvae.resampling import make_downsamplers, make_upsamplers
 from odvae.running.errors import InputError
 from odvae.streaming import LayerStack
 
-# Which convolutions see time, by variant (paper, section 3.2): for the encoder and the decoder, for outer (high
-# resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second) conv of a residual
-# block does. The paper does not say which half variant 2 keeps; the first of each block is this project's reading.
+# Which convolutions are temporal (causal 3D) by variant (paper, section 3.2): for the encoder and the decoder, for
+# outer (high resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second)
+# convolution of a residual block is. The paper does not specify which half of them variant 2 keeps; here it is the
+# first of each block.
 ALL, HALF, NONE = (True, True), (True, False), (False, False)
-SEES_TIME = {
+TEMPORAL_CONVS = {
     #   encoder outer, inner   decoder outer, inner
     1: {"encoder": (ALL, ALL), "decoder": (ALL, ALL)},
     2: {"encoder": (HALF, HALF), "decoder": (HALF, HALF)},
@@ -28,9 +29,9 @@ SEES_TIME = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What encoder and decoder are built from: the arguments of ODVAE, where their meaning stands.
+    """Sizes and modes of encoder and decoder; ODVAE's docstring describes them.
 
-    Raises InputError for sizes that do not fit each other, and for a mode there is not.
+    Raises InputError for sizes that do not fit each other, and for an unknown mode.
     """
 
     block_out_channels: Sequence[int]
@@ -50,7 +51,7 @@ class Architecture:
                 f"norm_num_groups={groups}"
             )
         allowed = {
-            "variant": SEES_TIME,
+            "variant": TEMPORAL_CONVS,
             "norm": ("frame", "clip"),
             "temporal_upsample": ("nearest", "trilinear"),
             "temporal_resampling": ("joint", "separate"),
@@ -60,7 +61,7 @@ class Architecture:
                 raise InputError(f"{name}={value!r}: allowed are {', '.join(map(str, values))}")
 
     def blocks(self, channels: int, out_channels: int, count: int, temporal: tuple[bool, bool]) -> list[ResnetBlock]:
-        """The residual blocks of a level; the first brings it to its width."""
+        """`count` residual blocks of a level; the first maps `channels` to `out_channels`."""
         over_time = self.norm_over_time(temporal)
         return [
             ResnetBlock(channels if i == 0 else out_channels, out_channels, self.norm_num_groups, temporal, over_time)
@@ -68,7 +69,7 @@ class Architecture:
         ]
 
     def norm_over_time(self, temporal: tuple[bool, bool]) -> bool:
-        """Whether norms beside such convolutions take their statistics over the whole clip."""
+        """Whether the norms of a block with such convolutions take their statistics over the whole clip."""
         return self.norm == "clip" and any(temporal)
 
 
@@ -86,7 +87,7 @@ class MidBlock(LayerStack):
 
 
 class Level(LayerStack):
-    """The residual blocks of one resolution, then a change of resolution where there is one."""
+    """The residual blocks of one resolution, followed by its downsampler or upsampler if there is one."""
 
     def __init__(self, resnets: Sequence[ResnetBlock]) -> None:
         super().__init__()
@@ -102,13 +103,13 @@ class Encoder(LayerStack):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         widths, separate = architecture.block_out_channels, architecture.temporal_resampling == "separate"
-        outer, inner = SEES_TIME[architecture.variant]["encoder"]
+        outer, inner = TEMPORAL_CONVS[architecture.variant]["encoder"]
         self.conv_in = make_conv(outer[0], 3, widths[0])
         self.down_blocks = nn.ModuleList()
         previous = widths[0]
         for i, (width, temporal) in enumerate(zip(widths, (outer, outer, inner, inner), strict=True)):
             level = Level(architecture.blocks(previous, width, architecture.layers_per_block, temporal))
-            if i < 3:  # levels 1 and 2 halve time as well
+            if i < 3:  # levels 1 and 2 also downsample time
                 level.downsamplers = make_downsamplers(width, any(temporal), halves_time=i > 0, separate=separate)
             self.down_blocks.append(level)
             previous = width
@@ -133,14 +134,14 @@ class Decoder(LayerStack):
         super().__init__()
         widths, separate = architecture.block_out_channels[::-1], architecture.temporal_resampling == "separate"
         trilinear = architecture.temporal_upsample == "trilinear"
-        outer, inner = SEES_TIME[architecture.variant]["decoder"]
+        outer, inner = TEMPORAL_CONVS[architecture.variant]["decoder"]
         self.conv_in = make_conv(inner[0], architecture.latent_channels, widths[0])
         self.mid_block = MidBlock(widths[0], architecture, inner)
         self.up_blocks = nn.ModuleList()
         previous = widths[0]  # from the lowest resolution up
         for i, (width, temporal) in enumerate(zip(widths, (inner, inner, outer, outer), strict=True)):
             level = Level(architecture.blocks(previous, width, architecture.layers_per_block + 1, temporal))
-            if i < 3:  # the first two double time as well
+            if i < 3:  # the first two also upsample time
                 level.upsamplers = make_upsamplers(width, any(temporal), i < 2, trilinear=trilinear, separate=separate)
             self.up_blocks.append(level)
             previous = width

@@ -1,6 +1,7 @@
-"""How well and how fast the VAE reconstructs held-out clips: PSNR, SSIM, LPIPS; whole, streamed and tiled.
+"""Evaluation of the VAE: PSNR, SSIM, LPIPS and speed of reconstructing held-out clips, whole, streamed and tiled.
 
-Writes `reconstruction` into `report/report.json`, a row a clip into `report/reconstructions.jsonl`, and pictures.
+Writes `reconstruction` into `report/report.json`, one row per clip into `report/reconstructions.jsonl`, sample videos
+and an image of originals and reconstructions.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.latent_statistics import ChannelSums
 from odvae.metrics import lpips, psnr, ssim
-from odvae.running.benchmarking import PeakMemory, forbid_tf32, now
 from odvae.running.errors import InputError
 from odvae.running.files import write_text
+from odvae.running.measuring import PeakMemory, forbid_tf32, now
 from odvae.running.progress import progress_bar
 from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
@@ -34,14 +35,14 @@ from odvae.running.stage import Stage
 from odvae.settings import EvalVAESettings, Mode
 from odvae.shards.samples import Sample
 from odvae.video.files import write_video
-from odvae.video.frame_grid import save_picture, strip
+from odvae.video.frame_grid import frame_grid, save_image
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What all clips of one evaluation share."""
+    """Settings, data, VAE and seed of one evaluation."""
 
     settings: EvalVAESettings
     data: DataSettings
@@ -49,21 +50,22 @@ class Evaluation:
     seed: int
 
     def reconstruct(
-        self, video: Tensor, numbers: Sequence[int], mode: Mode = "whole"
+        self, video: Tensor, indices: Sequence[int], mode: Mode = "whole"
     ) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Video (b, 3, t, h, w) -> (its reconstruction, moments' mean and std side by side, seconds of each half).
+        """Video (b, 3, t, h, w) -> reconstruction, moments (b, 2c, k, h/s, w/s), and seconds of encoding and decoding.
 
-        `numbers` (b) are the clips' in the evaluation, from which sampled latents take their noise.
+        The moments are the posterior's mean and std, concatenated along channels. `indices` (b) are the clips' indices
+        in the evaluation; the noise of sampled latents is a function of them.
         """
         device = self.vae.device
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             start = now(device)
-            moments = torch.cat(list(self._encode(video, mode)), dim=2)  # (b, 2c, k, h/8, w/8)
+            moments = torch.cat(list(self._encode(video, mode)), dim=2)  # (b, 2c, k, h/s, w/s)
             encoded = now(device)
             mean, std = moments.chunk(2, dim=1)
             latents = mean
             if self.settings.latents == "sample":
-                noise = normal_per_sample(mean.shape[1:], self.seed, "evaluation", numbers, device)
+                noise = normal_per_sample(mean.shape[1:], self.seed, "evaluation", indices, device)
                 latents = mean + std * noise
             reconstruction = torch.cat(list(self._decode(latents, mode)), dim=2)
             decoded = now(device)
@@ -93,12 +95,13 @@ def evaluate_vae(
     *,
     load_vae: VAELoader = load_vae,
 ) -> dict:
-    """Reconstruct held-out clips and write their scores into the report; returns the report. Ranks share the clips.
+    """Reconstruct held-out clips, write their scores into the report, and return the report. Ranks share the clips.
 
-    Raises InputError when there is no VAE, or a mode is asked for that it does not have.
+    Raises InputError where there is no VAE, where it does not take clips of this size, and where no held-out video is
+    long enough or none can be decoded. A mode that the VAE does not support is reported as not measured.
     """
     forbid_tf32()
-    read_report(folders)  # whether it can be added to
+    read_report(folders)  # raises InputError for a report of version 0.1
     vae = load_vae(folders.vae).to(PartialState().device)
     settings.check_sizes(data, compression_of(vae), tiled=vae.has_temporal_tiling)
     data = settings.clip_settings(data)
@@ -111,7 +114,7 @@ def evaluate_vae(
         rows, sums = reconstruct_clips(evaluation, chosen, len(videos.samples), folders.report)
         if stage.state.is_main_process:
             part = _summary(rows, sums, evaluation)
-            decoded = [chosen[row["number"]] for row in rows]
+            decoded = [chosen[row["index"]] for row in rows]
             part["modes"] = compare_modes(evaluation, decoded[: settings.compared_clips], folders.report)
             with stage.updating():
                 table = "".join(json.dumps(row) + "\n" for row in rows)
@@ -121,33 +124,36 @@ def evaluate_vae(
 
 
 def reconstruct_clips(
-    evaluation: Evaluation, chosen: Sequence[Sample], of: int, report: Path
+    evaluation: Evaluation, chosen: Sequence[Sample], total_videos: int, report: Path
 ) -> tuple[list[dict], ChannelSums]:
-    """Scores of every clip and sums of its latents, the same on every rank; ranks share the work."""
+    """Rows of scores of all clips, and sums of their latents; ranks share the work and return the same.
+
+    `data.failures_allowed` is a share of `total_videos`.
+    """
     state = PartialState()
     mine = list(enumerate(chosen))[state.process_index :: state.num_processes]
     sums, rows = ChannelSums(), []
     with progress_bar("reconstructing", 0, len(mine), unit="clip") as bar:
-        for batch in _batches(mine, evaluation.settings.batch_size, evaluation.data, of):
+        for batch in _batches(mine, evaluation.settings.batch_size, evaluation.data, total_videos):
             rows += _reconstruct(evaluation, batch, report, sums)
             bar.update(len(batch))
-    rows = sorted(gather_object(rows), key=lambda row: row["number"])
+    rows = sorted(gather_object(rows), key=lambda row: row["index"])
     if not rows:
         raise InputError(f"none of the {len(chosen)} held-out videos could be decoded")
     return rows, sum(gather_object([sums]), ChannelSums())
 
 
-# A clip's number in the evaluation, its video, its frames as uint8 (t, h, w, 3).
-NumberedClip = tuple[int, Sample, Tensor]
+# A clip's index in the evaluation, its video, its frames as uint8 (t, h, w, 3).
+IndexedClip = tuple[int, Sample, Tensor]
 
 
 def _batches(
-    numbered: Sequence[tuple[int, Sample]], size: int, data: DataSettings, of: int
-) -> Iterator[list[NumberedClip]]:
+    indexed: Sequence[tuple[int, Sample]], size: int, data: DataSettings, total_videos: int
+) -> Iterator[list[IndexedClip]]:
     """The videos' clips, `size` at a time, without those that cannot be decoded."""
-    batch: list[NumberedClip] = []
-    for place, clip in each_clip([sample for _, sample in numbered], data, of):
-        batch.append((*numbered[place], clip.clone()))
+    batch: list[IndexedClip] = []
+    for i, clip in each_clip([sample for _, sample in indexed], data, total_videos):
+        batch.append((*indexed[i], clip.clone()))
         if len(batch) == size:
             yield batch
             batch = []
@@ -156,36 +162,37 @@ def _batches(
 
 
 @torch.no_grad()
-def _reconstruct(evaluation: Evaluation, batch: Sequence[NumberedClip], report: Path, sums: ChannelSums) -> list[dict]:
-    """Scores of each of these numbered clips; their latents go into `sums`."""
+def _reconstruct(evaluation: Evaluation, batch: Sequence[IndexedClip], report: Path, sums: ChannelSums) -> list[dict]:
+    """A row of scores for each clip; adds the clips' latents to `sums`, and writes the first clips as videos."""
     settings = evaluation.settings
     clips = torch.stack([clip for _, _, clip in batch])
     videos = to_float(clips).to(evaluation.vae.device)
-    reconstructions, moments, _ = evaluation.reconstruct(videos, [number for number, _, _ in batch])
+    reconstructions, moments, _ = evaluation.reconstruct(videos, [index for index, _, _ in batch])
     rows = []
-    for i, (number, sample, clip) in enumerate(batch):
+    for i, (index, sample, clip) in enumerate(batch):
         sums.add(*moments[i].chunk(2))
-        row: dict[str, Any] = {"number": number, "key": sample.key, "caption": sample.read_text()}
+        row: dict[str, Any] = {"index": index, "key": sample.key, "caption": sample.read_text()}
         row |= scores(reconstructions[i : i + 1], videos[i : i + 1], settings)
-        if number < settings.num_visualized:
-            row |= {"real": f"videos/real_{number:04d}.mp4", "made": f"videos/reconstructed_{number:04d}.mp4"}
+        if index < settings.num_visualized:
+            names = {name: f"videos/{name}_{index:04d}.mp4" for name in ("real", "reconstructed")}
             fps = clip_rate(sample, evaluation.data)
-            write_video(report / row["real"], clip.numpy(), fps)
-            write_video(report / row["made"], to_uint8(reconstructions[i]), fps)
+            write_video(report / names["real"], clip.numpy(), fps)
+            write_video(report / names["reconstructed"], to_uint8(reconstructions[i]), fps)
+            row |= names
         rows.append(row)
     return rows
 
 
 def scores(reconstruction: Tensor, video: Tensor, settings: EvalVAESettings) -> dict[str, float]:
-    """PSNR, SSIM and, where asked for, LPIPS of one video (1, 3, t, h, w)."""
-    found = {"psnr": psnr(reconstruction, video), "ssim": ssim(reconstruction, video)}
+    """PSNR, SSIM and, unless `settings.lpips` is None, LPIPS of one video (1, 3, t, h, w)."""
+    values = {"psnr": psnr(reconstruction, video), "ssim": ssim(reconstruction, video)}
     if settings.lpips is not None:
-        found["lpips"] = lpips(reconstruction, video, settings.lpips.network, settings.lpips.weights)
-    return {name: float(value[0]) for name, value in found.items()}
+        values["lpips"] = lpips(reconstruction, video, settings.lpips.network, settings.lpips.weights)
+    return {name: float(value[0]) for name, value in values.items()}
 
 
 def _summary(rows: list[dict], sums: ChannelSums, evaluation: Evaluation) -> dict:
-    """Means over clips, the latents' statistics, and the protocol as data."""
+    """Means and standard deviations over clips, the latents' statistics, and the protocol."""
     part: dict = {}
     for name in ("psnr", "ssim", *(["lpips"] if evaluation.settings.lpips else [])):
         values = [row[name] for row in rows]
@@ -196,7 +203,7 @@ def _summary(rows: list[dict], sums: ChannelSums, evaluation: Evaluation) -> dic
 
 
 def protocol(evaluation: Evaluation, clips: int) -> dict:
-    """All that the scores depend on besides the weights."""
+    """Everything besides the weights that the scores depend on."""
     settings, data = evaluation.settings, evaluation.data
     return {
         "clips": f"the first {clips} held-out videos, from frame 0",
@@ -216,60 +223,61 @@ def protocol(evaluation: Evaluation, clips: int) -> dict:
 
 @torch.no_grad()
 def compare_modes(evaluation: Evaluation, samples: list[Sample], report: Path) -> dict:
-    """Quality, speed and peak memory of whole clips and of each other mode, on the same clips; and a picture.
+    """Quality, speed and peak memory of whole-clip mode and of each other mode, on the same clips, by mode.
 
-    `difference` is the largest pixel difference (of 2) from the whole clip's reconstruction.
+    `difference` is the largest absolute pixel difference, in [-1, 1] units, from the whole-clip reconstruction. Also
+    writes an image of originals and reconstructions into `report`.
     """
     videos = [to_float(load_clip(sample, evaluation.data)).unsqueeze(0) for sample in samples]
-    found, whole = {}, []
+    results, whole = {}, []
     for mode in ("whole", *evaluation.settings.modes):
-        if (reason := _impossible(evaluation, mode)) is not None:
-            found[mode] = {"not measured": reason}
+        if (reason := _unsupported_reason(evaluation, mode)) is not None:
+            results[mode] = {"not measured": reason}
             continue
-        made, row = _timed(evaluation, videos, mode)
+        reconstructions, row = _measure_mode(evaluation, videos, mode)
         if mode == "whole":
-            whole = made
+            whole = reconstructions
         else:
-            row["difference"] = max(float((a - b).abs().max()) for a, b in zip(made, whole, strict=True))
-        found[mode] = row
+            row["difference"] = max(float((a - b).abs().max()) for a, b in zip(reconstructions, whole, strict=True))
+        results[mode] = row
         if mode == "whole":
-            pairs = [to_uint8(v[0]) for pair in zip(videos[:4], made[:4], strict=True) for v in pair]
-            save_picture(report / "reconstructions.png", strip(pairs))
-    return found
+            pairs = [to_uint8(v[0]) for pair in zip(videos[:4], reconstructions[:4], strict=True) for v in pair]
+            save_image(report / "reconstructions.png", frame_grid(pairs))
+    return results
 
 
-def _timed(evaluation: Evaluation, videos: list[Tensor], mode: Mode) -> tuple[list[Tensor], dict]:
+def _measure_mode(evaluation: Evaluation, videos: list[Tensor], mode: Mode) -> tuple[list[Tensor], dict]:
     vae, settings = evaluation.vae, evaluation.settings
     if mode == "tiled":
-        vae.enable_tiling(None, None, settings.tile_frames)  # type: ignore[attr-defined]  # where it has_temporal_tiling
+        vae.enable_tiling(None, None, settings.tile_frames)  # type: ignore[attr-defined]  # has_temporal_tiling is True
     device = vae.device
     memory = PeakMemory(device)
-    evaluation.reconstruct(videos[0].to(device), [0], mode)  # apart from the timed ones: it also plans and allocates
-    peak, made, rows = memory.bytes, [], []
+    evaluation.reconstruct(videos[0].to(device), [0], mode)  # warm-up, not timed: kernels are chosen, memory allocated
+    peak, reconstructions, rows = memory.bytes, [], []
     seconds = {"encode": 0.0, "decode": 0.0}
-    for number, video in enumerate(videos):
-        reconstruction, _, spent = evaluation.reconstruct(video.to(device), [number], mode)
-        seconds = {half: seconds[half] + spent[half] for half in seconds}
-        made.append(reconstruction.cpu())
-        rows.append(scores(made[-1], video, settings))
+    for i, video in enumerate(videos):
+        reconstruction, _, elapsed = evaluation.reconstruct(video.to(device), [i], mode)
+        seconds = {half: seconds[half] + elapsed[half] for half in seconds}
+        reconstructions.append(reconstruction.cpu())
+        rows.append(scores(reconstructions[-1], video, settings))
     if mode == "tiled":
         vae.disable_tiling()  # type: ignore[attr-defined]
     frames = sum(video.shape[2] for video in videos)
-    return made, {
+    return reconstructions, {
         **{name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
-        **{f"{half}_frames_per_second": frames / spent for half, spent in seconds.items()},
+        **{f"{half}_frames_per_second": frames / elapsed for half, elapsed in seconds.items()},
         "peak_memory_growth_mb": None if peak is None else peak / 1e6,
         "clips": len(videos),
     }
 
 
-def _impossible(evaluation: Evaluation, mode: Mode) -> str | None:
-    """Why the VAE does not have this mode; None where it has it."""
+def _unsupported_reason(evaluation: Evaluation, mode: Mode) -> str | None:
+    """Why the VAE does not support this mode; None if it does."""
     vae = evaluation.vae
     if mode == "tiled" and vae.temporal_compression_ratio == 1:
-        return "the VAE works frame by frame: there is nothing to tile in time"
+        return "the VAE works frame by frame, so temporal tiling does not apply"
     if mode == "tiled" and not vae.has_temporal_tiling:
-        return f"{type(vae).__name__} has no groups of frames that a setting could size"
+        return f"{type(vae).__name__} has no temporal tiling with a configurable number of frames"
     if mode == "streamed" and not vae.streamable:
-        return f"{type(vae).__name__} as it is configured needs the whole clip: a frame depends on later ones"
+        return f"{type(vae).__name__} with this configuration needs the whole clip: frames depend on later ones"
     return None

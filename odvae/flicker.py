@@ -1,4 +1,4 @@
-"""How restless a video is: what a reconstruction adds to the changes from frame to frame, and where.
+"""Temporal flicker metrics: changes from frame to frame, and how much of them a reconstruction adds.
 
 Videos are (b, 3, t, h, w) in [-1, 1], t >= 2; changes are in 8-bit levels (0 to 255).
 """
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from odvae.running.errors import InputError
 
-LEVELS = 127.5  # 8-bit levels in a unit of [-1, 1]
+LEVELS = 127.5  # 8-bit levels per unit of [-1, 1]
 
 
 def frame_changes(video: Tensor) -> Tensor:
@@ -21,14 +21,14 @@ def frame_changes(video: Tensor) -> Tensor:
 
 
 def steadiness(video: Tensor) -> Tensor:
-    """VBench's "temporal flickering", (255 - mean |change|) / 255: (b,). 1 is a still picture; motion lowers it too."""
+    """VBench's "temporal flickering", (255 - mean |change|) / 255: (b,). 1 is a still image; motion lowers it too."""
     return 1 - frame_changes(video).abs().mean(dim=(1, 2, 3, 4)) / 255
 
 
 def added_flicker(video: Tensor, reference: Tensor) -> Tensor:
-    """Mean |change of the video - change of the reference| of each pair of frames: (b, t - 1).
+    """Mean |change of the video - change of the reference| of each pair of successive frames: (b, t - 1).
 
-    Unlike `steadiness`, it is 0 for the reference itself, however much moves in it.
+    Unlike `steadiness`, it is not affected by motion: it is 0 if the video equals the reference.
     """
     if video.shape != reference.shape:
         raise InputError(f"expected two videos of one shape, found {tuple(video.shape)}, {tuple(reference.shape)}")
@@ -36,13 +36,13 @@ def added_flicker(video: Tensor, reference: Tensor) -> Tensor:
 
 
 def seam_ratio(flicker: Tensor, temporal_compression_ratio: int) -> float | None:
-    """Flicker between frames of different latents over flicker between frames of the same one; 1: no seams.
+    """Flicker at the boundaries of latent frames, divided by the flicker within them; 1 means no visible seams.
 
-    `flicker` is `added_flicker`'s (b, t - 1). None where the VAE does not compress time or the video is too short.
+    `flicker` (b, t - 1) is the result of `added_flicker`. None if the VAE does not compress time or the video is too
+    short.
     """
-    between = (
-        torch.arange(flicker.shape[1]) % temporal_compression_ratio == 0
-    )  # frame 0 alone, then groups of temporal_compression_ratio frames
+    # A latent frame is frame 0, or a group of temporal_compression_ratio frames.
+    between = torch.arange(flicker.shape[1]) % temporal_compression_ratio == 0
     if temporal_compression_ratio == 1 or between.sum() < 2 or between.all():
         return None
     return float(flicker[:, between].mean() / flicker[:, ~between].mean().clamp(min=1e-6))

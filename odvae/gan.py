@@ -1,4 +1,4 @@
-"""The 3D patch GAN: a discriminator that learns to tell reconstructions from videos, and what it says to the VAE.
+"""3D PatchGAN discriminator and its generator loss, with the adaptive weight of VQGAN.
 
 Hinge loss (Lim & Ye 2017) and the adaptive weight of VQGAN (Esser et al. 2021, arXiv 2012.09841, equation 7); optional
 LeCam regularization (Tseng et al. 2021, arXiv 2104.03310).
@@ -23,10 +23,10 @@ from odvae.training.settings import OptimizationSettings
 
 
 class PatchDiscriminator(nn.Module):
-    """Video (b, 3, t, h, w) -> logits of patches (b, 1, t', h', w'): t' about t / 4, h' about h / 8; images are t = 1.
+    """3D PatchGAN discriminator: video (b, 3, t, h, w) -> logits (b, 1, t', h', w') with t' ~ t / 4 and h' ~ h / 8.
 
-    The paper's layout (five 3x3x3 convolutions, 4.67M parameters), with group norm for its batch norm: a sample is
-    judged by itself, whatever else is in the batch, on whatever rank.
+    An image is a video with t = 1. The layout is the paper's (five 3x3x3 convolutions, 4.67M parameters), with group
+    norm in place of batch norm, so that a sample's logits do not depend on the rest of the batch or on other ranks.
     """
 
     def __init__(self, width: int = 64) -> None:
@@ -49,14 +49,14 @@ class PatchDiscriminator(nn.Module):
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's loss of its logits."""
+    """Hinge loss of the discriminator, from its logits for real and reconstructed videos."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 class GANState(nn.Module):
-    """What the gan remembers from step to step, all of it means over the global batch.
+    """State of the GAN that is carried from step to step and saved in checkpoints; means over the global batch.
 
-    `adaptive_weight` is that of the coming step, `real` and `fake` are running means of the logits (LeCam).
+    `adaptive_weight` is used in the next step; `real` and `fake` are running means of the logits (LeCam).
     """
 
     def __init__(self) -> None:
@@ -66,12 +66,13 @@ class GANState(nn.Module):
 
 
 class GANTrainer:
-    """A discriminator in training beside a VAE. Prepare it before the checkpoint is loaded.
+    """Trains the discriminator, and gives the VAE its generator loss. Create it before a checkpoint is loaded.
 
-    The adaptive weight |grad fidelity| / |grad adversarial| at the decoder's last convolution is measured over a step's
-    global batch and applied in the next step. So it does not depend on how a batch is split into ranks and
-    micro-steps; measured in the same step, it would be another one on each rank. In the first step it is 0, and where
-    the discriminator changes faster than that, the VAE's gradient clip bounds the step.
+    The adaptive weight |grad of reconstruction terms| / |grad of generator loss| at the decoder's last convolution is
+    measured over the global batch of a step and applied in the next step. So it does not depend on how the batch is
+    split into ranks and micro-steps; measured and applied in one step, it would differ between ranks. In the first step
+    it is 0. If the discriminator changes so fast that the weight is outdated, the VAE's gradient clipping bounds the
+    step.
     """
 
     def __init__(
@@ -101,31 +102,32 @@ class GANTrainer:
         self.logits = torch.zeros(2, device=self.accelerator.device)
 
     def is_active(self, step: int) -> bool:
-        """Whether it takes part in step number `step` (from 1)."""
+        """Whether the GAN takes part in step `step` (counted from 1)."""
         return step > self.settings.start_step
 
     def generator_loss(self, reconstruction: Tensor) -> Tensor:
-        """The adversarial loss of a reconstruction, -mean D.
+        """Generator loss of a reconstruction, -mean(D(reconstruction)).
 
-        To be differentiated by the reconstruction alone (`torch.autograd.grad`). The network is called unwrapped: its
-        weights are not trained here, so ranks have nothing to exchange.
+        Differentiate it with respect to the reconstruction only (`torch.autograd.grad`): the discriminator's weights
+        are not trained by it. So the discriminator is called without its distributed wrapper.
         """
         return -self.network(reconstruction).float().mean()
 
-    def combine_gradients(self, reconstruction: Tensor, fidelity: Tensor, adversarial: Tensor) -> Tensor:
-        """The gradient of reconstruction + weight * adaptive_weight * generator loss, of both gradients by pixels.
+    def combine_gradients(self, reconstruction: Tensor, reconstruction_grad: Tensor, generator_grad: Tensor) -> Tensor:
+        """Gradient of (reconstruction terms + weight * adaptive_weight * generator loss) with respect to the pixels.
 
-        Both are also carried on to the decoder's last weight, for the adaptive weight of the next step.
+        `reconstruction_grad` and `generator_grad` are the two losses' gradients with respect to the pixels. Both are
+        also propagated to the decoder's last weight, to measure the adaptive weight of the next step.
         """
-        for i, gradient in enumerate((fidelity, adversarial)):
-            (at_weight,) = torch.autograd.grad(
+        for i, gradient in enumerate((reconstruction_grad, generator_grad)):
+            (last_weight_grad,) = torch.autograd.grad(
                 reconstruction, self.last_weight, gradient.to(reconstruction.dtype), retain_graph=True
             )
-            self.gradients[i] += at_weight.float() / self.optimization.gradient_accumulation_steps
-        return fidelity + self.settings.weight * self.state.adaptive_weight * adversarial
+            self.gradients[i] += last_weight_grad.float() / self.optimization.gradient_accumulation_steps
+        return reconstruction_grad + self.settings.weight * self.state.adaptive_weight * generator_grad
 
-    def discriminator_step(self, video: Tensor, reconstruction: Tensor, sync: bool) -> dict[str, Tensor]:
-        """Add one micro-step's gradients of the discriminator; returns its loss and mean logits, detached."""
+    def discriminator_backward(self, video: Tensor, reconstruction: Tensor, sync: bool) -> dict[str, Tensor]:
+        """Accumulate the discriminator's gradients of one micro-step. Returns its loss and mean logits, detached."""
         with gradients_synced_at(self.accelerator, self.discriminator, sync):
             with self.accelerator.autocast():
                 logits = self.discriminator(torch.cat([video, reconstruction.detach().to(video.dtype)]))
@@ -139,24 +141,25 @@ class GANTrainer:
         return {"discriminator": loss.detach(), "logits_real": means[0], "logits_fake": means[1]}
 
     def _lecam(self, real: Tensor, fake: Tensor) -> Tensor:
-        """How far real logits rise above the running mean of fake ones, and fake ones fall below that of real ones."""
+        """LeCam regularization (Tseng et al. 2021): squared excess of real logits over the running mean of fake ones,
+        and of the running mean of real logits over fake ones."""
         return F.relu(real - self.state.fake).square().mean() + F.relu(self.state.real - fake).square().mean()
 
     @torch.no_grad()
     def apply_gradients(self, step: int) -> None:
-        """Make the discriminator's step, and measure what the next step needs, over all ranks."""
+        """Optimizer step of the discriminator; updates the adaptive weight and the running means over all ranks."""
         set_learning_rate(self.optimizer, learning_rate_at(step - 1, self.optimization))
         clipped_step(self.optimizer, self.discriminator.parameters(), self.optimization.grad_clip)
         self.optimizer.zero_grad()
 
-        fidelity, adversarial = self.accelerator.reduce(self.gradients, "mean").flatten(1).norm(dim=1)
-        adaptive_weight = (fidelity / (adversarial + 1e-4)).clamp(max=self.settings.adaptive_ceiling)
+        reconstruction, generator = self.accelerator.reduce(self.gradients, "mean").flatten(1).norm(dim=1)
+        adaptive_weight = (reconstruction / (generator + 1e-4)).clamp(max=self.settings.adaptive_ceiling)
         real, fake = self.accelerator.reduce(self.logits, "mean")
-        decay = 0.99 if self.is_active(step - 1) else 0.0  # the running means begin with the first step's
+        decay = 0.99 if self.is_active(step - 1) else 0.0  # in the first step the running means are that step's means
         for buffer, value in (
             (self.state.adaptive_weight, adaptive_weight),
             (self.state.real, decay * self.state.real + (1 - decay) * real),
             (self.state.fake, decay * self.state.fake + (1 - decay) * fake),
         ):
-            buffer.copy_(torch.where(torch.isfinite(value), value, buffer))  # a broken step teaches nothing
+            buffer.copy_(torch.where(torch.isfinite(value), value, buffer))  # keep the old value
         self._begin_step()

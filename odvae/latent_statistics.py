@@ -1,4 +1,4 @@
-"""Mean and standard deviation of each latent channel, summed up clip by clip in float64."""
+"""Latent statistics: mean and standard deviation of each latent channel over clips, accumulated in float64."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from odvae.video_vae import VideoVAE
 
 @dataclass
 class ChannelSums:
-    """What the statistics of latents z = mean + std * noise are made of; sums of several parts may be added.
+    """Sums over the latents z = mean + std * noise, from which their statistics are computed; sums can be added.
 
-    `total` and `square` are (c,): the sums of mean and of mean^2 + std^2, which is the expected square of z.
+    `count` is the number of positions; `total` and `square` (c,) are the sums of mean and of mean^2 + std^2, the
+    expected value of z^2.
     """
 
     count: int = 0
@@ -36,7 +37,7 @@ class ChannelSums:
         return ChannelSums(self.count + other.count, self.total + other.total, self.square + other.square)
 
     def mean_and_std(self) -> tuple[list[float], list[float]]:
-        """One value a channel each."""
+        """Mean and standard deviation, one value per channel each."""
         mean = self.total / self.count
         return mean.tolist(), (self.square / self.count - mean.square()).sqrt().tolist()
 

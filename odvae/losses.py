@@ -1,8 +1,9 @@
-"""What the VAE minimizes, term by term, as means a person can read. Videos are (b, 3, t, h, w) in [-1, 1].
+"""Losses of the VAE: L1 or L2, LPIPS, wavelet, KL and adversarial terms. Videos are (b, 3, t, h, w) in [-1, 1].
 
-The paper sums reconstruction and LPIPS over a frame's 3*h*w values and the KL over a clip's latents, weighted
-1 : 1 : 1e-6. Here all are divided by the number of pixel values, which leaves the gradient's direction as it is: a
-weight `kl` on `kl_per_pixel` equals the paper's weight kl / t for clips of t frames (1e-6 at 25 frames is kl = 2.5e-5).
+The paper sums reconstruction and LPIPS over the 3*h*w values of a frame and the KL over the latents of a clip, with
+weights 1 : 1 : 1e-6. Here all terms are divided by the number of pixel values, so that their sizes do not depend on the
+clip's size; the gradient's direction stays the same. For clips of t frames, a weight `kl` on `kl_per_pixel` equals the
+paper's weight kl / t (1e-6 at 25 frames is kl = 2.5e-5).
 """
 
 from __future__ import annotations
@@ -23,24 +24,24 @@ from odvae.running.errors import InputError
 from odvae.settings import LossSettings
 from odvae.training.settings import OptimizationSettings
 
-# (reconstruction, video), both (b, 3, t, h, w) -> a scalar; a function, which is logged by its name.
+# A function of (reconstruction, video), both (b, 3, t, h, w), that returns a scalar; it is logged under its name.
 PixelLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def reconstruction_loss(reconstruction: Tensor, video: Tensor, kind: Literal["l1", "l2"]) -> Tensor:
-    """Mean over all pixel values; fp32 whatever the inputs are."""
+    """Mean absolute or squared error of all pixel values, in fp32."""
     difference = reconstruction.float() - video.float()
     return difference.abs().mean() if kind == "l1" else difference.square().mean()
 
 
 def kl_per_pixel(mean: Tensor, logvar: Tensor, video: Tensor) -> Tensor:
-    """KL(N(mean, exp(logvar)) || N(0, 1)) in nats, summed over all latents, divided by the video's pixel values."""
+    """KL(N(mean, exp(logvar)) || N(0, 1)) in nats, summed over all latents, divided by the number of pixel values."""
     mean, logvar = mean.float(), logvar.float()
     return 0.5 * torch.sum(mean.square() + logvar.exp() - 1 - logvar) / video.numel()
 
 
 def lpips_per_frame(network: LPIPS, reconstruction: Tensor, video: Tensor) -> Tensor:
-    """Mean LPIPS of all frames."""
+    """LPIPS, averaged over all frames."""
     frames = (rearrange(v, "b c t h w -> (b t) c h w") for v in (reconstruction, video))
     return network(*frames).mean()
 
@@ -48,7 +49,7 @@ def lpips_per_frame(network: LPIPS, reconstruction: Tensor, video: Tensor) -> Te
 def haar(video: Tensor) -> Tensor:
     """The orthonormal 3D Haar transform of 2x2x2 blocks, (b, c, t, h, w) -> (b, c, 8, (t + 1) // 2, h / 2, w / 2).
 
-    The first frame is repeated where t is odd, so that an image is a still video.
+    If t is odd, the first frame is repeated; so an image is treated as a still video.
     """
     if video.shape[2] % 2:
         video = torch.cat([video[:, :, :1], video], dim=2)
@@ -66,45 +67,45 @@ def wavelet_loss(reconstruction: Tensor, video: Tensor) -> Tensor:
         return haar(reconstruction.float() - video.float()).abs().mean()
 
 
-def fidelity_loss(
+def reconstruction_terms(
     reconstruction: Tensor,
     video: Tensor,
     settings: LossSettings,
     perceptual: LPIPS | None,
     pixel_loss: PixelLoss | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """How far a reconstruction is from its video, by all terms that compare the two; and each term, detached."""
+    """Weighted sum of the terms that compare reconstruction and video (pixels, LPIPS, wavelet); each term, detached."""
     if pixel_loss is not None:
         loss = pixel_loss(reconstruction, video)
-        parts = {pixel_loss.__name__: loss}
+        terms = {pixel_loss.__name__: loss}
     else:
         loss = reconstruction_loss(reconstruction, video, settings.reconstruction)
-        parts = {settings.reconstruction: loss}
+        terms = {settings.reconstruction: loss}
     if settings.lpips is not None:
         assert perceptual is not None
-        parts["lpips"] = lpips_per_frame(perceptual, reconstruction, video)
-        loss = loss + settings.lpips.weight * parts["lpips"]
+        terms["lpips"] = lpips_per_frame(perceptual, reconstruction, video)
+        loss = loss + settings.lpips.weight * terms["lpips"]
     if settings.wavelet:
-        parts["wavelet"] = wavelet_loss(reconstruction, video)
-        loss = loss + settings.wavelet * parts["wavelet"]
-    return loss, {name: part.detach() for name, part in parts.items()}
+        terms["wavelet"] = wavelet_loss(reconstruction, video)
+        loss = loss + settings.wavelet * terms["wavelet"]
+    return loss, {name: term.detach() for name, term in terms.items()}
 
 
 def last_weight(network: nn.Module) -> Tensor:
-    """The weight of the decoder's last convolution, where the GAN's gradient is balanced with that of the others."""
+    """The weight of the decoder's last convolution, at which the GAN's adaptive weight is measured."""
     last = getattr(getattr(network, "decoder", None), "conv_out", None)
     if last is None:
         raise InputError(
-            f"vae.loss.gan is balanced at `decoder.conv_out`, the decoder's last layer, which {type(network).__name__} "
-            "does not have"
+            f"vae.loss.gan measures its adaptive weight at `decoder.conv_out`, the decoder's last layer, which "
+            f"{type(network).__name__} does not have; set vae.loss.gan to null"
         )
     return last.weight
 
 
 class VAELoss:
-    """Fidelity + KL, and the adversarial term once it has begun.
+    """Loss of the VAE: reconstruction terms + KL + adversarial term (from `gan.start_step` on).
 
-    Make it before the checkpoint is loaded: the gan is part of it.
+    Create it before a checkpoint is loaded: the GAN's state is part of the checkpoint.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class VAELoss:
         self.perceptual: LPIPS | None = None
         self.gan: GANTrainer | None = None
         if settings.lpips is not None:
-            with accelerator.main_process_first():  # which downloads the weights
+            with accelerator.main_process_first():  # the main process downloads the weights
                 self.perceptual = load_lpips(settings.lpips.network, settings.lpips.weights, accelerator.device)
         if settings.gan is not None:
             self.gan = GANTrainer(settings.gan, optimization, accelerator, last_weight(network))
@@ -127,32 +128,35 @@ class VAELoss:
     def __call__(
         self, reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor, step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """A loss with the objective's gradient, and the terms by name (detached) for the log.
+        """A scalar to call `backward` on, and the terms by name (detached) for the log.
 
-        All that looks at pixels is differentiated by them first. So LPIPS and discriminator are run back through once,
-        whatever is measured on the way, and their activations are gone before the decoder's backward pass begins.
+        The terms that depend on pixels are first differentiated with respect to the pixels. So LPIPS and discriminator
+        need one backward pass each, although the adaptive weight is measured too, and their activations are freed
+        before the decoder's backward pass. The returned scalar has the gradient of the loss, but not its value, which
+        is logged as "loss".
         """
         pixels = reconstruction.detach().float().requires_grad_()
         with self.accelerator.autocast():
-            fidelity, parts = fidelity_loss(pixels, video, self.settings, self.perceptual, self.pixel_loss)
-        (gradient,) = torch.autograd.grad(fidelity, pixels)
+            rec_loss, terms = reconstruction_terms(pixels, video, self.settings, self.perceptual, self.pixel_loss)
+        (gradient,) = torch.autograd.grad(rec_loss, pixels)
         if self.gan is not None and self.gan.is_active(step):
             with self.accelerator.autocast():
-                adversarial = self.gan.generator_loss(pixels)
-            (adversarial_gradient,) = torch.autograd.grad(adversarial, pixels)
-            gradient = self.gan.combine_gradients(reconstruction, gradient, adversarial_gradient)
-            parts |= {"generator_loss": adversarial.detach(), "adaptive_weight": self.gan.state.adaptive_weight.clone()}
-        divergence = kl_per_pixel(mean, logvar, video)
-        parts = {"loss": (fidelity + self.settings.kl * divergence).detach(), **parts, "kl": divergence.detach()}
-        return (reconstruction.float() * gradient).sum() + self.settings.kl * divergence, parts
+                generator_loss = self.gan.generator_loss(pixels)
+            (generator_grad,) = torch.autograd.grad(generator_loss, pixels)
+            gradient = self.gan.combine_gradients(reconstruction, gradient, generator_grad)
+            weight = self.gan.state.adaptive_weight.clone()
+            terms |= {"generator_loss": generator_loss.detach(), "adaptive_weight": weight}
+        kl = kl_per_pixel(mean, logvar, video)
+        terms = {"loss": (rec_loss + self.settings.kl * kl).detach(), **terms, "kl": kl.detach()}
+        return (reconstruction.float() * gradient).sum() + self.settings.kl * kl, terms
 
-    def discriminator_step(self, reconstruction: Tensor, video: Tensor, step: int, sync: bool) -> dict[str, Tensor]:
-        """The discriminator's part of a micro-step, where it has begun; its numbers for the log."""
+    def discriminator_backward(self, reconstruction: Tensor, video: Tensor, step: int, sync: bool) -> dict[str, Tensor]:
+        """Backward pass of the discriminator in one micro-step, if the GAN is active; returns values for the log."""
         if self.gan is None or not self.gan.is_active(step):
             return {}
-        return self.gan.discriminator_step(video, reconstruction, sync)
+        return self.gan.discriminator_backward(video, reconstruction, sync)
 
     def apply_gradients(self, step: int) -> None:
-        """The discriminator's part of an optimizer step."""
+        """Optimizer step of the discriminator, if the GAN is active."""
         if self.gan is not None and self.gan.is_active(step):
             self.gan.apply_gradients(step)

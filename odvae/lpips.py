@@ -1,7 +1,7 @@
-"""LPIPS, the perceptual distance of pictures (Zhang et al. 2018, arXiv 1801.03924, v0.1): a metric and a training loss.
+"""LPIPS perceptual distance of images (Zhang et al. 2018, arXiv 1801.03924, v0.1), as metric and as training loss.
 
-The `lpips` package has the architecture and the calibrated heads. The distance is computed here: the reference's
-gradients are computed only where needed, and a position whose features are all zero gives the gradient 0, not NaN.
+Architecture and calibrated heads come from the `lpips` package. The distance is computed here: no gradient is computed
+for the reference, and a position with all-zero features has gradient 0, not NaN.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ _HUB_WEIGHTS = {
 
 
 class LPIPS(nn.Module):
-    """Distance of frames (n, 3, h, w) in [-1, 1] -> (n,). Frozen; gradients flow to the first argument alone."""
+    """LPIPS of frames (n, 3, h, w) in [-1, 1] -> (n,). Frozen; gradients flow only to the first argument."""
 
     def __init__(self, network: Backbone, weights: str | Path | None = None) -> None:
         super().__init__()
-        with warnings.catch_warnings():  # lpips asks torchvision for "no weights" by a deprecated argument
+        with warnings.catch_warnings():  # lpips passes a deprecated argument to torchvision
             warnings.simplefilter("ignore", UserWarning)
             self.reference = lpips.LPIPS(net=network, pnet_rand=True, verbose=False)
         _load_backbone(self.reference.net, network, weights)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in eval mode: its dropout belongs to the calibration of the heads."""
+        """Stays in eval mode: the heads' dropout is used only for their calibration."""
         return super().train(False)
 
     def forward(self, frames: Tensor, reference: Tensor) -> Tensor:
@@ -53,29 +53,31 @@ class LPIPS(nn.Module):
 
 
 def _normalize(features: Tensor) -> Tensor:
-    """Features (n, c, h, w) of unit length at each position. The small number lies inside the root: sqrt has no
-    gradient at 0."""
+    """Features (n, c, h, w) normalized to unit length at each position.
+
+    The epsilon is inside the square root, whose gradient at 0 is infinite.
+    """
     return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + 1e-10)
 
 
 @lru_cache(maxsize=2)
 def load_lpips(network: Backbone, weights: str | None, device: torch.device) -> LPIPS:
-    """An LPIPS network, made once a process. Raises InputError where its weights cannot be had."""
+    """An LPIPS network, cached per process. Raises InputError where its weights cannot be loaded."""
     return LPIPS(network, weights).to(device)
 
 
 def _load_backbone(net: nn.Module, network: Backbone, weights: str | Path | None) -> None:
-    """Fill lpips' backbone (`slice2.3.weight`) from torchvision's names (`features.3.weight`)."""
+    """Load torchvision's weights (`features.3.weight`) into the backbone of lpips (`slice2.3.weight`)."""
     state = _hub_state(network) if weights is None else _read_state(Path(weights))
     own = {name: name.partition(".")[2] for name, _ in chain(net.named_parameters(), net.named_buffers())}
     named = {}
     for name, suffix in own.items():
         published = f"features.{suffix}"
         if published not in state:
-            raise InputError(f"{weights or 'torchvision'} holds no {network} backbone: {published} is missing")
+            raise InputError(f"{weights or 'torchvision'} has no {network} backbone: {published} is missing")
         if state[published].shape != net.get_parameter(name).shape:
             found, needed = tuple(state[published].shape), tuple(net.get_parameter(name).shape)
-            raise InputError(f"{weights or 'torchvision'}: {published} is {found}, {network} needs {needed}")
+            raise InputError(f"{weights or 'torchvision'}: {published} has shape {found}, {network} needs {needed}")
         named[name] = state[published]
     net.load_state_dict(named)
 
@@ -85,8 +87,9 @@ def _hub_state(network: Backbone) -> dict[str, Tensor]:
         return dict(_HUB_WEIGHTS[network].get_state_dict(progress=True, check_hash=True))
     except OSError as error:  # URLError is one
         raise InputError(
-            f"LPIPS needs torchvision's {network} weights, which cannot be downloaded ({error}). Name a file with them "
-            "(lpips.weights=FILE), or do without (lpips=null)"
+            f"LPIPS needs torchvision's {network} weights, which cannot be downloaded ({error}). Give a file with them "
+            "(vae.loss.lpips.weights, eval_vae.lpips.weights), or switch LPIPS off (vae.loss.lpips=null, "
+            "eval_vae.lpips=null)"
         ) from None
 
 
@@ -99,5 +102,5 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch has no one type for a broken file
+    except Exception as error:  # torch raises various types for a broken file
         raise InputError(f"{path} cannot be read as a PyTorch state dict: {str(error).splitlines()[0]}") from None

@@ -1,4 +1,4 @@
-"""Reconstruction metrics of videos in [-1, 1]: (b, 3, t, h, w) twice -> (b,), the mean over a video's frames."""
+"""Reconstruction metrics PSNR, SSIM and LPIPS of videos: two (b, 3, t, h, w) in [-1, 1] -> (b,), means over frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from odvae.lpips import load_lpips
 from odvae.running.errors import InputError
 from odvae.settings import Backbone
 
-# Identical frames have no finite PSNR; the value that public code reports for them.
+# Identical frames have no finite PSNR; this is the value that most public code reports for them.
 PSNR_CEILING = 100.0
 
 
@@ -26,13 +26,13 @@ def psnr(video: Tensor, reference: Tensor) -> Tensor:
 def ssim(video: Tensor, reference: Tensor) -> Tensor:
     """Structural similarity of RGB in float64: Gaussian window 11x11, sigma 1.5, K 0.01 and 0.03 (Wang et al. 2004).
 
-    Population covariance, windows that lie wholly inside the frame, mean over colors. Computed on the CPU.
-    Raises InputError for frames under 11x11 pixels.
+    Population covariance, only windows inside the frame, mean over color channels. Computed on the CPU.
+    Raises InputError for frames smaller than 11x11 pixels.
     """
     _check(video, reference)
     if min(video.shape[-2:]) < 11:
-        raise InputError(f"ssim needs frames of at least 11x11 pixels, found {tuple(video.shape[-2:])}")
-    # SSIM compares means, so unlike PSNR it depends on where black lies: the definition's range is [0, 1].
+        raise InputError(f"SSIM needs frames of at least 11x11 pixels, found {tuple(video.shape[-2:])}")
+    # SSIM compares means, so unlike PSNR it depends on the offset of the range; it is defined for [0, 1].
     a, b = (rearrange(v.double() / 2 + 0.5, "b c t h w -> b t h w c").cpu().numpy() for v in (video, reference))
     return torch.tensor(
         [np.mean([_ssim_of_frame(*frames) for frames in zip(*pair, strict=True)]) for pair in zip(a, b, strict=True)]
@@ -41,10 +41,10 @@ def ssim(video: Tensor, reference: Tensor) -> Tensor:
 
 @torch.no_grad()
 def lpips(video: Tensor, reference: Tensor, network: Backbone = "alex", weights: str | None = None) -> Tensor:
-    """LPIPS v0.1 in float32 (`odvae.lpips`), by the backbone usual for scores: AlexNet.
+    """LPIPS v0.1 in float32 (`odvae.lpips`), by default with AlexNet, the usual backbone for scores.
 
-    `weights` is a file with the backbone's ImageNet weights; None takes torchvision's, downloaded once.
-    Raises InputError where they cannot be had.
+    `weights` is a file with the backbone's ImageNet weights; None: torchvision's, downloaded once.
+    Raises InputError where they cannot be loaded.
     """
     _check(video, reference)
     distance = load_lpips(network, weights, video.device)

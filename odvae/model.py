@@ -1,6 +1,6 @@
-"""OD-VAE: a causal 3D video VAE that compresses 4x in time and 8x8 in space (arXiv 2409.01199).
+"""OD-VAE, a causal 3D video VAE with 4x temporal and 8x8 spatial compression (arXiv 2409.01199).
 
-A video of 4k+1 frames becomes k+1 latent frames: the first frame alone, the others four by four.
+A video of 4k+1 frames becomes k+1 latent frames: the first frame alone, the others in groups of four.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from odvae.encoder_decoder import Architecture, Decoder, Encoder
-from odvae.initialization import add_quant_convolutions, inflate_state
+from odvae.inflation import add_quant_convolutions, inflate_state
 from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.layers import ChannelsLastMixin, Stream, keep_channels_last, make_conv
+from odvae.layers import ChannelsLastMixin, StreamCache, keep_channels_last, make_conv
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
 from odvae.running.errors import InputError
-from odvae.tiling import TileStreams, TilingMixin
+from odvae.tiling import TileCaches, TilingMixin
 
 if TYPE_CHECKING:
     from odvae.settings import Init
@@ -35,18 +35,20 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
     Videos are float (b, 3, 4k+1, h, w) in [-1, 1], h and w multiples of 8; latents are (b, c, k+1, h/8, w/8).
 
     Args:
-        block_out_channels: width of the four levels, each a multiple of `norm_num_groups`.
-        layers_per_block: residual blocks a level in the encoder; the decoder has one more.
+        block_out_channels: channels of the four levels, each a multiple of `norm_num_groups`.
+        layers_per_block: residual blocks per level in the encoder; the decoder has one more.
         latent_channels: c.
         norm_num_groups: groups of every group norm.
-        variant: 1 to 4, which convolutions see time (paper, section 3.2; `odvae.encoder_decoder.SEES_TIME`).
-        norm: "frame", statistics of each frame (causal, streams exactly), or "clip", of the whole clip (released).
-        temporal_upsample: "nearest" (causal), or "trilinear" (released).
-        temporal_resampling: "joint", one convolution for space and time (v1.2.0), or "separate", time by its own layers
-            (v1.1.0; more tensors).
+        variant: 1 to 4: which convolutions are causal 3D (paper, section 3.2;
+            `odvae.encoder_decoder.TEMPORAL_CONVS`).
+        norm: "frame": statistics of each frame (causal, can be streamed exactly); "clip": of the whole clip (as in the
+            released models).
+        temporal_upsample: "nearest" (causal) or "trilinear" (as in the released models).
+        temporal_resampling: "joint": one convolution resamples space and time (v1.2.0); "separate": time has its own
+            layers (v1.1.0; more tensors).
         latents_mean, latents_std: per channel, measured on training videos; None until measured.
 
-    `norm` and `temporal_upsample` change the function, never a tensor's name or shape.
+    `norm` and `temporal_upsample` change the results, but no tensor's name or shape.
     """
 
     _supports_gradient_checkpointing = True
@@ -87,22 +89,24 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
 
     @classmethod
     def from_image_vae(cls, image_vae: AutoencoderKL, variant: int = 4, init: Init = "tail", **settings) -> ODVAE:
-        """A video VAE that begins as an image VAE.
+        """A video VAE initialized from an image VAE by inflating its convolutions.
 
-        With `init="tail"` and the default mode, its latents of a video are the image VAE's of frames 0, 4, 8, ..., and
-        its decoder holds each later latent's frame four times. "average" spreads the kernels over time; "random" takes
-        only the sizes. `settings` are further arguments of ODVAE (norm, temporal_upsample).
+        With `init="tail"` and default norm and temporal_upsample, the latents of a video equal the image VAE's latents
+        of frames 0, 4, 8, ..., and each later latent is decoded to four equal frames. "average" spreads the kernels
+        evenly over time; "random" takes only the sizes. `settings` are further arguments of ODVAE.
 
-        Image VAEs of SD 1 to 3, SDXL and FLUX fit. Where there are no quant convolutions, they begin as identities.
+        The image VAEs of SD 1 to 3, SDXL and FLUX are supported. Missing quant convolutions start as identities.
 
-        Raises InputError for an image VAE without attention in the middle, and with its name for a tensor that does not
-        fit.
+        Raises InputError for an unknown `init`, for an image VAE without attention in its middle block, and for a
+        tensor that is missing, unexpected or of another shape, with its name.
         """
         if init not in ("tail", "average", "random"):
             raise InputError(f"init={init!r}: allowed are tail, average, random")
         config = image_vae.config
         if not config.mid_block_add_attention:
-            raise InputError("the image VAE has no attention in the middle (mid_block_add_attention); OD-VAE needs it")
+            raise InputError(
+                "the image VAE has no attention in its middle block (mid_block_add_attention=false); OD-VAE needs it"
+            )
         vae = cls(
             block_out_channels=tuple(config.block_out_channels),
             layers_per_block=config.layers_per_block,
@@ -118,14 +122,14 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
 
     @classmethod
     def from_opensora_plan(cls, path: str | Path) -> ODVAE:
-        """The published OD-VAE of Open-Sora-Plan v1.2.0 or v1.1.0, of any width, in eval mode and float32.
+        """Load a published OD-VAE of Open-Sora-Plan v1.2.0 or v1.1.0, of any width, in eval mode and float32.
 
-        `path` is a .ckpt, .pt, .pth or .safetensors file, or a folder with one. Averaged (EMA) weights are preferred.
-        The function is the released one: norm="clip", temporal_upsample="trilinear"; published latents are multiplied
+        `path` is a .ckpt, .pt, .pth or .safetensors file, or a folder with one. EMA weights are preferred. The model
+        has the modes of the release: norm="clip", temporal_upsample="trilinear"; Open-Sora-Plan multiplies its latents
         by 0.18215 before diffusion. Save it with `save_pretrained` for `from_pretrained` and the pipelines.
 
-        Raises InputError for a file that is missing, broken or holds more than tensors, and naming any tensor that is
-        missing, unexpected or of another shape.
+        Raises InputError for a file that is missing, broken or contains Python objects, and for a tensor that is
+        missing, unexpected or of another shape, with its name.
         """
         published = read_checkpoint(path)
         with torch.device("meta"):
@@ -156,10 +160,10 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode, draw latents as mean + std * noise (the mean without noise), decode.
+        """Encode, sample latents as mean + std * noise (without `noise`: the mean), decode.
 
-        Returns (reconstruction like `video`, latent mean, latent log-variance), which is what training needs. It
-        checks shapes, but unlike `encode` no values: that would make a GPU wait in every step.
+        Returns (reconstruction like `video`, latent mean, latent log-variance) for training. Unlike `encode`, it checks
+        shapes but not values, since reading values synchronizes the GPU in every step.
         """
         check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
         moments = self._encode_tiled(self._to_moments, video) if self.use_tiling else self._to_moments(video)
@@ -168,63 +172,64 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         video = self._decode_tiled(self._to_pixels, latents) if self.use_tiling else self._to_pixels(latents)
         return video, posterior.mean, posterior.logvar
 
-    def _to_moments(self, video: Tensor, stream: Stream | None = None) -> Tensor:
-        return self.quant_conv(self.encoder(video, stream), stream)
+    def _to_moments(self, video: Tensor, cache: StreamCache | None = None) -> Tensor:
+        return self.quant_conv(self.encoder(video, cache), cache)
 
-    def _to_pixels(self, latents: Tensor, stream: Stream | None = None) -> Tensor:
-        return self.decoder(self.post_quant_conv(latents, stream), stream)
+    def _to_pixels(self, latents: Tensor, cache: StreamCache | None = None) -> Tensor:
+        return self.decoder(self.post_quant_conv(latents, cache), cache)
 
     @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
-        """Encode a video that arrives in chunks (b, 3, t_i, h, w) of any lengths, 4k+1 frames in all.
+        """Encode a video that arrives in chunks (b, 3, t_i, h, w) of any lengths, with 4k+1 frames in total.
 
-        Yields the distribution of each run of latent frames as soon as its frames are there. Joined along time they
-        equal `encode` of the whole video (in spatial tiles, where those are on); memory depends on the chunks' size
-        alone. Raises InputError in "clip" or "trilinear" mode, whose function needs the whole clip, and when the
-        frames do not end on 4k+1.
+        Yields the posterior of the next latent frames as soon as their frames have arrived. Concatenated along time
+        they equal `encode` of the whole video (with spatial tiles, if enabled). Memory depends only on the chunk size.
+        Raises InputError with norm="clip" or temporal_upsample="trilinear", which need the whole clip, and if the total
+        is not 4k+1 frames.
         """
         self._check_streamable()
         ratio = self.temporal_compression_ratio
-        streams: TileStreams = {}
+        caches: TileCaches = {}
         waiting: Tensor | None = None
-        begun = False
+        started = False
         for chunk in chunks:
             check_video(chunk, 1, self.spatial_compression_ratio)
             check_pixel_values(chunk)
             waiting = chunk if waiting is None else torch.cat([waiting, chunk], dim=2)
-            usable = waiting.shape[2] if begun else waiting.shape[2] - 1  # the first frame makes a latent alone
-            ready = usable // ratio * ratio + (not begun)
+            usable = waiting.shape[2] if started else waiting.shape[2] - 1  # frame 0 is a latent frame on its own
+            ready = usable // ratio * ratio + (not started)
             if usable < 0 or ready == 0:
                 continue
-            yield DiagonalGaussianDistribution(self._encode_in_space(self._to_moments, waiting[:, :, :ready], streams))
-            waiting, begun = waiting[:, :, ready:], True
+            yield DiagonalGaussianDistribution(self._encode_in_space(self._to_moments, waiting[:, :, :ready], caches))
+            waiting, started = waiting[:, :, ready:], True
         if waiting is not None and waiting.shape[2]:
             raise InputError(
-                f"the stream ended {waiting.shape[2]} frames after a whole latent; its length must be {ratio}k+1"
+                f"the stream must have {ratio}k+1 frames, but ended {waiting.shape[2]} frames after a complete group"
             )
 
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Decode latents that arrive in chunks (b, c, k_i, h, w); yields video (b, 3, t_j, 8h, 8w) for each.
 
-        Joined along time the pieces equal `decode` of the whole. Raises InputError in "clip" or "trilinear" mode.
+        Concatenated along time they equal `decode` of the whole. Raises InputError with norm="clip" or
+        temporal_upsample="trilinear".
         """
         self._check_streamable()
-        streams: TileStreams = {}
+        caches: TileCaches = {}
         for chunk in chunks:
             check_latents(chunk, self.config.latent_channels)
             check_latent_values(chunk)
             if chunk.shape[2]:
-                yield self._decode_in_space(self._to_pixels, chunk, streams)
+                yield self._decode_in_space(self._to_pixels, chunk, caches)
 
     @property
     def streamable(self) -> bool:
-        """Whether a stream equals the whole: no layer sees a later frame."""
+        """Whether streaming gives the same result as the whole clip: no layer depends on later frames."""
         return self.config.norm == "frame" and self.config.temporal_upsample == "nearest"
 
     def _check_streamable(self) -> None:
         if not self.streamable:
             raise InputError(
-                f"norm={self.config.norm}, temporal_upsample={self.config.temporal_upsample}: this function needs the "
-                "whole clip, so a stream cannot equal it; set norm=frame and temporal_upsample=nearest, or tile"
+                f"a VAE with norm={self.config.norm}, temporal_upsample={self.config.temporal_upsample} needs the "
+                "whole clip and cannot be streamed; use norm=frame and temporal_upsample=nearest, or enable_tiling"
             )

@@ -1,7 +1,7 @@
-"""The checkpoints that Open-Sora-Plan published for OD-VAE: v1.2.0, and v1.1.0, which resamples time in its own layers.
+"""Loading of Open-Sora-Plan's published OD-VAE checkpoints: v1.2.0, and v1.1.0 with its separate temporal layers.
 
-They hold another implementation's tensor names. `published_names` says which of ODVAE's tensors is which of theirs; all
-sizes are read off the tensors, so a config.json beside them is not needed. Pickled objects are never loaded.
+Their tensors have other names, which `published_names` maps to ODVAE's. All sizes are inferred from the tensors, so no
+config.json is needed. Pickled objects are never loaded.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from odvae.layers import CausalConv3d, FrameConv2d
 from odvae.running.errors import InputError
 
 PICKLED = (".ckpt", ".pt", ".pth")
-NORM_GROUPS = 32  # fixed in the published code; no tensor's shape tells it
+NORM_GROUPS = 32  # a constant in the published code; it cannot be inferred from the tensors' shapes
 LEVELS = 4
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The VAE's tensors, by their published names, from a .ckpt, .pt, .pth or .safetensors file or a folder with one.
 
-    Of a training checkpoint it takes the averaged weights (`ema_state_dict`) where there are some, else the generator's
+    From a training checkpoint the EMA weights (`ema_state_dict`) are taken if there are any, otherwise the generator's
     (`state_dict.gen_model`). Tensors of the training loss (`loss.*`) are left out. Raises InputError for a file that
-    is missing, broken, or holds anything but plain values and tensors (loading that could run code).
+    is missing, broken, or contains anything but plain values and tensors (loading Python objects could run code).
     """
     file = _find_file(Path(path))
     if file.suffix == ".safetensors":
         try:
             state: Mapping[str, Any] = load_file(file)
         except SafetensorError as error:
-            raise InputError(f"{file} is not a whole safetensors file: {error}") from None
+            raise InputError(f"{file} is not a complete safetensors file: {error}") from None
     else:
         state = _weights_of(_load_without_code(file), file)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
@@ -45,12 +45,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def infer_settings(state: Mapping[str, Tensor], source: str | Path) -> dict:
-    """The arguments of ODVAE that give the published model these tensors belong to, its function included.
+    """Arguments of ODVAE for the published model with these tensors, inferred from their shapes.
 
-    Raises InputError where they are not a published model's, naming the first tensor that is missing.
+    Raises InputError if they are not a published model's, with the name of the first missing tensor.
     """
     if any(name.startswith("encoder.down_blocks.") for name in state):
-        raise InputError(f"{source} holds tensors under diffusers' names; load it with ODVAE.from_pretrained(folder)")
+        raise InputError(f"{source} has tensors with diffusers' names; load it with ODVAE.from_pretrained(folder)")
     blocks = [int(found[1]) for name in state if (found := re.match(r"encoder\.down\.\d+\.block\.(\d+)\.", name))]
     widths = [_tensor(state, f"encoder.down.{i}.block.0.norm2.weight", source).shape[0] for i in range(LEVELS)]
     return {
@@ -66,11 +66,11 @@ def infer_settings(state: Mapping[str, Tensor], source: str | Path) -> dict:
 
 
 def published_names(vae: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """For each of the VAE's tensors, the name and shape it has in a published checkpoint (`infer_settings`'s model)."""
+    """The name and shape of each of the VAE's tensors in a published checkpoint, by the VAE's tensor name."""
     names = {}
     for module_name, module in vae.named_modules():
-        # Their 3D convolutions sit one attribute down. Also those whose kernel is flat in time: the attention's, and
-        # the decoder's layer that enlarges space alone.
+        # The published code wraps 3D convolutions in a module with attribute `conv`, also those with a temporal kernel
+        # size of 1: in attention, and in the decoder's upsampler without temporal upsampling.
         wrapped = isinstance(module, (CausalConv3d, nn.Linear))
         wrapped |= isinstance(module, FrameConv2d) and module_name.startswith("decoder.")
         for kind, tensor in module.named_parameters(recurse=False):
@@ -83,9 +83,9 @@ def published_names(vae: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 
 def rename_tensors(state: Mapping[str, Tensor], vae: nn.Module, source: str | Path) -> dict[str, Tensor]:
-    """Published tensors under ODVAE's names and shapes, float32 copies.
+    """Published tensors as float32 copies with ODVAE's names and shapes.
 
-    Raises InputError that names a missing, extra or misshapen tensor.
+    Raises InputError with the names of missing or unexpected tensors, or of a tensor of another shape.
     """
     names, own_shapes = published_names(vae), {name: tensor.shape for name, tensor in vae.state_dict().items()}
     expected = {published for published, _ in names.values()}
@@ -103,7 +103,7 @@ def rename_tensors(state: Mapping[str, Tensor], vae: nn.Module, source: str | Pa
     return renamed
 
 
-# Parts of ODVAE's module names (diffusers' AutoencoderKL) and the published ones, in the order they are replaced.
+# Parts of ODVAE's module names (those of diffusers' AutoencoderKL) -> published names, in the order of replacement.
 _RENAMES: list[tuple[str, Any]] = [
     (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
     (r"down_blocks\.(\d+)\.downsamplers\.1", r"down.\1.time_downsample"),
@@ -111,7 +111,7 @@ _RENAMES: list[tuple[str, Any]] = [
     (r"up_blocks\.(\d+)\.upsamplers\.0", r"up.\1.upsample"),
     (r"up_blocks\.(\d+)\.upsamplers\.1", r"up.\1.time_upsample"),
     (r"up_blocks\.(\d+)\.resnets", r"up.\1.block"),
-    (r"\.up\.(\d+)", lambda found: f".up.{LEVELS - 1 - int(found[1])}"),  # theirs count from full resolution
+    (r"\.up\.(\d+)", lambda found: f".up.{LEVELS - 1 - int(found[1])}"),  # published: counted from full resolution
     (r"mid_block\.resnets\.0", "mid.block_1"),
     (r"mid_block\.resnets\.1", "mid.block_2"),
     (r"mid_block\.attentions\.0", "mid.attn_1"),
@@ -134,33 +134,33 @@ def _find_file(path: Path) -> Path:
         files = sorted(file for file in path.iterdir() if file.suffix in (*PICKLED, ".safetensors"))
         if len(files) != 1:
             found = ", ".join(file.name for file in files) or "none"
-            raise InputError(f"{path} must hold one .safetensors, .ckpt, .pt or .pth file, found {found}")
+            raise InputError(f"{path} must contain one .safetensors, .ckpt, .pt or .pth file, found {found}")
         return files[0]
     if not path.is_file():
         raise InputError(f"checkpoint {path} does not exist")
     if path.suffix not in (*PICKLED, ".safetensors"):
-        raise InputError(f"{path}: a checkpoint ends in .safetensors, .ckpt, .pt or .pth")
+        raise InputError(f"{path}: a checkpoint file must end in .safetensors, .ckpt, .pt or .pth")
     return path
 
 
 def _load_without_code(file: Path) -> object:
-    """What torch.save wrote, tensors and plain values only. Mapped, so that an optimizer's state is never read."""
+    """Load a torch.save file of tensors and plain values; memory-mapped, so the optimizer's state is never read."""
     try:
         return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except OSError:
-        raise  # the disk, not the file's content
-    except Exception as error:  # torch has no one type for a broken file: Unpickling-, Runtime-, EOF-, ValueError, ...
+        raise  # a fault of the disk, not of the file's content
+    except Exception as error:  # torch raises various types for a broken file: UnpicklingError, EOFError, ...
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise InputError(
-                f"{file} holds a Python object ({refused[1]}), not only tensors. Loading it could run code, so it is "
-                "refused; save its tensors as .safetensors first"
+                f"{file} contains a Python object ({refused[1]}), not only tensors. Loading it could run code, so it "
+                "is refused; save its tensors as .safetensors first"
             ) from None
         raise InputError(f"{file} cannot be read as a PyTorch checkpoint: {str(error).splitlines()[0]}") from None
 
 
 def _weights_of(checkpoint: object, file: Path) -> Mapping[str, Tensor]:
-    """The VAE's weights in a checkpoint: the averaged ones, the generator's, or the checkpoint itself."""
+    """The VAE's weights in a checkpoint: the EMA weights, the generator's weights, or the checkpoint itself."""
     weights = checkpoint
     if isinstance(checkpoint, Mapping):
         if checkpoint.get("ema_state_dict"):
@@ -168,11 +168,11 @@ def _weights_of(checkpoint: object, file: Path) -> Mapping[str, Tensor]:
         elif isinstance(nested := checkpoint.get("state_dict"), Mapping):
             weights = nested.get("gen_model", nested)
     if not isinstance(weights, Mapping):
-        raise InputError(f"{file} holds no weights by name, but a {type(weights).__name__}")
+        raise InputError(f"{file} must contain weights by name, found a {type(weights).__name__}")
     wrong = [str(name) for name, value in weights.items() if not isinstance(value, Tensor)]
     if wrong:
         raise InputError(
-            f"{file} holds no weights: expected ema_state_dict, state_dict.gen_model or tensors by name, found "
+            f"{file} contains no weights: expected ema_state_dict, state_dict.gen_model or tensors by name, found "
             f"{_shorten(wrong)}"
         )
     return weights
@@ -185,5 +185,5 @@ def _tensor(state: Mapping[str, Tensor], name: str, source: str | Path) -> Tenso
 
 
 def _shorten(names: list[str]) -> str:
-    shown = ", ".join(names[:5]) or "none"
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"
+    first = ", ".join(names[:5]) or "none"
+    return first if len(names) <= 5 else f"{first} and {len(names) - 5} more"

@@ -1,4 +1,4 @@
-"""Any image VAE as a video VAE: frame by frame, no compression of time. The baseline of the paper's study."""
+"""Per-frame video VAE: any image VAE (AutoencoderKL) applied frame by frame, the baseline of the paper's study."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 (a pipeline's loader looks for it beside a part's class)
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 (pipelines look it up in this module)
 from einops import rearrange
 from torch import Tensor
 
@@ -17,10 +17,11 @@ from odvae.layers import ChannelsLastMixin
 
 
 class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
-    """A diffusers AutoencoderKL behind ODVAE's interface: video (b, 3, t, h, w) <-> latents (b, c, t, h/8, w/8).
+    """diffusers' AutoencoderKL with the interface of ODVAE: video (b, 3, t, h, w) <-> latents (b, c, t, h/8, w/8).
 
-    Any t >= 1. Folders are an AutoencoderKL's: `PerFrameVAE.from_pretrained` loads every image VAE of that class, and
-    AutoencoderKL loads what this saves. Streams are exact, since frames do not see each other.
+    Any t >= 1. Time is not compressed, and streaming is exact, since frames are independent. Model folders are
+    AutoencoderKL's: `PerFrameVAE.from_pretrained` loads every image VAE of that class, and AutoencoderKL can load what
+    this class saves.
     """
 
     temporal_compression_ratio = 1
@@ -32,21 +33,21 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
         return 2 ** (len(self.config.block_out_channels) - 1)
 
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        """As ODVAE.encode, and with its checks."""
+        """Same as ODVAE.encode, including its checks."""
         check_video(video, 1, self.spatial_compression_ratio)
         check_pixel_values(video)
         distribution = self._encode_frames(video)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
-        """As ODVAE.decode, and with its checks."""
+        """Same as ODVAE.decode, including its checks."""
         check_latents(latents, self.config.latent_channels)
         check_latent_values(latents)
         video = self._decode_frames(latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """As ODVAE.forward: (reconstruction, latent mean, latent log-variance), without reading any value."""
+        """Same as ODVAE.forward: (reconstruction, latent mean, latent log-variance); checks shapes, not values."""
         check_video(video, 1, self.spatial_compression_ratio)
         posterior = self._encode_frames(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
@@ -63,14 +64,14 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
 
     @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
-        """The distribution of each chunk (b, 3, t_i, h, w)."""
+        """Yields the posterior of each chunk (b, 3, t_i, h, w)."""
         for chunk in chunks:
             if chunk.shape[2]:
                 yield self.encode(chunk, return_dict=False)[0]
 
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The video of each chunk (b, c, t_i, h, w)."""
+        """Yields the video of each chunk of latents (b, c, t_i, h, w)."""
         for chunk in chunks:
             if chunk.shape[2]:
                 yield self.decode(chunk, return_dict=False)[0]

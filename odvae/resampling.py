@@ -1,8 +1,9 @@
-"""How a level changes its resolution: space and time by one convolution, or space first and time by its own layer.
+"""Spatial and temporal downsampling and upsampling layers of OD-VAE.
 
-"joint" is Open-Sora-Plan v1.2.0's design, and the default. "separate" is v1.1.0's: a 2D layer for space, then a layer
-that mixes a fixed resampling of time with a learned one in the share a = sigmoid(mix_factor). Upsampling and the
-convolution after it are computed as one.
+"joint" resampling, the default, is the design of Open-Sora-Plan v1.2.0: one convolution resamples space and time.
+"separate" is that of v1.1.0: a 2D layer resamples space, then another layer resamples time and outputs
+a * (fixed resampling) + (1 - a) * (learned resampling), a = sigmoid(mix_factor). Upsampling and the convolution after
+it are computed in one operation.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from odvae.layers import (
     CausalConv3d,
     Downsample,
     FrameConv2d,
-    Stream,
+    StreamCache,
     VideoLayer,
     conv3d,
     from_frames,
@@ -24,48 +25,49 @@ from odvae.layers import (
     to_frames,
 )
 
-# Doubling repeats each value, so of three taps in a row two meet the same value: adding them up leaves two taps. Which
-# two it are differs between even and odd output positions. PHASES[position][tap of two][tap of three]:
+# Nearest upsampling by 2 repeats each value, so two of a kernel's three taps are applied to the same value and can be
+# added up: a kernel of two taps remains. Which taps are added differs between even and odd output positions.
+# PHASES[parity of the position][tap of two][tap of three]:
 PHASES = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
 
 
 class Upsample(VideoLayer):
-    """Doubles the size, and (`doubles_time`) the frames after the first: t -> 2(t - 1) + 1; then a convolution.
+    """Doubles height and width and, with `doubles_time`, the frames after the first (2(t - 1) + 1); then a convolution.
 
-    `trilinear` is the released model's function: frames after the first are interpolated as one block, which sees up
-    to one frame ahead. Otherwise (nearest) values are repeated, which is causal.
+    `trilinear`, as in the released models: frames after the first are interpolated as one block, so that a frame
+    depends on up to one later frame. Otherwise values are repeated (nearest), which is causal.
     """
 
-    def __init__(self, channels: int, sees_time: bool, doubles_time: bool, trilinear: bool) -> None:
+    def __init__(self, channels: int, temporal: bool, doubles_time: bool, trilinear: bool) -> None:
         super().__init__()
         self.doubles_time, self.needs_whole_clip = doubles_time, trilinear and doubles_time
-        self.width = channels * (8 if doubles_time else 4)
-        if sees_time and doubles_time:
+        self.values_per_position = channels * (8 if doubles_time else 4)
+        if temporal and doubles_time:
             self.conv: VideoLayer = CausalConv3d(channels, channels, 3, padding=(0, 1, 1))
         else:
             self.conv = FrameConv2d(channels, channels, 3, padding=1)
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         if self.needs_whole_clip:
             return self.conv(_interpolate(x))
         if not self.doubles_time:
             return from_frames(doubled_conv2d(to_frames(x), self.conv.weight, self.conv.bias), len(x))
-        begins = not stream or self not in stream
-        past = stream[self] if stream and self in stream else x[:, :, :1].clone()
-        x = join_past(stream, self, past, x, kept=1)
+        begins = not cache or self not in cache
+        past = cache[self] if cache and self in cache else x[:, :, :1].clone()
+        x = join_past(cache, self, past, x, kept=1)
         if isinstance(self.conv, CausalConv3d):
             y = doubled_conv3d(x, self.conv.weight, self.conv.bias)
         else:
             frames = doubled_conv2d(to_frames(x[:, :, 1:]), self.conv.weight, self.conv.bias)
             y = from_frames(frames, len(x)).repeat_interleave(2, dim=2)
-        # The video's first frame is not doubled.
+        # The first frame of the video is not doubled.
         return y[:, :, 1:].contiguous(memory_format=torch.channels_last_3d) if begins else y
 
 
 def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 3x3 convolution, zero-padded, of pictures doubled by repetition. (n, c, h, w) -> (n, c', 2h, 2w)
+    """Nearest upsampling by 2, then a zero-padded 3x3 convolution, in one operation. (n, c, h, w) -> (n, c', 2h, 2w)
 
-    Equal up to rounding to `conv2d(interpolate(x, scale_factor=2), padding=1)` with 4/9 of its multiplications.
+    Equal up to rounding to `conv2d(interpolate(x, scale_factor=2), padding=1)`, with 4/9 of the multiplications.
     """
     n, _, h, w = x.shape
     x = F.pad(x, (1, 1, 1, 1))
@@ -81,18 +83,18 @@ def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def doubled_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A 3x3x3 convolution of a video doubled in time and space. (b, c, 1 + t, h, w) -> (b, c', 2t, 2h, 2w)
+    """Nearest upsampling by 2 in time and space, then a 3x3x3 convolution. (b, c, 1 + t, h, w) -> (b, c', 2t, 2h, 2w)
 
-    Causal in time: the first frame of x, which is the one before those that are doubled, is only looked back at. Zero-
-    padded in space. Equal up to rounding to the convolution of the repeated values, with 8/27 of its multiplications.
+    Causal in time: x starts with the frame before those that are upsampled, which the convolution only looks back at.
+    Zero-padded in space. Equal up to rounding to upsampling followed by convolution, with 8/27 of the multiplications.
     """
     b, _, frames, h, w = x.shape
     x = F.pad(x, (1, 1, 1, 1))
     phases = PHASES.to(weight.device, weight.dtype, non_blocking=True)
-    time_phases = phases.flip(0).flatten(0, 1)  # flipped: a causal kernel lies one position back from a centered one
+    time_phases = phases.flip(0).flatten(0, 1)  # flipped: a causal kernel is shifted back by one position
     y = None
     for row in (0, 1):
-        for column in (0, 1):  # both phases of time look at the same frames of x: one convolution
+        for column in (0, 1):  # both temporal phases use the same frames of x, so one convolution computes both
             sums = torch.kron(time_phases, torch.kron(phases[row], phases[column]))  # (16, 27)
             kernel = rearrange(F.linear(weight.flatten(2), sums), "o i (p z y x) -> (p o) i z y x", p=2, z=2, y=2)
             window = x[:, :, :, row : row + h + 1, column : column + w + 1]
@@ -103,13 +105,13 @@ def doubled_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _empty(like: Tensor, *shape: int) -> Tensor:
-    """Room for values of the type of `like`, channels-last."""
+    """An uninitialized channels-last tensor with the dtype and device of `like`."""
     layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def _interpolate(x: Tensor) -> Tensor:
-    """Trilinear doubling of time and size; the first frame's size only."""
+    """Trilinear upsampling by 2 in time and space; the first frame only in space."""
     first = F.interpolate(x[:, :, :1], scale_factor=(1, 2, 2), mode="trilinear")
     if x.shape[2] == 1:
         return first
@@ -117,50 +119,52 @@ def _interpolate(x: Tensor) -> Tensor:
 
 
 class TimeDownsample(VideoLayer):
-    """a * mean of three frames + (1 - a) * convolution, every second frame. (b, c, t, h, w) -> (b, c, (t-1)//2+1, h, w)
+    """Temporal downsampling by 2 (v1.1.0): a * mean of three frames + (1 - a) * strided convolution.
 
-    Causal as CausalConv3d is: time is padded in front with copies of the first frame, for the mean too.
+    (b, c, t, h, w) -> (b, c, (t - 1) // 2 + 1, h, w). Causal like CausalConv3d: time is padded in front with copies of
+    the first frame, for the mean too.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.width, self.halves_time = channels, True
+        self.values_per_position, self.halves_time = channels, True
         self.conv = nn.Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        past = stream.get(self) if stream else None
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        past = cache.get(self) if cache else None
         if past is None:  # the video begins here
             past = torch.cat([x[:, :, :1]] * 2, dim=2)
-        x = join_past(stream, self, past, x, kept=1)
+        x = join_past(cache, self, past, x, kept=1)
         y = conv3d(x, self.conv.weight, self.conv.bias, self.conv.stride, self.conv.padding)
         mix = self.mix_factor.sigmoid()
         return mix * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - mix) * y
 
 
 class TimeUpsample(VideoLayer):
-    """Doubles the frames after the first, then a * those frames + (1 - a) * their causal convolution.
+    """Temporal upsampling by 2 of the frames after the first (v1.1.0): a * frames + (1 - a) * causal convolution.
 
-    (b, c, t, h, w) -> (b, c, 2(t-1)+1, h, w). `trilinear` interpolates the frames after the first as one block, as
-    released, and sees up to one frame ahead; otherwise frames are repeated, which is causal.
+    (b, c, t, h, w) -> (b, c, 2(t - 1) + 1, h, w). `trilinear`, as in the released model: the frames after the first are
+    interpolated as one block, so that a frame depends on up to one later frame. Otherwise frames are repeated
+    (nearest), which is causal.
     """
 
     def __init__(self, channels: int, trilinear: bool) -> None:
         super().__init__()
-        self.width, self.needs_whole_clip = 2 * channels, trilinear
+        self.values_per_position, self.needs_whole_clip = 2 * channels, trilinear
         self.conv = CausalConv3d(channels, channels, 3, padding=(0, 1, 1))
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        begins = stream is None or self not in stream
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        begins = cache is None or self not in cache
         first, rest = x[:, :, :begins], x[:, :, begins:]
         if rest.shape[2]:
             rest = self._double(rest)
         x = torch.cat([first, rest], dim=2)
-        if stream is not None:
-            stream[self] = x[:, :, :0]  # only the fact that the video has begun
+        if cache is not None:
+            cache[self] = x[:, :, :0]  # empty; its presence marks that the video has begun
         mix = self.mix_factor.sigmoid()
-        return mix * x + (1 - mix) * self.conv(x, stream)
+        return mix * x + (1 - mix) * self.conv(x, cache)
 
     def _double(self, x: Tensor) -> Tensor:
         if self.needs_whole_clip:
@@ -168,18 +172,18 @@ class TimeUpsample(VideoLayer):
         return x.repeat_interleave(2, dim=2)
 
 
-def make_downsamplers(channels: int, sees_time: bool, halves_time: bool, separate: bool) -> nn.ModuleList:
-    """The layers that halve the size and, with `halves_time`, the frames after the first."""
+def make_downsamplers(channels: int, temporal: bool, halves_time: bool, separate: bool) -> nn.ModuleList:
+    """The layers that halve height and width and, with `halves_time`, the number of frames after the first."""
     if separate and halves_time:
-        return nn.ModuleList([Downsample(channels, sees_time=False, halves_time=False), TimeDownsample(channels)])
-    return nn.ModuleList([Downsample(channels, sees_time, halves_time)])
+        return nn.ModuleList([Downsample(channels, temporal=False, halves_time=False), TimeDownsample(channels)])
+    return nn.ModuleList([Downsample(channels, temporal, halves_time)])
 
 
 def make_upsamplers(
-    channels: int, sees_time: bool, doubles_time: bool, trilinear: bool, separate: bool
+    channels: int, temporal: bool, doubles_time: bool, trilinear: bool, separate: bool
 ) -> nn.ModuleList:
-    """The layers that double the size and, with `doubles_time`, the frames after the first."""
+    """The layers that double height and width and, with `doubles_time`, the number of frames after the first."""
     if separate and doubles_time:
-        space = Upsample(channels, sees_time=False, doubles_time=False, trilinear=False)
+        space = Upsample(channels, temporal=False, doubles_time=False, trilinear=False)
         return nn.ModuleList([space, TimeUpsample(channels, trilinear)])
-    return nn.ModuleList([Upsample(channels, sees_time, doubles_time, trilinear)])
+    return nn.ModuleList([Upsample(channels, temporal, doubles_time, trilinear)])

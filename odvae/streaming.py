@@ -1,7 +1,9 @@
-"""How a video goes through the layers: whole where gradients are kept, otherwise in pieces that stay in the cache.
+"""Streaming of videos through causal layers in pieces: the same results in memory that does not grow with the length.
+
+With gradients, a video goes through the layers as a whole; without, in pieces that fit into the CPU's cache.
 
 A worked example. Frames 1 to 5 go through two layers: `add` sums each frame and the two before it, `halve` does the
-same and takes every second frame. Before the first frame stand two copies of it.
+same for every second frame. The first frame is padded with two copies of it.
 
 >>> from odvae.layers import CausalConv3d
 >>> add = CausalConv3d(1, 1, (3, 1, 1), bias=False).requires_grad_(False)
@@ -11,18 +13,19 @@ same and takes every second frame. Before the first frame stand two copies of it
 >>> add(video).flatten().tolist(), halve(add(video)).flatten().tolist()
 ([3.0, 4.0, 6.0, 9.0, 12.0], [9.0, 13.0, 27.0])
 
-Now in two chunks. Each layer keeps in `stream` what its next piece looks back at: `add` its last two input frames,
-`halve`, which moves on by two, only one. The chunks' results joined are those of the whole.
+Now in two chunks. Each layer stores in `cache` the input frames that it needs again for its next piece: `add` the last
+two, `halve`, which has stride 2, only one. The results of the chunks, concatenated, equal those of the whole video.
 
->>> stream: Stream = {}
->>> halve(add(video[:, :, :3], stream), stream).flatten().tolist()
+>>> cache: StreamCache = {}
+>>> halve(add(video[:, :, :3], cache), cache).flatten().tolist()
 [9.0, 13.0]
->>> stream[add].flatten().tolist(), stream[halve].flatten().tolist()
+>>> cache[add].flatten().tolist(), cache[halve].flatten().tolist()
 ([2.0, 3.0], [6.0])
->>> halve(add(video[:, :, 3:], stream), stream).flatten().tolist()
+>>> halve(add(video[:, :, 3:], cache), cache).flatten().tolist()
 [27.0]
 
-`LayerStack` does this for all layers, and cuts the pieces again before each: a layer that halves time wants pairs.
+`LayerStack` does this for all layers and regroups the frames before each one, since layers differ in how many frames
+they process at once, and a layer that halves time needs an even number.
 """
 
 from __future__ import annotations
@@ -34,62 +37,68 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from odvae.layers import Stream, VideoLayer
+from odvae.layers import StreamCache, VideoLayer
 
-# The most values in a tensor between two layers, where a single frame has not more. On a CPU a layer then finds its
-# input in the cache and the allocator gives out warm memory (above 32 MiB each tensor is mapped anew, which takes
-# longer than the norm that fills it). An accelerator needs more at once to be busy.
+# Largest number of values of a piece (one frame may have more). On a CPU, pieces of this size stay in the cache, and
+# the allocator reuses memory (above 32 MiB it maps new memory for each tensor, which takes longer than computing a
+# norm). Accelerators need larger pieces to be fully used.
 PIECE_VALUES = {"cpu": 2**21}
 PIECE_VALUES_ELSEWHERE = 2**26
 
 
 class LayerStack(nn.Module):
-    """Layers one after the other. Where gradients are off, memory does not grow with the video's length.
+    """A sequence of layers. Without gradients, it runs in pieces, and memory does not grow with the video's length.
 
-    Pieces are exact: what a layer's next piece needs of the one before is in `stream`. Layers that need the whole clip
-    (`norm="clip"`, `temporal_upsample="trilinear"`) get it.
+    The result equals that of the whole video: each layer keeps the frames it needs again in `cache`. Layers that need
+    the whole clip (`norm="clip"`, `temporal_upsample="trilinear"`) get the whole clip.
     """
 
     gradient_checkpointing = False  # set by diffusers' enable_gradient_checkpointing, with _gradient_checkpointing_func
 
     def parts(self) -> list[VideoLayer | LayerStack]:
-        """What the video goes through, in order."""
+        """The layers and nested stacks, in order."""
         raise NotImplementedError
 
     def layers(self) -> list[VideoLayer]:
-        """The parts, and in place of a stack among them its layers."""
+        """All layers in order, with nested stacks flattened."""
         return [layer for part in self.parts() for layer in (part.layers() if isinstance(part, LayerStack) else [part])]
 
-    def forward(self, x: Tensor, stream: Stream | None = None) -> Tensor:
-        """The layers over a video, or over the next piece of the one whose `stream` is given (empty: it begins)."""
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        """Apply the layers to a video, or to the next chunk of the video that `cache` belongs to (empty: the first)."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if not torch.is_grad_enabled():
-            return torch.cat(list(in_pieces(self.layers(), x, {} if stream is None else stream)), dim=2)
+            return torch.cat(list(run_in_pieces(self.layers(), x, {} if cache is None else cache)), dim=2)
         for part in self.parts():
             if self.gradient_checkpointing and isinstance(part, VideoLayer):
-                x = self._gradient_checkpointing_func(part, x, stream)
+                x = self._gradient_checkpointing_func(part, x, cache)
             else:
-                x = part(x, stream)
+                x = part(x, cache)
         return x
 
 
-def in_pieces(layers: Sequence[VideoLayer], x: Tensor, stream: Stream) -> Iterator[Tensor]:
-    """The result of the layers in pieces, in order; each is computed through all layers before the next is begun."""
-    begins = not stream
+def run_in_pieces(layers: Sequence[VideoLayer], x: Tensor, cache: StreamCache) -> Iterator[Tensor]:
+    """Apply the layers to x in pieces; yields the pieces of the result in order.
+
+    Each piece goes through all layers before the next one is started.
+    """
+    begins = not cache
     pieces: Iterable[Tensor] = [x]
     for layer in layers:
-        pieces = map(layer, recut(pieces, layer, begins), repeat(stream))
+        pieces = map(layer, regroup(pieces, layer, begins), repeat(cache))
     return iter(pieces)
 
 
-def recut(pieces: Iterable[Tensor], layer: VideoLayer, begins: bool) -> Iterator[Tensor]:
-    """The same frames in pieces of the number that `layer` takes at once; the last may have fewer."""
+def regroup(pieces: Iterable[Tensor], layer: VideoLayer, begins: bool) -> Iterator[Tensor]:
+    """Regroup frames into pieces of as many frames as `layer` processes at once; the last piece may be shorter.
+
+    `begins`: these are the first frames of the video.
+    """
     waiting: list[Tensor] = []
-    alone = int(begins and layer.halves_time)  # the first frame has no partner
+    alone = int(begins and layer.halves_time)  # the first frame is not part of a pair
     for piece in pieces:
         frames = alone + frames_at_once(layer, piece)
         waiting.append(piece)
-        del piece  # nothing is held while the layers after this one work
+        del piece  # free its memory while later layers run
         while sum(part.shape[2] for part in waiting) >= frames:
             yield take(waiting, frames)
             frames, alone = frames - alone, 0
@@ -98,16 +107,16 @@ def recut(pieces: Iterable[Tensor], layer: VideoLayer, begins: bool) -> Iterator
 
 
 def take(waiting: list[Tensor], frames: int) -> Tensor:
-    """Take the first `frames` frames off the pieces in waiting."""
+    """Remove the first `frames` frames from the `waiting` pieces and return them."""
     joined = torch.cat(waiting, dim=2) if len(waiting) > 1 else waiting[0]
     waiting[:] = [joined[:, :, frames:]] if joined.shape[2] > frames else []
     return joined[:, :, :frames]
 
 
 def frames_at_once(layer: VideoLayer, x: Tensor) -> int:
-    """How many frames like those of x (b, c, t, h, w) the layer takes at once."""
+    """How many frames of the size of x's (b, c, t, h, w) the layer processes at once."""
     if layer.needs_whole_clip:
         return sys.maxsize // 2
     b, _, _, h, w = x.shape
-    frames = PIECE_VALUES.get(x.device.type, PIECE_VALUES_ELSEWHERE) // (b * h * w * layer.width)
+    frames = PIECE_VALUES.get(x.device.type, PIECE_VALUES_ELSEWHERE) // (b * h * w * layer.values_per_position)
     return max(2, frames // 2 * 2) if layer.halves_time else max(1, frames)

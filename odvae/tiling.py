@@ -1,7 +1,7 @@
-"""Encoding and decoding in tiles, for videos too large to go through the network at once.
+"""Temporal and spatial tiling of encoding and decoding, for videos too large for the network.
 
-In time, groups of frames that share one frame (paper, section on temporal tiling); in space, overlapping tiles of one
-size whose overlaps are blended linearly. Both are approximations: a tile does not see what lies outside it.
+Temporal tiles are groups of frames; successive groups share one frame (paper, section on temporal tiling). Spatial
+tiles overlap and are blended linearly. Both are approximations, since a tile lacks the context outside of it.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ import torch
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from torch import Tensor
 
-from odvae.frame_counts import check_group, latent_frames
-from odvae.layers import Stream
+from odvae.frame_counts import check_tile_frames, latent_frames
+from odvae.layers import StreamCache
 from odvae.running.errors import InputError
 
-Network = Callable[[Tensor, Stream | None], Tensor]
+Network = Callable[[Tensor, StreamCache | None], Tensor]
 Spans = list[tuple[int, int]]  # (start, end) of tiles along one direction
-TileStreams = dict[tuple[int, int], Stream]  # by a tile's first row and column
+TileCaches = dict[tuple[int, int], StreamCache]  # by a tile's first row and column
 
 
 class TilingMixin(AutoencoderMixin):
-    """`enable_tiling` and `disable_tiling`, and what `encode` and `decode` then do. Sizes are in pixels and frames."""
+    """Tiled encoding and decoding, with `enable_tiling` and `disable_tiling`. Sizes are in pixels and frames."""
 
     temporal_compression_ratio: int
     spatial_compression_ratio: int
@@ -42,25 +42,25 @@ class TilingMixin(AutoencoderMixin):
         tile_sample_stride_height: int | None = None,
         tile_sample_stride_width: int | None = None,
     ) -> None:
-        """Encode and decode in tiles from now on, until `disable_tiling`. A video of one tile is computed as without.
+        """Encode and decode in tiles until `disable_tiling`. A video that fits into one tile is not affected.
 
-        In time: groups of `tile_sample_min_num_frames` = 4m+1 frames, encoded alone; the last frame of a group is the
-        first of the next, whose first latent (when decoding: first frame) is dropped (paper, temporal tiling; its
-        groups have 33). This is approximate in every mode. With norm=frame and temporal_upsample=nearest it is not
-        needed: `encode_stream` and `decode_stream` take as little memory and equal the whole exactly. Give None there,
-        which leaves time whole.
+        Temporal tiles: groups of `tile_sample_min_num_frames` = 4m+1 frames, encoded independently. The last frame of a
+        group is the first of the next group, whose first latent frame (when decoding: first frame) is dropped (paper,
+        temporal tiling, with groups of 33). None: no temporal tiling. Tiling is always approximate. With norm=frame and
+        temporal_upsample=nearest, use `encode_stream` and `decode_stream` instead: they need as little memory, and
+        their result equals that of the whole clip exactly.
 
-        In space: tiles of `tile_sample_min_height` x `tile_sample_min_width` pixels (multiples of 8; None leaves that
-        direction whole), each `tile_sample_stride_*` after the one before (None: three quarters of a tile) and the
-        last moved back inside, so that all are full tiles; overlaps are blended linearly. Norms and attention see one
-        tile alone, so tiles smaller than the training clips cost quality. Streams are tiled in space too. Decoding
-        uses the same tiles, in latents.
+        Spatial tiles: `tile_sample_min_height` x `tile_sample_min_width` pixels (multiples of 8; None: no tiling in
+        that direction), at intervals of `tile_sample_stride_*` pixels (None: three quarters of a tile). The last tile
+        is shifted inside the frame, so that all tiles have the full size. Overlaps are blended linearly. Norms and
+        attention are computed within a tile, so tiles smaller than the training clips reduce quality. Streaming uses
+        spatial tiles too. Decoding uses the same tiles, in latent positions.
 
         Raises InputError for sizes that do not fit these rules.
         """
         frames = tile_sample_min_num_frames
         if frames is not None:
-            check_group(frames, self.temporal_compression_ratio, "tile_sample_min_num_frames")
+            check_tile_frames(frames, self.temporal_compression_ratio, "tile_sample_min_num_frames")
         step = self.spatial_compression_ratio
         stride_height = _checked_stride("height", tile_sample_min_height, tile_sample_stride_height, step)
         stride_width = _checked_stride("width", tile_sample_min_width, tile_sample_stride_width, step)
@@ -70,26 +70,26 @@ class TilingMixin(AutoencoderMixin):
         self.tile_sample_min_width, self.tile_sample_stride_width = tile_sample_min_width, stride_width
 
     def _encode_tiled(self, network: Network, video: Tensor) -> Tensor:
-        """`network` (pixels -> latents) over groups of frames, each in spatial tiles."""
+        """Apply `network` (pixels -> latents) to groups of frames, each in spatial tiles."""
         group = self.tile_sample_min_num_frames
-        return in_groups(lambda part: self._encode_in_space(network, part), video, group)
+        return run_in_groups(lambda part: self._encode_in_space(network, part), video, group)
 
     def _decode_tiled(self, network: Network, latents: Tensor) -> Tensor:
-        """`network` (latents -> pixels) in the same groups and tiles."""
+        """Apply `network` (latents -> pixels) to the same groups and tiles."""
         frames = self.tile_sample_min_num_frames
         group = None if frames is None else latent_frames(frames, self.temporal_compression_ratio)
-        return in_groups(lambda part: self._decode_in_space(network, part), latents, group)
+        return run_in_groups(lambda part: self._decode_in_space(network, part), latents, group)
 
-    def _encode_in_space(self, network: Network, video: Tensor, streams: TileStreams | None = None) -> Tensor:
-        return in_tiles(network, video, *self._tiles(*video.shape[3:]), 1, self.spatial_compression_ratio, streams)
+    def _encode_in_space(self, network: Network, video: Tensor, caches: TileCaches | None = None) -> Tensor:
+        return run_in_tiles(network, video, *self._tiles(*video.shape[3:]), 1, self.spatial_compression_ratio, caches)
 
-    def _decode_in_space(self, network: Network, latents: Tensor, streams: TileStreams | None = None) -> Tensor:
+    def _decode_in_space(self, network: Network, latents: Tensor, caches: TileCaches | None = None) -> Tensor:
         step = self.spatial_compression_ratio
         height, width = (step * size for size in latents.shape[3:])
-        return in_tiles(network, latents, *self._tiles(height, width), step, 1, streams)
+        return run_in_tiles(network, latents, *self._tiles(height, width), step, 1, caches)
 
     def _tiles(self, height: int, width: int) -> tuple[Spans, Spans]:
-        """The rows and the columns of tiles of pictures of this size, in pixels."""
+        """The (start, end) of the tiles' rows and columns for frames of this size, in pixels."""
         rows, columns = [(0, height)], [(0, width)]
         tile, stride = self.tile_sample_min_height, self.tile_sample_stride_height
         if self.use_tiling and tile is not None:
@@ -102,10 +102,10 @@ class TilingMixin(AutoencoderMixin):
         return rows, columns
 
 
-def in_groups(network: Callable[[Tensor], Tensor], x: Tensor, group: int | None) -> Tensor:
-    """`network` over groups of `group` frames, each beginning with the last frame of the one before.
+def run_in_groups(network: Callable[[Tensor], Tensor], x: Tensor, group: int | None) -> Tensor:
+    """Apply `network` to groups of `group` frames, each starting with the last frame of the previous group.
 
-    Of every group's result but the first's, the first frame is dropped, and the rest is joined. None: one group.
+    The first frame of every result but the first is dropped; the rest is concatenated. `group` None: one group.
     """
     if group is None or x.shape[2] <= group:
         return network(x)
@@ -115,9 +115,9 @@ def in_groups(network: Callable[[Tensor], Tensor], x: Tensor, group: int | None)
 
 
 def place_tiles(length: int, size: int, stride: int) -> Spans:
-    """(start, end) of tiles over 0..length: all of `size` (one of `length` where that is less), at most `stride` apart.
+    """(start, end) of tiles of length `size` at intervals of `stride` that cover 0..length.
 
-    The last is moved back to end at `length`, so there is no narrow one.
+    The last tile is shifted to end at `length`. If `length` <= `size`, there is one tile of that length.
     """
     if length <= size:
         return [(0, length)]
@@ -125,31 +125,31 @@ def place_tiles(length: int, size: int, stride: int) -> Spans:
     return [(start, start + size) for start in starts]
 
 
-def in_tiles(
+def run_in_tiles(
     network: Network,
     x: Tensor,
     rows: Spans,
     columns: Spans,
     input_step: int,
     output_step: int,
-    streams: TileStreams | None = None,
+    caches: TileCaches | None = None,
 ) -> Tensor:
-    """`network` over each tile of (b, c, t, h, w), the results blended.
+    """Apply `network` to each tile of x (b, c, t, h, w) and blend the results.
 
-    `rows` and `columns` are in pixels; one position of x is `input_step` pixels wide, one of the result `output_step`.
-    `streams` keeps the state of each tile's video, where x is a piece of a longer one.
+    `rows` and `columns` are in pixels; a position of x is `input_step` pixels wide, a position of the result
+    `output_step`. `caches` has the stream cache of each tile if x is a chunk of a longer video.
     """
     if len(rows) == len(columns) == 1:
-        return network(x, None if streams is None else streams.setdefault((0, 0), {}))
+        return network(x, None if caches is None else caches.setdefault((0, 0), {}))
     blended: Tensor | None = None
     outputs = [[(start // output_step, end // output_step) for start, end in spans] for spans in (rows, columns)]
     row_weights, column_weights = map(blend_weights, outputs)
     for i, (top, bottom) in enumerate(rows):
         for j, (left, right) in enumerate(columns):
-            stream = None if streams is None else streams.setdefault((top, left), {})
+            cache = None if caches is None else caches.setdefault((top, left), {})
             part = x[:, :, :, top // input_step : bottom // input_step, left // input_step : right // input_step]
-            tile = network(part, stream)
-            if blended is None:  # summed in float32 at least: bfloat16 weights do not sum to 1
+            tile = network(part, cache)
+            if blended is None:  # at least float32: in bfloat16 the weights would not sum to 1
                 height, width = outputs[0][-1][1], outputs[1][-1][1]
                 dtype = torch.promote_types(tile.dtype, torch.float32)
                 blended = tile.new_zeros(*tile.shape[:3], height, width, dtype=dtype)
@@ -160,9 +160,9 @@ def in_tiles(
 
 
 def blend_weights(tiles: Spans) -> Tensor:
-    """The weight of each position of each tile, (tiles, size) in float64: linear ramps in the overlaps with neighbors.
+    """Blending weights of all tiles' positions, (tiles, size) in float64: linear ramps where neighbors overlap.
 
-    Each is positive, and those of one position sum to 1.
+    All are positive, and the weights of all tiles at one position sum to 1.
     """
     length, size = tiles[-1][1], tiles[0][1] - tiles[0][0]
     overlaps = [end - start for (_, end), (start, _) in pairwise(tiles)]
@@ -178,17 +178,17 @@ def blend_weights(tiles: Spans) -> Tensor:
 
 
 def _checked_stride(side: str, size: int | None, stride: int | None, step: int) -> int | None:
-    """The distance of two tiles of `size` pixels: as given, or three quarters of a tile; both multiples of `step`."""
+    """The stride of tiles of `size` pixels: as given, or three quarters of a tile; both are multiples of `step`."""
     if size is None:
         if stride is not None:
             raise InputError(f"tile_sample_stride_{side}={stride} needs tile_sample_min_{side}, which is None")
         return None
     if size < step or size % step:
-        raise InputError(f"tile_sample_min_{side}={size}: needs a multiple of {step} pixels")
+        raise InputError(f"tile_sample_min_{side}={size} must be a multiple of {step} pixels")
     if stride is None:
         return max(step, size * 3 // 4 // step * step)
     if not 0 < stride <= size or stride % step:
         raise InputError(
-            f"tile_sample_stride_{side}={stride}: needs a multiple of {step} pixels, at most the tile's {size}"
+            f"tile_sample_stride_{side}={stride} must be a multiple of {step} pixels, at most the tile's {size}"
         )
     return stride

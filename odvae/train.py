@@ -1,6 +1,6 @@
-"""Training of the VAE: first as an image VAE on single frames, then, inflated, as OD-VAE on clips.
+"""Training of the VAE: first an image VAE on single frames, which is then inflated to OD-VAE and trained on clips.
 
-`train_vae` says what happens in which order; `fit` is the one loop both phases go through.
+`train_vae` is the entry function; `fit` is the training loop of both phases.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.frame_counts import check_clip_size
-from odvae.initial_weights import load_image_vae, load_video_vae, make_image_vae
-from odvae.initialization import initialize_from_scratch
+from odvae.initial_weights import initialize_from_scratch, load_image_vae, load_video_vae, make_image_vae
 from odvae.latent_statistics import latent_statistics
 from odvae.layers import keep_channels_last
 from odvae.losses import PixelLoss, VAELoss, lpips_per_frame
@@ -41,7 +40,7 @@ from odvae.training.optimization import gradients_synced_at
 from odvae.training.settings import OptimizationSettings, Tracker
 from odvae.training.state import TrainingState
 from odvae.training.tracking import MetricsLog
-from odvae.video.frame_grid import strip
+from odvae.video.frame_grid import frame_grid
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAEFactory, VideoVAE, compression_of, load_pretrained_vae
 
@@ -50,7 +49,7 @@ TrainedVAE = TypeVar("TrainedVAE", bound=VideoVAE)
 
 @dataclass(frozen=True)
 class VAERun:
-    """What both phases of one run share."""
+    """Settings, data and functions that both phases of a run share."""
 
     settings: VAESettings
     data: DataSettings
@@ -77,19 +76,19 @@ def train_vae(
     make_vae: VAEFactory | None = None,
     pixel_loss: PixelLoss | None = None,
 ) -> None:
-    """Train the VAE into `folder` (a diffusers model folder), or go on where an earlier run of it stopped.
+    """Train the VAE into `folder` (a diffusers model folder), or resume an interrupted run.
 
-    A pretrained one is only written there, with its latents' statistics where its config has a place for them that is
-    empty: those that a VAE was published with stay. For what is not in this project: `make_vae` makes the video VAE of
-    random weights that init=random begins from, in place of an OD-VAE; `pixel_loss` stands in place of
-    `settings.loss.reconstruction` (docs/your_own.md).
+    With `settings.pretrained` nothing is trained: the VAE is saved to `folder`, and its latents' mean and standard
+    deviation are measured and added if its config has those entries and they are null. For VAEs and losses from outside
+    this project (docs/your_own.md): `make_vae` creates a video VAE with random weights in place of an OD-VAE, and needs
+    init=random; `pixel_loss` replaces `settings.loss.reconstruction`.
 
-    Raises InputError when the folder holds a run with other settings, or a pretrained VAE does not take clips of the
-    size of `data`. Ctrl-C and SIGTERM save a checkpoint and end the process with status 130 or 143.
+    Raises InputError where the folder holds a run with other settings, and where a pretrained VAE does not accept clips
+    of the size in `data`. Ctrl-C and SIGTERM save a checkpoint and exit with status 130 or 143.
     """
     state = PartialState()
     if make_vae is not None and settings.init != "random":
-        raise InputError(f"a VAE of your own begins from random weights: set vae.init=random, found {settings.init}")
+        raise InputError(f"make_vae creates a VAE with random weights: set vae.init=random, found {settings.init}")
     pretrained = None if settings.pretrained is None else open_pretrained(settings.pretrained, data)
     own = names_of(make_vae=make_vae, pixel_loss=pixel_loss)
     with Stage(folder, {"seed": seed, "vae": settings, "data": data, **own}) as stage:
@@ -97,25 +96,25 @@ def train_vae(
             return
         make = make_vae or functools.partial(random_odvae, settings.model)
         run = VAERun(settings, data, videos, stage, seed, tracker, make, pixel_loss)
-        vae: Any = trained_vae(run) if pretrained is None else pretrained  # a diffusers model, too
-        if pretrained is None or vae.config.get("latents_mean", "no place") is None:
+        vae: Any = trained_vae(run) if pretrained is None else pretrained  # Any: a VideoVAE and a diffusers model
+        if pretrained is None or vae.config.get("latents_mean", "no such entry") is None:
             mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
             vae.register_to_config(latents_mean=mean, latents_std=std)
         if state.is_main_process:
-            with install_folder(folder) as aside:
-                vae.save_pretrained(aside)
+            with install_folder(folder) as temporary:
+                vae.save_pretrained(temporary)
 
 
 def open_pretrained(name: str, data: DataSettings) -> VideoVAE:
-    """A VAE that is used as it is. Raises InputError where it does not take clips of this size."""
-    with PartialState().main_process_first():  # which downloads it
+    """Load a pretrained VAE. Raises InputError if it does not accept clips of the size in `data`."""
+    with PartialState().main_process_first():  # the main process downloads it
         vae = load_pretrained_vae(name)
     check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")
     return vae
 
 
 def trained_vae(run: VAERun) -> VideoVAE:
-    """Both phases: the image VAE, then the video VAE inflated from it and trained on clips."""
+    """Run both phases: train the image VAE, then inflate it to the video VAE and train that on clips."""
     settings = run.settings
     if PartialState().is_main_process:
         print(f"loss: {settings.loss.describe(run.pixel_loss and run.pixel_loss.__name__)}", flush=True)
@@ -125,15 +124,15 @@ def trained_vae(run: VAERun) -> VideoVAE:
 
 
 def initial_video_vae(run: VAERun) -> VideoVAE:
-    """The video VAE before its training: inflated from an image VAE, from another OD-VAE, or random."""
+    """The video VAE before its training: inflated from an image VAE, with another OD-VAE's weights, or random."""
     settings, model = run.settings, run.settings.model
     if settings.init_from is not None:
         return load_video_vae(settings.init_from, model)
     if settings.init == "random":
         torch.manual_seed(run.seed)
         return run.make_vae()
-    mode = {"norm": model.norm, "temporal_upsample": model.temporal_upsample}
-    return ODVAE.from_image_vae(initial_image_vae(run), model.variant, settings.init, **mode)
+    options = {"norm": model.norm, "temporal_upsample": model.temporal_upsample}
+    return ODVAE.from_image_vae(initial_image_vae(run), model.variant, settings.init, **options)
 
 
 def random_odvae(model: ModelSettings) -> ODVAE:
@@ -149,32 +148,32 @@ def initial_image_vae(run: VAERun) -> PerFrameVAE:
     if settings.init_image_vae is not None:
         return load_image_vae(settings.init_image_vae, settings.model)
     folder = run.folder / "image_vae"
-    assert settings.image_phase is not None  # the settings' validator saw to it
-    wanted = settings.image_phase.steps
-    if decide_on_main_process(lambda: image_vae_is_trained(folder, wanted, run.folder)):
+    assert settings.image_phase is not None  # checked by the settings' validator
+    steps = settings.image_phase.steps
+    if decide_on_main_process(lambda: image_vae_is_trained(folder, steps, run.folder)):
         return PerFrameVAE.from_pretrained(folder)
     torch.manual_seed(run.seed)
     image_vae = fit(make_image_vae(settings.model), "image VAE", settings.image_phase, run, folder)
     if PartialState().is_main_process:
-        with install_folder(folder) as aside:
-            image_vae.save_pretrained(aside)
+        with install_folder(folder) as temporary:
+            image_vae.save_pretrained(temporary)
     PartialState().wait_for_everyone()
     return image_vae
 
 
 def image_vae_is_trained(folder: Path, steps: int, video_folder: Path) -> bool:
-    """Whether `folder` holds the image VAE after so many steps.
+    """Whether `folder` holds an image VAE that was trained for at least `steps` steps.
 
-    Raises InputError where the video VAE in `video_folder` began from one after another number of steps.
+    Raises InputError if the training in `video_folder` started from an image VAE with another number of steps.
     """
     if not (folder / "config.json").exists():
         return False
     checkpoints = checkpoints_of(folder)
-    trained = checkpoint_facts(checkpoints[-1])["step"] if checkpoints else steps  # removed: taken as it is
+    trained = checkpoint_facts(checkpoints[-1])["step"] if checkpoints else steps  # without any: assumed complete
     if trained != steps and checkpoints_of(video_folder):
         raise InputError(
-            f"{folder} was trained for {trained} steps and the video VAE began from it, but "
-            f"vae.image_phase.steps is {steps}: choose another run folder (run=...)"
+            f"{folder} was trained for {trained} steps and the training of the video VAE started from it, but "
+            f"vae.image_phase.steps is now {steps}; choose another run folder (run=...)"
         )
     return trained >= steps
 
@@ -186,20 +185,20 @@ def fit(
     run: VAERun,
     folder: Path,
 ) -> TrainedVAE:
-    """Train a network for `optimization.steps` steps, on single frames or on clips as its settings say.
+    """Train a network for `optimization.steps` steps on single frames (image phase) or clips (video phase).
 
-    Returns it with its averaged (EMA) weights. `step` counts completed optimizer steps; data, noise and learning rate
-    are functions of it, so a run that is killed anywhere and started again ends in the same weights.
+    Returns it with its EMA weights. `step` counts completed optimizer steps. Data, noise and learning rate are
+    functions of it, so a run that is killed at any point and resumed ends with the same weights.
     """
     prepare_network(network, optimization)
     state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
     accelerator, model = state.accelerator, state.model
-    torch.manual_seed(derive_seed(run.seed, name))  # the discriminator's start, wherever this process came from
-    objective = VAELoss(run.settings.loss, network, optimization, accelerator, run.pixel_loss)
-    if objective.gan is not None:
-        state.checkpoints.remember(objective.gan.state)
+    torch.manual_seed(derive_seed(run.seed, name))  # for the discriminator's weights; the same after a resume
+    vae_loss = VAELoss(run.settings.loss, network, optimization, accelerator, run.pixel_loss)
+    if vae_loss.gan is not None:
+        state.checkpoints.remember(vae_loss.gan.state)
     done = state.resume()
-    held_out = held_out_clips(run, accelerator)  # before the training clips' workers are there: fewer at a time
+    held_out = held_out_clips(run, accelerator)  # before the workers for training clips start: fewer run at a time
     batches = Batches(run.videos, optimization, state.plan, accelerator.device, run.seed).from_step(done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
@@ -211,22 +210,22 @@ def fit(
             with gradients_synced_at(accelerator, model, sync):
                 with accelerator.autocast():
                     reconstruction, mean, logvar = model(video, noise)
-                loss, parts = objective(reconstruction, video, mean, logvar, step)
+                loss, terms = vae_loss(reconstruction, video, mean, logvar, step)
                 accelerator.backward(loss / optimization.gradient_accumulation_steps)
-            parts |= objective.discriminator_step(reconstruction, video, step, sync)
-        gradient_norm, learning_rate = state.apply_gradients(step, parts)
-        objective.apply_gradients(step)
+            terms |= vae_loss.discriminator_backward(reconstruction, video, step, sync)
+        gradient_norm, learning_rate = state.apply_gradients(step, terms)
+        vae_loss.apply_gradients(step)
         progress.update()
 
         last = step == optimization.steps
         if step % optimization.log_every == 0 or last:
-            row = {key: float(value) for key, value in parts.items()}
+            row = {key: float(value) for key, value in terms.items()}
             row |= {"gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
             state.log.row(step, **row, skipped_steps=state.guard.report(step))
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
             with state.ema.in_network():
-                validate(network, held_out, objective.perceptual, state.log, step, accelerator)
+                validate(network, held_out, vae_loss.perceptual, state.log, step, accelerator)
         state.save_and_stop_when_due(step, run.stage)
     progress.close()
     state.finish()
@@ -235,38 +234,39 @@ def fit(
 
 
 def prepare_network(network: nn.Module, optimization: OptimizationSettings) -> None:
-    """Memory layout, checkpointing and compilation, as the settings say; in place."""
+    """Apply channels-last layout, gradient checkpointing and compilation, in place."""
     keep_channels_last(network)
     if optimization.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     if optimization.compile:
-        # By blocks, and not the last convolution: the gan asks for the gradient there alone, and a compiled
-        # network would answer with a whole backward pass. Blocks are the same code in other sizes, compiled for each.
+        # Block by block, without the last convolution: the GAN needs the gradient at that convolution alone, for which
+        # a network compiled as a whole would run its whole backward pass. Blocks share code and differ in size, so
+        # each is one more recompilation.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
         for block in blocks_of(network):
             block.compile(dynamic=False)
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The levels and middle blocks of encoder and decoder. Raises InputError for a VAE that is built otherwise."""
+    """The levels and middle blocks of encoder and decoder. Raises InputError for a VAE without such modules."""
     names = ("encoder.down_blocks", "encoder.mid_block", "decoder.up_blocks", "decoder.mid_block")
     try:
         found = [network.get_submodule(name) for name in names]
     except AttributeError as error:
-        raise InputError(f"compile=true compiles the blocks of an AutoencoderKL or OD-VAE: {error}") from None
+        raise InputError(f"compile=true is supported only for an AutoencoderKL or OD-VAE: {error}") from None
     return [block for part in found for block in (part if isinstance(part, nn.ModuleList) else [part])]
 
 
 def held_out_clips(run: VAERun, accelerator: Accelerator) -> list[Tensor]:
-    """This rank's share of the clips that validations reconstruct, uint8 (t, h, w, 3): decoded once.
+    """This rank's share of the validation clips, uint8 (t, h, w, 3); decoded once, used by every validation.
 
-    Raises InputError where none of any rank's can be decoded.
+    Raises InputError if no rank could decode any.
     """
     chosen = run.videos.held_out[: run.settings.validation_clips]
     mine = chosen[accelerator.process_index :: accelerator.num_processes]
     clips = [clip.clone() for _, clip in each_clip(mine, run.data, len(run.videos.samples))]
     if not accelerator.reduce(torch.tensor(len(clips), device=accelerator.device), "sum"):
-        raise InputError(f"none of the {len(chosen)} held-out videos of a validation could be decoded")
+        raise InputError(f"none of the {len(chosen)} held-out videos for validation could be decoded")
     return clips
 
 
@@ -279,7 +279,7 @@ def validate(
     step: int,
     accelerator: Accelerator,
 ) -> None:
-    """PSNR, SSIM and (where training has it) LPIPS of held-out clips, each rank its share, and a strip."""
+    """Log PSNR, SSIM and (if in the loss) LPIPS of this rank's held-out clips, averaged over ranks, and an image."""
     network.eval()
     names = ["psnr", "ssim", *(["lpips"] if perceptual else [])]
     total, pairs = torch.zeros(len(names) + 1, device=accelerator.device), []  # the last counts the clips
@@ -296,4 +296,4 @@ def validate(
     *sums, count = accelerator.reduce(total, "sum").tolist()
     log.row(step, **{f"validation_{name}": value / count for name, value in zip(names, sums, strict=True)})
     if pairs:
-        log.picture(step, "strips", strip(pairs))
+        log.image(step, "strips", frame_grid(pairs))

@@ -1,4 +1,4 @@
-"""What a video VAE is to the pipeline, and the one place that knows VAE classes by their names on disk."""
+"""Protocol of video VAEs, and loading of a VAE of any supported class from its folder."""
 
 from __future__ import annotations
 
@@ -24,47 +24,46 @@ else:
 
 @runtime_checkable
 class VideoVAE(Protocol):
-    """A torch module that turns video (b, 3, t, h, w) in [-1, 1] into latents (b, c, k + 1, h/s, w/s) and back.
+    """A torch module that encodes videos (b, 3, t, h, w) in [-1, 1] as latents (b, c, k + 1, h/s, w/s), and decodes.
 
-    t = r*k + 1 with r its temporal, s its spatial compression ratio. The pipeline asks for no more than this, so any
-    module with these members takes part (docs/your_own.md). Those after `__call__` come with diffusers' ModelMixin
-    and ConfigMixin.
+    t = r*k + 1; r and s are the temporal and spatial compression ratios. Any module with these members can be used in
+    all stages (docs/your_own.md). diffusers' ModelMixin and ConfigMixin provide those after `__call__`.
     """
 
     temporal_compression_ratio: int
     spatial_compression_ratio: int
     streamable: bool
-    """Whether the streams equal the whole: no frame depends on a later one."""
+    """Whether streaming gives the same result as the whole clip: no frame depends on later ones."""
     has_temporal_tiling: bool
-    """Whether `enable_tiling(height, width, frames)` makes `encode` and `decode` work in groups of frames."""
+    """Whether `enable_tiling(height, width, frames)` and `disable_tiling()` switch temporal tiling on and off."""
 
     def encode(self, video: Tensor) -> AutoencoderKLOutput:
         """The posterior of a video's latents, as `.latent_dist` with `mean`, `std` and `logvar`.
 
-        Raises InputError for sizes that the VAE does not take.
+        Raises InputError for sizes that the VAE does not accept.
         """
         ...
 
     def decode(self, latents: Tensor) -> DecoderOutput:
-        """The video of latents, as `.sample`; not clipped to [-1, 1]."""
+        """The decoded video, as `.sample`; not clipped to [-1, 1]."""
         ...
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
-        """`encode` of a video that comes in chunks along time; raises InputError where not `streamable`."""
+        """`encode` of a video that arrives in chunks along time. Raises InputError if not `streamable`."""
         ...
 
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """`decode` of latents that come in chunks along time; raises InputError where not `streamable`."""
+        """`decode` of latents that arrive in chunks along time. Raises InputError if not `streamable`."""
         ...
 
     def __call__(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstruction, latent mean, latent log-variance), of latents mean + std * noise; without noise the mean."""
+        """(reconstruction, latent mean, latent log-variance); decodes mean + std * noise, or the mean without noise."""
         ...
 
     @property
     def config(self) -> Any:
-        """What it was made with, by attribute or key: `latent_channels` at least; `latents_mean` and `latents_std`, per
-        channel, once they were measured."""
+        """The arguments of its creation, by attribute or key: at least `latent_channels`; and, once measured,
+        `latents_mean` and `latents_std` per channel."""
         ...
 
     @property
@@ -81,42 +80,42 @@ class VideoVAE(Protocol):
 
 
 class VideoVAEMixin(_Mixed):
-    """What a VAE needs beside `encode` and `decode`, where it has no streams and no groups of frames to tile in."""
+    """The members of `VideoVAE` besides `encode` and `decode`, for a VAE without streaming and temporal tiling."""
 
     streamable = False
     has_temporal_tiling = False
 
     def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstruction, latent mean, latent log-variance), as `VideoVAE.__call__`."""
+        """(reconstruction, latent mean, latent log-variance), see `VideoVAE.__call__`."""
         posterior = self.encode(video).latent_dist
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         return self.decode(latents).sample, posterior.mean, posterior.logvar
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
-        """Raises InputError."""
+        """Raises InputError: not streamable."""
         self._refuse_stream("encode")
 
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """Raises InputError."""
+        """Raises InputError: not streamable."""
         self._refuse_stream("decode")
 
-    def _refuse_stream(self, whole: str) -> NoReturn:
-        raise InputError(f"{type(self).__name__} needs the whole clip and has no stream; use {whole}")
+    def _refuse_stream(self, method: str) -> NoReturn:
+        raise InputError(f"{type(self).__name__} needs the whole clip and cannot be streamed; use {method}")
 
 
-# What makes a VAE of random weights.
+# Creates a VAE with random weights.
 VAEFactory = Callable[[], VideoVAE]
-# What reads a VAE from its folder, as `load_vae` does.
+# Loads a VAE from its folder, like `load_vae`.
 VAELoader = Callable[[Path], VideoVAE]
 
 
 def compression_of(vae: VideoVAE) -> tuple[int, int]:
-    """(temporal, spatial) compression ratio."""
+    """(temporal, spatial) compression ratio of a VAE."""
     return vae.temporal_compression_ratio, vae.spatial_compression_ratio
 
 
 def vae_classes() -> dict[str, Any]:
-    """Every class that a VAE's folder may name in its config.json, by that name. Imported only when one is loaded."""
+    """The supported VAE classes, by their `_class_name` in config.json. Imported when a VAE is loaded."""
     from odvae import adapters
     from odvae.model import ODVAE
     from odvae.per_frame import PerFrameVAE
@@ -133,29 +132,32 @@ def vae_classes() -> dict[str, Any]:
 
 
 def load_vae(folder: Path) -> VideoVAE:
-    """The VAE in `folder`, frozen and in eval mode: whichever of `vae_classes` its config.json names.
+    """Load the VAE in `folder`, of the class that its config.json names; frozen and in eval mode.
 
-    Raises InputError that names the command which makes it, where there is none.
+    Raises InputError if there is none, with the command that trains one, and for an unknown class.
     """
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no trained VAE; make it with: {command_line('train_vae')}")
+        raise InputError(f"{folder} contains no trained VAE; train one with: {command_line('train_vae')}")
     kind = _class_named(read_json(folder / "config.json").get("_class_name"), folder / "config.json")
     return kind.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def load_pretrained_vae(name: str) -> VideoVAE:
-    """As `load_vae`, from a folder or hub name, a VAE's own or a whole pipeline's, or a file of Open-Sora-Plan's."""
+    """Load a VAE like `load_vae`, from a folder or hub name of a VAE or pipeline, or from Open-Sora-Plan's file.
+
+    Raises InputError if there is none.
+    """
     from odvae.model import ODVAE
 
     if Path(name).is_file():
         return ODVAE.from_opensora_plan(name).requires_grad_(False)
     setting = f"vae.pretrained={name!r}"
-    for where in ({}, {"subfolder": "vae"}):  # the second: as a pipeline's part
+    for where in ({}, {"subfolder": "vae"}):  # a VAE's folder, then a pipeline's
         with contextlib.suppress(OSError):
             config = ODVAE.load_config(name, **where)
             break
     else:
-        raise InputError(f"{setting}: no config.json of a VAE can be read there, nor of a pipeline's part `vae`")
+        raise InputError(f"{setting}: found neither a VAE's config.json nor a pipeline with a folder `vae`")
     try:
         vae = _class_named(config.get("_class_name"), setting).from_pretrained(name, **where)
     except OSError as error:
@@ -166,8 +168,8 @@ def load_pretrained_vae(name: str) -> VideoVAE:
 def _class_named(name: object, source: object) -> Any:
     if name == "FrameVAE":
         raise InputError(
-            f"{source}: _class_name is 'FrameVAE', the name of version 0.1 for PerFrameVAE: write "
-            '"PerFrameVAE" there, the weights are the same'
+            f"{source}: _class_name is 'FrameVAE', which is PerFrameVAE since version 0.2; change it to "
+            '"PerFrameVAE", the weights are the same'
         )
     classes = vae_classes()
     if name not in classes:

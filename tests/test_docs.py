@@ -183,7 +183,7 @@ def test_the_architecture_figure_shows_the_convolutions_of_the_model():
     encoder, decoder = figure["describe_encoder"](vae), figure["describe_decoder"](vae)
     frame_by_frame, causal = [(False, False)] * 2, [(True, True)] * 2
     assert encoder.levels == [frame_by_frame, frame_by_frame, causal, causal]
-    assert [(layer.sees_time, layer.changes_time) for layer in encoder.samplers] == [
+    assert [(layer.temporal, layer.changes_time) for layer in encoder.samplers] == [
         (False,) * 2,
         (True,) * 2,
         (True,) * 2,

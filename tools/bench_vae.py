@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from odvae.benchmark import DTYPES, MODELS, Case, measure_alone, table
-from odvae.frame_counts import check_frame_count, check_picture_size
+from odvae.frame_counts import check_frame_count, check_frame_size
 from odvae.model import ODVAE
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import make_output_folder, write_json
@@ -70,7 +70,7 @@ def main() -> None:
 def check(options: argparse.Namespace) -> None:
     """Raise InputError for a clip or device that cannot be measured."""
     check_frame_count(options.frames, ODVAE.temporal_compression_ratio, "--frames")
-    check_picture_size(options.size, options.size, ODVAE.spatial_compression_ratio, ("--size", "--size"))
+    check_frame_size(options.size, options.size, ODVAE.spatial_compression_ratio, ("--size", "--size"))
     if options.repeats < 1:
         raise InputError(f"--repeats must be at least 1, found {options.repeats}")
     if options.device == "cuda" and not torch.cuda.is_available():

@@ -24,7 +24,7 @@ from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 from torch import nn
 
 from odvae import ODVAE
-from odvae.encoder_decoder import SEES_TIME
+from odvae.encoder_decoder import TEMPORAL_CONVS
 from odvae.layers import CausalConv3d
 from odvae.running.errors import readable_errors
 
@@ -45,7 +45,7 @@ Blocks = list[tuple[bool, bool]]  # for each residual block, whether its first a
 class Sampler:
     """The convolution between two levels."""
 
-    sees_time: bool
+    temporal: bool
     changes_time: bool
 
 
@@ -63,24 +63,24 @@ class Half:
 
 def describe_encoder(vae: ODVAE) -> Half:
     samplers = [level.downsamplers[0] for level in vae.encoder.down_blocks[:-1]]
-    changes = [Sampler(sees_time(layer.conv), layer.halves_time) for layer in samplers]
+    changes = [Sampler(is_temporal(layer.conv), layer.halves_time) for layer in samplers]
     return _describe(vae.encoder, list(vae.encoder.down_blocks), changes)
 
 
 def describe_decoder(vae: ODVAE) -> Half:
     levels = list(reversed(vae.decoder.up_blocks))
     samplers = [level.upsamplers[0] for level in levels[1:]]
-    changes = [Sampler(sees_time(layer.conv), layer.doubles_time) for layer in samplers]
+    changes = [Sampler(is_temporal(layer.conv), layer.doubles_time) for layer in samplers]
     return _describe(vae.decoder, levels, changes)
 
 
 def _describe(half: nn.Module, levels: list[nn.Module], samplers: list[Sampler]) -> Half:
     def blocks(part: nn.Module) -> Blocks:
-        return [(sees_time(block.conv1), sees_time(block.conv2)) for block in part.resnets]
+        return [(is_temporal(block.conv1), is_temporal(block.conv2)) for block in part.resnets]
 
     return Half(
-        first=sees_time(half.conv_in),
-        last=sees_time(half.conv_out),
+        first=is_temporal(half.conv_in),
+        last=is_temporal(half.conv_out),
         levels=[blocks(level) for level in levels],
         samplers=samplers,
         middle=blocks(half.mid_block),
@@ -88,7 +88,7 @@ def _describe(half: nn.Module, levels: list[nn.Module], samplers: list[Sampler])
     )
 
 
-def sees_time(conv: nn.Module) -> bool:
+def is_temporal(conv: nn.Module) -> bool:
     return isinstance(conv, CausalConv3d)
 
 
@@ -190,7 +190,7 @@ def _draw_sampler(axes: Axes, i: int, y: float, sampler: Sampler, encodes: bool)
     x = (LEVEL_X[i] + LEVEL_X[i + 1]) / 2 + 2
     large, small = LEVEL_HEIGHT[i] / 2, LEVEL_HEIGHT[i + 1] / 2
     corners = [(x - 8, y - large), (x - 8, y + large), (x + 8, y + small), (x + 8, y - small)]
-    axes.add_patch(Polygon(corners, facecolor=_color(sampler.sees_time)))
+    axes.add_patch(Polygon(corners, facecolor=_color(sampler.temporal)))
     sign, changed = "÷" if encodes else "×", "t, h, w" if sampler.changes_time else "h, w"
     _text(axes, x, y - large - 9, f"{changed} {sign} 2")
     return x - 8, x + 8
@@ -252,7 +252,7 @@ def _draw_frames_and_latents(axes: Axes, k: int = 3, size: float = 38) -> None:
 def main() -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("--variant", type=int, default=4, choices=SEES_TIME, help="default: %(default)s")
+    parser.add_argument("--variant", type=int, default=4, choices=TEMPORAL_CONVS, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("docs/architecture.svg"), help="default: %(default)s")
     options = parser.parse_args()
     with torch.device("meta"):

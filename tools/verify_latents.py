@@ -14,7 +14,7 @@ from pathlib import Path
 from ldm.encoding.verify import TOLERANCE, find_problems, reencode
 from ldm.latents.manifest import load_manifest
 from odvae.running.errors import readable_errors
-from odvae.video.frame_grid import save_picture, strip
+from odvae.video.frame_grid import frame_grid, save_image
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
             pairs += [entry.source, entry.decoded]
         same_size = [video for video in pairs if video.shape == pairs[0].shape]  # a picture has videos of one size
         picture = options.picture or options.folder / "verification.png"
-        save_picture(picture, strip(same_size[:16]))
+        save_image(picture, frame_grid(same_size[:16]))
         print(f"source above decoded latents: {picture}")
     entries = manifest.train_entries + manifest.held_out_entries
     print(f"{options.folder}: {entries} entries in {len(manifest.shards)} shards; {len(problems)} problems")

@@ -15,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from odvae.running.errors import InputError
-from odvae.running.files import folder_aside
+from odvae.running.files import atomic_folder
 from odvae.video.files import write_video
 
 SHAPES = ("circle", "square", "triangle")
@@ -210,7 +210,7 @@ def write_demo_videos(
         return
     scenes = training_scenes(count, seed)
     bar = tqdm(scenes, desc=f"demo videos -> {folder}", unit="clip", disable=not progress)
-    with folder_aside(folder) as partial:
+    with atomic_folder(folder) as partial:
         for i, scene in enumerate(bar):
             write_video(partial / f"{i:05d}.mp4", render(scene, (seed, i), frames, size), fps)
             (partial / f"{i:05d}.txt").write_text(scene.caption, encoding="utf-8")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from odvae.running.errors import InputError
-from odvae.running.files import written_aside
+from odvae.running.files import atomic_file
 from odvae.running.hashing import file_fingerprint
 
 TORCHSCRIPT_URL = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
@@ -159,7 +159,7 @@ def download_torchscript() -> Path:
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with urllib.request.urlopen(TORCHSCRIPT_URL, timeout=60) as response, written_aside(path) as file:
+            with urllib.request.urlopen(TORCHSCRIPT_URL, timeout=60) as response, atomic_file(path) as file:
                 while block := response.read(1 << 20):
                     file.write(block)
         except OSError as error:

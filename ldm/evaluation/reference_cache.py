@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
-from odvae.running.files import written_aside
+from odvae.running.files import atomic_file
 from odvae.shards.samples import Sample
 
 
@@ -39,7 +39,7 @@ def cached_features(folder: Path, description: dict, measure: Callable[[], np.nd
     features = measure()
     if state.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as file:
+        with atomic_file(path) as file:
             file.write(save({"features": features}, metadata={"description": json.dumps(description)}))
     state.wait_for_everyone()
     return features

@@ -26,7 +26,7 @@ from odvae.clips.settings import DataSettings
 from odvae.flicker import added_flicker, steadiness
 from odvae.running.errors import InputError
 from odvae.running.progress import progress_bar
-from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
+from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 from odvae.shards.samples import Sample
 from odvae.video.files import decode
 from odvae.video.pixels import to_float, to_uint8
@@ -159,7 +159,7 @@ def batches_of_rank(clips: Dataset, scorers: Scorers, description: str) -> Itera
         collate_fn=np.stack,
         worker_init_fn=leave_stop_signals_to_parent,
     )
-    with workers_begin_shielded():
+    with stop_signals_blocked():
         loaded = iter(loader)
     with progress_bar(description, 0, len(mine), unit="clip") as bar:
         for indices, batch in zip(batches, loaded, strict=True):

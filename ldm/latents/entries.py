@@ -28,7 +28,7 @@ from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, shuffled_index
-from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
+from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 from odvae.shards.samples import Sample
 from odvae.shards.tars import index_shard
 
@@ -166,7 +166,7 @@ def latent_batches(
         pin_memory=uses_cuda(),
         worker_init_fn=_start_worker,
     )
-    with workers_begin_shielded():
+    with stop_signals_blocked():
         return iter(loader)
 
 

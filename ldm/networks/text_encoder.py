@@ -29,7 +29,7 @@ from transformers import (
 
 from ldm.networks.settings import TextSettings
 from odvae.running.errors import InputError
-from odvae.running.files import folder_aside, read_json
+from odvae.running.files import atomic_folder, read_json
 from odvae.running.progress import progress_over
 from odvae.running.seeds import torch_generator
 
@@ -155,9 +155,9 @@ def learn_text_encoder(captions: Sequence[str], settings: TextSettings, folder: 
         optimizer.zero_grad()
     encoder = BertModel(model.config)  # with the pooler that transformers expects in text encoders
     encoder.load_state_dict(model.bert.state_dict(), strict=False)
-    with folder_aside(folder) as aside, quiet_transformers():
-        encoder.save_pretrained(aside)
-        tokenizer.save_pretrained(aside)
+    with atomic_folder(folder) as temporary, quiet_transformers():
+        encoder.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
 
 
 def has_vocabulary(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from odvae.running.files import read_json, read_json_lines, write_text
 from odvae.running.report_file import STAGES
 from odvae.running.run_folder import RunFolder
 from odvae.video.files import decode
-from odvae.video.frame_grid import save_picture, strip
+from odvae.video.frame_grid import frame_grid, save_image
 
 LABELS = {
     "generated": "generated",
@@ -101,10 +101,10 @@ def side_by_side(folders: RunFolder, samples: list[dict], num_visualized: int) -
     generated = {row["source"]: row for row in reversed(samples) if row["group"] == "held_out"}
     rows = []
     for row in read_json_lines(table) if table.is_file() else []:
-        if "made" in row and row["key"] in generated and len(rows) < num_visualized:
+        if "reconstructed" in row and row["key"] in generated and len(rows) < num_visualized:
             files = {
                 "real": folders.report / row["real"],
-                "reconstructed": folders.report / row["made"],
+                "reconstructed": folders.report / row["reconstructed"],
                 "generated": folders.samples / generated[row["key"]]["file"],
             }
             videos = {name: video_uri(path) for name, path in files.items()}
@@ -129,7 +129,7 @@ def write_overview(folders: RunFolder, rows: list[dict]) -> None:
     """Write frames of the first rows' real, reconstructed and generated videos as one image."""
     strips = [np.stack(list(decode(path, path.name))) for row in rows[:3] for path in row["files"].values()]
     if strips:
-        save_picture(folders.report / "overview.png", strip(strips))
+        save_image(folders.report / "overview.png", frame_grid(strips))
 
 
 def distance_charts(report: dict) -> dict[str, list[Markup]]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from ldm.networks.factory import Network
-from odvae.frame_counts import check_frame_count, check_picture_size, latent_frames
+from odvae.frame_counts import check_frame_count, check_frame_size, latent_frames
 from odvae.running.errors import InputError
 from odvae.video_vae import VideoVAE
 
@@ -56,7 +56,7 @@ def latent_shape(
         check_frame_count(frames, vae.temporal_compression_ratio, "num_frames")
         t = latent_frames(frames, vae.temporal_compression_ratio)
     height, width = (h * factor if height is None else height), (w * factor if width is None else width)
-    check_picture_size(height, width, factor)
+    check_frame_size(height, width, factor)
     shape = (transformer.config.latent_channels, t, height // factor, width // factor)
     transformer.token_grid(torch.empty(1, *shape, device="meta"))  # raises where the patches do not divide it
     return shape

@@ -16,7 +16,7 @@ from odvae.clips.sampling import BatchPlan
 from odvae.clips.settings import DataSettings
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
-from odvae.running.benchmarking import PeakMemory, count_flops, now
+from odvae.running.measuring import PeakMemory, count_flops, now
 from odvae.running.seeds import torch_generator
 from odvae.training.optimization import make_accelerator, make_optimizer
 from odvae.video_vae import VideoVAE, load_vae

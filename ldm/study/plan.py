@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from ldm.experiment import Experiment
 from ldm.training.settings import LDMSettings
-from odvae.frame_counts import check_frame_count, check_group
+from odvae.frame_counts import check_frame_count, check_tile_frames
 from odvae.running.settings import Settings
 from odvae.settings import Init
 
@@ -58,7 +58,7 @@ class StudySettings(Settings):
         if self.long_clips is not None and self.experiment.vae.compression is not None:
             ratio, _ = self.experiment.vae.compression
             check_frame_count(self.long_clips.frames, ratio, "long_clips.frames")
-            check_group(self.long_clips.tile_frames, ratio, "long_clips.tile_frames")
+            check_tile_frames(self.long_clips.tile_frames, ratio, "long_clips.tile_frames")
         return self
 
     @property

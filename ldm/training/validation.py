@@ -14,7 +14,7 @@ from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.schedulers import Guidance, guided_prediction, make_scheduler, sample_latents
 from ldm.training.batches import LatentData, SampleLoss
 from odvae.training.tracking import MetricsLog
-from odvae.video.frame_grid import strip
+from odvae.video.frame_grid import frame_grid
 from odvae.video.pixels import to_uint8
 from odvae.video_vae import VideoVAE
 
@@ -84,5 +84,5 @@ def log_samples(
             videos.append(to_uint8(torch.cat(pieces, dim=2)[0]))
     vae.to("cpu")  # it is needed rarely
     if accelerator.is_main_process:
-        log.picture(step, "strips", strip(videos))
+        log.image(step, "strips", frame_grid(videos))
         log.video(step, "videos", np.concatenate(videos, axis=2), data.frame_rate())

@@ -1,4 +1,4 @@
-"""What every command stands on: settings, errors, the run folder, processes and their ranks.
+"""Common code of all commands: settings, errors, run folder, stages, worker processes, distributed ranks.
 
-In: a YAML file, a command line, a folder. Out: checked settings, whole files, one clear error a mistake.
+In: a YAML file, a command line, a folder. Out: checked settings, complete files, one clear error per mistake.
 """

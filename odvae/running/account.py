@@ -1,4 +1,4 @@
-"""What became of the videos a command was given: used, or left out with a reason. Each is counted and named."""
+"""Account of a command's input videos: how many were used, and which were left out for what reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from odvae.running.text import printable, valid_unicode
 
 ACCOUNT = "account.json"
 
-# The usual reasons, so that the same thing has one name in every stage.
+# Common reasons, so that all stages use the same words.
 UNREADABLE = "cannot be decoded"
 NO_VIDEO = "holds no video"
 TOO_SHORT = "shorter than a clip"
@@ -26,34 +26,34 @@ _NAMES_SHOWN, _CLASSES_SHOWN = 3, 5
 
 @dataclass
 class Account:
-    """Found = used + left out. `what` names the things in the plural."""
+    """Counts of items found = used + left out. `what` is the items' name in the plural."""
 
     what: str = "videos"
     used: int = 0
     without_caption: int | None = None
-    """Of the used; None where captions do not matter."""
+    """Number of used items without a caption; None if captions are irrelevant."""
     classes: dict[str, int] = field(default_factory=dict)
-    """Used ones by class."""
+    """Number of used items by class."""
     left_out: dict[str, dict[str, str]] = field(default_factory=dict)
-    """Reason -> {name: what exactly}."""
+    """Reason -> {name of the item: details}."""
     notes: list[str] = field(default_factory=list)
-    """What else a reader should know, a sentence each."""
+    """Further sentences for the reader."""
 
     def use(self, captioned: bool | None = None, label: str | None = None) -> None:
-        """Count one that is used; `captioned` says whether it has a caption, where that matters."""
+        """Count a used item; `captioned`: whether it has a caption, None if captions are irrelevant."""
         self.used += 1
         if captioned is not None:
             self.without_caption = (self.without_caption or 0) + (not captioned)
         if label is not None:
             self.classes[label] = self.classes.get(label, 0) + 1
 
-    def leave_out(self, name: str, reason: str, exactly: str = "") -> None:
-        """Count one that is not used. The same name under the same reason counts once."""
-        exactly = exactly.removeprefix(name).removeprefix(":").strip() or reason
-        self.left_out.setdefault(reason, {})[valid_unicode(name)] = valid_unicode(exactly)
+    def leave_out(self, name: str, reason: str, details: str = "") -> None:
+        """Count an item that is not used. The same name with the same reason counts once."""
+        details = details.removeprefix(name).removeprefix(":").strip() or reason
+        self.left_out.setdefault(reason, {})[valid_unicode(name)] = valid_unicode(details)
 
     def add(self, other: Account) -> None:
-        """Count all of another account too."""
+        """Add the counts, names and notes of another account."""
         self.used += other.used
         if other.without_caption is not None:
             self.without_caption = (self.without_caption or 0) + other.without_caption
@@ -73,11 +73,11 @@ class Account:
 
     @property
     def captioned(self) -> int | None:
-        """Used ones that have a caption; None where captions do not matter."""
+        """Number of used items with a caption; None if captions are irrelevant."""
         return None if self.without_caption is None else self.used - self.without_caption
 
     def table(self) -> str:
-        """The account as a person reads it, a few lines; every name is in `to_json`."""
+        """The account as a short text table; `to_json` has every name."""
         rows = [(f"{self.what} found", str(self.found), ""), ("used", str(self.used), "")]
         rows.append(("left out", str(self.count_left_out), ""))
         for reason, names in sorted(self.left_out.items(), key=lambda item: (-len(item[1]), item[0])):
@@ -111,7 +111,7 @@ class Account:
         return cls(left_out=left_out, **kept)
 
     def save(self, folder: Path) -> None:
-        """Write every count and name to `account.json` in a stage's folder."""
+        """Write all counts and names to `account.json` in a stage's folder."""
         write_json(folder / ACCOUNT, self.to_json())
 
 
@@ -125,6 +125,6 @@ def _a_few(names: list[str]) -> str:
 
 
 def most_frequent(counts: Mapping[str, int], most: int) -> str:
-    """The names with the largest counts, and how many more there are."""
+    """The `most` names with the largest counts, and the number of the others, as text."""
     shown = ", ".join(f"{printable(name)} ({count})" for name, count in Counter(counts).most_common(most))
     return shown + (f" and {len(counts) - most} more" if len(counts) > most else "")

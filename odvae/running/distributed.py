@@ -1,4 +1,4 @@
-"""The processes of one launch."""
+"""Distributed ranks of one launch: joining them, sharing CPU cores, decisions of the main process."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 T = TypeVar("T")
 
-# How long ranks wait for each other. The usual ten minutes are too short where one of them counts frames, hashes
-# terabytes or finishes its last shard while the others are done.
-PATIENCE = timedelta(hours=12)
+# How long ranks wait for each other. The default of ten minutes is too short if one rank counts frames, hashes
+# terabytes or finishes its last shard while the others wait.
+TIMEOUT = timedelta(hours=12)
 
 
 def join_ranks() -> PartialState:
-    """Join the other processes of the launch; to be called before anything else asks which rank it is.
+    """Join the other processes of the launch. Call it before anything else uses the rank.
 
-    Left to itself, accelerate takes several ranks on a machine without an accelerator for as many single runs.
+    By default accelerate treats several ranks on a machine without an accelerator as separate single-process runs.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu, timeout=PATIENCE)
+    state = PartialState(cpu=on_cpu, timeout=TIMEOUT)
     if state.device.type == "cpu":
         share_cores()
     return state
 
 
 def share_cores() -> None:
-    """Let each rank compute on its share of this machine's cores.
+    """Let each rank use its share of this machine's CPU cores.
 
-    accelerate launch and torchrun set OMP_NUM_THREADS=1 where nobody chose, which leaves cores idle when they are the
-    device. Another number was chosen by someone and stays.
+    If OMP_NUM_THREADS is not set, accelerate launch and torchrun set it to 1, which leaves cores idle when training on
+    CPUs. Any other value is kept.
     """
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -43,14 +43,14 @@ def share_cores() -> None:
 
 
 def uses_cuda() -> bool:
-    """Whether this launch computes on a CUDA GPU: a machine may have one and still be told to use its CPU."""
+    """Whether this launch computes on a CUDA GPU; with ACCELERATE_USE_CPU it does not, even if there is one."""
     return PartialState().device.type == "cuda"
 
 
 def decide_on_main_process(decision: Callable[[], T]) -> T:
-    """What `decision` gives on the main process, on every rank: another machine may not see the same files yet.
+    """The main process's result of `decision`, on every rank: other machines may not see the same files yet.
 
-    The value is plain data. An error there ends every rank; the main process alone says why.
+    The result must be plain data. An error in `decision` ends all ranks; only the main process prints it.
     """
     state = PartialState()
     if not state.is_main_process:

@@ -1,4 +1,4 @@
-"""Errors a person can act on, and how a command ends when one occurs."""
+"""InputError and its kinds: errors that a user can fix, printed as one line without a traceback."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from safetensors import SafetensorError
 
 
 class InputError(ValueError):
-    """Something a person gave (a file, a setting) cannot be used; the message names it and what is allowed."""
+    """A file or setting given by the user cannot be used; the message names it, what was found and what is allowed."""
 
     cause: ClassVar[Literal["task", "unfit", "limit"]] = "task"
-    """What a worker's failure by it means (`worker_pool.Failure`)."""
+    """The `cause` of the `worker_pool.Failure` that this error becomes in a worker process."""
 
 
 class MemoryLimitError(InputError):
-    """A file needs more memory than it may have."""
+    """A file needs more memory than is allowed."""
 
     cause = "limit"
 
 
 class UnfitError(InputError):
-    """A file that can be read and still is not what is asked for, such as a video that is shorter than a clip."""
+    """A file that can be read but is not suitable, such as a video that is shorter than a clip."""
 
     cause = "unfit"
 
 
-def is_want_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was refused; torch says so by a RuntimeError of its own."""
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is a failed memory allocation, which torch raises as a RuntimeError."""
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
-# The operating system's refusals that a person can lift; any other OSError is a bug and keeps its traceback.
+# Errors of the operating system that a user can fix; any other OSError is a bug and keeps its traceback.
 _STORAGE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
@@ -45,7 +45,7 @@ _STORAGE_ERRORS = {
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
-    """End the process with one clear line instead of a traceback for input errors, full disks and Ctrl-C.
+    """Within it, input errors, full disks and Ctrl-C end the process with one clear line in place of a traceback.
 
     Exit status: 1 for an input or storage error, 130 for an interrupt. A bug keeps its traceback.
     """
@@ -58,18 +58,18 @@ def readable_errors() -> Iterator[None]:
             raise
         where = f"{error.filename}: " if error.filename else ""
         _fail(
-            f"error: {where}{error.strerror}. What was written before is intact; run the same command again to go on.",
+            f"error: {where}{error.strerror}. What was written before is intact; run the same command again to resume.",
             1,
         )
     except KeyboardInterrupt:
-        _fail("interrupted: what was written before is intact; run the same command again to go on.", 130)
+        _fail("interrupted: what was written before is intact; run the same command again to resume.", 130)
 
 
 @contextlib.contextmanager
 def write_errors_named(path: Path) -> Iterator[None]:
-    """Within it, a model file that cannot be written is an InputError with its path.
+    """Within it, a failure to write a model file raises an InputError with `path`.
 
-    safetensors and torch.save report a full disk by errors of their own, not by OSError.
+    safetensors and torch.save do not raise OSError for a full disk, but errors of their own types.
     """
     try:
         yield
@@ -77,7 +77,7 @@ def write_errors_named(path: Path) -> Iterator[None]:
         if not isinstance(error, SafetensorError) and "PytorchStreamWriter" not in str(error):
             raise
         raise InputError(
-            f"cannot write {path}: {error}. What was written before is intact; run the same command again to go on"
+            f"cannot write {path}: {error}. What was written before is intact; run the same command again to resume"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and JSON in them."""
+"""Atomic writing of files and folders (complete or not at all), and reading of JSON."""
 
 from __future__ import annotations
 
@@ -18,11 +18,8 @@ from odvae.running.errors import InputError, write_errors_named
 from odvae.running.text import decode_text
 
 
-def name_aside(path: Path) -> Path:
-    """A name beside `path` for what is not whole yet, which no other process has, on whichever machine.
-
-    It says who writes it: `.NAME.HOST-PROCESS-RANDOM.partial`.
-    """
+def temporary_path(path: Path) -> Path:
+    """A unique path next to `path` for a file or folder that is not complete yet: .NAME.HOST-PROCESS-RANDOM.partial."""
     return path.with_name(f".{path.name}.{_host()}-{os.getpid()}-{secrets.token_hex(4)}.partial")
 
 
@@ -30,17 +27,18 @@ def _host() -> str:
     return socket.gethostname()[:40]
 
 
-def remove_leftovers(folder: Path, of_the_dead: bool = False) -> None:
-    """Remove what killed writers left half-written in the folder and below.
+def remove_leftovers(folder: Path, dead_only: bool = False) -> None:
+    """Remove incomplete files and folders that killed processes left in the folder and below.
 
-    `of_the_dead`: other processes may be writing, so only what one of this machine wrote that is no more.
+    `dead_only`: remove only those whose writer was a process of this machine that has ended, since other processes may
+    be writing.
     """
-    _remove(folder.rglob(".*.partial"), of_the_dead)
+    _remove(folder.rglob(".*.partial"), dead_only)
 
 
-def _remove(leftovers: Iterable[Path], of_the_dead: bool) -> None:
+def _remove(leftovers: Iterable[Path], dead_only: bool) -> None:
     for leftover in list(leftovers):
-        if not of_the_dead or _writer_is_gone(leftover):
+        if not dead_only or _writer_is_gone(leftover):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
@@ -48,7 +46,7 @@ def _remove(leftovers: Iterable[Path], of_the_dead: bool) -> None:
 
 
 def _writer_is_gone(leftover: Path) -> bool:
-    """Whether a process of this machine was writing it that is no more."""
+    """Whether the writer was a process of this machine that has ended."""
     found = re.search(rf"\.{re.escape(_host())}-(\d+)-[0-9a-f]{{8}}\.partial$", leftover.name)
     if found is None:
         return False
@@ -56,65 +54,65 @@ def _writer_is_gone(leftover: Path) -> bool:
         os.kill(int(found[1]), 0)
     except ProcessLookupError:
         return True
-    except PermissionError:  # it lives, and is another user's
+    except PermissionError:  # it is running, as another user
         return False
     return False
 
 
 @contextlib.contextmanager
-def written_aside(path: str | Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` only when the block ends well; until then `path` keeps what it held."""
+def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
+    """A binary file that replaces `path` when the block ends without an error; otherwise `path` does not change."""
     path = Path(path)
-    aside = name_aside(path)
+    temporary = temporary_path(path)
     try:
-        with open(aside, "wb") as file:
+        with open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def folder_aside(path: str | Path) -> Iterator[Path]:
-    """A new folder that appears at `path` only when the block ends well; a folder already there is replaced."""
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """A new folder that replaces `path` when the block ends without an error; otherwise `path` does not change."""
     path = Path(path)
-    _remove(path.parent.glob(f".{glob.escape(path.name)}.*.partial"), of_the_dead=True)
-    aside, retired = name_aside(path), name_aside(path)
-    aside.mkdir(parents=True)
+    _remove(path.parent.glob(f".{glob.escape(path.name)}.*.partial"), dead_only=True)
+    temporary, retired = temporary_path(path), temporary_path(path)
+    temporary.mkdir(parents=True)
     try:
-        yield aside
+        yield temporary
         replaces = path.exists()
         if replaces:
             path.rename(retired)
         try:
-            aside.rename(path)
+            temporary.rename(path)
         except OSError:
             if replaces:
                 retired.rename(path)
             raise
     finally:
-        for folder in (aside, retired):
+        for folder in (temporary, retired):
             shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
 def install_folder(path: str | Path) -> Iterator[Path]:
-    """A new folder whose files move into `path`, each whole, when the block ends well; other files there stay.
+    """A new folder whose files are moved into `path` when the block ends without an error; other files there stay.
 
-    config.json moves last: where it is, the rest of the model is too.
+    config.json is moved last: if it is there, the model is complete.
     """
     path = Path(path)
-    aside = path / name_aside(path).name
-    aside.mkdir(parents=True)
+    temporary = path / temporary_path(path).name
+    temporary.mkdir(parents=True)
     try:
         with write_errors_named(path):
-            yield aside
-        for file in sorted(aside.iterdir(), key=lambda file: file.name == "config.json"):
+            yield temporary
+        for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(path / file.name)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -122,7 +120,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    with written_aside(path) as file:
+    with atomic_file(path) as file:
         file.write(text.encode())
 
 
@@ -131,15 +129,15 @@ def read_json(path: str | Path) -> Any:
 
 
 def parse_json(text: str, name: str) -> Any:
-    """The value in a JSON text; `name` stands for it in the InputError where it is not valid."""
+    """Parse a JSON text. Raises InputError, which names the text `name`, if it is not valid."""
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, brackets in brackets
+    except (ValueError, RecursionError) as error:  # also for huge numbers and deep nesting
         raise InputError(f"{name} is not valid JSON: {error}") from None
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
-    """The rows of a .jsonl file; a last line cut short by a kill is left out."""
+    """The rows of a .jsonl file; an incomplete last line, left by a killed process, is ignored."""
     rows = []
     lines = decode_text(Path(path).read_bytes(), str(path)).splitlines()
     for number, line in enumerate(lines, start=1):
@@ -152,7 +150,7 @@ def read_json_lines(path: str | Path) -> list[dict]:
 
 
 def make_output_folder(path: str | Path) -> Path:
-    """Create a folder and prove that it can be written, before any long work begins."""
+    """Create a folder and check that files can be written into it. Raises InputError if not."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""Locks on folders, so that two commands never write over each other's work.
+"""Folder locks (flock), so that two commands never overwrite each other's files.
 
-A command that writes a folder for long holds its lock all the while, and a second one ends with an error at once
+A command that writes a folder for a long time holds its lock throughout, and a second one ends with an error at once
 (`sole_writer`). Where several commands may add to one folder, each holds the lock only while it changes a file, and the
-others wait that long (`exclusive_update`).
+others wait (`exclusive_update`).
 
-The kernel's flock is called directly: it ends with the process, however that ends, so a killed run never keeps its
-successor out. (The `filelock` library takes a file system without locks for a lock that is held, up to its version 3,
-or falls back to lock files that outlive a kill.)
+The kernel's flock is called directly: it ends with the process, so a killed run never blocks the next one. (The
+`filelock` library mistakes a file system without locks for a held lock, or, in later versions, falls back to lock files
+that remain after a kill.)
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, remove_leftovers
 
 LOCK = ".lock"
-PATIENCE = 600  # seconds that an update waits for the one before
+TIMEOUT = 600  # seconds to wait for another update
 
-# What flock answers where another process holds the lock, and where the file system has no locks (NFS without a lock
+# Error codes of flock if another process holds the lock, and if the file system has no locks (NFS without a lock
 # daemon, Lustre mounted without `flock`).
 _HELD = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES}
 _UNSUPPORTED = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -39,9 +39,9 @@ _warned: set[Path] = set()
 
 @contextlib.contextmanager
 def sole_writer(folder: Path, lock: Path | None = None) -> Iterator[None]:
-    """Be the one that writes into a folder, and remove what a killed writer left half-written.
+    """Hold the lock of a folder as its only writer, and remove incomplete files that a killed writer left in it.
 
-    `lock` is the lock's file, where it is not the folder's `.lock`. Raises InputError where another process holds it.
+    `lock`: the lock file, if it is not `.lock` in the folder. Raises InputError if another process holds it.
     """
     make_output_folder(folder if lock is None else lock.parent)
     held = f"{folder} is being written by another process ({{}}); wait for it, or end it"
@@ -52,16 +52,19 @@ def sole_writer(folder: Path, lock: Path | None = None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def exclusive_update(folder: Path) -> Iterator[None]:
-    """Read, change and write files of the folder while no other process does; waits for those before."""
-    held = f"another process ({{}}) has been changing files of {folder} for {PATIENCE} s; end it"
-    with _locked(folder / LOCK, PATIENCE, held):
+    """Hold the folder's lock while its files are changed; waits until other processes have released it.
+
+    Raises InputError if one holds it for longer than TIMEOUT.
+    """
+    held = f"another process ({{}}) has been changing files of {folder} for {TIMEOUT} s; end it"
+    with _locked(folder / LOCK, TIMEOUT, held):
         yield
 
 
 @contextlib.contextmanager
-def _locked(path: Path, patience: float, message: str) -> Iterator[None]:
+def _locked(path: Path, timeout: float, message: str) -> Iterator[None]:
     with open(path, "a+") as file:
-        _acquire(file, path, patience, message)
+        _acquire(file, path, timeout, message)
         _held_files.add(file)
         try:
             file.truncate(0)
@@ -72,9 +75,9 @@ def _locked(path: Path, patience: float, message: str) -> Iterator[None]:
             _held_files.discard(file)
 
 
-def _acquire(file: TextIO, path: Path, patience: float, message: str) -> None:
-    """Lock the file within `patience` seconds. Raises InputError with `message`, which takes the holder's name."""
-    give_up, announced = time.monotonic() + patience, not patience
+def _acquire(file: TextIO, path: Path, timeout: float, message: str) -> None:
+    """Lock the file within `timeout` seconds. Raises InputError with `message`, formatted with the holder's name."""
+    deadline, announced = time.monotonic() + timeout, not timeout
     while True:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,9 +90,9 @@ def _acquire(file: TextIO, path: Path, patience: float, message: str) -> None:
                 raise
         file.seek(0)
         holder = file.read().strip()
-        if time.monotonic() >= give_up:
+        if time.monotonic() >= deadline:
             raise InputError(message.format(holder)) from None
-        if not announced and time.monotonic() > give_up - patience + 5:
+        if not announced and time.monotonic() > deadline - timeout + 5:
             print(f"waiting for another process ({holder}) that updates {path.parent}", file=sys.stderr, flush=True)
             announced = True
         time.sleep(0.05)
@@ -107,7 +110,7 @@ def _warn_once(path: Path, error: OSError) -> None:
 
 
 def _close_in_child() -> None:
-    """A worker process has a copy of the open file, and would hold the lock when its parent was killed."""
+    """Close a worker's copies of the open files, with which it would keep the locks after its parent is killed."""
     for file in _held_files:
         file.close()
     _held_files.clear()

@@ -1,4 +1,4 @@
-"""Hashes: of a model's weights, whatever file they came from, and of files."""
+"""sha256 hashes of model weights (independent of the file format) and of files, with a cache."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from odvae.running.files import read_json, write_json
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of a model's tensors, in name order."""
+    """sha256 of the names, dtypes, shapes and bytes of a model's tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -31,9 +31,9 @@ def file_fingerprint(path: Path) -> str:
 
 
 class HashCache:
-    """Hashes each file once; again only where its size or time of change is another than then.
+    """Hashes a file only if its size or modification time has changed since it was last hashed.
 
-    A changed bit under an unchanged time goes unseen: who must know hashes anew (`fingerprints.file_fingerprint`).
+    A change that keeps both is not noticed; use `file_fingerprint` where that matters.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,6 +50,6 @@ class HashCache:
         return digest
 
     def save(self) -> None:
-        """Keep it for next time; in a folder that may not be written everything is hashed again then."""
+        """Save the cache. Without write permission, all files are hashed again next time."""
         with contextlib.suppress(OSError):
             write_json(self.path, self.known)

@@ -1,4 +1,4 @@
-"""Progress bars with rate and time left, on the main process."""
+"""Progress bars (tqdm) on the main process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def progress_bar(description: str, done: int, total: int, unit: str = "step") -> tqdm:
-    """A bar with rate and time left on the main process; a line every ten seconds where the output is no terminal."""
+    """A progress bar with rate and remaining time; a line every ten seconds if the output is not a terminal."""
     return tqdm(
         desc=description,
         initial=done,
@@ -26,7 +26,7 @@ def progress_bar(description: str, done: int, total: int, unit: str = "step") ->
 
 
 def progress_over(items: Sequence[T], description: str, unit: str = "clip") -> Iterator[T]:
-    """The items, under a progress bar on the main process."""
+    """Yields the items, with a progress bar on the main process."""
     with progress_bar(description, 0, len(items), unit=unit) as bar:
         for item in items:
             yield item

@@ -1,4 +1,4 @@
-"""`report/report.json`: the numbers of a run. Each evaluation writes its own part; the others' parts stay."""
+"""The results of a run, `report/report.json`. Each evaluation updates its own part of it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ STAGES = ("vae", "latents", "ldm", "samples", "report")
 
 
 def update_report(folders: RunFolder, stage: Stage, parts: dict) -> None:
-    """Put new parts into report.json, each with the command and commit that made it, and each stage's minutes.
+    """Add or replace parts of report.json, with the command and commit that made them, and update all stages' minutes.
 
-    On the main process, within `stage.updating()`.
+    Call it on the main process, within `stage.updating()`.
     """
     stage.record()
     source = {"command": " ".join(sys.argv), "commit": code_version()["commit"]}
@@ -31,12 +31,12 @@ def update_report(folders: RunFolder, stage: Stage, parts: dict) -> None:
 
 
 def read_report(folders: RunFolder) -> dict:
-    """What report.json holds so far; empty before the first evaluation. Raises InputError for one of version 0.1."""
+    """The content of report.json; empty before the first evaluation. Raises InputError for a file of version 0.1."""
     path = folders.report / "report.json"
     report = read_json(path) if path.is_file() else {}
     if "ways" in (report.get("reconstruction") or {}):
         raise InputError(
-            f"{path} was written by version 0.1 (its `ways` is now `modes`), and nothing in it was changed: move "
+            f"{path} was written by version 0.1 (its `ways` is now `modes`) and was not changed: move "
             f"{folders.report} away and evaluate again (docs/changes.md)"
         )
     return report

@@ -1,4 +1,4 @@
-"""The run folder: where each stage's output lies, and which code made it."""
+"""Layout of the run folder, and version and commit of the running code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`runs/<experiment>/` with one folder a stage; each stage reads the folder before it and nothing else."""
+    """`runs/<experiment>/` with one folder per stage; stages communicate only through these folders."""
 
     root: Path
 
@@ -40,11 +40,11 @@ class RunFolder:
 
 
 def code_version() -> dict[str, str]:
-    """Which code runs: the package's version, and the commit where it runs from a git checkout."""
+    """The package's version, and the git commit if the code runs from a checkout."""
     record = {"version": version("odvae"), "commit": "unknown (not a git checkout)"}
     checkout = Path(__file__).resolve().parents[2]
     if (checkout / ".git").exists():
-        # Only reading: `status` would lock the index to refresh it, and a run killed then would leave it locked.
+        # No optional locks: `status` would lock the index to refresh it, and a run killed then would leave it locked.
         git = ["git", "--no-optional-locks", "-c", f"safe.directory={checkout}", "-C", str(checkout)]
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
         changes = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=False)

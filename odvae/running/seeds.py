@@ -1,7 +1,7 @@
-"""Randomness as a function of position: the same (seed, name, sample number) gives the same numbers anywhere.
+"""Random numbers as a function of position: a (seed, name, sample number) always gives the same random numbers.
 
-No stage keeps a random state. So a resumed run, another number of ranks and another batch size all see the
-same crops, noise and times for sample number n.
+No stage keeps a random state. So sample number n has the same crop, noise and timestep in a resumed run, with another
+number of ranks, and with another batch size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def derive_seed(*position: int | str) -> int:
-    """A 63-bit seed that depends on every element of `position`, and on nothing else."""
+    """A 63-bit seed that is a function of all elements of `position`."""
     digest = hashlib.blake2b(repr(position).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -32,7 +32,7 @@ def torch_generator(device: torch.device | str, *position: int | str) -> torch.G
 def normal_per_sample(
     shape: Sequence[int], seed: int, name: str, numbers: Sequence[int], device: torch.device | str
 ) -> Tensor:
-    """Standard normal noise (len(numbers), *shape); row i depends on (seed, name, numbers[i]) alone."""
+    """Standard normal noise (len(numbers), *shape); row i is a function of (seed, name, numbers[i])."""
     rows = [
         torch.randn(tuple(shape), generator=torch_generator(device, seed, name, number), device=device)
         for number in numbers
@@ -41,7 +41,7 @@ def normal_per_sample(
 
 
 def shuffled_index(number: int, count: int, seed: int) -> int:
-    """Which of `count` items sample `number` is: every `count` samples visit each once, in an order of their own."""
+    """Index, among `count` items, of sample `number`: each epoch visits every item once, in its own random order."""
     epoch, position = divmod(number, count)
     return int(_epoch_order(seed, epoch, count)[position])
 

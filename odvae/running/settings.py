@@ -1,6 +1,6 @@
-"""Settings: frozen pydantic models, read from one strict YAML file with dotted overrides.
+"""Settings as frozen pydantic models, read from a strict YAML file with dotted command-line overrides.
 
-A field's meaning is the docstring under it, so that the code, the error messages and `--help` say the same.
+The docstring under a field is also its description in `--help`.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from odvae.running.text import read_text_file
 
 
 class Settings(BaseModel):
-    """A frozen section of an experiment: unknown keys and wrong types are errors."""
+    """Base class of the sections of a config: frozen; unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
     )
     renamed_keys: ClassVar[Mapping[str, str]] = {}
-    """What version 0.1 called a key, and what it is called now; "key: value" stands for a value."""
+    """Key of version 0.1 -> its name now; for a renamed value, "key: value" -> "key: new value"."""
     renamed_section: ClassVar[str | None] = None
-    """What version 0.1 called the section of an experiment that has these settings."""
+    """The name that version 0.1 used for the section with these settings."""
 
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
 
 class MayChange:
-    """Marks a field that a run may go on with another value of: `steps: Annotated[int, MayChange]`.
+    """Marks a field whose value may change when a run is resumed: `steps: Annotated[int, MayChange]`.
 
-    It decides how long, how visibly or with how many helpers a stage works, not what comes out of a step.
+    Such a field determines the length of a run, its logging or its workers, but not the result of a step.
     """
 
 
 def differing_keys(before: Any, now: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (before, now) of every value in which two nested mappings differ; None where one lacks it.
+    """Dotted key -> (before, now) for every value in which two nested mappings differ; None for a missing value.
 
-    Elements of lists are numbered. A section that only one of them has is one value.
+    Elements of lists have their index as key. A section that only one of the mappings has is one value.
     """
     if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
         before, now = ({str(i): value for i, value in enumerate(values)} for values in (before, now))
@@ -63,9 +63,9 @@ def differing_keys(before: Any, now: Any, prefix: str = "") -> dict[str, tuple[A
 
 
 def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[str] = ()) -> SettingsT:
-    """Read `kind` from a YAML file, with `section.key=value` overrides (values are YAML) on top.
+    """Read `kind` from a YAML file and apply `section.key=value` overrides, whose values are YAML too.
 
-    Raises InputError naming the file, the key, what was found and what is allowed.
+    Raises InputError with the file, the key, what was found and what is allowed.
     """
     path = Path(path)
     data = read_yaml(read_text_file(path, "config file"), str(path)) or {}
@@ -76,9 +76,9 @@ def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[s
 
 
 def find_config(given: str | Path, shipped: Path) -> Path:
-    """The config file that is meant: a path, or the name of one in `shipped` (demo, configs/demo.yaml).
+    """Path of a config file, given by its path or by its name in the folder `shipped` (demo or configs/demo.yaml).
 
-    Raises InputError that lists the shipped ones.
+    Raises InputError, with the names of the shipped configs, if there is no such file.
     """
     given = Path(given)
     if given.is_file():
@@ -86,18 +86,18 @@ def find_config(given: str | Path, shipped: Path) -> Path:
     found = shipped / (given.as_posix().removeprefix("configs/").removesuffix(".yaml") + ".yaml")
     if given.is_absolute() or not found.is_file():
         names = sorted(str(path.relative_to(shipped).with_suffix("")) for path in shipped.rglob("*.yaml"))
-        raise InputError(f"config file {given} does not exist; those that come with the project: {', '.join(names)}")
+        raise InputError(f"config file {given} does not exist; the configs of this project are: {', '.join(names)}")
     return found
 
 
 def make_settings(kind: type[SettingsT], data: dict[str, Any], overrides: Sequence[str], source: str) -> SettingsT:
-    """`kind` from values and `section.key=value` overrides on top; `source` stands for them in error messages."""
+    """Create `kind` from values and `section.key=value` overrides. Raises InputError, which names `source`."""
     for override in overrides:
         _apply_override(data, override)
     try:
         text = json.dumps(data)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{source}: a value is no text, number, list or section: {error}") from None
+        raise InputError(f"{source}: a value is not a text, number, list or section: {error}") from None
     try:
         return kind.model_validate_json(text, strict=True)  # JSON mode: strict, yet lists fill tuples
     except ValidationError as error:
@@ -142,7 +142,7 @@ def _describe(problem: Any, kind: type[Settings]) -> str:
 
 def _keys_at(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
     for section in sections:
-        if section.isdecimal():  # a place in a tuple
+        if section.isdecimal():  # an index in a tuple
             continue
         field = kind.model_fields.get(section)
         if field is None:
@@ -152,14 +152,14 @@ def _keys_at(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:
 
 
 def _settings_in(annotation: Any) -> list[type[Settings]]:
-    """The Settings classes an annotation holds: itself, or in a union, a tuple or the like."""
+    """The Settings classes in an annotation: itself, or the members of a union, tuple or dict."""
     if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, Settings):
         return [annotation]
     return [kind for argument in get_args(annotation) for kind in _settings_in(argument)]
 
 
 def _is_marked(annotation: Any) -> bool:
-    """Whether `MayChange` stands in an annotation, as in `Annotated[int, MayChange] | None`."""
+    """Whether an annotation contains `MayChange`, as in `Annotated[int, MayChange] | None`."""
     return annotation is MayChange or any(_is_marked(argument) for argument in get_args(annotation))
 
 
@@ -168,14 +168,14 @@ def _field_may_change(field: FieldInfo) -> bool:
 
 
 def may_change(dotted: str, sections: Mapping[str, Any]) -> bool:
-    """Whether a run of these sections may go on with another value of a key: its field, or a section it is in, says so.
+    """Whether a key may change when a run is resumed: its field, or a section around it, is marked with `MayChange`.
 
-    A field that is in several classes of a union must be marked in each.
+    A field of several classes of a union must be marked in each of them.
     """
     section, *names = dotted.split(".")
     kinds = [type(sections[section])] if isinstance(sections.get(section), Settings) else []
     for name in names:
-        if name.isdecimal():  # a place in a tuple
+        if name.isdecimal():  # an index in a tuple
             continue
         fields = [kind.model_fields[name] for kind in kinds if name in kind.model_fields]
         if fields and all(_field_may_change(field) for field in fields):
@@ -185,9 +185,9 @@ def may_change(dotted: str, sections: Mapping[str, Any]) -> bool:
 
 
 def find_renamed(kind: type[Settings], data: Mapping[str, Any], old: str = "", new: str = "") -> dict[str, str]:
-    """Dotted key of version 0.1 -> dotted key now, of every key and value in `data` that had another name then.
+    """Dotted key of version 0.1 -> dotted key now, for every key and value in `data` that was renamed.
 
-    `old` and `new` are the dotted names of the section that `data` is, then and now.
+    `old` and `new` are the dotted prefixes of the section `data`, in version 0.1 and now.
     """
     now = dict(kind.renamed_keys)
     for name, field in kind.model_fields.items():
@@ -203,7 +203,7 @@ def find_renamed(kind: type[Settings], data: Mapping[str, Any], old: str = "", n
             continue
         annotation = kind.model_fields[name].annotation
         for inner in _settings_in(annotation):
-            several = _section_in(annotation) is None  # in a tuple or by name
+            several = _section_in(annotation) is None  # in a tuple or a dict
             found |= _find_renamed_in(inner, value, f"{old}{key}.", f"{new}{name}.", several)
     return found
 
@@ -235,12 +235,12 @@ def _type_name(annotation: Any) -> str:
 
 
 def _section_in(annotation: Any) -> type[Settings] | None:
-    """The Settings class of a section, `X` or `X | None`; none for several of them, in a tuple or by name."""
+    """The Settings class of a section, `X` or `X | None`; None for a tuple or dict of sections."""
     return next(iter(_settings_in(annotation)), None) if get_origin(annotation) not in (tuple, dict) else None
 
 
 def settings_help(kind: type[Settings], prefix: str = "") -> str:
-    """Every key with its type, default and meaning, one paragraph a key."""
+    """Every key with its type, default and meaning, one paragraph per key."""
     lines: list[str] = []
     for name, field in kind.model_fields.items():
         section = _section_in(field.annotation)
@@ -265,9 +265,9 @@ def parse_command_line(
     extra: argparse.ArgumentParser | None = None,
     arguments: Sequence[str] | None = None,
 ) -> tuple[SettingsT, argparse.Namespace]:
-    """`[--config FILE] [section.key=value ...]` plus the options of `extra` -> (settings, all parsed options).
+    """Parse `[--config FILE] [section.key=value ...]` and the options of `extra` -> (settings, all parsed options).
 
-    FILE may be the name of a config that lies beside the default one.
+    FILE may also be the name of a config in the folder of the default one.
     """
     parser = argparse.ArgumentParser(
         description=description,
@@ -275,9 +275,9 @@ def parse_command_line(
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"settings (YAML keys; override any as section.key=value):\n{settings_help(kind)}",
     )
-    meaning = "one experiment: a YAML file, or the name of one that comes with the project (default: %(default)s)"
+    meaning = "a YAML file, or the name of a config of this project (default: %(default)s)"
     parser.add_argument("--config", type=Path, default=default_config, help=meaning)
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings to change")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace settings of the file")
     options = parser.parse_intermixed_args(sys.argv[1:] if arguments is None else arguments)
     config = find_config(options.config, shipped=default_config.parent)
     return load_settings(kind, config, options.overrides), options

@@ -1,4 +1,4 @@
-"""A stage of the pipeline at work on its folder: one writer, the same settings as before, a clock, a way to stop."""
+"""A running stage: locks its folder, checks and records its settings, records its time, handles stop signals."""
 
 from __future__ import annotations
 
@@ -28,31 +28,32 @@ SETTINGS = "experiment.yaml"
 
 
 class Stage:
-    """One run of a command that writes into a folder; every rank enters and leaves it.
+    """Context of a command that writes into a folder; every rank enters and leaves it.
 
         with Stage(folder, sections) as stage:
             if stage.finished:
                 return
             ...
 
-    With `sections` (the settings everything in the folder follows from) the command is the folder's only writer: a
-    second one is refused at once, half-written files of a killed one are removed, and the settings must be those the
-    folder was begun with (`experiment.yaml`). Without, several commands may add to the folder; whatever one of them
-    reads, changes and writes again, it does in `updating`.
+    With `sections`, the settings that determine all files in the folder, the command is the folder's only writer: a
+    second command is refused at once, incomplete files of a killed one are removed, and the settings must be the same
+    as in earlier runs (`experiment.yaml`). Without, several commands may add to the folder; each must read and rewrite
+    files within `updating`.
 
-    `finished` says that an earlier run with the very same settings came to its end. A block that ends well makes the
-    stage finished, once every rank is there. `stage.json` has the minutes of all runs, the last command and its code.
+    `finished`: whether an earlier run with exactly the same settings is complete. If the block ends without an error,
+    the stage becomes finished once every rank has arrived. `stage.json` records the minutes of all runs, the last
+    command and its code version.
 
-    `whole`: the folder is made aside and replaced as a whole (`folder_aside`), so its lock lies beside it and it has
-    no record; here too a second command is refused.
+    `replaces_folder`: the folder is written as a whole with `atomic_folder`, so its lock is next to it and it has no
+    stage.json; a second command is refused too.
 
-    Stop signals end the block at once, except in a loop over `steps`, which is asked to save first.
+    Stop signals end the block at once, except in a loop over `steps`, which first saves (`stop_requested`).
 
-    Raises InputError for a folder that cannot be written, is being written, or was begun with other settings.
+    Raises InputError for a folder that cannot be written, is being written, or has a run with other settings.
     """
 
-    def __init__(self, folder: Path, sections: Mapping[str, Any] | None = None, whole: bool = False) -> None:
-        self.folder, self.sections, self.whole = folder, sections, whole
+    def __init__(self, folder: Path, sections: Mapping[str, Any] | None = None, replaces_folder: bool = False) -> None:
+        self.folder, self.sections, self.replaces_folder = folder, sections, replaces_folder
         self.state = PartialState()
         self.signals = StopSignals()
         self.finished = self._is_updating = False
@@ -76,15 +77,15 @@ class Stage:
             self.state.wait_for_everyone()
 
     def _begin(self, held: contextlib.ExitStack) -> bool:
-        """On the main process: lock, clean up, check and record; returns whether there is nothing left to do."""
+        """On the main process: lock, clean up, check and record. Returns whether the stage is already finished."""
         if self.sections is not None:
             check_not_made_by_0_1(self.folder / SETTINGS, self.sections)
-        if self.whole:
+        if self.replaces_folder:
             held.enter_context(sole_writer(self.folder, lock=self.folder.with_name(f".{self.folder.name}.lock")))
             return False
         if self.sections is None:
             make_output_folder(self.folder)
-            remove_leftovers(self.folder, of_the_dead=True)
+            remove_leftovers(self.folder, dead_only=True)
             return False
         held.enter_context(sole_writer(self.folder))
         same = record_settings(self.folder / SETTINGS, self.sections)
@@ -95,8 +96,8 @@ class Stage:
 
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:
-        """Within it no other command changes what it may in this folder; brief, since the others wait."""
-        if self.sections is not None or self.whole or self._is_updating:
+        """Within it no other command changes files of this folder. Keep it short, since other commands wait for it."""
+        if self.sections is not None or self.replaces_folder or self._is_updating:
             yield
             return
         with exclusive_update(self.folder):
@@ -112,7 +113,7 @@ class Stage:
 
     def record(self, finished: bool = False) -> None:
         """Add the time since the last record to `stage.json`. Only the main process writes."""
-        if self.whole or not self.state.is_main_process:
+        if self.replaces_folder or not self.state.is_main_process:
             return
         now = time.monotonic()
         with self.updating():
@@ -122,25 +123,28 @@ class Stage:
         self._counted = now
 
     def steps(self, first: int, last: int) -> Iterator[int]:
-        """The numbers of a training's steps, `last` included; meanwhile stop signals wait for `stop_requested`."""
+        """Yields the steps `first` to `last` of a training; stop signals are deferred until `stop_requested`."""
         with self.signals.deferred(first):
             yield from range(first, last + 1)
 
     def stop_requested(self, step: int) -> bool:
-        """Whether a stop signal came: then save and `stop`. To be asked after every step; all ranks hear the same."""
+        """Whether a stop signal was received; then save and call `stop`. Call it after every step.
+
+        The result is the same on all ranks.
+        """
         return self.signals.agreed(step)
 
     def stop(self, step: int) -> NoReturn:
-        """Say where the run stands and leave, with the exit status of the signal."""
+        """Print the last step and exit with the status of the signal."""
         if self.state.is_main_process:
             print(
-                f"\nstopped after step {step}, saved in {self.folder}; run the same command again to go on", flush=True
+                f"\nstopped after step {step}, saved in {self.folder}; run the same command again to resume", flush=True
             )
         raise SystemExit(128 + (self.signals.received or signal.SIGINT))
 
 
 def check_not_made_by_0_1(path: Path, sections: Mapping[str, Any]) -> None:
-    """Raise InputError for a record whose settings have the names of version 0.1, with what each is called now."""
+    """Raise InputError for a record with settings' names of version 0.1, with the names they have now."""
     record = read_yaml(read_text_file(path), str(path)) if path.exists() else {}
     renamed: dict[str, str] = {}
     for name, section in sections.items():
@@ -153,16 +157,16 @@ def check_not_made_by_0_1(path: Path, sections: Mapping[str, Any]) -> None:
         raise InputError(
             f"{path.parent} was made by version 0.1, whose settings had other names:\n"
             + "".join(f"  {old} is now {new}\n" for old, new in renamed.items())
-            + "nothing in it was changed. This version does not go on with it: choose another run folder (run=...), or "
+            + "nothing in it was changed. This version cannot resume it: choose another run folder (run=...), or "
             "finish it with version 0.1 (docs/changes.md)"
         )
 
 
 def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
-    """Write the resolved settings of a run, or check that a run already there was started with the same ones.
+    """Write the resolved settings of a run, or check that they equal those of the run that is already in the folder.
 
-    Returns whether they are the same to the last key. Raises InputError naming each key that differs, except those
-    whose field says that it `MayChange`.
+    Returns whether all keys are equal to those of an earlier run. Raises InputError with every key that differs and is
+    not marked with `MayChange`.
     """
     resolved = {
         name: section.model_dump(mode="json") if isinstance(section, Settings) else section
@@ -182,7 +186,7 @@ def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
 
 
 def names_of(**functions: Any) -> dict[str, dict[str, str]]:
-    """A section for a stage's record that says which functions of the caller's own it works with; None is left out."""
+    """A section for a stage's record with the names of the custom functions passed to it; None is left out."""
     names = {
         what: f"{function.__module__}.{getattr(function, '__qualname__', type(function).__name__)}"
         for what, function in functions.items()

@@ -1,4 +1,4 @@
-"""YAML without its surprises: 1e-4 is a number, `yes` is a word, a key given twice is an error."""
+"""Strict YAML reader: 1e-4 is a number, `yes` is a string, a duplicate key is an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from odvae.running.errors import InputError
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """YAML 1.2 where 1.1 surprises: 1e-4 is a number, `yes` is a word, a key given twice is an error."""
+    """Reads numbers and booleans as YAML 1.2 does (PyYAML implements 1.1), and rejects duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -34,10 +34,10 @@ _StrictLoader.add_implicit_resolver(
 
 
 def read_yaml(text: str, name: str) -> Any:
-    """The value in a YAML text; `name` stands for it in error messages."""
+    """Parse a YAML text. Raises InputError, which names the text `name`, if it is not valid."""
     try:
         return yaml.load(text, Loader=_StrictLoader)  # _StrictLoader is a SafeLoader: no code runs
     except InputError as error:
         raise InputError(f"{name}, {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a number or date that is none
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid number or date
         raise InputError(f"{name} is not valid YAML: {error}") from None

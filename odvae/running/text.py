@@ -1,4 +1,4 @@
-"""Text that people and other programs wrote, and the names of files: UTF-8, or an error that names the file."""
+"""Reading of UTF-8 text files with clear errors for other encodings, and printable file names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from odvae.running.errors import InputError
 
-# How a text begins that is in another encoding of Unicode; the longer ones first.
+# Byte order marks of other Unicode encodings, longest first.
 _OTHER_MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",
     b"\x00\x00\xfe\xff": "UTF-32",
@@ -20,10 +20,10 @@ _UTF8_MARK = b"\xef\xbb\xbf"
 
 
 def read_text_file(path: str | Path, what: str = "") -> str:
-    """The text of a UTF-8 file, without the mark some editors begin it with; line ends are as in the file.
+    """The text of a UTF-8 file, without a byte order mark; line ends are as in the file.
 
-    Raises InputError that names the file (as `what`, say "--prompts", and its path) where there is none that can be
-    read, or it is not UTF-8.
+    Raises InputError if the file cannot be read or is not UTF-8. The message names it by `what` (for example
+    "--prompts") and its path.
     """
     named = f"{what} {path}" if what else str(path)
     check_is_file(path, what)
@@ -34,7 +34,7 @@ def read_text_file(path: str | Path, what: str = "") -> str:
 
 
 def decode_text(data: bytes, name: str) -> str:
-    """The text in UTF-8 bytes; `name` stands for them in the InputError where they are something else."""
+    """Decode UTF-8 bytes. Raises InputError, which names them `name`, if they are not UTF-8."""
     if other := other_encoding(data):
         raise InputError(f"{name} is {other}, not UTF-8: save it as UTF-8 (iconv -f {other} -t UTF-8)")
     try:
@@ -42,13 +42,13 @@ def decode_text(data: bytes, name: str) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{name} is not UTF-8 ({error.reason} at byte {error.start}, line {line}): save it as UTF-8, "
-            "from Latin-1 by iconv -f LATIN1 -t UTF-8"
+            f"{name} is not UTF-8 ({error.reason} at byte {error.start}, line {line}): save it as UTF-8 (from Latin-1: "
+            "iconv -f LATIN1 -t UTF-8)"
         ) from None
 
 
 def other_encoding(data: bytes) -> str:
-    """UTF-16 or UTF-32 where bytes are a text in it, by their mark or by their zeros; else empty."""
+    """UTF-16 or UTF-32, if the bytes are such a text (judged by a byte order mark or many zeros); otherwise empty."""
     for mark, name in _OTHER_MARKS.items():
         if data.startswith(mark):
             return name
@@ -60,17 +60,17 @@ def other_encoding(data: bytes) -> str:
 
 
 def check_is_file(path: str | Path, what: str = "") -> None:
-    """Raise InputError that says what lies at a path where that is no file that can be read."""
+    """Raise InputError unless the path is a readable file; `what` is put before the path in the message."""
     if problem := why_no_file(path):
         raise InputError(f"{what} {path} {problem}".strip())
 
 
 def why_no_file(path: str | Path) -> str:
-    """What lies at a path, as the end of a sentence ("is a folder"); empty where it is a file that can be read."""
+    """Why a path is not a readable file, as the end of a sentence ("is a folder"); empty if it is one."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
-        return "is a link to what does not exist" if os.path.islink(path) else "does not exist"
+        return "is a broken link" if os.path.islink(path) else "does not exist"
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         return f"cannot be opened ({getattr(error, 'strerror', None) or error})"
     kinds = {
@@ -83,16 +83,16 @@ def why_no_file(path: str | Path) -> str:
     for is_kind, what in kinds.items():
         if is_kind(mode):
             return what
-    return "" if os.access(path, os.R_OK) else "may not be read (permission denied)"
+    return "" if os.access(path, os.R_OK) else "cannot be read (permission denied)"
 
 
 def valid_unicode(name: str) -> str:
-    """A name with the bytes that are not UTF-8 (which Python keeps as lone surrogates) escaped, as \\xff."""
+    """A name in which bytes that are not UTF-8 (lone surrogates in Python) are escaped as \\xff."""
     return "".join(_escaped(character) if unicodedata.category(character) == "Cs" else character for character in name)
 
 
 def printable(name: str) -> str:
-    """A name on one line: what is not UTF-8, control characters and line breaks are escaped."""
+    """A name on one line: bytes that are not UTF-8, control characters and line breaks are escaped."""
     return "".join(
         _escaped(character) if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") else character
         for character in name
@@ -100,11 +100,11 @@ def printable(name: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte, as os.fsdecode keeps it
+    if "\udc80" <= character <= "\udcff":  # a byte, as os.fsdecode represents it
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
 
 
-def same_text(name: str) -> str:
-    """A name in the one form of Unicode (NFC) in which names that look the same are the same."""
+def normalize_unicode(name: str) -> str:
+    """A name in Unicode's normal form NFC, in which names that look the same are equal."""
     return unicodedata.normalize("NFC", name)

@@ -1,8 +1,8 @@
-"""Worker processes that may die: what a decoder does to a process costs one result, never the run.
+"""Pool of worker processes with time and memory limits, in which a crash costs one task, never the run.
 
-Video decoders are large C libraries that meet files from anywhere: some crash, hang or eat memory. Here each task runs
-in a worker under a time limit, kept by the kernel's timer, which ends the process even inside C code, and under a
-memory limit. A worker that dies is replaced; its task's result is a `Failure` that says what happened.
+Video decoders are large C libraries that read untrusted files, and some files make them crash, hang or use too much
+memory. Here each task runs in a worker with a memory limit and with a time limit by a kernel timer, which ends the
+process even inside C code. A worker that dies is replaced; the result of its task is a `Failure` with the reason.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from typing import Generic, Literal, TypeVar
 
 import torch
 
-from odvae.running.errors import InputError, MemoryLimitError, is_want_of_memory
-from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
+from odvae.running.errors import InputError, MemoryLimitError, is_out_of_memory
+from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-# Tasks that wait at a worker while it is busy, so that it never waits for the main process to hand out the next.
+# Tasks queued at a busy worker, so that it never has to wait for the main process.
 _AHEAD = 2
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that gave no result, and why."""
+    """The reason why a task has no result."""
 
     reason: str
     cause: Literal["task", "unfit", "limit", "system"] = "task"
-    """The task itself, which would fail again; that it is fine and not what is asked for; a limit of time or memory; or
-    the system, which ended the process."""
+    """"task": it would fail again; "unfit": it succeeds, but its file is not suitable; "limit": of time or memory;
+    "system": the process was killed."""
 
 
 class Failures:
-    """Which of `total` things (videos, say) could not be used, and why; each is named when it is met.
+    """Which of `total` things (such as videos) could not be used, and why; each is printed as it occurs.
 
-    Raises InputError from `add` when more than `share` of them have failed: then something else is wrong.
+    `add` raises InputError if more than `share` (`data.failures_allowed`) of them have failed.
     """
 
     def __init__(self, total: int, share: float, what: str) -> None:
@@ -54,7 +54,7 @@ class Failures:
         self.counted = 0
 
     def add(self, name: str, reason: str, counts: bool = True) -> None:
-        """Note one, and count it. A second failure of the same thing is no news."""
+        """Record a failure, and count it if `counts`. A second failure of the same thing is ignored."""
         if name in self.reasons:
             return
         self.reasons[name] = reason if reason.startswith(name) else f"{name}: {reason}"
@@ -63,16 +63,18 @@ class Failures:
         print(f"left out: {self.reasons[name]} ({count} so far)", file=sys.stderr, flush=True)
         if self.counted > self.share * self.total:
             listed = "".join(f"\n  {reason}" for reason in list(self.reasons.values())[:20])
-            raise InputError(f"{count} could not be used, more than the share of {self.share:g} that may fail:{listed}")
+            raise InputError(
+                f"{count} could not be used, more than data.failures_allowed={self.share:g} of them:{listed}"
+            )
 
 
 class WorkerPool(Generic[Task, Result]):
-    """`workers` processes that compute `function(task)`, each for at most `seconds` and with `memory_gib` to spare.
+    """`workers` processes that compute `function(task)`, in at most `seconds` each and `memory_gib` additional memory.
 
-    Workers are forked, so `function` may hold anything; tasks and results travel through pipes: keep them small, and
-    give large results through memory that was shared before the pool began. An InputError in `function`, and want of
-    memory, is a Failure; any other exception is a bug and is raised here, with the name of the task it was met at, as
-    `name_of` has it. With workers=0 the tasks run in this process, unguarded, when their results are asked for.
+    Workers are forked, so `function` may refer to any objects. Tasks and results are sent through pipes: keep them
+    small, and return large results in memory that is shared before the pool is created. An InputError in `function`, or
+    a lack of memory, becomes a Failure; any other exception is a bug and is raised here, with the task's name
+    (`name_of`). With workers=0 the tasks run in this process, without limits, when their results are requested.
     """
 
     def __init__(
@@ -85,8 +87,8 @@ class WorkerPool(Generic[Task, Result]):
     ) -> None:
         self._workers: list[_Worker] = []
         self.function, self.seconds, self.memory_gib, self.name_of = function, seconds, memory_gib, name_of
-        self._tasks: dict[int, Task] = {}  # by ticket; not handed out, or handed out and not answered
-        self._waiting: deque[int] = deque()  # tickets that no worker has yet
+        self._tasks: dict[int, Task] = {}  # by ticket; tasks without a result yet
+        self._waiting: deque[int] = deque()  # tickets not sent to a worker yet
         self._results: dict[int, Result | Failure] = {}
         self._tickets = 0
         self._workers = [_Worker(self) for _ in range(workers)]
@@ -100,7 +102,7 @@ class WorkerPool(Generic[Task, Result]):
         return ticket
 
     def result(self, ticket: int) -> Result | Failure:
-        """A task's result; waits until it is there. Each ticket gives its result once."""
+        """Wait for a task's result and return it. Call it once per ticket."""
         if not self._workers:
             self._waiting.remove(ticket)
             return self._run_here(self._tasks.pop(ticket))
@@ -113,7 +115,7 @@ class WorkerPool(Generic[Task, Result]):
         return self._results.pop(ticket)
 
     def map(self, tasks: Iterable[Task], ahead: int) -> Iterator[Result | Failure]:
-        """Results in the order of the tasks, of which at most `ahead` are taken before they are needed."""
+        """Yield the results in the order of the tasks; at most `ahead` tasks are submitted in advance."""
         tickets: deque[int] = deque()
         for task in tasks:
             tickets.append(self.submit(task))
@@ -123,7 +125,7 @@ class WorkerPool(Generic[Task, Result]):
             yield self.result(tickets.popleft())
 
     def close(self) -> None:
-        """End the workers; what was not asked for is dropped."""
+        """End the workers; remaining tasks and results are dropped."""
         for worker in self._workers:
             worker.end()
         self._workers = []
@@ -154,7 +156,7 @@ class WorkerPool(Generic[Task, Result]):
                 return
             ticket = self._waiting.popleft()
             worker.tickets.append(ticket)
-            with contextlib.suppress(BrokenPipeError):  # it died: seen, and its tasks handed out anew, on receiving
+            with contextlib.suppress(BrokenPipeError):  # the worker died; `_receive` notices and resends its tasks
                 worker.connection.send(self._tasks[ticket])
 
     def _receive(self, worker: _Worker) -> None:
@@ -170,7 +172,7 @@ class WorkerPool(Generic[Task, Result]):
         self._results[ticket] = value
 
     def _replace(self, worker: _Worker) -> None:
-        """The oldest task killed the worker: a Failure. The others go back to the head of the queue."""
+        """Replace a dead worker. Its oldest task becomes a Failure; the others return to the head of the queue."""
         worker.process.join()
         tickets = worker.tickets
         if tickets:
@@ -185,14 +187,14 @@ class WorkerPool(Generic[Task, Result]):
         if exit_code == -signal.SIGALRM:
             return Failure(f"took longer than {self.seconds:g} s", "limit")
         if exit_code == -signal.SIGKILL:
-            return Failure("its process was killed, as for want of memory", "system")
+            return Failure("its process was killed, probably for lack of memory", "system")
         if exit_code < 0:
             return Failure(f"crashed its process ({signal.Signals(-exit_code).name})")
         return Failure(f"ended its process with status {exit_code}")
 
 
 class _Worker(Generic[Task, Result]):
-    """One process, the pipe to it, and the tickets it was handed and has not answered, oldest first."""
+    """A process, the pipe to it, and the tickets of the tasks sent to it that have no result yet, oldest first."""
 
     def __init__(self, pool: WorkerPool[Task, Result]) -> None:
         fork = multiprocessing.get_context("fork")
@@ -200,9 +202,9 @@ class _Worker(Generic[Task, Result]):
         self.connection, other_end = fork.Pipe()
         arguments = (pool.function, other_end, self.connection, pool.seconds, pool.memory_gib)
         self.process = fork.Process(target=_work, args=arguments, daemon=True)
-        with workers_begin_shielded():
+        with stop_signals_blocked():
             self.process.start()
-        other_end.close()  # or its end could not be seen here
+        other_end.close()  # otherwise the end of the process would not close the pipe
 
     def end(self) -> None:
         self.connection.close()
@@ -213,10 +215,10 @@ class _Worker(Generic[Task, Result]):
 def _work(
     function: Callable[[Task], Result], connection: Connection, parents_end: Connection, seconds: float, gib: float
 ) -> None:
-    """The life of a worker: answer tasks until the main process closes the pipe or ends."""
+    """Main function of a worker: run tasks until the main process closes the pipe or ends."""
     parents_end.close()
     leave_stop_signals_to_parent()
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # which ends the process at once, wherever it is
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the timer ends the process at once, even inside C code
     faulthandler.disable()
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -225,12 +227,12 @@ def _work(
         while True:
             task = connection.recv()
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            answer = _answer(function, task, gib)
+            result = _run(function, task, gib)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            connection.send(answer)
+            connection.send(result)
 
 
-def _answer(
+def _run(
     function: Callable[[Task], Result], task: Task, gib: float
 ) -> tuple[Literal["result", "bug"], Result | Failure | str]:
     too_much = Failure(f"needs more than {gib:g} GiB of memory", "limit")
@@ -241,17 +243,17 @@ def _answer(
     except InputError as error:
         return "result", Failure(str(error), error.cause)
     except Exception as error:
-        if is_want_of_memory(error):
+        if is_out_of_memory(error):
             return "result", too_much
         return "bug", traceback.format_exc()
 
 
 def _limit_memory(gib: float) -> None:
-    """Let this process have `gib` more than it has now; beyond that, memory is refused. Linux only."""
+    """Limit this process's memory to `gib` GiB more than it uses now. Linux only."""
     if sys.platform != "linux":
         return
     with open("/proc/self/statm") as file:
-        has = int(file.read().split()[5]) * resource.getpagesize()  # data and stack
+        used = int(file.read().split()[5]) * resource.getpagesize()  # data and stack
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = has + int(gib * 2**30)
+    limit = used + int(gib * 2**30)
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

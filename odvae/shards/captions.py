@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from odvae.running.errors import InputError
 from odvae.running.files import parse_json
-from odvae.running.text import check_is_file, decode_text, printable, same_text
+from odvae.running.text import check_is_file, decode_text, normalize_unicode, printable
 from odvae.shards.facts import about_sample
 from odvae.shards.samples import Sample
 from odvae.shards.source_folder import MEDIA_EXTENSIONS, SourceFolder, extension_of
@@ -186,10 +186,10 @@ def _texts_beside(source: SourceFolder) -> dict[str, list[str]]:
     there: dict[str, str] = {}
     for name in source.others:
         if extension_of(name) in _BESIDE:
-            there[same_text(os.path.splitext(name)[0]) + f".{extension_of(name)}"] = name
+            there[normalize_unicode(os.path.splitext(name)[0]) + f".{extension_of(name)}"] = name
     found: dict[str, list[str]] = {}
     for file in source.media if there else ():
-        folder, name = os.path.split(same_text(file))
+        folder, name = os.path.split(normalize_unicode(file))
         folders = [folder, *(os.path.join(folder, other) for other in _BESIDE_FOLDERS)]
         if folder:
             folders += [os.path.join(os.path.dirname(folder), other) for other in _BESIDE_FOLDERS]

@@ -18,7 +18,7 @@ from pathlib import Path
 import webdataset as wds
 
 from odvae.running.errors import InputError
-from odvae.running.files import written_aside
+from odvae.running.files import atomic_file
 from odvae.shards.samples import Sample
 
 # What webdataset's default decoder would unpickle.
@@ -182,7 +182,7 @@ def shard_writer(path: Path) -> Iterator[wds.TarWriter]:
 
     Values are bytes (`{"__key__": key, "mp4": ..., "json": ...}`): nothing is encoded behind the caller's back.
     """
-    with written_aside(path) as file:
+    with atomic_file(path) as file:
         writer = wds.TarWriter(file, encoder=False, mtime=0, user="odvae", group="odvae")
         try:
             yield writer

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from odvae.running.text import same_text
+from odvae.running.text import normalize_unicode
 
 # How well a row fits a file; the least is best, and only the best count.
 Fit = tuple[int, ...]
@@ -154,7 +154,7 @@ def seconds(written: object) -> float | None:
 
 def _normal(path: str) -> str:
     """A path in the one form in which paths are compared: NFC, slashes, no ./ and no empty parts."""
-    path = same_text(path.strip()).replace("\\", "/").removeprefix("file://")
+    path = normalize_unicode(path.strip()).replace("\\", "/").removeprefix("file://")
     absolute = path.startswith("/")
     parts: list[str] = []
     for part in path.split("/"):

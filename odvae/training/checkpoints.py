@@ -16,7 +16,7 @@ from torch import nn
 
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError, write_errors_named
-from odvae.running.files import name_aside, read_json, write_json
+from odvae.running.files import read_json, temporary_path, write_json
 from odvae.training.ema import EMA
 
 FORMAT = 2  # of a checkpoint's files and tensors; 1, which version 0.1 wrote, says no number
@@ -81,7 +81,7 @@ class Checkpoints:
     def save(self, step: int) -> None:
         """Write the state after `step` completed steps; an interrupted write leaves no checkpoint behind."""
         final = self.folder / f"step_{step:08d}"
-        name = decide_on_main_process(lambda: None if final.exists() else name_aside(final).name)
+        name = decide_on_main_process(lambda: None if final.exists() else temporary_path(final).name)
         if name is None:
             return
         aside = self.folder / name

@@ -1,4 +1,4 @@
-"""Averaged (EMA) weights of a network in training, whole or sharded over ranks (FSDP2)."""
+"""Exponential moving average (EMA) of a network's weights during training, also when sharded over ranks (FSDP2)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class EMA:
-    """An exponential moving average of a network's parameters, kept where they are and sharded as they are.
+    """Exponential moving average of a network's parameters, on the same device and sharded in the same way.
 
-    Not a second network: FSDP2's cannot be copied, and the average of the shards costs each rank only its share.
+    It is not a copy of the network: an FSDP2 module cannot be copied, and this way a rank needs memory for its shards
+    only.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -26,16 +27,16 @@ class EMA:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step number `step` (from 1); the decay warms up as 1 - step^(-2/3) from 0.
+        """Update the average with the weights after step `step` (counted from 1).
 
-        So early steps do not linger.
+        The decay is min(self.decay, 1 - step^(-2/3)), so that the first weights are soon forgotten.
         """
         decay = min(self.decay, 1 - step ** (-2 / 3))
         torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.live.values()], weight=1 - decay)
 
     @contextlib.contextmanager
     def in_network(self) -> Iterator[None]:
-        """Within it, the network evaluates with the averaged weights; afterwards it trains with its own again."""
+        """Within it, the network is in eval mode with EMA weights; afterwards in train mode with its own weights."""
         self._swap()
         self.network.eval()
         try:
@@ -52,29 +53,29 @@ class EMA:
             self.values[name].copy_(own)
 
     def gather(self, keep: bool) -> dict[str, Tensor]:
-        """The whole average on the CPU; empty where not `keep`. All ranks must call it: shards are exchanged."""
-        whole = {}
+        """The full average on the CPU; empty if not `keep`. All ranks must call it, since shards are exchanged."""
+        full = {}
         for name, value in self.values.items():
             tensor = value.full_tensor() if isinstance(value, DTensor) else value
             if keep:
-                whole[name] = tensor.cpu().contiguous()
-        return whole
+                full[name] = tensor.cpu().contiguous()
+        return full
 
     def save(self, path: Path, is_main: bool) -> None:
-        """Write the whole average as safetensors; all ranks call it, the main process writes."""
-        whole = self.gather(keep=is_main)
+        """Write the full average as safetensors. All ranks must call it; the main process writes."""
+        full = self.gather(keep=is_main)
         if is_main:
-            save_file(whole, path)
+            save_file(full, path)
 
     def load(self, path: Path) -> None:
-        """Read an average that any number of ranks saved."""
+        """Load an average that was saved with any number of ranks."""
         with safe_open(path, framework="pt") as file:
             for name, value in self.values.items():
                 value.copy_(_sharded_like(file.get_tensor(name), value))
 
 
-def _sharded_like(whole: Tensor, value: Tensor) -> Tensor:
+def _sharded_like(full: Tensor, value: Tensor) -> Tensor:
     if not isinstance(value, DTensor):
-        return whole
-    whole = whole.to(value.to_local().device)
-    return distribute_tensor(whole, value.device_mesh, value.placements, src_data_rank=None)
+        return full
+    full = full.to(value.to_local().device)
+    return distribute_tensor(full, value.device_mesh, value.placements, src_data_rank=None)

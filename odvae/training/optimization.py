@@ -1,4 +1,4 @@
-"""How both stages optimize: settings, the optimizer, the learning rate as a function of the step, EMA, precision."""
+"""Optimizer, learning rate schedule, gradient clipping and mixed precision of both trainings."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ from odvae.running.files import make_output_folder
 from odvae.training.muon import Muon
 from odvae.training.settings import OptimizationSettings, Tracker
 
-# torch's, which update all weights in one kernel, on CPU too. Not sgd: its fused kernel cannot take shards (FSDP2).
+# torch's optimizers that update all weights in one kernel, on CPUs too. Not sgd, whose fused kernel does not support
+# FSDP2's shards.
 FUSED_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-# Ours in place of timm's, whose inner work is in bf16 on every device, one matrix after the other.
+# This project's implementations; timm's orthogonalize in bf16 on every device, one matrix at a time.
 MUON_OPTIMIZERS: dict[str, dict[str, Any]] = {
     "muon": {},
     "nmuon": {"nesterov": True},
@@ -33,7 +34,7 @@ MUON_OPTIMIZERS: dict[str, dict[str, Any]] = {
 
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:
-    """The optimizer of this name, with weight decay on matrices only. Raises InputError for one there is not."""
+    """The optimizer named in the settings, with weight decay on matrices only. Raises InputError for an unknown one."""
     name, rate = settings.optimizer.lower(), settings.learning_rate
     groups = weight_decay_groups(model, settings.weight_decay)
     betas: dict[str, Any] = {"betas": settings.betas} if settings.betas else {}
@@ -48,7 +49,7 @@ def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.op
 
 
 def _timm_optimizer(groups: list[dict], name: str, rate: float, betas: dict) -> torch.optim.Optimizer:
-    # Imported here: timm imports wandb, where that is installed, and all of its image models.
+    # Imported here since it is slow: timm imports all of its image models, and wandb if that is installed.
     from timm.optim import Lookahead, create_optimizer_v2
 
     if (muon := name.removeprefix("lookahead_")) in MUON_OPTIMIZERS:
@@ -57,7 +58,7 @@ def _timm_optimizer(groups: list[dict], name: str, rate: float, betas: dict) -> 
 
 
 def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """The trained parameters by whether they decay: vectors (biases, gains) never do. As timm's factory has them."""
+    """Groups of trained parameters without weight decay (biases and norm gains) and with it, as in timm."""
     fixed, decaying = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -68,7 +69,7 @@ def weight_decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 
 
 def learning_rate_at(step: int, settings: OptimizationSettings) -> float:
-    """The learning rate of the step after `step` completed ones."""
+    """Learning rate after `step` completed steps: linear warm-up, then constant or cosine decay to 0."""
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
     if settings.lr_schedule == "constant":
@@ -86,10 +87,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 def clipped_step(
     optimizer: torch.optim.Optimizer | AcceleratedOptimizer, parameters: Iterable[nn.Parameter], max_norm: float
 ) -> Tensor:
-    """One optimizer step along the gradient, shortened to `max_norm` where it is longer; returns its norm before.
+    """Clip the gradient's norm to `max_norm` and take an optimizer step; returns the norm before clipping.
 
-    No step at all (moments and step counts included) where the gradient is not finite. torch's fused optimizers do
-    both on the device while they step. For others the host must know, so there a GPU is waited for.
+    If the gradient is not finite, the step is skipped: weights, moments and step counts do not change. torch's fused
+    optimizers do both on the device; other optimizers synchronize with a GPU.
     """
     inner = optimizer.optimizer if isinstance(optimizer, AcceleratedOptimizer) else optimizer
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
@@ -97,7 +98,7 @@ def clipped_step(
     if isinstance(norm, DTensor):  # under FSDP2
         norm = norm.full_tensor()
     finite = torch.isfinite(norm)
-    if inner.defaults.get("fused"):  # what torch's GradScaler sets
+    if inner.defaults.get("fused"):  # the attributes that torch's GradScaler sets
         inner.found_inf, inner.grad_scale = (~finite).float(), (norm / max_norm).clamp(min=1)
         optimizer.step()
     elif finite:
@@ -109,7 +110,7 @@ def clipped_step(
 def make_accelerator(
     precision: Literal["auto", "bf16", "fp32"], tracker: Tracker, folder: Path, name: str
 ) -> Accelerator:
-    """An accelerator for one training, trackers started."""
+    """An Accelerator for one training, with its tracker started."""
     bf16 = precision == "bf16" or (
         precision == "auto" and uses_cuda() and torch.cuda.is_bf16_supported(including_emulation=False)
     )
@@ -119,8 +120,8 @@ def make_accelerator(
         project_dir=str(folder),
     )
     if bf16 and accelerator.is_fsdp2:
-        # Autocast alone decides, as without sharding. accelerate would round all that blocks are given, noise levels
-        # and the residual stream too, and sum gradients in bf16.
+        # Autocast alone determines the precision, as without sharding. By default accelerate would convert all inputs
+        # of the blocks to bf16, including timesteps and the residual stream, and reduce gradients in bf16.
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     if accelerator.is_main_process:
         make_output_folder(folder)
@@ -132,6 +133,6 @@ def make_accelerator(
 
 @contextlib.contextmanager
 def gradients_synced_at(accelerator: Accelerator, model: nn.Module, sync: bool) -> Iterator[None]:
-    """Within it, ranks exchange gradients in backward only if `sync`: once a step, at its last micro-step."""
+    """Within it, ranks exchange gradients in backward only if `sync`, that is once per step, in the last micro-step."""
     with contextlib.nullcontext() if sync else accelerator.no_sync(model):
         yield

@@ -1,4 +1,4 @@
-"""What both training loops do around their own step: set up, resume, apply gradients, save and stop."""
+"""Training state of both loops: network, optimizer, EMA, checkpoints, log; resuming, applying gradients, saving."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from odvae.training.tracking import MetricsLog
 
 
 class TrainingState:
-    """A network in training with its optimizer, averages, checkpoints and log.
+    """A network in training with its optimizer, EMA weights, checkpoints and log.
 
-    `model` is the prepared network to call in the loop, `plan` how a step's samples are divided. `ema` is the average
-    that is validated and saved; `averages` holds it and those of `extra_ema_decays`. Whatever else belongs into the
-    checkpoints is prepared with `accelerator` or given to `checkpoints.remember` before `resume`, which restores the
-    newest one.
+    `model` is the network prepared by accelerate, to be called in the loop; `plan` describes how the samples of a step
+    are divided. `ema` is the average that is validated and saved; `averages` are it and those of `extra_ema_decays`.
+    Anything else that belongs in checkpoints must be prepared with `accelerator` or passed to `checkpoints.remember`
+    before `resume`, which loads the newest checkpoint.
     """
 
     def __init__(
@@ -55,15 +55,15 @@ class TrainingState:
         self.checkpoints.remember(self.guard)
 
     def resume(self) -> int:
-        """Restore the newest checkpoint, and open the log; returns the number of steps completed before."""
+        """Load the newest checkpoint, if any, and open the log. Returns the number of completed steps."""
         done = self.checkpoints.load_latest()
         self.log = MetricsLog(self.folder, self.accelerator, resumed_at=done)
         return done
 
     def apply_gradients(self, step: int, losses: Mapping[str, Tensor]) -> tuple[Tensor, float]:
-        """Make optimizer step number `step` (from 1) and update the averages; returns (gradient norm, learning rate).
+        """Take optimizer step `step` (counted from 1) and update the EMA; returns (gradient norm, learning rate).
 
-        A step whose gradients are not finite changes no weight; `losses` are this step's, to say later what broke.
+        If a gradient is not finite, the step is skipped. `losses` of this step are used to report what was not finite.
         """
         learning_rate = learning_rate_at(step - 1, self.optimization)
         set_learning_rate(self.optimizer, learning_rate)
@@ -75,7 +75,7 @@ class TrainingState:
         return gradient_norm, learning_rate
 
     def save_and_stop_when_due(self, step: int, stage: Stage) -> None:
-        """Write a checkpoint where one is due; after a stop signal write one and leave the process."""
+        """Write a checkpoint if one is due; after a stop signal, write one and exit."""
         last, stopping = step == self.optimization.steps, stage.stop_requested(step)
         if step % self.optimization.checkpoint_every == 0 or last or stopping:
             self.checkpoints.save(step)
@@ -84,42 +84,43 @@ class TrainingState:
             stage.stop(step)
 
     def finish(self) -> None:
-        """Put the averaged weights into the network and close the log."""
+        """Load the EMA weights into the network and close the log."""
         self.network.load_state_dict(self.ema.values)
         self.log.close()
 
 
 class FiniteGuard(nn.Module):
-    """Counts the steps that were skipped because a number in them was not finite, and ends a run that has too many.
+    """Counts steps that were skipped because their gradient was not finite; ends the run after too many in a row.
 
-    It counts on the device and is read only when a step is logged, so no step waits for it.
+    Counting happens on the device, and the counters are read only when a step is logged, so it causes no
+    synchronization in other steps.
     """
 
-    def __init__(self, most_in_a_row: int) -> None:
+    def __init__(self, max_in_a_row: int) -> None:
         super().__init__()
-        self.most_in_a_row = most_in_a_row
-        self.broken: dict[str, Tensor] = {}  # whether each number was not finite in the last skipped step
+        self.max_in_a_row = max_in_a_row
+        self.nonfinite: dict[str, Tensor] = {}  # whether each value was not finite in the last skipped step
         self.register_buffer("skipped", torch.zeros((), dtype=torch.long))
         self.register_buffer("in_a_row", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
     def watch(self, values: Mapping[str, Tensor]) -> None:
-        """Look at one step's numbers. It was skipped if the gradient's norm is not finite."""
-        broken = {name: ~torch.isfinite(value).all() for name, value in values.items()}
-        skipped = broken["gradient_norm"]
+        """Update the counters with the values of one step, which was skipped if "gradient_norm" is not finite."""
+        nonfinite = {name: ~torch.isfinite(value).all() for name, value in values.items()}
+        skipped = nonfinite["gradient_norm"]
         self.skipped += skipped
         self.in_a_row.copy_(torch.where(skipped, self.in_a_row + 1, 0))
-        for name, flag in broken.items():
-            self.broken[name] = torch.where(skipped, flag, self.broken.get(name, flag))
+        for name, flag in nonfinite.items():
+            self.nonfinite[name] = torch.where(skipped, flag, self.nonfinite.get(name, flag))
 
     def report(self, step: int) -> int:
-        """Steps skipped so far. Raises FloatingPointError where too many in a row were, with what was not finite."""
+        """The number of skipped steps. Raises FloatingPointError, with what was not finite, after too many in a row."""
         in_a_row = int(self.in_a_row)
-        if in_a_row > self.most_in_a_row:
-            names = [name for name, broken in self.broken.items() if broken]
+        if in_a_row > self.max_in_a_row:
+            names = [name for name, flag in self.nonfinite.items() if flag]
             raise FloatingPointError(
                 f"step {step}: the last {in_a_row} steps were skipped, since these were not finite: "
                 f"{', '.join(names)}. The weights are those of the last good step. Lower the learning rate or the "
-                "gradient clip, or look at the data, then run the same command again"
+                "gradient clipping, or check the data, then run the same command again"
             )
         return int(self.skipped)

@@ -1,4 +1,4 @@
-"""Video and image files and what they hold: decoding, encoding, pixel types, frame grids.
+"""Decoding and encoding of video and image files, conversion of pixel types, frame grids.
 
-In: files. Out: uint8 frames (t, h, w, 3), and files written of them.
+In: files. Out: uint8 frames (t, h, w, 3), and files written from them.
 """

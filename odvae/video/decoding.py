@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from odvae.running.errors import InputError, MemoryLimitError, is_want_of_memory
+from odvae.running.errors import InputError, MemoryLimitError, is_out_of_memory
 
 
 class VideoError(InputError):
@@ -24,7 +24,7 @@ def decoding(name: str, what: str = "decoded as a video") -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        if is_want_of_memory(error):
+        if is_out_of_memory(error):
             raise MemoryLimitError(f"{name}: needs more memory than it may have") from error
         raise VideoError(f"{name}: cannot be {what} ({_reason(error)})") from error
 

@@ -15,7 +15,7 @@ import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
 from odvae.running.errors import InputError
-from odvae.running.files import written_aside
+from odvae.running.files import atomic_file
 from odvae.video.decoding import VideoError, decoding
 from odvae.video.display import HDR, Display, transfer_of
 from odvae.video.hdr import Transfer
@@ -231,7 +231,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
     _, height, width, _ = frames.shape
     if height % 2 or width % 2:
         raise InputError(f"{path}: H.264 needs even sizes, found {width}x{height}")
-    with written_aside(path) as file:
+    with atomic_file(path) as file:
         file.write(encode_video(iter(frames), height, width, fps))
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from odvae.running.files import written_aside
+from odvae.running.files import atomic_file
 
 
-def strip(videos: Sequence[np.ndarray], columns: int = 9, gap: int = 2, enlarge_to: int = 64) -> np.ndarray:
+def frame_grid(videos: Sequence[np.ndarray], columns: int = 9, gap: int = 2, enlarge_to: int = 64) -> np.ndarray:
     """One row of evenly spaced frames a video: uint8 (t, h, w, 3) each -> one uint8 picture (H, W, 3).
 
     Small frames are enlarged by a whole factor (no smoothing: what the model made is what is seen).
@@ -30,11 +30,11 @@ def save_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None
     """Write uint8 (h, w, 3) frames as an endless GIF, whole or not at all."""
     pictures = (Image.fromarray(frame) for frame in frames)
     first = next(pictures)
-    with written_aside(path) as file:
+    with atomic_file(path) as file:
         first.save(file, "gif", save_all=True, append_images=pictures, duration=round(1000 / fps), loop=0)
 
 
-def save_picture(path: str | Path, picture: np.ndarray) -> None:
+def save_image(path: str | Path, picture: np.ndarray) -> None:
     """Write a uint8 (h, w, 3) picture as PNG, whole or not at all."""
-    with written_aside(path) as file:
+    with atomic_file(path) as file:
         Image.fromarray(picture).save(file, format="png")

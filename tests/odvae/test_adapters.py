@@ -146,11 +146,11 @@ def test_what_it_cannot_take_is_said(adapted):
         adapted.encode(torch.zeros(1, 3, 1, s, s + 4))
     with pytest.raises(InputError, match=r"in \[-1, 1\]"):
         adapted.encode(torch.full((1, 3, 1, s, s), 255.0))
-    with pytest.raises(InputError, match="latents are"):
+    with pytest.raises(InputError, match="latents must be"):
         adapted.decode(torch.zeros(1, 5, 1, 2, 2))
-    with pytest.raises(InputError, match="needs the whole clip and has no stream; use encode"):
+    with pytest.raises(InputError, match="needs the whole clip and cannot be streamed; use encode"):
         adapted.encode_stream([])
-    with pytest.raises(InputError, match="needs the whole clip and has no stream; use decode"):
+    with pytest.raises(InputError, match="needs the whole clip and cannot be streamed; use decode"):
         adapted.decode_stream([])
 
 
@@ -159,5 +159,7 @@ def test_a_name_that_holds_no_vae_is_an_error(tmp_path, monkeypatch, given):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text('{"_class_name": "UNet2DModel"}')
-    with pytest.raises(InputError, match=r"no config.json of a VAE|_class_name is 'UNet2DModel'; allowed are ODVAE, "):
+    with pytest.raises(
+        InputError, match=r"neither a VAE's config.json|_class_name is 'UNet2DModel'; allowed are ODVAE, "
+    ):
         load_pretrained_vae(str(tmp_path / given))

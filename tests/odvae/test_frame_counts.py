@@ -59,5 +59,5 @@ def test_a_pretrained_vae_leaves_the_sizes_to_it_and_excludes_what_would_be_trai
     taken = experiment("vae.pretrained=someone/model", "data.frames=16").vae
     assert taken.image_phase is taken.video_phase is taken.compression is None
     for other in ("vae.init_from=x", "vae.init_image_vae=x", "vae.image_phase={}", "vae.video_phase={}"):
-        with pytest.raises(InputError, match=f"used as it is; set to null: {other[4:].split('=')[0]}"):
+        with pytest.raises(InputError, match=f"not trained; set to null: {other[4:].split('=')[0]}"):
             experiment("vae.pretrained=someone/model", other)

@@ -18,11 +18,11 @@ def with_value(x: torch.Tensor, value: float) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("video", "message"),
     [
-        (torch.zeros(1, 3, 5, 16, 16, dtype=torch.uint8), "floats in \\[-1, 1\\], found torch.uint8; from 0..255"),
+        (torch.zeros(1, 3, 5, 16, 16, dtype=torch.uint8), "floats in \\[-1, 1\\], found torch.uint8; convert 0..255"),
         ((VIDEO + 1) * 127.5, "in \\[-1, 1\\], found 0.0.* to 254.*video / 127.5 - 1"),
         (with_value(VIDEO, float("inf")), "in \\[-1, 1\\], found -0.9.* to inf"),
         (with_value(VIDEO, float("nan")), "NaN pixels"),
-        (torch.zeros(1, 4, 5, 16, 16), "a video is \\(batch, 3, .*found \\(1, 4, 5, 16, 16\\)"),
+        (torch.zeros(1, 4, 5, 16, 16), "a video must be \\(batch, 3, .*found \\(1, 4, 5, 16, 16\\)"),
         (torch.zeros(1, 3, 7, 16, 16), "4k\\+1, .*found 7, nearest: 5 or 9"),
         (torch.zeros(1, 3, 5, 225, 231), "height must be a multiple of 8, .*found 225"),
     ],
@@ -42,8 +42,8 @@ def test_streams_check_their_chunks(vae):
 @pytest.mark.parametrize(
     ("latents", "message"),
     [
-        (torch.zeros(1, 8, 2, 2, 2), "latents are \\(batch, 4, .*found \\(1, 8, 2, 2, 2\\)"),
-        (torch.zeros(4, 2, 2, 2), "latents are"),
+        (torch.zeros(1, 8, 2, 2, 2), "latents must be \\(batch, 4, .*found \\(1, 8, 2, 2, 2\\)"),
+        (torch.zeros(4, 2, 2, 2), "latents must be"),
         (torch.zeros(1, 4, 2, 2, 2, dtype=torch.int64), "floats, found torch.int64"),
         (torch.full((1, 4, 2, 2, 2), float("nan")), "NaN or infinite"),
         (torch.full((1, 4, 2, 2, 2), float("inf")), "NaN or infinite"),

@@ -11,7 +11,7 @@ from small import relative_error
 
 from odvae import ODVAE
 from odvae.running.errors import InputError
-from odvae.tiling import blend_weights, in_groups, in_tiles, place_tiles
+from odvae.tiling import blend_weights, place_tiles, run_in_groups, run_in_tiles
 
 EIGHTS = st.integers(1, 60).map(lambda n: 8 * n)
 
@@ -86,7 +86,7 @@ def test_time_groups_cover_every_length_once():
     for frames in range(1, 40):
         x = torch.arange(frames).view(1, 1, frames, 1, 1)
         for group in (2, 3, 9, None):
-            assert torch.equal(in_groups(lambda part: part, x, group), x)
+            assert torch.equal(run_in_groups(lambda part: part, x, group), x)
 
 
 # --- space
@@ -96,7 +96,7 @@ def calls_of(module: torch.nn.Module, monkeypatch, out_channels: int, result_sha
     """The shapes a module is called with; it returns zeros instead of working."""
     seen = []
 
-    def forward(x, stream=None):
+    def forward(x, cache=None):
         seen.append(tuple(x.shape[2:]))
         return torch.zeros(1, out_channels, *result_shape(*x.shape[2:]))
 
@@ -167,26 +167,26 @@ def test_a_network_that_looks_no_further_than_a_position_is_tiled_exactly(height
     rows, columns = (place_tiles(8 * length, 8 * size, 8 * stride) for length in (height, width))
     video = torch.randn(2, 3, 2, 8 * height, 8 * width, dtype=torch.float64)
 
-    def down(x, stream):
+    def down(x, cache):
         return F.avg_pool3d(x, (1, 8, 8))
 
-    def up(x, stream):
+    def up(x, cache):
         return x.repeat_interleave(8, dim=3).repeat_interleave(8, dim=4)
 
     latents = down(video, None)
-    assert torch.allclose(in_tiles(down, video, rows, columns, 1, 8), latents, rtol=0, atol=1e-12)
-    assert torch.allclose(in_tiles(up, latents, rows, columns, 8, 1), up(latents, None), rtol=0, atol=1e-12)
+    assert torch.allclose(run_in_tiles(down, video, rows, columns, 1, 8), latents, rtol=0, atol=1e-12)
+    assert torch.allclose(run_in_tiles(up, latents, rows, columns, 8, 1), up(latents, None), rtol=0, atol=1e-12)
 
 
 def test_a_network_that_looks_one_position_around_differs_only_near_the_tiles_borders():
     x = torch.randn(1, 1, 1, 48, 48, dtype=torch.float64)
     kernel = torch.ones(1, 1, 1, 3, 3, dtype=torch.float64)
 
-    def blur(x, stream):
+    def blur(x, cache):
         return F.conv3d(x, kernel, padding=(0, 1, 1))
 
     tiles = [(0, 32), (16, 48)]
-    difference = (in_tiles(blur, x, tiles, tiles, 1, 1) - blur(x, None)).abs()[0, 0, 0]
+    difference = (run_in_tiles(blur, x, tiles, tiles, 1, 1) - blur(x, None)).abs()[0, 0, 0]
     border = torch.zeros(48, dtype=torch.bool)
     border[[16, 31]] = True  # where a tile begins or ends inside the picture
     inside = ~(border[:, None] | border)
@@ -234,11 +234,11 @@ def test_a_stream_in_spatial_tiles_equals_the_whole_in_spatial_tiles(vae):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"tile_sample_min_num_frames": 16}, "needs 4m\\+1 frames, at least 5; nearest: 13 or 17"),
+        ({"tile_sample_min_num_frames": 16}, "must be 4m\\+1, at least 5; found 16, nearest: 13 or 17"),
         ({"tile_sample_min_num_frames": 1}, "at least 5"),
-        ({"tile_sample_min_height": 100}, "tile_sample_min_height=100: needs a multiple of 8"),
+        ({"tile_sample_min_height": 100}, "tile_sample_min_height=100 must be a multiple of 8"),
         ({"tile_sample_min_width": 0}, "tile_sample_min_width=0"),
-        ({"tile_sample_stride_width": 264}, "tile_sample_stride_width=264: needs a multiple of 8 pixels, at most"),
+        ({"tile_sample_stride_width": 264}, "tile_sample_stride_width=264 must be a multiple of 8 pixels, at most"),
         ({"tile_sample_stride_height": 0}, "tile_sample_stride_height=0"),
         ({"tile_sample_min_height": None, "tile_sample_stride_height": 8}, "which is None"),
     ],

@@ -46,7 +46,7 @@ def test_ctrl_c_saves_a_checkpoint_says_so_and_the_same_command_goes_on(run, tmp
     script.until((tmp_path / "run/vae/metrics.jsonl").exists)
     os.kill(script.process.pid, signal.SIGINT)
     assert script.wait() == 130
-    assert "run the same command again to go on" in script.stdout
+    assert "run the same command again to resume" in script.stdout
     assert list((tmp_path / "run/vae/checkpoints").glob("step_*"))
     succeed(*words)
     assert (tmp_path / "run/vae" / WEIGHTS).read_bytes() == (run / "vae" / WEIGHTS).read_bytes()

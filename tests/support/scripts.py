@@ -26,7 +26,7 @@ from typing import Any
 from small import REPOSITORY
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-PATIENCE = 240  # seconds
+TIMEOUT = 240  # seconds
 # What the commands import once they have read their arguments.
 STAGES = [
     "ldm.open_videos", "odvae.train", "ldm.encode", "ldm.train", "ldm.sample", "odvae.evaluate", "ldm.evaluate",
@@ -60,15 +60,15 @@ class Script:
 
     def wait(self) -> int:
         """The exit status; negative where a signal ended it."""
-        self.process.join(PATIENCE)
+        self.process.join(TIMEOUT)
         if self.process.exitcode is None:
             self.kill()
-            raise TimeoutError(f"{self.words} did not end in {PATIENCE} s:\n{self.stderr[-3000:]}")
+            raise TimeoutError(f"{self.words} did not end in {TIMEOUT} s:\n{self.stderr[-3000:]}")
         return self.process.exitcode
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is so while the script works."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not condition():
             assert self.process.exitcode is None, self.stderr[-3000:]
             assert time.monotonic() < deadline, self.stderr[-3000:]

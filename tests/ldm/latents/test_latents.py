@@ -296,7 +296,7 @@ def test_a_video_that_cannot_be_decoded_is_left_out_and_stands_in_the_manifest(e
     assert list(manifest.failed) == [broken.key]
     assert "cannot be decoded as a video" in manifest.failed[broken.key]
     assert manifest.train_entries + manifest.held_out_entries == 22
-    with pytest.raises(InputError, match=r"1 of 12 videos could not be used, more than the share of 0\.05"):
+    with pytest.raises(InputError, match=r"1 of 12 videos could not be used, more than data\.failures_allowed=0\.05"):
         encode(tmp_path, tmp_path / "strict")
 
 

@@ -55,7 +55,7 @@ def test_any_other_refusal_is_an_error_of_its_own(tmp_path, monkeypatch):
 
 
 def test_an_update_waits_for_the_one_before_but_not_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(folder_lock, "PATIENCE", 0.3)
+    monkeypatch.setattr(folder_lock, "TIMEOUT", 0.3)
     started = time.monotonic()
     with exclusive_update(tmp_path):
         with pytest.raises(InputError, match=r"another process .* has been changing files"), exclusive_update(tmp_path):

@@ -195,7 +195,7 @@ def test_an_image_vae_saved_as_frame_vae_is_an_error_that_names_the_class_and_it
     vae.save_pretrained(tmp_path)
     text = (tmp_path / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace('"AutoencoderKL"', '"FrameVAE"'))
-    with pytest.raises(InputError, match=r'FrameVAE.*write "PerFrameVAE" there, the weights are the same'):
+    with pytest.raises(InputError, match=r'FrameVAE.*change it to "PerFrameVAE", the weights are the same'):
         load_vae(tmp_path)
     (tmp_path / "config.json").write_text(text.replace('"AutoencoderKL"', '"PerFrameVAE"'))
     loaded = load_vae(tmp_path).state_dict()

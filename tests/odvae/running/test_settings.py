@@ -69,9 +69,9 @@ def load(tmp_path, text, *overrides):
         ("ldm: {optimization: {learning_rate: fast}}", r"ldm\.optimization\.learning_rate: found 'fast'"),
         ("data: {frames: 16}", r"data\.frames must be 4k\+1, .*compresses time by 4; found 16, nearest: 13 or 17"),
         ("data: {height: 50}", r"data\.height must be a multiple of 8, .*found 50"),
-        ("eval_vae: {tile_frames: 10}", r"eval_vae\.tile_frames=10: needs 4m\+1 frames, .*nearest: 9 or 13"),
+        ("eval_vae: {tile_frames: 10}", r"eval_vae\.tile_frames must be 4m\+1, .*nearest: 9 or 13"),
         ("vae: {image_phase: {precision: bf16}}", "image_phase.precision and video_phase.precision must be the same"),
-        ("vae: {init: random}", "init=random begins from nothing; set to null: image_phase"),
+        ("vae: {init: random}", "init=random starts from random weights; set to null: image_phase"),
         ("vae: {model: {block_out_channels: [16, 20, 32, 32], norm_num_groups: 8}}", "8 does not divide"),
         ("ldm: {dit: {width: 100, heads: 3}}", "width / heads must be even"),
         ("tracker: mlflow", "'none', 'wandb' or 'tensorboard'"),
@@ -131,5 +131,5 @@ def test_a_config_is_found_by_path_or_by_the_name_of_a_shipped_one(tmp_path, mon
     (tmp_path / "demo.yaml").touch()
     assert find_config("demo.yaml", shipped) == Path("demo.yaml")  # a path comes before a name
     for missing in ("huge", "configs", str(tmp_path / "elsewhere/demo.yaml")):
-        with pytest.raises(InputError, match=r"does not exist; those that come with the project: demo, paper/big"):
+        with pytest.raises(InputError, match=r"does not exist; the configs of this project are: demo, paper/big"):
             find_config(missing, shipped)

@@ -13,7 +13,7 @@ import pytest
 from ranks import on_ranks
 
 from odvae.running.errors import InputError, readable_errors
-from odvae.running.files import name_aside
+from odvae.running.files import temporary_path
 from odvae.running.settings import MayChange, Settings, settings_help
 from odvae.running.stage import Stage
 
@@ -141,7 +141,7 @@ def test_a_second_writer_is_refused_at_once_and_may_come_afterwards(tmp_path):
 
 def test_what_a_killed_writer_left_is_removed_and_whole_files_stay(tmp_path):
     (tmp_path / "deep").mkdir()
-    leftovers = [name_aside(tmp_path / "a.mp4"), name_aside(tmp_path / "deep/b.tar"), tmp_path / ".old.partial"]
+    leftovers = [temporary_path(tmp_path / "a.mp4"), temporary_path(tmp_path / "deep/b.tar"), tmp_path / ".old.partial"]
     for leftover in leftovers:
         leftover.write_text("half")
     (tmp_path / "deep/whole.tar").write_text("whole")
@@ -154,7 +154,7 @@ def test_where_several_write_only_what_a_dead_process_of_this_machine_left_is_re
     child = multiprocessing.get_context("fork").Process(target=lambda: None)
     child.start()
     child.join()
-    alive = name_aside(tmp_path / "a.mp4")
+    alive = temporary_path(tmp_path / "a.mp4")
     dead = Path(str(alive).replace(f"-{os.getpid()}-", f"-{child.pid}-"))
     elsewhere = Path(str(dead).replace(".mp4.", ".mp4.another-"))
     for leftover in (alive, dead, elsewhere):
@@ -192,13 +192,13 @@ def test_commands_that_add_to_one_folder_at_once_wait_for_one_another_and_lose_n
 
 def test_a_folder_that_is_replaced_as_a_whole_is_locked_from_beside_and_keeps_no_record(tmp_path):
     out = tmp_path / "pipeline"
-    with Stage(out, whole=True):
+    with Stage(out, replaces_folder=True):
         assert not out.exists()
-        with pytest.raises(InputError, match="is being written by another process"), Stage(out, whole=True):
+        with pytest.raises(InputError, match="is being written by another process"), Stage(out, replaces_folder=True):
             pass
         out.mkdir()
     assert list(out.iterdir()) == []
-    with Stage(out, whole=True):
+    with Stage(out, replaces_folder=True):
         pass
 
 

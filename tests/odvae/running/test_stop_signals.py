@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from odvae.running.stage import Stage
-from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
+from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 from odvae.running.worker_pool import WorkerPool
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -32,7 +32,7 @@ def pool_of_squares():
 
 def loader_of_squares():
     loader = DataLoader(Squares(), batch_size=None, num_workers=2, worker_init_fn=leave_stop_signals_to_parent)
-    with workers_begin_shielded():
+    with stop_signals_blocked():
         batches = iter(loader)
     for batch in batches:
         yield tuple(batch.tolist())
@@ -95,7 +95,7 @@ def sleep_for_long(seconds):
 
 def test_a_worker_ends_when_its_parent_says_so(tmp_path):
     worker = multiprocessing.get_context("fork").Process(target=sleep_for_long, args=(60,))
-    with workers_begin_shielded():
+    with stop_signals_blocked():
         worker.start()
     worker.terminate()
     worker.join(10)

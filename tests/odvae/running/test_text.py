@@ -9,7 +9,7 @@ from ldm.experiment import Experiment
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
 from odvae.running.settings import load_settings
-from odvae.running.text import check_is_file, printable, read_text_file, same_text, valid_unicode
+from odvae.running.text import check_is_file, normalize_unicode, printable, read_text_file, valid_unicode
 
 TEXT = "run: runs/près\nseed: 3\n"
 
@@ -58,7 +58,7 @@ def test_a_path_that_is_no_file_is_named_with_what_it_is(tmp_path):
         for name, message in {
             "nowhere": "does not exist",
             "folder": "is a folder",
-            "dangling": "is a link to what does not exist",
+            "dangling": "is a broken link",
             "loop": "cannot be opened",
             "pipe": "is a pipe",
             "socket": "is a socket",
@@ -74,7 +74,7 @@ def test_a_path_that_is_no_file_is_named_with_what_it_is(tmp_path):
 def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("secret")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
-    with pytest.raises(InputError, match="x may not be read"):
+    with pytest.raises(InputError, match="x cannot be read"):
         check_is_file(tmp_path / "x")
 
 
@@ -84,4 +84,4 @@ def test_names_are_shown_on_one_line_and_lose_nothing():
     assert valid_unicode(name) == "caf\\xe9 \n\x1b[31m.mp4"
     for good in ("a b.mp4", "ゴリラ.mp4", "family 👨‍👩‍👧.mp4", "שלום.mp4", "café.mp4"):
         assert printable(good) == valid_unicode(good) == good
-    assert same_text("cafe\u0301") == same_text("caf\u00e9")
+    assert normalize_unicode("cafe\u0301") == normalize_unicode("caf\u00e9")

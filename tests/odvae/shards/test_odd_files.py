@@ -93,7 +93,7 @@ def odd(tmp_path, monkeypatch):
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.mp4")
     expected = {name: part for name, (_, part) in said.items()}
-    expected |= {"gone.mp4": "a link to what does not exist", "folder.mp4": "is a folder", "pipe.mp4": "is a pipe"}
+    expected |= {"gone.mp4": "a broken link", "folder.mp4": "is a folder", "pipe.mp4": "is a pipe"}
     expected |= {"socket.mp4": "is a socket", "loop": "is a link to a folder that is here already: the source folder"}
     return source, expected
 

@@ -64,7 +64,7 @@ def test_what_is_no_file_is_named_for_what_it_is_and_never_opened(tmp_path, monk
     reasons = {name: reason.split(" (")[0] for name, reason in found.odd.items()}
     assert reasons == {
         "folder.mp4": "is a folder, not a file; what is in it was looked at",
-        "gone.mp4": "is a link to what does not exist",
+        "gone.mp4": "is a broken link",
         "loop.mp4": "cannot be opened",
         "pipe.mp4": "is a pipe, not a file",
         "socket.mp4": "is a socket, not a file",

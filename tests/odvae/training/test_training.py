@@ -100,7 +100,7 @@ def test_the_count_of_skipped_steps_survives_a_resume(tmp_path):
 def test_single_frames_of_a_step_are_shared_out_evenly_or_refused():
     phase = VideoPhaseSettings(image_every=2, images_per_step=8, gradient_accumulation_steps=2)
     plan = BatchPlan(8, gradient_accumulation_steps=2, ranks=3)
-    with pytest.raises(InputError, match=r"images_per_step=8 is not divisible by the 3 ranks times 2 micro-steps"):
+    with pytest.raises(InputError, match=r"images_per_step=8 is not divisible by 3 ranks times 2 micro-steps"):
         next(Batches(None, phase, plan, torch.device("cpu"), seed=0).from_step(0))
 
 
@@ -149,7 +149,7 @@ def test_a_second_phase_goes_on_from_another_odvae_with_the_function_asked_for(t
         ({"init": "random"}, "set to null: image_phase"),
         ({"init_image_vae": "x"}, "exactly one of init_image_vae, init_from, image_phase"),
         ({"image_phase": None}, "found none"),
-        ({"init_from": "x", "image_phase": None, "video_phase": None}, "makes an image VAE"),
+        ({"init_from": "x", "image_phase": None, "video_phase": None}, "trains only an image VAE"),
         ({"init": "random", "image_phase": None, "video_phase": None}, "nothing to train"),
     ],
 )

@@ -1,4 +1,4 @@
-"""How much a piece of work computes, how long it takes, how much memory it needs, and how fast the machine could be."""
+"""Measurements for benchmarks and logs: FLOPs, time and peak memory of a function, and the device's matmul rate."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 
-def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of `work`: matrix products, convolutions and attention, two a multiplication.
+def count_flops(function: Callable[[], object]) -> int:
+    """Floating-point operations of matrix products, convolutions and attention in `function`, two per multiplication.
 
-    `work` may run on the meta device, where nothing is computed.
+    `function` may run on the meta device, where nothing is computed.
     """
-    onednn = {torch.ops.aten.mkldnn_convolution: _onednn_flops}  # `odvae.layers.conv3d` calls it itself
+    onednn = {torch.ops.aten.mkldnn_convolution: _onednn_flops}  # called directly by `odvae.layers.conv3d`
     with FlopCounterMode(display=False, custom_mapping=onednn) as counter:
-        work()
+        function()
     return counter.get_total_flops()
 
 
@@ -26,7 +26,7 @@ def _onednn_flops(x: list[int], weight: list[int], *_: object, out_shape: list[i
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of large square matrix products: the best of several tries, in about a second."""
+    """FLOP/s of large square matrix products: the maximum of several measurements, in about a second."""
     best = 0.0
     for size in (2048, 8192) if device.type == "cuda" else (512, 1024):
         a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -38,14 +38,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock, when the device has done all it was given."""
+    """Time in seconds, after synchronizing the device."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def forbid_tf32() -> None:
-    """Have CUDA compute convolutions of fp32 tensors in fp32: torch's default rounds their factors to TF32."""
+    """Let CUDA compute convolutions of fp32 tensors in fp32; by default torch rounds their inputs to TF32."""
     torch.backends.cudnn.allow_tf32 = False
 
 
@@ -53,9 +53,9 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """`bytes` is the growth of memory at its peak since the object was made: the device's, on CPU the process's.
+    """`bytes` is the peak memory growth since the object was created, of the CUDA device or (on a CPU) of the process.
 
-    None where that cannot be measured (a CPU without Linux's /proc).
+    None if it cannot be measured (a CPU without Linux's /proc).
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""The guard around every decoding call: whatever goes wrong inside one is named after the file and costs that file."""
+"""Conversion of all decoding errors to VideoError, so that a broken file costs only that file."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from odvae.running.errors import InputError, MemoryLimitError, is_out_of_memory
 
 
 class VideoError(InputError):
-    """A file that cannot be read as a video or an image; the message names it and says why."""
+    """A file cannot be read as a video or an image; the message has its name and the reason."""
 
 
 @contextlib.contextmanager
 def decoding(name: str, what: str = "decoded as a video") -> Iterator[None]:
-    """Whatever is raised within it becomes a VideoError "NAME: cannot be WHAT (reason)"; InputErrors pass as they are.
+    """Within it every exception becomes a VideoError "NAME: cannot be WHAT (reason)", except InputErrors.
 
-    Files come from anywhere, and decoders answer with errors of every type: a tag that is not UTF-8, a division by a
-    rate of zero, a struct that ends too early. None of them may end a run. Within it only the file is worked on.
+    Files are untrusted, and decoders raise exceptions of many types: for a tag that is not UTF-8, a frame rate of zero,
+    a struct that ends too early. None of them may end a run. The block must contain nothing but work on the file.
     """
     try:
         yield
@@ -25,12 +25,12 @@ def decoding(name: str, what: str = "decoded as a video") -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise MemoryLimitError(f"{name}: needs more memory than it may have") from error
+            raise MemoryLimitError(f"{name}: needs more memory than is allowed") from error
         raise VideoError(f"{name}: cannot be {what} ({_reason(error)})") from error
 
 
 def _reason(error: Exception) -> str:
-    """One short line, without addresses of objects, so that two runs say the same."""
+    """One short line without addresses of objects, so that it is the same in every run."""
     words = getattr(error, "strerror", None)
     if words:
         return str(words)

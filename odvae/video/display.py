@@ -1,4 +1,4 @@
-"""Decoded frames as players show them: upright, with square pixels, in 8-bit RGB of BT.709's brightness."""
+"""Conversion of decoded frames to what players show: rotated upright, square pixels, 8-bit RGB, HDR tone-mapped."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from odvae.video.hdr import Transfer, tone_map
 
 HDR = Literal["tone_map", "leave_out"]
 
-# How FFmpeg numbers the two transfer functions of HDR (ITU-T H.273).
+# FFmpeg's numbers of the two HDR transfer functions (ITU-T H.273).
 _TRANSFERS: dict[int, Transfer] = {16: "pq", 18: "hlg"}
 HDR_NAMES = {"pq": "PQ (HDR10)", "hlg": "HLG"}
 
-# A pixel's width over its height is believed between 1/4 and 4 (the widest in use is 2), and nearer to 1 than this
-# it is the rounding of somebody's aspect ratio, not worth resampling every frame.
+# Pixel aspect ratios outside 1/4 to 4 are ignored as errors (the largest in use is 2). Those within 0.01 of 1 are
+# ignored as rounding errors, since every frame would have to be resampled.
 _WIDEST, _NEARLY_SQUARE = 4, 0.01
 
 
 def transfer_of(frame: VideoFrame) -> Transfer:
-    """Whether a frame is of standard or of high dynamic range, as its file says."""
+    """The transfer function of a frame: standard ("sdr") or high dynamic range ("pq", "hlg")."""
     return _TRANSFERS.get(int(frame.color_trc), "sdr")
 
 
 class Display:
-    """Converts the frames of one video; `name` stands for it in errors.
+    """Converts the frames of one video, which errors call `name`.
 
-    `pixel_aspect` is a stored pixel's width over its height: frames keep their height and get the width they are
-    shown with. HDR frames are tone-mapped, or refused by an UnfitError, as `hdr` says.
+    `pixel_aspect` is the width of a stored pixel divided by its height: frames keep their height and get the width with
+    which they are shown. HDR frames are tone-mapped, or raise an UnfitError, depending on `hdr`.
     """
 
     def __init__(self, name: str, pixel_aspect: Fraction | None, hdr: HDR = "tone_map") -> None:
         self.name, self.hdr = name, hdr
-        self.stretch = _believed(pixel_aspect)
-        self.converter = VideoReformatter()  # kept over the frames: a new one each would cost more than decoding
+        self.stretch = _plausible_aspect(pixel_aspect)
+        self.converter = VideoReformatter()  # reused: creating one per frame would take longer than decoding
 
     def size(self, frame: VideoFrame) -> tuple[int, int]:
         """Height and width of the frame as shown."""
@@ -49,7 +49,7 @@ class Display:
         """uint8 (h, w, 3). Any pixel format: gray is copied to three channels, transparency is dropped."""
         transfer = transfer_of(frame)
         if transfer != "sdr" and self.hdr == "leave_out":
-            raise UnfitError(f"{self.name}: is of high dynamic range, {HDR_NAMES[transfer]}, which is left out")
+            raise UnfitError(f"{self.name}: has high dynamic range, {HDR_NAMES[transfer]}, left out by hdr=leave_out")
         options: dict[str, Any] = {"width": self._width(frame), "interpolation": "BICUBIC"} if self.stretch != 1 else {}
         if transfer == "sdr":
             pixels = self.converter.reformat(frame, format="rgb24", **options).to_ndarray()
@@ -66,17 +66,17 @@ class Display:
         return max(1, round(frame.width * self.stretch))
 
 
-def _believed(pixel_aspect: Fraction | None) -> float:
+def _plausible_aspect(pixel_aspect: Fraction | None) -> float:
     aspect = float(pixel_aspect or 1)
     plausible = 1 / _WIDEST <= aspect <= _WIDEST and abs(aspect - 1) >= _NEARLY_SQUARE
     return aspect if plausible else 1.0
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """(rows and columns are exchanged, then rows flipped, then columns flipped): how a stored frame is shown.
+    """How to display a stored frame: (exchange rows and columns, then flip rows, then flip columns).
 
-    From the display matrix: a point (x, y) of the stored frame is shown at (a x + c y, b x + d y), up to a shift; an
-    angle in between counts as the nearest quarter turn.
+    Follows from the display matrix: a point (x, y) of the stored frame is shown at (a x + c y, b x + d y), up to a
+    shift. Other angles are rounded to the nearest quarter turn.
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:

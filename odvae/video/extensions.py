@@ -1,4 +1,4 @@
-"""The kinds of files that are taken, by the ends of their names."""
+"""Supported video and image file extensions."""
 
 VIDEO_EXTENSIONS = (
     "mp4", "webm", "mkv", "mov", "avi", "m4v", "gif", "mpg", "mpeg", "m2v", "vob", "ts", "mts", "m2ts", "flv", "wmv",

@@ -1,4 +1,4 @@
-"""Video files in and out, through PyAV. Frames are uint8 RGB (h, w, 3), as players show them."""
+"""Decoding, examining and encoding of video files with PyAV. Frames are uint8 RGB (h, w, 3), as players show them."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from odvae.video.display import HDR, Display, transfer_of
 from odvae.video.hdr import Transfer
 from odvae.video.stream import Keyframe, Source, VideoStream
 
-# Keyframes nearer than this to the one before are not worth remembering: decoding that far takes no time.
+# Minimum distance of recorded keyframes, in frames: decoding over this distance is fast.
 KEYFRAME_SPACING = 24
 
-# Where a container's times are not exact, so many frames from a keyframe on must be the same by seeking.
+# In containers without exact times, this many frames are compared to check that seeking to a keyframe works.
 _COMPARED = 3
 
-# More runs of equal steps between frame times than this are not worth remembering.
-_MOST_TIME_STEPS = 1000
+# Time steps are not recorded if they have more runs of equal values than this.
+_MAX_TIME_STEPS = 1000
 
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What decoding a whole file found. Sizes are as shown (upright, square pixels)."""
+    """Facts of a video, found by decoding the whole file. Sizes are as displayed (upright, square pixels)."""
 
     frames: int
     height: int
     width: int
     fps: float
-    """Frames over seconds: the average rate, where it varies."""
+    """Frames divided by seconds; the average rate if it varies."""
     seconds: float
-    """From the first frame to the end of the last."""
+    """Duration, from the first frame to the end of the last."""
     variable_rate: bool
-    """Whether some frames are shown for a third longer or shorter than usual."""
+    """Whether some frames are shown for a third longer or shorter than the median."""
     keyframes: list[Keyframe]
-    """Where decoding can begin, so that a clip from the middle needs no decoding from the start."""
+    """Keyframes at which decoding can start, so that reading a clip does not decode everything before it."""
     transfer: Transfer = "sdr"
-    """pq and hlg are of high dynamic range."""
+    """Transfer function; "pq" and "hlg" are high dynamic range."""
     time_steps: list[tuple[float, int]] | None = None
-    """Seconds from a frame to the next, and how many frames in a row have this step. Only for containers in which a
-    frame's time is known for sure when decoding began at the file's start; null for the others."""
+    """(seconds from a frame to the next, number of successive frames with this step). Only for containers in which a
+    frame's time is reliable only if decoding started at the beginning of the file; null for others."""
 
 
 def decode(data: Source, name: str, hdr: HDR = "tone_map") -> Iterator[np.ndarray]:
-    """Frames of a video, uint8 (h, w, 3); `name` stands for it in errors."""
+    """Yield all frames of a video, uint8 (h, w, 3). Raises VideoError, which names it `name`, if it is unreadable."""
     with decoding(name), VideoStream(data, name) as stream:
         display = Display(name, stream.pixel_aspect, hdr)
         for frame in stream.frames():
@@ -70,10 +70,10 @@ def read_frames(
     keyframes: Sequence[Keyframe] = (),
     hdr: HDR = "tone_map",
 ) -> Iterator[np.ndarray]:
-    """Frames start, start + stride, ... of a video, uint8 (h, w, 3), `count` of them.
+    """Yield frames start, start + stride, ... of a video, uint8 (h, w, 3), `count` in total.
 
-    With `keyframes` (as `examine` lists them) decoding begins at the last one before `start`, else at the file's
-    beginning; the frames are the same. Raises VideoError where the file is unreadable or ends too early.
+    With `keyframes` (from `examine`) decoding starts at the last one before `start`, otherwise at the beginning of the
+    file; the frames are the same. Raises VideoError if the file is unreadable or ends too early.
     """
     return _read_numbers(data, name, [start + i * stride for i in range(count)], keyframes, hdr)
 
@@ -81,7 +81,7 @@ def read_frames(
 def _read_numbers(
     data: Source, name: str, numbers: Sequence[int], keyframes: Sequence[Keyframe], hdr: HDR
 ) -> Iterator[np.ndarray]:
-    """The frames of these ascending numbers, each as often as it is there."""
+    """Yield the frames with these ascending numbers, repeated ones included."""
     waiting = list(reversed(numbers))
     with decoding(name), VideoStream(data, name) as stream:
         display = Display(name, stream.pixel_aspect, hdr)
@@ -94,7 +94,7 @@ def _read_numbers(
                 waiting.pop()
             if not waiting:
                 return
-    raise VideoError(f"{name}: ends before frame {numbers[-1]}, which was asked for")
+    raise VideoError(f"{name}: ends before frame {numbers[-1]}, which was requested")
 
 
 def read_frames_at(
@@ -105,12 +105,12 @@ def read_frames_at(
     known: VideoFacts | None = None,
     hdr: HDR = "tone_map",
 ) -> Iterator[np.ndarray]:
-    """The frames shown at `times` (seconds after the first frame, ascending), uint8 (h, w, 3), one for each time.
+    """Yield the frames shown at `times` (seconds after the first frame, ascending), uint8 (h, w, 3), one for each time.
 
-    This is what a clip at a given rate is, also of a video whose own rate varies; a frame may come several times.
-    The last frame is taken to be shown for `tail` seconds at least; None: as long as one at the file's own rate.
-    With what is `known` of the video (as `examine` found) less may have to be decoded; the frames are the same.
-    Raises VideoError where the file is unreadable or ends too early.
+    This resamples a video, also one with a variable rate, to a given rate; a frame may be repeated. The last frame is
+    assumed to be shown for at least `tail` seconds; None: for one frame period of the file. `known` facts (from
+    `examine`) can save decoding; the frames are the same. Raises VideoError if the file is unreadable or ends too
+    early.
     """
     if known is not None and known.time_steps is not None:
         numbers = _numbers_at(times, tail, known, name)
@@ -149,20 +149,20 @@ def _numbers_at(times: Sequence[float], tail: float | None, known: VideoFacts, n
 
 
 def _rounding(rate: float) -> float:
-    """How far apart two times may be and still be the same: containers round times, some to whole milliseconds."""
+    """Maximum difference of times that are considered equal: containers round times, some to milliseconds."""
     return 0.25 / rate
 
 
 def _ends_before(name: str, time: float) -> VideoError:
-    return VideoError(f"{name}: ends before {time:.2f} s, which was asked for")
+    return VideoError(f"{name}: ends before {time:.2f} s, which was requested")
 
 
 def examine(data: Source, name: str) -> VideoFacts:
-    """Decode a whole file, which proves that it can be read, and note what readers need to know of it."""
+    """Decode a whole file, which checks that it is readable, and return its facts. Raises VideoError if it is not."""
     count, shape, keyframes = 0, (0, 0), []
     transfer: Transfer = "sdr"
     times: list[int | None] = []
-    seen: dict[int, int] = {}  # the pixels' hash of the first frames from each keyframe on
+    seen: dict[int, int] = {}  # frame number -> hash of its pixels, for the first frames from each keyframe on
     with decoding(name), VideoStream(data, name) as stream:
         display = Display(name, stream.pixel_aspect)
         for frame in stream.frames():
@@ -175,7 +175,7 @@ def examine(data: Source, name: str) -> VideoFacts:
             times.append(frame.pts)
             count += 1
         if count == 0:
-            raise VideoError(f"{name}: holds no frame that can be decoded")
+            raise VideoError(f"{name}: has no frame that can be decoded")
         seconds, variable = _duration(times, stream.rate, stream.time_base)
         steps = None
         if not stream.has_exact_times:
@@ -185,7 +185,7 @@ def examine(data: Source, name: str) -> VideoFacts:
 
 
 def _seeking_finds(stream: VideoStream, display: Display, keyframe: Keyframe, seen: dict[int, int]) -> bool:
-    """Whether seeking to a keyframe gives the frames that decoding from the start gave there."""
+    """Whether seeking to a keyframe gives the same frames as decoding from the start."""
     number, time = keyframe
     if number == 0:
         return True
@@ -202,30 +202,30 @@ def _pixels_hash(display: Display, frame: av.VideoFrame) -> int:
 
 
 def _duration(times: list[int | None], rate: float, time_base: Fraction) -> tuple[float, bool]:
-    """Seconds a video lasts, and whether its rate varies, from the times of its frames."""
+    """Duration in seconds, and whether the frame rate varies, from the frames' times."""
     known = [time for time in times if time is not None]
     if len(known) < len(times) or len(known) < 3 or known[-1] <= known[0]:
         return len(times) / rate, False
     gaps = np.diff(np.asarray(known, dtype=np.float64)) * float(time_base)
-    usual = max(0.0, float(np.median(gaps)))
-    irregular = bool(((gaps > 1.3 * usual) | (gaps < 0.7 * usual)).any())
-    return float(gaps.sum()) + usual, irregular
+    median = max(0.0, float(np.median(gaps)))
+    irregular = bool(((gaps > 1.3 * median) | (gaps < 0.7 * median)).any())
+    return float(gaps.sum()) + median, irregular
 
 
 def _time_steps(times: list[int | None], time_base: Fraction) -> list[tuple[float, int]] | None:
-    """`VideoFacts.time_steps`; None where times are missing, go back, or are too irregular to be worth it."""
+    """`VideoFacts.time_steps`; None if times are missing, decrease, or are too irregular."""
     known = [time for time in times if time is not None]
     if len(known) < len(times):
         return None
     gaps = [after - before for before, after in pairwise(known)]
     runs = [(float(gap * time_base), len(list(run))) for gap, run in groupby(gaps)]
-    return runs if min(gaps, default=0) >= 0 and len(runs) <= _MOST_TIME_STEPS else None
+    return runs if min(gaps, default=0) >= 0 and len(runs) <= _MAX_TIME_STEPS else None
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
-    """Write uint8 RGB (t, h, w, 3), h and w even, as H.264 mp4 that any browser plays; whole or not at all.
+    """Write uint8 RGB (t, h, w, 3), h and w even, as an H.264 mp4 that any browser can play, atomically.
 
-    The bytes depend on the arguments alone (one encoder thread, no time stamp of writing).
+    The bytes are a function of the arguments (one encoder thread, no time stamp). Raises InputError for odd sizes.
     """
     assert frames.dtype == np.uint8, frames.dtype
     _, height, width, _ = frames.shape
@@ -236,9 +236,9 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float) -> None:
 
 
 def encode_video(frames: Iterator[np.ndarray], height: int, width: int, fps: float) -> bytes:
-    """uint8 RGB frames (height, width, 3), both even -> the bytes of an H.264 mp4.
+    """Encode uint8 RGB frames (height, width, 3), both even, as an H.264 mp4; returns its bytes.
 
-    Colors are BT.709 of limited range, and the file says so: else players guess, and guess by the size.
+    Colors are BT.709 with limited range and tagged as such: otherwise players guess from the frame size.
     """
     buffer, to_yuv = io.BytesIO(), VideoReformatter()
     with av.open(buffer, "w", format="mp4") as container:
@@ -248,7 +248,7 @@ def encode_video(frames: Iterator[np.ndarray], height: int, width: int, fps: flo
         context = stream.codec_context
         context.colorspace, context.color_range = Colorspace.ITU709, ColorRange.MPEG
         context.color_primaries = context.color_trc = 1  # BT.709 in both lists of ITU-T H.273
-        # Without x264's macroblock tree: in small pictures it reads memory that nobody wrote, and the bytes vary.
+        # Without x264's macroblock tree: for small frames it reads uninitialized memory, and the bytes vary.
         stream.options = {"crf": "12", "preset": "veryfast", "threads": "1", "x264-params": "mbtree=0"}
         for number, pixels in enumerate(frames):
             frame = to_yuv.reformat(
@@ -265,7 +265,7 @@ def encode_video(frames: Iterator[np.ndarray], height: int, width: int, fps: flo
     return buffer.getvalue()
 
 
-# swscale's usual shortcuts cost up to two levels of color.
+# Accurate conversion; swscale's default flags cause errors of up to two color levels.
 _EXACT = (
     Interpolation.BICUBIC
     | Interpolation.ACCURATE_RND

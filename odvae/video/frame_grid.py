@@ -1,4 +1,4 @@
-"""Pictures a person looks at: frame strips of several videos under one another."""
+"""Grids of video frames as images, and writing of PNG and GIF files."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from odvae.running.files import atomic_file
 
 
 def frame_grid(videos: Sequence[np.ndarray], columns: int = 9, gap: int = 2, enlarge_to: int = 64) -> np.ndarray:
-    """One row of evenly spaced frames a video: uint8 (t, h, w, 3) each -> one uint8 picture (H, W, 3).
+    """A grid with one row of evenly spaced frames per video: uint8 (t, h, w, 3) each -> one uint8 image (H, W, 3).
 
-    Small frames are enlarged by a whole factor (no smoothing: what the model made is what is seen).
+    Frames smaller than `enlarge_to` are enlarged by an integer factor without smoothing, so that the model's pixels are
+    visible.
     """
     rows = []
     for frames in videos:
@@ -27,14 +28,14 @@ def frame_grid(videos: Sequence[np.ndarray], columns: int = 9, gap: int = 2, enl
 
 
 def save_gif(path: str | Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Write uint8 (h, w, 3) frames as an endless GIF, whole or not at all."""
-    pictures = (Image.fromarray(frame) for frame in frames)
-    first = next(pictures)
+    """Write uint8 (h, w, 3) frames as an endlessly repeated GIF, atomically."""
+    images = (Image.fromarray(frame) for frame in frames)
+    first = next(images)
     with atomic_file(path) as file:
-        first.save(file, "gif", save_all=True, append_images=pictures, duration=round(1000 / fps), loop=0)
+        first.save(file, "gif", save_all=True, append_images=images, duration=round(1000 / fps), loop=0)
 
 
-def save_image(path: str | Path, picture: np.ndarray) -> None:
-    """Write a uint8 (h, w, 3) picture as PNG, whole or not at all."""
+def save_image(path: str | Path, image: np.ndarray) -> None:
+    """Write a uint8 (h, w, 3) image as PNG, atomically."""
     with atomic_file(path) as file:
-        Image.fromarray(picture).save(file, format="png")
+        Image.fromarray(image).save(file, format="png")

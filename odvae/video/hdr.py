@@ -1,9 +1,9 @@
-"""High dynamic range to standard: PQ and HLG frames (BT.2100, BT.2020 primaries) -> 8-bit BT.709.
+"""Tone mapping of high dynamic range (PQ, HLG) to SDR: BT.2100 frames with BT.2020 primaries -> 8-bit BT.709.
 
-Light is computed in cd/m2 of the display: PQ says it directly (SMPTE ST 2084), HLG by its inverse OETF and the OOTF of
-a 1000 cd/m2 display (BT.2100, gamma 1.2). Reference white, 203 cd/m2 (BT.2408), is the unit; from about half of it to
-1000 cd/m2 the EETF of BT.2390 rolls off towards the result's white, channel by channel. All frames are treated alike,
-so nothing flickers.
+Code values are converted to display light in cd/m2: PQ by its EOTF (SMPTE ST 2084), HLG by its inverse OETF and the
+OOTF of a 1000 cd/m2 display (BT.2100, gamma 1.2). The unit is reference white, 203 cd/m2 (BT.2408). From about half of
+it to 1000 cd/m2, the EETF of BT.2390 compresses the light to the white of the result, for each channel separately. The
+curve is the same for all frames, so it causes no flicker.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _TO_709 = np.array(
     [[1.660491, -0.587641, -0.072850], [-0.124550, 1.132900, -0.008349], [-0.018151, -0.100579, 1.118730]], np.float32
 )
 _LUMINANCE_2020 = np.array([0.2627, 0.6780, 0.0593], np.float32)
-_LEVELS = 4096  # steps of the tables that are looked up by the square root of light
+_LEVELS = 4096  # entries of the tables that are indexed by the square root of light
 
 
 def tone_map(coded: np.ndarray, transfer: Transfer) -> np.ndarray:
     """uint16 (h, w, 3), R'G'B' of BT.2020 primaries over the full range -> uint8 (h, w, 3) of BT.709."""
     if transfer == "pq":
-        light = _pq_table()[coded]  # of a white of 1, tone-mapped
+        light = _pq_table()[coded]  # tone-mapped, white is 1
     else:
         scene = _hlg_table()[coded]
         light = _tone_curve_table()[_level(scene * np.power(scene @ _LUMINANCE_2020, 0.2)[..., None])]
@@ -55,7 +55,7 @@ def hlg_light(code: np.ndarray) -> np.ndarray:
 
 
 def roll_off(light: np.ndarray) -> np.ndarray:
-    """BT.2390's EETF: cd/m2 up to PEAK (more is cut) -> light with WHITE as 1; below about 96 cd/m2 unchanged."""
+    """EETF of BT.2390: light in cd/m2, clamped to PEAK -> light relative to WHITE; linear below about 96 cd/m2."""
     peak = float(pq_code(np.array(PEAK)))
     code = np.minimum(pq_code(light) / peak, 1)
     most = float(pq_code(np.array(WHITE))) / peak
@@ -66,7 +66,7 @@ def roll_off(light: np.ndarray) -> np.ndarray:
 
 
 def _level(light: np.ndarray) -> np.ndarray:
-    """The table's entry for light in [0, 1]; its square root makes the steps as fine in the dark as the eye is."""
+    """Table index of light in [0, 1]; the square root gives finer steps in dark regions."""
     return (np.sqrt(np.clip(light, 0, 1)) * (_LEVELS - 1) + 0.5).astype(np.int32)
 
 

@@ -1,4 +1,4 @@
-"""Image files, through Pillow: clips of one frame, shown as a viewer shows them."""
+"""Decoding of image files with Pillow: EXIF orientation applied, transparency on white, 16 bits scaled to 8."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from odvae.video.decoding import VideoError, decoding
 
-# What transparent images are laid on.
+# Background of transparent images.
 BACKGROUND = "white"
 
 _ORIENTATION = 0x0112  # the EXIF tag
@@ -31,19 +31,19 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an image file is, as shown."""
+    """Size of an image as displayed, and the number of images in its file."""
 
     height: int
     width: int
     pictures: int
-    """How many it holds: an animation's frames, a TIFF's pages. The first is the image."""
+    """Number of an animation's frames or a TIFF's pages. The first one is used."""
 
 
 def decode_image(data: bytes | BinaryIO, name: str) -> np.ndarray:
-    """An image as uint8 RGB (h, w, 3): upright as its EXIF says, transparency laid on white; the first of several.
+    """An image as uint8 RGB (h, w, 3): rotated by its EXIF orientation, transparency on white; the first of several.
 
-    16-bit values are scaled, and so are fractions in [0, 1]. Raises VideoError, which names the file, where it cannot
-    be read.
+    16-bit values and floats in [0, 1] are scaled to 8 bits. Raises VideoError, which names the file, if it cannot be
+    read.
     """
     with _opened(data, name) as image:
         turn = _TURNS.get(_orientation(image))
@@ -54,7 +54,7 @@ def decode_image(data: bytes | BinaryIO, name: str) -> np.ndarray:
 
 
 def examine_image(data: bytes | BinaryIO, name: str) -> ImageFacts:
-    """Its facts, from its header: whether its pixels can be decoded, `decode_image` says."""
+    """Read an image's facts from its header, without decoding its pixels. Raises VideoError if it is not an image."""
     with _opened(data, name) as image:
         width, height = image.size
         turned = _orientation(image) in (5, 6, 7, 8)
@@ -64,26 +64,26 @@ def examine_image(data: bytes | BinaryIO, name: str) -> ImageFacts:
 @contextlib.contextmanager
 def _opened(data: bytes | BinaryIO, name: str) -> Iterator[Image.Image]:
     with decoding(name, "read as an image"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's about odd metadata and large sizes
+        warnings.simplefilter("ignore")  # Pillow warns of odd metadata and large sizes
         try:
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
         except UnidentifiedImageError:
-            raise VideoError(f"{name}: cannot be read as an image (of no kind that is known)") from None
+            raise VideoError(f"{name}: cannot be read as an image (unknown format)") from None
         with image:
             yield image
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8; 1 (upright) where there is none or it makes no sense: the picture is still one."""
+    """EXIF orientation, 1 to 8; 1 (upright) if it is missing or invalid."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # EXIF is written by anything, and Pillow's parser answers with errors of every type
+    except Exception:  # EXIF may be broken in any way, and Pillow's parser raises errors of many types
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
 def _rgb(image: Image.Image, name: str) -> np.ndarray:
-    """uint8 (h, w, 3) of any of Pillow's modes."""
+    """Convert an image in any of Pillow's modes to uint8 (h, w, 3)."""
     if image.mode.startswith("I"):
         return _gray(np.asarray(image).astype(np.int64), name)
     if image.mode == "F":
@@ -97,7 +97,7 @@ def _rgb(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _gray(values: np.ndarray, name: str) -> np.ndarray:
-    """Gray of 16 bits -> uint8 (h, w, 3)."""
+    """16-bit gray values (h, w) -> uint8 (h, w, 3)."""
     if values.min(initial=0) < 0 or values.max(initial=0) > 65535:
-        raise VideoError(f"{name}: cannot be read as an image (its pixels are beyond 16 bits, of unknown range)")
+        raise VideoError(f"{name}: cannot be read as an image (its pixels have more than 16 bits and an unknown range)")
     return np.repeat((values.astype(np.int64) >> 8).astype(np.uint8)[:, :, None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""The one place where pixels change type: uint8 (t, h, w, 3) outside, float (3, t, h, w) in [-1, 1] inside."""
+"""Conversion of pixels between uint8 (t, h, w, 3) and float (3, t, h, w) in [-1, 1]; only this module does it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,6 @@ def to_float(frames: Tensor) -> Tensor:
 
 
 def to_uint8(video: Tensor) -> np.ndarray:
-    """Float (..., 3, t, h, w) in [-1, 1], values outside clipped -> uint8 (..., t, h, w, 3), rounded to nearest."""
+    """Float (..., 3, t, h, w), clamped to [-1, 1] -> uint8 (..., t, h, w, 3), rounded to nearest."""
     frames = ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return rearrange(frames, "... c t h w -> ... t h w c").cpu().numpy()

@@ -1,4 +1,4 @@
-"""An open video file and the stream in it that players show: its frames from the start, from a number, from a time."""
+"""An open video file: selects the video stream that players show, and reads its frames from a number or a time on."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from odvae.video.decoding import VideoError
 # What a video is read from.
 Source = bytes | Path | BinaryIO | io.RawIOBase
 
-# Where a frame's number is known to be a keyframe's: (frame number, its time in the stream's units).
+# A keyframe: (frame number, pts).
 Keyframe = tuple[int, int]
 
-# Containers that give each frame its own time, so that a frame has the same one wherever decoding begins. In others
-# (MPEG program streams, for one) some times are guessed from what was read before.
+# Containers that store the time of each frame, so that it does not depend on where decoding starts. In others (such as
+# MPEG program streams) some times are guessed from the frames read before.
 _TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 
-# Pictures in a video file that are not the video: a cover, a chapter's thumbnail.
+# Streams of still images in a video file: a cover, a chapter's thumbnail.
 _PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
 _PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
 
 
 class VideoStream:
-    """An open video file and its video stream; used as a context, within `decoding`, which names its errors."""
+    """Context of an open video file and its video stream. Use it within `decoding`, which converts its errors."""
 
     def __init__(self, source: Source, name: str) -> None:
         self.source, self.name = (io.BytesIO(source) if isinstance(source, bytes) else source), name
@@ -44,7 +44,8 @@ class VideoStream:
         self.container = av.open(
             str(path) if path else self.source,
             metadata_errors="replace",  # tags are not read, and many are not UTF-8
-            container_options={"protocol_whitelist": "file" if path else ""},  # or a playlist opens what it likes
+            # Without a whitelist, a playlist could open arbitrary files and addresses.
+            container_options={"protocol_whitelist": "file" if path else ""},
         )
         try:
             self.stream = self._shown_stream()
@@ -60,9 +61,9 @@ class VideoStream:
         self.container.close()
 
     def _shown_stream(self) -> AVStream:
-        """Of the video streams that are not pictures the default one, else the largest, else the first.
+        """The video stream to read: the default one, otherwise the largest, otherwise the first; never a cover image.
 
-        One that is coded as pictures are counts as a video only where there is no other: not every cover says it is.
+        A stream with an image codec is used only if there is no other, since not every cover is marked as one.
         """
         if self.container.format.name == "concat":
             raise VideoError(f"{self.name}: is a list of other files, not a video")
@@ -83,30 +84,30 @@ class VideoStream:
 
     @property
     def pixel_aspect(self) -> Fraction | None:
-        """A stored pixel's width over its height; None where the file does not say."""
+        """Width of a stored pixel divided by its height; None if unknown."""
         return self.stream.sample_aspect_ratio
 
     @property
     def has_exact_times(self) -> bool:
-        """Whether a frame has the same time wherever in the file decoding began."""
+        """Whether a frame's time does not depend on where decoding started."""
         return not _TIMED_CONTAINERS.isdisjoint(self.container.format.name.split(","))
 
     def frames(self) -> Iterator[VideoFrame]:
-        """All frames from here on, as the decoder gives them."""
+        """The decoder's frames from the current position on."""
         return self.container.decode(self.stream)
 
     def numbered_frames(self, start: int, keyframes: Sequence[Keyframe]) -> Iterator[tuple[int, VideoFrame]]:
-        """Frames with their numbers, from some frame at or before `start` on."""
-        place = bisect_right([number for number, _ in keyframes], start) - 1
-        if place > 0:
-            first, time = keyframes[place]
+        """Yield (frame number, frame), from a frame at or before number `start` on."""
+        i = bisect_right([number for number, _ in keyframes], start) - 1
+        if i > 0:
+            first, time = keyframes[i]
             if frames := self.from_keyframe(time):
                 yield from enumerate(frames, start=first)
                 return
         yield from enumerate(self.frames())
 
     def timed_frames(self, start: float) -> Iterator[tuple[float, VideoFrame]]:
-        """Frames with their times in seconds after the video's first frame, from some frame at or before `start` on."""
+        """Yield (seconds after the video's first frame, frame), from a frame at or before time `start` on."""
         frames = self.frames()
         first = next(frames, None)
         if first is None:
@@ -114,7 +115,7 @@ class VideoStream:
         origin = first.pts or 0
         target = origin + int(start / self.time_base)
         seeks = start > 0 and first.pts is not None and self.has_exact_times
-        found = self.from_keyframe(target, exactly=False) if seeks else None
+        found = self.from_keyframe(target, exact=False) if seeks else None
         if found is None:
             self._rewind()
             found = self.frames()
@@ -123,10 +124,11 @@ class VideoStream:
             time = time + 1 / self.rate if frame.pts is None else float((frame.pts - origin) * self.time_base)
             yield time, frame
 
-    def from_keyframe(self, time: int, exactly: bool = True) -> Iterator[VideoFrame] | None:
-        """Frames from the keyframe at `time` (or the last one before it) on; None, rewound, where seeking fails.
+    def from_keyframe(self, time: int, exact: bool = True) -> Iterator[VideoFrame] | None:
+        """Frames from the keyframe at `time` on, or from the last one before it if not `exact`.
 
-        Frames that come before the keyframe in time but after it in the file lean on what was skipped: left out.
+        Frames shown before the keyframe but stored after it depend on skipped frames and are left out. None if seeking
+        fails; the position is then the beginning of the file.
         """
         try:
             self.container.seek(time, stream=self.stream, backward=True)
@@ -134,9 +136,9 @@ class VideoStream:
             self._rewind()
             return None
         frames = self.frames()
-        early = time if exactly else float("-inf")  # some formats seek to a keyframe before
+        early = time if exact else float("-inf")  # some formats seek to an earlier keyframe
         keyframe = next((one for one in frames if one.key_frame and (one.pts is None or one.pts >= early)), None)
-        if keyframe is None or keyframe.pts is None or keyframe.pts > time or (exactly and keyframe.pts != time):
+        if keyframe is None or keyframe.pts is None or keyframe.pts > time or (exact and keyframe.pts != time):
             self._rewind()
             return None
         return self._in_order_after(keyframe, frames)
@@ -149,7 +151,7 @@ class VideoStream:
                 yield frame
 
     def _rewind(self) -> None:
-        """Open the file anew: seeking back is what did not work."""
+        """Open the file again, since seeking failed."""
         self.container.close()
         if not isinstance(self.source, Path):
             self.source.seek(0)

@@ -204,7 +204,7 @@ def test_high_dynamic_range_is_named(tmp_path, transfer, name):
     if name == "sdr":
         assert len(list(decode(path, "x", hdr="leave_out"))) == 2
     else:
-        with pytest.raises(UnfitError, match=rf"x: is of high dynamic range, {name.upper()}.*left out"):
+        with pytest.raises(UnfitError, match=rf"x: has high dynamic range, {name.upper()}.*left out"):
             list(decode(path, "x", hdr="leave_out"))
 
 

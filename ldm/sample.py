@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from PIL import Image
 
 from ldm.diffusion.objective import objective_of
 from ldm.networks.factory import load_network
@@ -30,8 +29,11 @@ from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.run_folder import code_version
 from odvae.running.stage import Stage
+from odvae.running.text import check_is_file
+from odvae.video.decoding import decoding
 from odvae.video.files import decode, encode_video
 from odvae.video.frame_grid import frame_grid, save_gif, save_image
+from odvae.video.images import decode_image
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAELoader, load_vae
 
@@ -157,16 +159,20 @@ def generate_latents(
 
 
 def _read_image(pipeline: TextToVideoPipeline, file: str, settings: SampleSettings) -> torch.Tensor:
-    """An image file as first frame, (3, h, w) in [-1, 1]: scaled to cover the videos' size, and center cropped."""
-    try:
-        with Image.open(file) as picture:
-            pixels = np.asarray(picture.convert("RGB"))
-    except OSError as error:
-        raise InputError(f"--image {file} cannot be read as a picture: {error}") from None
+    """An image file as first frame of the videos' size."""
     _, h, w = pipeline.transformer.config.sample_size
     factor = pipeline.vae.spatial_compression_ratio
-    size = (settings.height or h * factor, settings.width or w * factor)
-    return to_float(fit_frames(pixels[None], *size))[:, 0]
+    return read_first_frame(Path(file), settings.height or h * factor, settings.width or w * factor)
+
+
+def read_first_frame(file: Path, height: int, width: int) -> torch.Tensor:
+    """An image file, read as make_shards reads images, as first frame (3, height, width) in [-1, 1]: scaled to cover
+    this size, and center cropped. Raises InputError where it cannot be read."""
+    name = f"--image {file}"
+    check_is_file(file, "--image")
+    with decoding(name, "read as an image"):
+        pixels = decode_image(file.read_bytes(), name)
+        return to_float(fit_frames(pixels[None], height, width))[:, 0]
 
 
 def _record(

@@ -36,6 +36,7 @@ FLOORS = [
     "ldm",
     "ldm.study",
     "ldm.commands",
+    "ldm.fuzzing",
 ]
 
 

@@ -57,7 +57,7 @@ def differing_keys(before: Any, now: Any, prefix: str = "") -> dict[str, tuple[A
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return {} if before == now else {prefix.removesuffix("."): (before, now)}
     differing: dict[str, tuple[Any, Any]] = {}
-    for key in sorted(before | now):
+    for key in sorted(before | now, key=str):  # a record that was damaged may have keys of any type
         differing |= differing_keys(before.get(key), now.get(key), f"{prefix}{key}.")
     return differing
 

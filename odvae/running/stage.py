@@ -145,7 +145,7 @@ class Stage:
 
 def check_not_made_by_0_1(path: Path, sections: Mapping[str, Any]) -> None:
     """Raise InputError for a record with settings' names of version 0.1, with the names they have now."""
-    record = read_yaml(read_text_file(path), str(path)) if path.exists() else {}
+    record = _read_sections(path) if path.exists() else {}
     renamed: dict[str, str] = {}
     for name, section in sections.items():
         if isinstance(section, Settings):
@@ -162,6 +162,17 @@ def check_not_made_by_0_1(path: Path, sections: Mapping[str, Any]) -> None:
         )
 
 
+def _read_sections(path: Path) -> dict[Any, Any]:
+    """The sections in a run's record of its settings. Raises InputError where it holds none."""
+    found = read_yaml(read_text_file(path), str(path))
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{path} was damaged: expected the settings of its run, found {type(found).__name__}; restore it, or "
+            "choose another run folder (run=...)"
+        )
+    return found
+
+
 def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
     """Write the resolved settings of a run, or check that they equal those of the run that is already in the folder.
 
@@ -173,7 +184,7 @@ def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
         for name, section in sections.items()
     }
     if path.exists():
-        differing = differing_keys(read_yaml(read_text_file(path), str(path)), resolved)
+        differing = differing_keys(_read_sections(path), resolved)
         if not differing:
             return True
         if changed := {key: values for key, values in differing.items() if not may_change(key, sections)}:

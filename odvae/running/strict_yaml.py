@@ -9,6 +9,9 @@ import yaml
 
 from odvae.running.errors import InputError
 
+# More values than any config has; each may come many times by an alias.
+_MOST_VALUES = 1_000_000
+
 
 class _StrictLoader(yaml.SafeLoader):
     """Reads numbers and booleans as YAML 1.2 does (PyYAML implements 1.1), and rejects duplicate keys."""
@@ -36,8 +39,28 @@ _StrictLoader.add_implicit_resolver(
 def read_yaml(text: str, name: str) -> Any:
     """Parse a YAML text. Raises InputError, which names the text `name`, if it is not valid."""
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # _StrictLoader is a SafeLoader: no code runs
+        value = yaml.load(text, Loader=_StrictLoader)  # _StrictLoader is a SafeLoader: no code runs
+        _count_values(value, {})
+        return value
     except InputError as error:
         raise InputError(f"{name}, {error}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: an invalid number or date
+    except Exception as error:  # a tag that does not fit its value (!!timestamp x) gives an error of any type
         raise InputError(f"{name} is not valid YAML: {error}") from None
+
+
+def _count_values(value: Any, counts: dict[int, int]) -> int:
+    """The values in a value, those under aliases (*name) each time. Raises InputError where they are without end.
+
+    A few lines of aliases of aliases can stand for billions of values.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if (known := counts.get(id(value))) is None:
+        counts[id(value)] = -1  # until it is counted
+        inner = value.values() if isinstance(value, dict) else value
+        known = counts[id(value)] = 1 + sum(_count_values(one, counts) for one in inner)
+    if known < 0:
+        raise InputError("an alias: a value holds itself")
+    if known > _MOST_VALUES:
+        raise InputError(f"aliases: they stand for more than {_MOST_VALUES} values")
+    return known

@@ -29,7 +29,7 @@ _TEXTS = (
     "title", "query",
 )  # fmt: skip
 _CLASSES = ("label", "class", "class_name", "classname", "class_label")
-_NUMBERED_TEXT = re.compile(r"^(?:caption|text|prompt|sentence|description)_?\d+$")
+_NUMBERED_TEXT = re.compile(r"^(?:caption|text|prompt|sentence|description)_?\d{1,9}$")
 _OTHER_TEXT = re.compile(r"^(?!negative_).*_(?:caption|captions|prompt|description)$")
 _STARTS = ("start", "start_time", "time_start", "start_timestamp", "start_sec", "t_start", "begin")
 _ENDS = ("end", "end_time", "time_end", "end_timestamp", "end_sec", "t_end", "stop")

@@ -135,21 +135,22 @@ def _as_part(plain: str, stem: str, alone: bool) -> Iterator[tuple[str, int | No
 
 def seconds(written: object) -> float | None:
     """Seconds of a time as tables write it: 12.5, "12.5", "0:01:12.500", "00-01-12-500"; None where it is none."""
-    if isinstance(written, int | float) and not isinstance(written, bool):
-        return float(written)
-    if not isinstance(written, str):
+    if isinstance(written, bool) or not isinstance(written, int | float | str):
         return None
-    text = written.strip()
+    try:
+        return _seconds(written.strip()) if isinstance(written, str) else float(written)
+    except (ValueError, OverflowError):  # no number, or one that is beyond all numbers
+        return None
+
+
+def _seconds(text: str) -> float:
     if match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)", text):
         hours, minutes, rest = match.groups()
         return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest.replace(",", "."))
     if match := re.fullmatch(r"(\d+)-(\d+)-(\d+)-(\d{3})", text):
         hours, minutes, rest, thousandths = map(int, match.groups())
         return hours * 3600 + minutes * 60 + rest + thousandths / 1000
-    try:
-        return float(text)
-    except ValueError:
-        return None
+    return float(text)
 
 
 def _normal(path: str) -> str:

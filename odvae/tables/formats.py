@@ -46,6 +46,8 @@ def read_table(path: Path, is_known: KnowsColumns) -> Iterator[Row]:
             yield from _arrow_rows(path)
     except PACKED_ERRORS as error:
         raise InputError(f"caption table {path} cannot be read: {error}") from None
+    except MemoryError:
+        raise InputError(f"caption table {path} cannot be read: it needs more memory than there is") from None
 
 
 def _json_rows(path: Path, is_known: KnowsColumns) -> Iterator[Row]:
@@ -150,6 +152,7 @@ def _arrow_rows(path: Path) -> Iterator[Row]:
                 batches = iter(ipc.open_stream(file))
             number = 0
             for batch in batches:
+                batch.validate(full=True)  # Arrow's columns are read in place: offsets that are wrong end the process
                 names = [column_name(name) for name in batch.schema.names]
                 for cells in zip(*(column.to_pylist() for column in batch.columns), strict=True):
                     number += 1

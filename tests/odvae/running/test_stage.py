@@ -331,3 +331,15 @@ def test_what_the_main_process_finds_decides_for_every_rank_and_it_alone_says_wh
     assert [status for status, _ in results] == [1, 1]
     assert "seed: was 0, now 1" in results[0][1]
     assert results[1][1] == ""
+
+
+@pytest.mark.parametrize("record", ["", "[1]", "settings", "1: 2\nnumbers: {null: 1, x: 2}"])
+def test_a_damaged_record_of_the_settings_is_an_error_that_names_it(tmp_path, record):
+    with Stage(tmp_path / "stage", {"numbers": {"x": 1}}):
+        pass
+    (tmp_path / "stage/experiment.yaml").write_text(record)
+    with (
+        pytest.raises(InputError, match=r"experiment\.yaml was damaged|holds a run with other settings"),
+        Stage(tmp_path / "stage", {"numbers": {"x": 1}}),
+    ):
+        pass

@@ -1,0 +1,22 @@
+"""All kinds of input that are fuzzed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ldm.fuzzing.captions import CAPTION, TABLE
+from ldm.fuzzing.kind import Kind
+from ldm.fuzzing.media import IMAGE, VIDEO
+from ldm.fuzzing.texts import CONFIG, PROMPTS
+from odvae.running.errors import InputError
+
+KINDS = (VIDEO, IMAGE, TABLE, CAPTION, CONFIG, PROMPTS)
+
+
+def choose_kinds(names: Sequence[str]) -> list[Kind]:
+    """The kinds of these names; all, where there are none. Raises InputError for a name that is none of theirs."""
+    there = {kind.name: kind for kind in KINDS}
+    for name in names:
+        if name not in there:
+            raise InputError(f"kinds: {name!r} is none; allowed are {', '.join(there)}")
+    return [there[name] for name in names] or list(KINDS)

@@ -1,0 +1,28 @@
+"""YAML that means no settings is refused, whatever it does to the parser."""
+
+import pytest
+
+from odvae.running.errors import InputError
+from odvae.running.strict_yaml import read_yaml
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("seed: !!timestamp soon", r"x\.yaml is not valid YAML: .*NoneType"),
+        ("seed: !!float no", r"x\.yaml is not valid YAML"),
+        ("run: !!python/object/apply:os.getcwd []", r"x\.yaml is not valid YAML"),
+        ("a: &a [*a]", r"x\.yaml, an alias: a value holds itself"),
+        ("a: &a {b: [*a]}", r"x\.yaml, an alias: a value holds itself"),
+    ],
+)
+def test_tags_that_do_not_fit_and_values_that_hold_themselves_are_errors_with_the_name(text, message):
+    with pytest.raises(InputError, match=message):
+        read_yaml(text, "x.yaml")
+
+
+def test_aliases_may_repeat_a_value_but_not_a_million_times():
+    assert read_yaml("a: &a [1]\nb: [*a, *a]", "x") == {"a": [1], "b": [[1], [1]]}
+    lines = ["l0: &l0 [0]", *(f"l{i}: &l{i} [{', '.join([f'*l{i - 1}'] * 9)}]" for i in range(1, 10))]
+    with pytest.raises(InputError, match="they stand for more than 1000000 values"):
+        read_yaml("\n".join(lines), "x")

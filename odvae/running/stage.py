@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import yaml
 from accelerate import PartialState
 
-from odvae.running.distributed import decide_on_main_process
+from odvae.running.allocator import keep_freed_memory
+from odvae.running.distributed import decide_on_main_process, uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json, remove_leftovers, write_json, write_text
 from odvae.running.folder_lock import exclusive_update, sole_writer
@@ -61,6 +62,8 @@ class Stage:
         self._counted = time.monotonic()
 
     def __enter__(self) -> Stage:
+        if not uses_cuda():
+            keep_freed_memory()
         with contextlib.ExitStack() as held:
             self.signals.install()
             held.callback(self.signals.restore)

@@ -54,6 +54,7 @@ class Muon(torch.optim.Optimizer):
     ) -> None:
         defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "eps": eps}
         super().__init__(params, {**defaults, "nesterov": nesterov, "adaptive": adaptive})
+        self._stacks: dict[tuple[int, str], tuple[Tensor, Sequence[Tensor]]] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
@@ -63,75 +64,87 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            others, matrices = [], defaultdict(list)
+            matrices, others = defaultdict(list), defaultdict(list)  # by shape, so that each operation is one for many
             for parameter in group["params"]:
                 if parameter.grad is not None and is_matrix(parameter):
                     matrices[parameter.shape, parameter.dtype, parameter.device].append(parameter)
                 elif parameter.grad is not None:
-                    others.append(parameter)
+                    step = self._count_step(parameter)
+                    others[parameter.shape, parameter.dtype, parameter.device, step].append(parameter)
             for alike in matrices.values():
                 self._step_matrices(alike, group)
-            if others:
-                self._step_others(others, group)
+            for (*_, step), alike in others.items():
+                self._step_others(alike, step, group)
         return loss
 
     def _step_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Parameters of one shape."""
-        gradients = [parameter.grad for parameter in parameters]
-        momenta, eps = self._moments(parameters, "momentum_buffer"), group["eps"]
-        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        updates = orthogonalize_all(ahead)
+        """Muon or AdaMuon, for matrices of one shape."""
+        gradients = torch.stack([_gradient(parameter) for parameter in parameters])  # (k, out, ...)
+        momenta = self._moments(parameters, "momentum_buffer")
+        momenta.lerp_(gradients, 1 - group["momentum"])
+        ahead = gradients.lerp_(momenta, group["momentum"]) if group["nesterov"] else momenta
+        updates = orthogonalize_kernels(ahead)
         out, size = parameters[0].shape[0], parameters[0].numel()
+        length = 0.2 * math.sqrt(max(out, size // out))
         if group["adaptive"]:
             squares, beta = self._moments(parameters, "exp_avg_sq"), group["betas"][1]
-            torch._foreach_mul_(squares, beta)
-            torch._foreach_addcmul_(squares, updates, updates, 1 - beta)
-            roots = torch._foreach_sqrt(squares)
-            torch._foreach_add_(roots, eps)
-            torch._foreach_div_(updates, roots)
-            shares = [(_whole(length) + eps).reciprocal() for length in torch._foreach_norm(updates)]
-            self._decay(parameters, group)
-            for parameter, update, share in zip(parameters, updates, shares, strict=True):
-                parameter.addcmul_(update, share, value=-group["lr"] * 0.2 * math.sqrt(size))
-        else:
-            self._decay(parameters, group)
-            torch._foreach_add_(parameters, updates, alpha=-group["lr"] * 0.2 * math.sqrt(max(out, size // out)))
+            squares.mul_(beta).addcmul_(updates, updates, value=1 - beta)
+            updates = updates / squares.sqrt().add_(group["eps"])
+            norms = torch.linalg.vector_norm(updates, dim=tuple(range(1, updates.ndim)), keepdim=True)
+            updates, length = updates / (norms + group["eps"]), 0.2 * math.sqrt(size)
+        self._move(parameters, updates, length, group)
 
-    def _step_others(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """AdamW, or NAdamW as Dozat 2016 has it, without its schedule of momenta."""
-        gradients = [parameter.grad for parameter in parameters]
+    def _step_others(self, parameters: list[nn.Parameter], step: int, group: dict[str, Any]) -> None:
+        """AdamW, or NAdamW as Dozat 2016 has it without its schedule of momenta, for parameters of one shape.
+
+        `step` is the number of this step, from 1, for all of them.
+        """
+        gradients = torch.stack([_gradient(parameter) for parameter in parameters])  # (k, ...)
         averages, squares = self._moments(parameters, "exp_avg"), self._moments(parameters, "exp_avg_sq")
         beta1, beta2 = group["betas"]
-        torch._foreach_lerp_(averages, gradients, 1 - beta1)
-        torch._foreach_mul_(squares, beta2)
-        torch._foreach_addcmul_(squares, gradients, gradients, 1 - beta2)
-        steps = self._count(parameters)
-        roots = torch._foreach_sqrt(squares)
-        torch._foreach_div_(roots, [math.sqrt(1 - beta2**step) for step in steps])
-        torch._foreach_add_(roots, group["eps"])
-        ahead = torch._foreach_lerp(averages, gradients, 1 - beta1) if group["nesterov"] else averages
-        self._decay(parameters, group)
-        torch._foreach_addcdiv_(parameters, ahead, roots, [-group["lr"] / (1 - beta1**step) for step in steps])
+        averages.lerp_(gradients, 1 - beta1)
+        squares.mul_(beta2).addcmul_(gradients, gradients, value=1 - beta2)
+        roots = squares.sqrt().div_(math.sqrt(1 - beta2**step)).add_(group["eps"])
+        ahead = gradients.lerp_(averages, beta1) if group["nesterov"] else averages
+        self._move(parameters, ahead / roots, 1 / (1 - beta1**step), group)
 
-    def _moments(self, parameters: Sequence[Tensor], name: str) -> list[Tensor]:
-        """The named average of each parameter, from zero."""
-        for parameter in parameters:
-            if name not in self.state[parameter]:
-                self.state[parameter][name] = torch.zeros_like(parameter)
-        return [self.state[parameter][name] for parameter in parameters]
+    def _moments(self, parameters: Sequence[Tensor], name: str) -> Tensor:
+        """The named moment of parameters of one shape, stacked (k, ...), from zero.
 
-    def _count(self, parameters: Sequence[Tensor]) -> list[int]:
-        """Count a step of each, and return how many it has made."""
-        for parameter in parameters:
-            state = self.state[parameter]
-            state["step"] = state.get("step", torch.zeros(())) + 1  # on the CPU: nothing waits for it
-        return [int(self.state[parameter]["step"]) for parameter in parameters]
+        The state of each parameter is a view of the stack. Where it is not, since a checkpoint was loaded or other
+        parameters had gradients, the stack is made again from the state.
+        """
+        key, states = (id(parameters[0]), name), [self.state[parameter] for parameter in parameters]
+        stack, views = self._stacks.get(key, (None, ()))
+        if stack is None or [id(view) for view in views] != [id(state.get(name)) for state in states]:
+            moments = [
+                state[name] if name in state else torch.zeros_like(parameter)
+                for state, parameter in zip(states, parameters, strict=True)
+            ]
+            stack = torch.stack(moments)
+            views = stack.unbind()
+            self._stacks[key] = stack, views
+            for state, view in zip(states, views, strict=True):
+                state[name] = view
+        return stack
+
+    def _count_step(self, parameter: Tensor) -> int:
+        """The number of this step for the parameter, from 1."""
+        state = self.state[parameter]
+        state["step"] = state.get("step", torch.zeros(())) + 1  # on the CPU: nothing waits for it
+        return int(state["step"])
 
     @staticmethod
-    def _decay(parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
+    def _move(parameters: list[nn.Parameter], updates: Tensor, length: float, group: dict[str, Any]) -> None:
+        """Decay the parameters, then move them by -lr * length * updates (k, ...)."""
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * length)
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -146,36 +159,39 @@ def is_matrix(parameter: Tensor) -> bool:
 
 
 def inner_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on GPUs that compute in it; fp32 elsewhere: a CPU may only emulate bf16."""
-    gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.bfloat16 if gpu else torch.float32
+    """bf16 on GPUs and CPUs that compute in it, several times faster than in fp32; fp32 where it is only emulated."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return torch.bfloat16 if native else torch.float32
 
 
-def orthogonalize_all(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """`orthogonalize` for each of some tensors of one shape, (out, ...), as a matrix."""
-    stack = torch.stack([_whole(tensor).flatten(1) for tensor in tensors])  # (k, out, in)
-    whole = orthogonalize(stack.to(inner_dtype(stack.device))).to(stack.dtype)
-    return [_sharded_like(tensor, new.reshape(tensor.shape)) for tensor, new in zip(tensors, whole, strict=True)]
+def orthogonalize_kernels(kernels: Tensor) -> Tensor:
+    """`orthogonalize` for kernels (k, out, ...), each taken as a matrix (out, in * t * h * w)."""
+    matrices = _whole(kernels).flatten(2)  # (k, out, in)
+    result = orthogonalize(matrices.to(inner_dtype(matrices.device))).to(kernels.dtype)
+    return _sharded_like(kernels, result.view(kernels.shape))
 
 
 def orthogonalize(x: Tensor) -> Tensor:
     """Matrices (k, m, n) -> those with the same singular vectors and singular values near 1, by Newton-Schulz steps."""
-    if x.shape[1] > x.shape[2]:
-        return orthogonalize(x.mT).mT
-    if x.dtype == torch.float32 and x.shape[2] > 1.5 * x.shape[1]:
-        return _orthogonalize_by_gram(x)
+    tall = x.shape[1] > x.shape[2]
+    if x.dtype == torch.float32 and max(x.shape[1:]) > 1.5 * min(x.shape[1:]):
+        return _orthogonalize_by_gram(x, tall)
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=SMALLEST_NORM)
     for a, b, c in COEFFICIENTS:
-        gram = x @ x.mT  # (k, m, m)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        gram = x.mT @ x if tall else x @ x.mT  # on the shorter side
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, x, p, beta=a) if tall else torch.baddbmm(x, p, x, beta=a)
     return x
 
 
-def _orthogonalize_by_gram(x: Tensor) -> Tensor:
-    """The same for wide matrices with half the work, for each step is a product with a polynomial p of the Gram matrix:
-    x <- p x, gram <- p gram p. Rounding in bf16 would spoil it.
+def _orthogonalize_by_gram(x: Tensor, tall: bool) -> Tensor:
+    """The same for matrices that are far from square with half the work, for each step is a product with a polynomial p
+    of the Gram matrix: x <- p x, gram <- p gram p. Rounding in bf16 would spoil it.
     """
-    gram, product = x @ x.mT, None  # (k, m, m)
+    gram, product = x.mT @ x if tall else x @ x.mT, None  # on the shorter side
     norm = gram.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1).sqrt().clamp(min=SMALLEST_NORM)
     gram = gram / norm.square()
     for step, (a, b, c) in enumerate(COEFFICIENTS, start=1):
@@ -185,7 +201,7 @@ def _orthogonalize_by_gram(x: Tensor) -> Tensor:
         if step < len(COEFFICIENTS):
             gram = p @ gram @ p
     assert product is not None
-    return (product / norm) @ x
+    return x @ (product / norm) if tall else (product / norm) @ x
 
 
 def _whole(tensor: Tensor) -> Tensor:

@@ -50,7 +50,9 @@ class Display:
         transfer = transfer_of(frame)
         if transfer != "sdr" and self.hdr == "leave_out":
             raise UnfitError(f"{self.name}: has high dynamic range, {HDR_NAMES[transfer]}, left out by hdr=leave_out")
-        options: dict[str, Any] = {"width": self._width(frame), "interpolation": "BICUBIC"} if self.stretch != 1 else {}
+        options: dict[str, Any] = {"threads": 1}  # starting swscale's threads takes longer than converting small frames
+        if self.stretch != 1:
+            options |= {"width": self._width(frame), "interpolation": "BICUBIC"}
         if transfer == "sdr":
             pixels = self.converter.reformat(frame, format="rgb24", **options).to_ndarray()
         else:

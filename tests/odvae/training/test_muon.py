@@ -24,6 +24,7 @@ def same_weights(one, other, **tolerance):
 def test_steps_are_those_of_timm_in_fp32(monkeypatch, name, weight_decay):
     in_fp32 = functools.partial(timm.optim.muon.zeropower_via_newtonschulz, dtype=torch.float32)
     monkeypatch.setattr(timm.optim.muon, "zeropower_via_newtonschulz", in_fp32)
+    monkeypatch.setattr(muon, "inner_dtype", lambda device: torch.float32)
     ours, theirs, start = Network(), Network(), Network()
     settings = OptimizationSettings(
         optimizer=name, learning_rate=1e-2, betas=(0.8, 0.9), weight_decay=weight_decay, precision="fp32"
@@ -86,11 +87,20 @@ def test_a_matrix_takes_the_same_step_alone_and_among_others_of_its_shape():
     assert torch.allclose(orthogonalize(matrices)[1:2], orthogonalize(matrices[1:2]), atol=1e-5)
 
 
-def test_the_inner_work_is_in_fp32_on_cpu_and_in_bf16_on_gpus_that_have_it(monkeypatch):
-    assert muon.inner_dtype(torch.device("cpu")) == torch.float32
-    for has_bf16, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has=has_bf16: has)
-        assert muon.inner_dtype(torch.device("cuda")) == dtype
+def test_the_inner_work_is_in_bf16_where_the_device_computes_in_it(monkeypatch):
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        assert muon.inner_dtype(torch.device("cuda")) == muon.inner_dtype(torch.device("cpu")) == dtype
+
+
+@pytest.mark.parametrize("shape", [(48, 200), (200, 48), (64, 64)])
+def test_in_bf16_the_step_has_nearly_the_direction_of_fp32(shape):
+    torch.manual_seed(0)
+    gradients = torch.randn(3, *shape)
+    exact, rounded = orthogonalize(gradients), orthogonalize(gradients.bfloat16()).float()
+    assert torch.nn.functional.cosine_similarity(exact.flatten(1), rounded.flatten(1)).min() > 0.99
 
 
 def test_a_resumed_optimizer_takes_the_very_same_steps(tmp_path):

@@ -13,7 +13,8 @@ import sys
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
+from odvae.running.text import printable
 from odvae.running.worker_pool import Failure, Failures
 from odvae.shards.facts import checked_about, own_facts
 from odvae.shards.remote import expand_urls
@@ -39,8 +41,30 @@ from odvae.video.extensions import IMAGE_EXTENSIONS
 # The share of failures is taken of this many samples at first, so that one early failure ends no run.
 _FAIR_COUNT = 1000
 
-# So many samples in a row that are not wanted, or of which no clip could be had, are taken for all of them.
-_MOST_UNWANTED, _MOST_REFUSED = 20_000, 1000
+# So many videos in a row of which no clip could be had are taken for all of them.
+_MOST_REFUSED = 1000
+
+# The run ends where no new video for training comes for so many times `data.stream_seconds`.
+_PATIENCE = 3
+
+# So many shards' troubles are named when they are met, and of each kind at the end; the others are counted.
+_MOST_NAMED = 10
+
+
+@dataclass(frozen=True)
+class SpooledSample(Sample):
+    """A streamed sample that lies in a file of its own, named in messages by the shard it came from."""
+
+    url: str = ""
+
+    @property
+    def name(self) -> str:
+        return streamed_name(self.url, self.key)
+
+
+def streamed_name(url: str, key: str) -> str:
+    """How messages name a streamed sample."""
+    return printable(f"{url}:{key}")
 
 
 def streamed_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[str, Tensor]]:
@@ -58,12 +82,12 @@ def streamed_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict
     seed = derive_seed(dataset.seed, "stream", plan.rank, sampler.start)
     with (
         tempfile.TemporaryDirectory(prefix="odvae-") as spool,
-        ClipPool(load, shape, ahead * plan.batch_size, data, lambda task: task[0].key) as pool,
+        ClipPool(load, shape, ahead * plan.batch_size, data, lambda task: task[0].name) as pool,
         WantedVideos(data, seed, Path(spool), speaks=plan.rank == 0) as videos,
     ):
-        pending: deque[tuple[list[int], list[tuple[Sample, ClipTicket]]]] = deque()
+        pending: deque[tuple[list[int], list[tuple[SpooledSample, ClipTicket]]]] = deque()
 
-        def submit(number: int) -> tuple[Sample, ClipTicket]:
+        def submit(number: int) -> tuple[SpooledSample, ClipTicket]:
             sample = videos.next()
             return sample, pool.submit((sample, number), shape)
 
@@ -95,15 +119,15 @@ class WantedVideos:
         self.data, self.speaks = data, speaks
         self.files = (spool / str(i) for i in itertools.count())
         self.failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos")
-        self.refused: dict[str, str] = {}  # key -> why its clip could not be had; not tried again
+        self.refused: dict[str, str] = {}  # name -> why its clip could not be had; not tried again
         self.troubles: dict[str, str] = {}  # shard -> what happened to it first
         self.dropped: Counter[str] = Counter()
         self.used = 0
         self.came = self.a_pass = 0
         self.unwanted = self.refusals = 0  # in a row
-        self.last_came = time.monotonic()
+        self.waited, self.received_before = 0.0, 0  # seconds since the last new video; bytes received until then
         self.urls = expand_urls(data.stream)
-        self._say(f"streaming {data.stream} ({len(self.urls)} shards): order and resume are approximate")
+        self._say(f"streaming {data.stream} ({_count(len(self.urls), 'shard')}): order and resume are approximate")
         self.reader = StreamReader(self.urls, seed, data.stream_seconds, lambda sample: why_not(sample, data))
 
     def __enter__(self) -> WantedVideos:
@@ -114,38 +138,39 @@ class WantedVideos:
         if self.used:
             self._say(f"streamed: {self.describe()}")
 
-    def next(self) -> Sample:
+    def next(self) -> SpooledSample:
         """The next wanted video."""
-        self.last_came = time.monotonic()  # that nobody asked for one is no fault of the stream's
+        self.waited, self.received_before = 0.0, self.reader.received
         while True:
+            begin = time.monotonic()
             message = self.reader.next(seconds=1)
+            self.waited += min(time.monotonic() - begin, 2)  # where it was longer, this process itself was halted
             if isinstance(message, Streamed):
-                self.came, self.last_came = self.came + 1, time.monotonic()
-                if message.key not in self.refused:
+                self.came += 1
+                name = streamed_name(message.url, message.key)
+                if name not in self.refused:
                     self.unwanted = 0
                     self.failures.total += 1
                     return _spool(message, next(self.files))
-                self._drop(message.key, self.refused[message.key])
+                self._drop(name, self.refused[name])
                 if self.a_pass and self.unwanted > 2 * self.a_pass + 200:  # two passes, and what is being mixed
                     self._end("none of its videos gives a clip")
             elif isinstance(message, Dropped):
-                self.last_came = time.monotonic()
-                self._drop(message.key, message.reason)
+                self._drop(streamed_name(message.url, message.key), message.reason)
             elif isinstance(message, Trouble):
                 self._note_trouble(message)
             elif isinstance(message, PassEnded):
                 self._end_of_pass(message)
-            else:
-                self._end_where_nothing_comes()
+            self._end_where_nothing_comes()
 
-    def refuse(self, sample: Sample, failure: Failure) -> None:
+    def refuse(self, sample: SpooledSample, failure: Failure) -> None:
         """Note that a clip of this video could not be had; raises InputError past `data.failures_allowed`."""
         if failure.cause == "unfit":
-            self.refused[sample.key] = "shorter than a clip, or left out by data.hdr"
-            self._drop(sample.key, self.refused[sample.key])
+            self.refused[sample.name] = "shorter than a clip, or left out by data.hdr"
+            self._drop(sample.name, self.refused[sample.name])
         else:
-            self.refused[sample.key] = "cannot be decoded"
-            self.failures.add(sample.key, failure.reason.removeprefix(f"{sample.name}: "))
+            self.refused[sample.name] = "cannot be decoded"
+            self.failures.add(sample.name, failure.reason)
         self.refusals += 1
         if self.refusals > _MOST_REFUSED:
             self._end(f"none of {self.refusals} videos in a row gives a clip")
@@ -157,47 +182,53 @@ class WantedVideos:
 
     def describe(self) -> str:
         """What was used and what was not, by reason."""
-        parts = [f"{self.used} clips used"]
-        parts += [f"{count} samples {reason}" for reason, count in self.dropped.most_common()]
-        parts += [f"{len(self.failures.reasons)} videos could not be decoded"] if self.failures.reasons else []
+        parts = [f"{_count(self.used, 'clip')} used"]
+        parts += [f"{_count(count, 'sample')} {reason}" for reason, count in self.dropped.most_common()]
+        parts += (
+            [f"{_count(len(self.failures.reasons), 'video')} could not be decoded"] if self.failures.reasons else []
+        )
         parts += [f"trouble with {len(self.troubles)} of {len(self.urls)} shards"] if self.troubles else []
         return "; ".join(parts)
 
-    def _drop(self, key: str, reason: str) -> None:
+    def _drop(self, name: str, reason: str) -> None:
         if not self.dropped[reason] and reason != _HELD_OUT:
-            self._say(f"left out: {key}: {reason} (from data.stream; the others are counted)")
+            self._say(f"left out: {name}: {reason} (others for this reason are counted)")
         self.dropped[reason] += 1
         self.unwanted += 1
-        if self.unwanted > _MOST_UNWANTED:
-            self._end(f"none of {self.unwanted} samples in a row is for training")
 
     def _note_trouble(self, trouble: Trouble) -> None:
-        if trouble.url not in self.troubles:
-            self.troubles[trouble.url] = trouble.reason
+        if trouble.url in self.troubles:
+            return
+        self.troubles[trouble.url] = trouble.reason
+        if len(self.troubles) <= _MOST_NAMED:
             self._say(f"trouble with a streamed shard: {trouble.url}: {trouble.reason}")
+        elif len(self.troubles) == _MOST_NAMED + 1:
+            self._say("trouble with more streamed shards, which are counted")
 
     def _end_of_pass(self, ended: PassEnded) -> None:
         if ended.wanted:
             if not self.a_pass:
                 self._say(f"first pass over the stream: {ended.wanted} videos for training; {self.describe()}")
             self.a_pass = ended.wanted
-            return
-        never = not self.a_pass and not self.came and ended.number == 1
-        if never or time.monotonic() - self.last_came > 3 * self.data.stream_seconds:
-            self._end("whole passes over its shards give no video for training")
+        elif not self.a_pass and not self.came and ended.number == 1:
+            self._end("a whole pass over its shards gives no video for training")
 
     def _end_where_nothing_comes(self) -> None:
-        limit = (20 if self.came else 3) * self.data.stream_seconds
-        if time.monotonic() - self.last_came > limit:
-            self._end(f"nothing came for {limit:g} s (data.stream_seconds={self.data.stream_seconds:g} for each shard)")
+        patience = self.data.stream_seconds
+        if self.waited > _PATIENCE * patience:
+            received = (self.reader.received - self.received_before) / 1000
+            self._end(
+                f"no new video for training came for {_PATIENCE * patience:g} s, only {received:.0f} kB of shards "
+                f"({_PATIENCE} times data.stream_seconds={patience:g}; set it higher where the source is as slow)"
+            )
         if not self.reader.alive:
             self._end("the process that reads it has ended, as for want of memory")
 
     def _end(self, what: str) -> None:
-        listed = [f"{url}: {reason}" for url, reason in self.troubles.items()]
-        listed += [f"{count} samples: {reason}" for reason, count in self.dropped.most_common()]
-        listed += list(self.failures.reasons.values())
-        raise InputError(f"data.stream={self.data.stream}: {what}" + "".join(f"\n  {line}" for line in listed[:20]))
+        listed = _first_of([f"{url}: {reason}" for url, reason in self.troubles.items()], "shard")
+        listed += [f"{_count(count, 'sample')}: {reason}" for reason, count in self.dropped.most_common()]
+        listed += _first_of(list(self.failures.reasons.values()), "video")
+        raise InputError(f"data.stream={self.data.stream}: {what}" + "".join(f"\n  {line}" for line in listed))
 
     def _say(self, text: str) -> None:
         if self.speaks:
@@ -205,6 +236,16 @@ class WantedVideos:
 
 
 _HELD_OUT = "held out from training"
+
+
+def _count(count: int, what: str) -> str:
+    return f"{count} {what}" + "s" * (count != 1)
+
+
+def _first_of(lines: Sequence[str], what: str) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = len(lines) - _MOST_NAMED
+    return [*lines[:_MOST_NAMED], *([f"and {_count(more, 'more ' + what)}"] if more > 0 else [])]
 
 
 def why_not(sample: dict[str, Any], data: DataSettings) -> str:
@@ -223,7 +264,7 @@ def why_not(sample: dict[str, Any], data: DataSettings) -> str:
     return "shorter than a clip" if facts is not None and frames_at_rate(facts, data.fps) < data.span else ""
 
 
-def _spool(streamed: Streamed, path: Path) -> Sample:
+def _spool(streamed: Streamed, path: Path) -> SpooledSample:
     """One streamed sample as a file, where workers can read it."""
     places, offset = {}, 0
     with open(path, "wb") as file:
@@ -231,4 +272,4 @@ def _spool(streamed: Streamed, path: Path) -> Sample:
             file.write(value)
             places[name] = (offset, len(value))
             offset += len(value)
-    return Sample(streamed.key, path, places)
+    return SpooledSample(streamed.key, path, places, url=streamed.url)

@@ -21,7 +21,7 @@ class SourceSettings(Settings):
     """Folder of video shards (KEY.mp4 KEY.txt KEY.json); null: `shards/` in the run folder."""
     stream: str | None = None
     """Further shards to train the VAE on, streamed by webdataset in place of those in `shards`, which then serve
-    validation: URLs with braces, or "pipe:COMMAND". Order and resume are approximate then."""
+    validation: URLs with braces, files with `*`, or "pipe:COMMAND". Order and resume are approximate then."""
 
 
 class ClipSettings(Settings):
@@ -83,8 +83,8 @@ class LoadingSettings(Settings):
     decode_gib: Annotated[float, MayChange] = Field(4.0, gt=0)
     """A video that needs more memory than this to decode is left out."""
     stream_seconds: Annotated[float, MayChange] = Field(12.0, gt=0)
-    """A streamed shard that gives nothing for this long is left for a later pass; where nothing at all comes for three
-    times as long at the start, or twenty times later, the run ends."""
+    """A streamed shard that sends no byte for this long is left for a later pass over the shards; where no new video
+    for training comes for three times as long, the run ends. Set it higher for a slow source."""
     failures_allowed: Annotated[float, MayChange] = Field(0.05, ge=0, le=1)
     """The run ends when more than this share of the videos could not be decoded; until then they are left out."""
 

@@ -7,6 +7,7 @@ that failed are tried again in later passes, ever more seldom. The process ends 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import queue
 import random
@@ -19,7 +20,7 @@ from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from typing import Any
 
-from odvae.running.stop_signals import leave_stop_signals_to_parent
+from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
 from odvae.shards.remote import ShardTrouble, read_remote_shard
 
 # Samples that a stream mixes, and from how many on it begins to give them; each is a whole video in memory.
@@ -43,6 +44,7 @@ class Dropped:
     """A sample that is not wanted, and why."""
 
     key: str
+    url: str
     reason: str
 
 
@@ -77,9 +79,11 @@ class StreamReader:
     ) -> None:
         fork = get_context("fork")
         self.messages: Queue[Message] = fork.Queue(_AHEAD)
-        arguments = (list(urls), seed, patience, why_not, self.messages, os.getpid())
+        self._received = fork.Value("Q", 0, lock=False)  # a lock would outlive a process that is killed holding it
+        arguments = (list(urls), seed, patience, why_not, self.messages, self._received, os.getpid())
         self.process = fork.Process(target=_read, args=arguments, daemon=True)
-        self.process.start()
+        with workers_begin_shielded():
+            self.process.start()
 
     def next(self, seconds: float) -> Message | None:
         """The next message, or None where none comes within `seconds`, or no more can come."""
@@ -87,6 +91,11 @@ class StreamReader:
             return self.messages.get(timeout=seconds)
         except queue.Empty:
             return None
+
+    @property
+    def received(self) -> int:
+        """Bytes of shards that came so far."""
+        return self._received.value
 
     @property
     def alive(self) -> bool:
@@ -107,14 +116,21 @@ def _read(
     patience: float,
     why_not: Callable[[dict[str, Any]], str],
     messages: Queue[Message],
+    received: ctypes.c_ulonglong,
     parent: int,
 ) -> None:
     """The life of the process."""
     leave_stop_signals_to_parent(end=_end)
     found: queue.Queue[Message] = queue.Queue(_AHEAD)
     passes = _Passes(urls, random.Random(seed), found)
+    one_at_a_time = threading.Lock()
+
+    def count(size: int) -> None:
+        with one_at_a_time:
+            received.value += size
+
     for _ in range(min(2, len(urls))):
-        threading.Thread(target=_read_shards, args=(passes, patience, why_not, found), daemon=True).start()
+        threading.Thread(target=_read_shards, args=(passes, patience, why_not, found, count), daemon=True).start()
     messages.cancel_join_thread()
     for message in _shuffled(found, random.Random(seed + 1), parent):
         while True:
@@ -149,26 +165,29 @@ def _children(process: int) -> list[int]:
 class _Pass:
     """One round over the shards: those not read yet, how many are being read, and what came."""
 
-    waiting: list[str]
+    waiting: list[int]
     at_work: int = 0
     wanted: int = 0
     dropped: int = 0
 
 
 class _Passes:
-    """Which shard comes next. A pass has each in a new order, but those being read and those that failed lately."""
+    """Which shard comes next, by its place among `urls`, where one may be named twice.
+
+    A pass has each in a new order, but those being read and those that failed lately.
+    """
 
     def __init__(self, urls: list[str], rng: random.Random, found: queue.Queue[Message]) -> None:
         self.urls, self.random, self.found = urls, rng, found
         self.lock = threading.Lock()
         self.number = 0
         self.passes: dict[int, _Pass] = {}  # that are not over
-        self.at_work: set[str] = set()
-        self.failures: dict[str, int] = {}  # in a row
-        self.not_before: dict[str, int] = {}
+        self.at_work: set[int] = set()
+        self.failures = [0] * len(urls)  # in a row
+        self.not_before = [0] * len(urls)
         self.pause = False
 
-    def next(self) -> tuple[str, int]:
+    def next(self) -> tuple[int, int]:
         """The next shard to read, and the pass it is in."""
         while True:
             with self.lock:
@@ -176,31 +195,31 @@ class _Passes:
                 if current is None or not current.waiting:
                     current = self._begin_pass()
                 if current.waiting:
-                    url = current.waiting.pop()
-                    self.at_work.add(url)
+                    shard = current.waiting.pop()
+                    self.at_work.add(shard)
                     current.at_work += 1
-                    return url, self.number
+                    return shard, self.number
             time.sleep(0.1)  # all are being read
 
     def _begin_pass(self) -> _Pass:
         if self.pause:
             time.sleep(1)  # a source that is away for a moment is not asked a thousand times
-        free = [url for url in self.urls if url not in self.at_work]
-        due = [url for url in free if self.not_before.get(url, 0) <= self.number + 1] or free
+        free = [shard for shard in range(len(self.urls)) if shard not in self.at_work]
+        due = [shard for shard in free if self.not_before[shard] <= self.number + 1] or free
         if due:
             self.number += 1
             self.random.shuffle(due)
             self.passes[self.number] = _Pass(due)
         return self.passes.get(self.number) or _Pass([])
 
-    def finished(self, url: str, number: int, wanted: int, dropped: int, failed: bool) -> None:
+    def finished(self, shard: int, number: int, wanted: int, dropped: int, failed: bool) -> None:
         """A shard was read as far as it goes."""
         with self.lock:
             one = self.passes[number]
-            self.at_work.remove(url)
+            self.at_work.remove(shard)
             one.at_work, one.wanted, one.dropped = one.at_work - 1, one.wanted + wanted, one.dropped + dropped
-            self.failures[url] = self.failures.get(url, 0) + 1 if failed else 0
-            self.not_before[url] = number + 2 ** min(self.failures[url], 6) if failed else 0
+            self.failures[shard] = self.failures[shard] + 1 if failed else 0
+            self.not_before[shard] = number + 2 ** min(self.failures[shard], 6) if failed else 0
             if one.waiting or one.at_work:
                 return
             del self.passes[number]
@@ -209,17 +228,22 @@ class _Passes:
 
 
 def _read_shards(
-    passes: _Passes, patience: float, why_not: Callable[[dict[str, Any]], str], found: queue.Queue[Message]
+    passes: _Passes,
+    patience: float,
+    why_not: Callable[[dict[str, Any]], str],
+    found: queue.Queue[Message],
+    count: Callable[[int], None],
 ) -> None:
     while True:
-        (url, number), wanted, dropped, trouble = passes.next(), 0, 0, ""
+        (shard, number), wanted, dropped, trouble = passes.next(), 0, 0, ""
+        url = passes.urls[shard]
         try:
-            for sample in read_remote_shard(url, patience):
+            for sample in read_remote_shard(url, patience, count):
                 key = sample.pop("__key__")
                 reason = why_not({"__key__": key, **sample})
                 wanted, dropped = wanted + (not reason), dropped + bool(reason)
                 if reason:
-                    found.put(Dropped(key, reason))
+                    found.put(Dropped(key, url, reason))
                 else:
                     found.put(Streamed(key, sample.pop("__url__"), sample))
             if not wanted + dropped:
@@ -228,7 +252,7 @@ def _read_shards(
             trouble = str(error)
         if trouble:
             found.put(Trouble(url, trouble))
-        passes.finished(url, number, wanted, dropped, failed=bool(trouble) and not wanted)
+        passes.finished(shard, number, wanted, dropped, failed=bool(trouble) and not wanted)
 
 
 def _shuffled(found: queue.Queue[Message], rng: random.Random, parent: int) -> Iterator[Message]:

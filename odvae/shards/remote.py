@@ -7,14 +7,16 @@ says what happened to which shard.
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import os
+import re
 import select
 import signal
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,22 +35,38 @@ class ShardTrouble(InputError):
 
 
 def expand_urls(urls: str) -> list[str]:
-    """The shards that a text with braces and `::` names, as webdataset has it. Raises InputError for bad braces."""
+    """The shards that a text with braces and `::` names, as webdataset has it, and with `*` for files.
+
+    Raises InputError for bad braces, and where no file matches.
+    """
     from webdataset.shardlists import expand_urls as expand
 
     try:
-        return expand(urls)
+        expanded = expand(urls)
     except ValueError as error:  # braceexpand's
         raise InputError(f"data.stream={urls!r}: {error}") from None
+    return [shard for url in expanded for shard in _matching_files(url)]
 
 
-def read_remote_shard(url: str, patience: float) -> Iterator[dict[str, Any]]:
+def _matching_files(url: str) -> list[str]:
+    """What a pattern of files matches; a URL or a command as it is."""
+    if re.match(r"\w+:", url) or not any(mark in url for mark in "*?[") or Path(url).exists():
+        return [url]
+    found = sorted(glob.glob(url))
+    if not found:
+        raise InputError(f"data.stream={url}: no file matches")
+    return found
+
+
+def read_remote_shard(
+    url: str, patience: float, count: Callable[[int], None] = lambda _: None
+) -> Iterator[dict[str, Any]]:
     """The samples of a shard, {"__key__": key, "__url__": url, extension: bytes}, as far as they come.
 
     Raises ShardTrouble where it cannot be opened, gives no byte for `patience` seconds, ends too early or holds what
-    shards are refused for; what came before was given.
+    shards are refused for; what came before was given. `count` is called with the size of whatever is received.
     """
-    with _opened(url, patience) as source:
+    with _opened(url, patience, count) as source:
         try:
             with tarfile.open(fileobj=source, mode="r|*", bufsize=1 << 18) as tar:
                 yield from _grouped(tar, url)
@@ -90,11 +108,12 @@ def _grouped(tar: tarfile.TarFile, url: str) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _opened(url: str, patience: float) -> Iterator[_TimedSource]:
+def _opened(url: str, patience: float, count: Callable[[int], None]) -> Iterator[_TimedSource]:
     try:
-        source = _TimedSource(*_open(url, patience), patience)
+        source = _TimedSource(*_open(url, patience), patience, count)
     except FileNotFoundError as error:
-        raise ShardTrouble(f"{error.filename or url} does not exist") from None
+        missing = "" if error.filename in (None, url) else f"{error.filename} "
+        raise ShardTrouble(f"{missing}does not exist") from None
     except ShardTrouble:
         raise
     except Exception as error:  # of whatever library a URL's scheme needs
@@ -135,9 +154,14 @@ class _TimedSource(io.RawIOBase):
     """A file or a program's output, whose reads wait at most `patience` seconds."""
 
     def __init__(
-        self, file: IO[bytes], process: subprocess.Popen | None, errors: IO[bytes] | None, patience: float
+        self,
+        file: IO[bytes],
+        process: subprocess.Popen | None,
+        errors: IO[bytes] | None,
+        patience: float,
+        count: Callable[[int], None],
     ) -> None:
-        self.file, self.process, self.errors, self.patience = file, process, errors, patience
+        self.file, self.process, self.errors, self.patience, self.count = file, process, errors, patience, count
         self.beginning = b""
 
     def readable(self) -> bool:
@@ -146,6 +170,7 @@ class _TimedSource(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         data = self._read(len(memoryview(buffer)))
         buffer[: len(data)] = data
+        self.count(len(data))
         if len(self.beginning) < 8:
             self.beginning += data[:8]
         return len(data)

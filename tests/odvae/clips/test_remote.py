@@ -1,8 +1,10 @@
 """Streams that are dead, empty, mistyped, half dead or full of the wrong things: an end with all reasons, or clips."""
 
+import contextlib
 import io
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from PIL import Image
 from scripts import start_on_ranks
 
 from ldm.demo.videos import write_demo_videos
+from odvae.clips import stream_reader
 from odvae.clips.clip import load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
@@ -25,6 +28,7 @@ from odvae.clips.sampling import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
+from odvae.running.stop_signals import STOPPING
 from odvae.shards.packing import PackingSettings, pack_folder
 from odvae.video.files import write_video
 
@@ -75,14 +79,24 @@ def test_streamed_shards_give_training_videos_of_their_own_and_say_that_order_is
 
 
 class Server:
-    """An HTTP server of a folder; it says 404 to what is not there and nothing at all to `hang*`."""
+    """An HTTP server of a folder; it says 404 to what is not there, nothing at all to `hang*`, and to `slow*` sends
+    a kilobyte every fifth of a second."""
 
     def __init__(self, folder):
         class Handler(SimpleHTTPRequestHandler):
             def do_GET(self):
                 if self.path.startswith("/hang"):
                     threading.Event().wait(60)
-                super().do_GET()
+                if not self.path.startswith("/slow"):
+                    return super().do_GET()
+                self.send_response(200)
+                self.end_headers()
+                data = next(folder.glob("*.tar")).read_bytes()
+                with contextlib.suppress(OSError):
+                    for start in range(0, len(data), 1024):
+                        self.wfile.write(data[start : start + 1024])
+                        time.sleep(0.2)
+                return None
 
             def log_message(self, *_):
                 pass
@@ -109,7 +123,7 @@ def closed_port():
 @pytest.mark.parametrize(
     ("urls", "reason"),
     [
-        ("{folder}/mistyped-{{0..2}}.tar", r"mistyped-0\.tar does not exist"),
+        ("{folder}/mistyped-{{0..2}}.tar", r"mistyped-0\.tar: does not exist"),
         ("http://127.0.0.1:{port}/{{0..1}}.tar", r"0\.tar: its command ended with status 7 \(curl: \(7\)"),
         ("pipe:exit 3", r"pipe:exit 3: its command ended with status 3"),
         ("pipe:echo no such bucket >&2; exit 1", r"ended with status 1 \(no such bucket\)"),
@@ -119,7 +133,8 @@ def closed_port():
         ("{folder}/text.tar", r"text\.tar: is not a whole tar"),
         ("{folder}", r"is a folder; name its shards"),
         ("pipe:sleep 60", r"gave nothing for 1 s \(data\.stream_seconds\)"),
-        ("pipe:sleep 6{{0..9}}", r"nothing came for 3 s"),
+        ("pipe:sleep 6{{0..9}}", r"no new video for training came for 3 s, only 0 kB of shards"),
+        ("{folder}/no-*.tar", r"no-\*\.tar: no file matches"),
         ("nosuch://bucket/0.tar", r"nosuch://bucket/0\.tar: cannot be opened"),
         ("{folder}/pickled.tar", r"is pickled, which may hold any code"),
     ],
@@ -143,6 +158,40 @@ def test_a_shard_that_hangs_holds_nobody_up_and_one_that_is_missing_is_said_once
     errors = capsys.readouterr().err
     assert errors.count("gone.tar: ") == 1
     assert "404" in errors
+
+
+def test_a_source_that_is_too_slow_is_named_with_what_came(shards, tmp_path):
+    tar_of(tmp_path / "large.tar", [("a.mp4", bytes(1_000_000))])
+    begin = time.monotonic()
+    with Server(tmp_path) as url, pytest.raises(InputError, match=r"came for 3 s, only \d\d kB of shards \(3 times"):
+        stream(shards, f"{url}/slow{{0..1}}.tar")
+    assert time.monotonic() - begin < 20
+
+
+def test_many_dead_shards_end_the_run_as_soon_as_few_and_are_counted(shards, capsys):
+    """Each fails a little later than the one before, so that a whole pass would take minutes."""
+    begin = time.monotonic()
+    with pytest.raises(InputError, match=r"came for 3 s(?s:.*)status 1\n  and \d+ more shards$"):
+        stream(shards, "pipe:sleep 0.1; exit 1 # {000..999}")
+    assert time.monotonic() - begin < 20
+    errors = capsys.readouterr().err
+    assert errors.count("trouble with a streamed shard") == 10
+    assert errors.count("more streamed shards, which are counted") == 1
+
+
+def test_a_shard_may_be_named_twice_and_by_a_pattern(shards, capfd):
+    assert len(stream(shards, f"{shards}/00000.tar::{shards}/0000[0-1].tar", 12)) == 12
+    errors = capfd.readouterr().err
+    assert "(3 shards)" in errors
+    assert "Traceback" not in errors
+
+
+def test_a_broken_video_costs_only_itself_where_another_shard_has_the_same_key(shards, tmp_path, capsys):
+    tar_of(tmp_path / "a.tar", [("0.mp4", b"no video at all")])
+    tar_of(tmp_path / "b.tar", [("0.mp4", video(tmp_path, 9, 200))])
+    (batch,) = stream(shards, f"{tmp_path}/a.tar::{tmp_path}/b.tar", 1, held_out=1e-9)
+    assert int(batch["video"].min()) > 150
+    assert f"left out: {tmp_path}/a.tar:0: cannot be decoded as a video" in capsys.readouterr().err
 
 
 def test_half_of_a_shard_is_used_and_its_end_is_named(shards, tmp_path, capsys):
@@ -245,6 +294,18 @@ def test_no_program_that_was_read_from_outlives_the_stream(shards):
     assert processes_with(words) == []
 
 
+def test_the_reading_process_blocks_stop_signals_from_its_first_moment(monkeypatch):
+    """Else a thread that a library starts at the fork gets the signal that shall end it, and it lives on."""
+
+    def blocked(_urls, _seed, _patience, _why_not, messages, *_):
+        messages.put(signal.pthread_sigmask(signal.SIG_BLOCK, []))
+
+    monkeypatch.setattr(stream_reader, "_read", blocked)
+    reader = stream_reader.StreamReader(["x.tar"], 0, 1.0, lambda _: "")
+    assert set(STOPPING) <= reader.next(10)
+    reader.process.join()
+
+
 TRAIN = """
 run: {run}
 data:
@@ -260,12 +321,15 @@ vae:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dead", "half"])
+@pytest.mark.parametrize("kind", ["dead", "half", "silent"])
 def test_a_training_on_a_bad_stream_ends_or_finishes_on_two_ranks(shards, tmp_path, kind):
     half = (shards / "00000.tar").read_bytes()
     (tmp_path / "half.tar").write_bytes(half[: len(half) * 4 // 5])
-    dead = f"http://127.0.0.1:{closed_port()}/{{0..3}}.tar"
-    source = dead if kind == "dead" else f"{tmp_path}/{{gone,half,gone2}}.tar"
+    source = {
+        "dead": f"http://127.0.0.1:{closed_port()}/{{0..3}}.tar",
+        "half": f"{tmp_path}/{{gone,half,gone2}}.tar",
+        "silent": "pipe:sleep 62.5{0..3}",
+    }[kind]
     config = tmp_path / "config.yaml"
     config.write_text(TRAIN.format(run=tmp_path / "run", shards=shards, stream=source))
     begin = time.monotonic()
@@ -274,8 +338,9 @@ def test_a_training_on_a_bad_stream_ends_or_finishes_on_two_ranks(shards, tmp_pa
     assert time.monotonic() - begin < 60
     if kind == "half":
         assert statuses == [0, 0], ranks[0].stderr
-        assert sum(rank.stderr.count("gone.tar does not exist") for rank in ranks) == 1
+        assert sum(rank.stderr.count("gone.tar: does not exist") for rank in ranks) == 1
     else:
         assert statuses == [1, 1]
         assert all("error: data.stream=" in rank.stderr for rank in ranks)
         assert not any("Traceback" in rank.stderr for rank in ranks)
+        assert processes_with("sleep 62.5") == []

@@ -58,11 +58,10 @@ class Display:
         else:
             pixels = tone_map(self.converter.reformat(frame, format="rgb48le", **options).to_ndarray(), transfer)
         transposed, rows_flipped, columns_flipped = _orientation(frame)
-        if not (transposed or rows_flipped or columns_flipped):
-            return pixels
         pixels = pixels.transpose(1, 0, 2) if transposed else pixels
         pixels = pixels[::-1] if rows_flipped else pixels
-        return np.ascontiguousarray(pixels[:, ::-1] if columns_flipped else pixels)
+        pixels = pixels[:, ::-1] if columns_flipped else pixels
+        return np.ascontiguousarray(pixels)  # FFmpeg pads rows whose width is no multiple of 16
 
     def _width(self, frame: VideoFrame) -> int:
         return max(1, round(frame.width * self.stretch))

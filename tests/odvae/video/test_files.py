@@ -64,6 +64,18 @@ def test_odd_sizes_are_read_whole(tmp_path):
     assert (examine(path, "x").height, examine(path, "x").width) == (31, 45)
 
 
+@pytest.mark.parametrize("width", [18, 48, 50, 106])
+@pytest.mark.parametrize(("name", "codec", "pixels"), [("x.avi", "mpeg4", "yuv420p"), ("x.gif", "gif", "rgb8")])
+def test_widths_that_decoders_pad_are_read(tmp_path, width, name, codec, pixels):
+    """In containers without exact times, where frames are compared."""
+    path = make_video(tmp_path / name, codec, pixels, grey_frames([0, 255, 0], 32, width))
+    facts = examine(path, name)
+    assert (facts.frames, facts.height, facts.width) == (3, 32, width)
+    frames = list(decode(path, name))
+    assert np.abs(np.array(shown(frames)) - [0, 255, 0]).max() <= 3
+    assert all(frame.flags.c_contiguous for frame in frames)
+
+
 def test_a_variable_rate_is_noticed_and_brought_to_a_constant_one_by_what_is_shown_when(tmp_path):
     times = [0, 100, 200, 600, 700, 800]
     path = make_video(tmp_path / "x.mkv", "ffv1", "bgr0", grey_frames([10, 20, 30, 40, 50, 60]), times)

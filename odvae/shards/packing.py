@@ -35,7 +35,7 @@ from odvae.shards.tars import shard_writer
 from odvae.tables.columns import Columns
 from odvae.tables.rows import column_name
 from odvae.video.files import examine
-from odvae.video.images import decode_image
+from odvae.video.images import decode_image, examine_image
 
 REPORT = "packing.json"
 _JOURNAL = "examined.jsonl"
@@ -269,8 +269,11 @@ def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict
     digest = file_fingerprint(path)
     key, about = digest[:16], {"sha256": digest, "container": extension_of(name)}
     if member_kind(name) != "mp4":
-        height, width, _ = decode_image(path.read_bytes(), name).shape
-        return [{"key": key, "about": about | {"frames": 1, "height": height, "width": width, "fps": 0.0}}]
+        data = path.read_bytes()
+        height, width, _ = decode_image(data, name).shape
+        pictures = examine_image(data, name).pictures
+        several = {"pictures": pictures} if pictures > 1 else {}
+        return [{"key": key, "about": about | {"frames": 1, "height": height, "width": width, "fps": 0.0} | several}]
     facts = examine(path, name)
     scenes = find_scenes(path) if settings.cut_scenes else []
     if len(scenes) < 2:

@@ -15,6 +15,9 @@ from odvae.running.text import printable
 # Rejected files that a person is shown; all are in packing.json.
 _SHOWN = 50
 
+# Names that a note lists.
+_NAMED = 5
+
 
 @dataclass
 class PackingReport:
@@ -52,6 +55,7 @@ class PackingReport:
 
     def __post_init__(self) -> None:
         self._durations: list[float] = []
+        self._several_pictures: list[str] = []
         self._account = Account.from_json(self.account) if self.account else Account("files")
 
     def add(self, about: dict, is_image: bool) -> None:
@@ -62,6 +66,8 @@ class PackingReport:
         self.several_captions += len(about.get("captions", ())) > 1
         self._account.use(bool(about["caption"]), about.get("label"))
         _count(self.sizes, f"{about['width']}x{about['height']}")
+        if about.get("pictures", 1) > 1:
+            self._several_pictures.append(f"{printable(about['source'])} ({about['pictures']})")
         if not is_image:
             self._durations.append(about["seconds"])
             self.variable_rate += about["variable_rate"]
@@ -89,6 +95,12 @@ class PackingReport:
         self.captioned_share = round((account.captioned or 0) / account.used, 4) if account.used else 0.0
         if account.used and not account.captioned:
             self.note("no video has a caption: from these shards nothing can learn to make videos of a text")
+        if several := sorted(self._several_pictures):
+            more = ", ..." if len(several) > _NAMED else ""
+            self.note(
+                f"{len(several)} image files hold several pictures, an animation or pages, of which only the first is "
+                f"used; convert animations to mp4: {', '.join(several[:_NAMED])}{more}"
+            )
         for name in ("sizes", "rates", "classes"):
             setattr(self, name, dict(sorted(getattr(self, name).items(), key=lambda item: (-item[1], item[0]))))
         self.account = account.to_json()

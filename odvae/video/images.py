@@ -58,7 +58,7 @@ def examine_image(data: bytes | BinaryIO, name: str) -> ImageFacts:
     with _opened(data, name) as image:
         width, height = image.size
         turned = _orientation(image) in (5, 6, 7, 8)
-        return ImageFacts(width if turned else height, height if turned else width, getattr(image, "n_frames", 1))
+        return ImageFacts(width if turned else height, height if turned else width, _pictures(image))
 
 
 @contextlib.contextmanager
@@ -71,6 +71,16 @@ def _opened(data: bytes | BinaryIO, name: str) -> Iterator[Image.Image]:
             raise VideoError(f"{name}: cannot be read as an image (unknown format)") from None
         with image:
             yield image
+
+
+def _pictures(image: Image.Image) -> int:
+    """How many pictures a file holds. Those that a photo has beside it (MPO: a preview, a depth map) do not count."""
+    if image.format == "MPO":
+        return 1
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # a later picture is damaged, which does not matter for the first
+        return 1
 
 
 def _orientation(image: Image.Image) -> int:

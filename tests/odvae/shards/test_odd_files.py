@@ -170,6 +170,19 @@ def test_a_caption_of_a_copy_alone_is_not_lost_unsaid(tmp_path):
     assert "same bytes as a.mp4, but with a caption, which that one lacks" in report.rejected["b.mp4"]
 
 
+def test_image_files_of_several_pictures_are_counted_and_named(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    pictures = [Image.new("RGB", (16, 16), (color, 0, 0)) for color in (250, 10, 120)]
+    for name in ("a.webp", "b.tif", "photo.jpg"):
+        kind = {"a.webp": "WEBP", "b.tif": "TIFF", "photo.jpg": "MPO"}[name]
+        pictures[0].save(source / name, kind, save_all=True, append_images=pictures[1:])
+    pictures[0].save(source / "one.png")
+    text = describe(pack_folder(source, tmp_path / "out", PackingSettings(workers=0)), tmp_path / "out")
+    assert "2 image files hold several pictures" in text
+    assert "convert animations to mp4: a.webp (3), b.tif (3)\n" in text
+
+
 def test_no_caption_at_all_is_said(tmp_path):
     clip(tmp_path / "source/a.mp4", 1)
     report = pack_folder(tmp_path / "source", tmp_path / "out", PackingSettings(workers=0))

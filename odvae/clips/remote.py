@@ -118,7 +118,7 @@ class WantedVideos:
         assert data.stream is not None
         self.data, self.speaks = data, speaks
         self.files = (spool / str(i) for i in itertools.count())
-        self.failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos")
+        self.failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos", prints=speaks)
         self.refused: dict[str, str] = {}  # name -> why its clip could not be had; not tried again
         self.troubles: dict[str, str] = {}  # shard -> what happened to it first
         self.dropped: Counter[str] = Counter()
@@ -166,7 +166,7 @@ class WantedVideos:
     def refuse(self, sample: SpooledSample, failure: Failure) -> None:
         """Note that a clip of this video could not be had; raises InputError past `data.failures_allowed`."""
         if failure.cause == "unfit":
-            self.refused[sample.name] = "shorter than a clip, or left out by data.hdr"
+            self.refused[sample.name] = failure.reason.removeprefix(f"{sample.name}: ")
             self._drop(sample.name, self.refused[sample.name])
         else:
             self.refused[sample.name] = "cannot be decoded"
@@ -261,7 +261,8 @@ def why_not(sample: dict[str, Any], data: DataSettings) -> str:
     if kind in IMAGE_EXTENSIONS and data.span > 1:
         return "is an image"
     facts = own_facts(key, checked_about(sample.get("json", b"{}"))[0])
-    return "shorter than a clip" if facts is not None and frames_at_rate(facts, data.fps) < data.span else ""
+    too_short = facts is not None and frames_at_rate(facts, data.fps) < data.span
+    return f"is shorter than the {data.span} frames a clip spans" if too_short else ""
 
 
 def _spool(streamed: Streamed, path: Path) -> SpooledSample:

@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from typing import Any
 
-from odvae.running.stop_signals import leave_stop_signals_to_parent, workers_begin_shielded
+from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 from odvae.shards.remote import ShardTrouble, read_remote_shard
 
 # Samples that a stream mixes, and from how many on it begins to give them; each is a whole video in memory.
@@ -82,7 +82,7 @@ class StreamReader:
         self._received = fork.Value("Q", 0, lock=False)  # a lock would outlive a process that is killed holding it
         arguments = (list(urls), seed, patience, why_not, self.messages, self._received, os.getpid())
         self.process = fork.Process(target=_read, args=arguments, daemon=True)
-        with workers_begin_shielded():
+        with stop_signals_blocked():
             self.process.start()
 
     def next(self, seconds: float) -> Message | None:

@@ -45,11 +45,12 @@ class Failure:
 class Failures:
     """Which of `total` things (such as videos) could not be used, and why; each is printed as it occurs.
 
-    `add` raises InputError if more than `share` (`data.failures_allowed`) of them have failed.
+    `add` raises InputError if more than `share` (`data.failures_allowed`) of them have failed. With `prints` false it
+    prints nothing, for a rank whose failures another rank meets and prints as well.
     """
 
-    def __init__(self, total: int, share: float, what: str) -> None:
-        self.total, self.share, self.what = total, share, what
+    def __init__(self, total: int, share: float, what: str, prints: bool = True) -> None:
+        self.total, self.share, self.what, self.prints = total, share, what, prints
         self.reasons: dict[str, str] = {}
         self.counted = 0
 
@@ -60,7 +61,8 @@ class Failures:
         self.reasons[name] = reason if reason.startswith(name) else f"{name}: {reason}"
         self.counted += counts
         count = f"{self.counted} of {self.total} {self.what}"
-        print(f"left out: {self.reasons[name]} ({count} so far)", file=sys.stderr, flush=True)
+        if self.prints:
+            print(f"left out: {self.reasons[name]} ({count} so far)", file=sys.stderr, flush=True)
         if self.counted > self.share * self.total:
             listed = "".join(f"\n  {reason}" for reason in list(self.reasons.values())[:20])
             raise InputError(

@@ -228,7 +228,7 @@ def picture():
     [
         ("captions", r"5 samples: has no video\n|5 samples: has no video$"),
         ("dots", r"samples: has no video \(several dots in its name\?\)"),
-        ("short", r"samples: shorter than a clip"),
+        ("short", r"samples: is shorter than the 5 frames a clip spans"),
         ("images", r"samples: is an image"),
         ("broken", r"could not be used|none of its videos gives a clip"),
     ],
@@ -255,7 +255,7 @@ def test_short_videos_in_a_stream_are_no_failures(shards, tmp_path, capsys):
     tar_of(tmp_path / "x.tar", [(f"{i}.mp4", short if i % 3 == 0 else long) for i in range(9)])
     batches = stream(shards, f"{tmp_path}/x.tar", 4, held_out=1e-9, failures_allowed=0.0)
     assert all(int(batch["video"].min()) > 150 for batch in batches)
-    assert "shorter than a clip" in capsys.readouterr().err
+    assert "is shorter than the 5 frames a clip spans" in capsys.readouterr().err
 
 
 def test_what_a_foreign_json_says_is_not_believed_and_what_it_lacks_is_found_out():
@@ -263,7 +263,7 @@ def test_what_a_foreign_json_says_is_not_believed_and_what_it_lacks_is_found_out
     own = {"sha256": "a" * 64, "frames": 3, "height": 32, "width": 32, "fps": 8.0, "seconds": 0.4}
     own |= {"variable_rate": False, "keyframes": [[0, 0]]}
     for key, about, reason in (
-        ("a" * 16, own, "shorter than a clip"),
+        ("a" * 16, own, "is shorter than the 5 frames a clip spans"),
         ("a" * 16, own | {"frames": 9}, ""),
         ("b" * 16, own, ""),
         ("a" * 16, [1], ""),

@@ -27,7 +27,8 @@ from odvae.clips.sampling import BatchPlan, BucketSampler, SampleIndex
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
-from odvae.running.seeds import derive_seed, shuffled_index
+from odvae.running.permutation import shuffled_index
+from odvae.running.seeds import derive_seed
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 from odvae.shards.samples import Sample
 from odvae.shards.tars import index_shard

@@ -6,7 +6,6 @@ number of ranks, and with another batch size.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -38,14 +37,3 @@ def normal_per_sample(
         for number in numbers
     ]
     return torch.stack(rows)
-
-
-def shuffled_index(number: int, count: int, seed: int) -> int:
-    """Index, among `count` items, of sample `number`: each epoch visits every item once, in its own random order."""
-    epoch, position = divmod(number, count)
-    return int(_epoch_order(seed, epoch, count)[position])
-
-
-@functools.lru_cache(maxsize=64)
-def _epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    return numpy_generator(seed, "order", epoch).permutation(count)

@@ -15,7 +15,8 @@ from odvae.clips.sampling import BatchPlan, BucketSampler, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
-from odvae.running.seeds import normal_per_sample, shuffled_index
+from odvae.running.permutation import shuffled_index
+from odvae.running.seeds import normal_per_sample
 from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
 from odvae.video.files import VideoFacts

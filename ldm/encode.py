@@ -18,7 +18,7 @@ from safetensors.torch import save as save_safetensors
 
 from ldm.encoding.plan import ShardJob, plan_shard_jobs
 from ldm.encoding.settings import BucketSettings, EncodeSettings
-from ldm.encoding.shard_files import DTYPES, EncodingJob
+from ldm.encoding.shard_files import DTYPES, EncodingContext
 from ldm.encoding.worker import captions_of, encode_shard_jobs
 from ldm.latents.manifest import EMPTY_TEXT, HASHES, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
 from ldm.networks.settings import LEARNED, TextSettings
@@ -70,14 +70,14 @@ def encode_latents(
         text_encoder = open_text_encoder(text, videos, folder, seed)
         check_max_tokens(text_encoder, text.max_tokens)
         text_encoder.model.to(state.device)
-        encoding = EncodingJob(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
+        encoding = EncodingContext(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
         todo = [job for job in jobs if job.name in waiting]
         encode_shard_jobs(encoding, todo[state.process_index :: state.num_processes], folder, len(videos.samples))
         state.wait_for_everyone()
         if state.is_main_process:
             if todo or not _manifest_lists(jobs, folder):
                 _write_manifest(encoding, jobs, text, vae_folder, folder)
-            account = account_of(videos, jobs, folder)
+            account = account_of(videos, jobs, folder, settings.flip)
             account.save(folder)
             print(account.table(), flush=True)
 
@@ -92,15 +92,20 @@ def check_captions(videos: VideoSet) -> None:
         )
 
 
-def account_of(videos: VideoSet, jobs: Sequence[ShardJob], folder: Path) -> Account:
+def account_of(videos: VideoSet, jobs: Sequence[ShardJob], folder: Path, flip: bool) -> Account:
     """Account of the videos: encoded ones, and the others with reasons."""
     account = Account("videos")
     for job in jobs:
         account.add(Account.from_json(read_json(job.record(folder))["account"]))
-    encoded = {clip.sample.key for job in jobs for clip in job.clips}
+    clips = [clip for job in jobs for clip in job.clips]
+    encoded = {clip.sample.key for clip in clips}
     for sample in videos.samples:
         if sample.key not in encoded:
             account.leave_out(sample.key, TOO_SHORT)
+    if flip and (unmirrored := encoded - {clip.sample.key for clip in clips if clip.flip}):
+        account.notes.append(
+            f"{len(unmirrored)} of {len(encoded)} videos have no mirrored clips: a caption or class mentions a side"
+        )
     if account.used and not account.captioned:
         account.notes.append("no video has a caption: a text-conditional model cannot be trained on these latents")
     return account
@@ -165,14 +170,16 @@ def _check_same_videos(folder: Path, jobs: Sequence[ShardJob]) -> None:
         record = read_json(path)
         again = f"remove {folder} and run the same command again"
         if record["name"] not in planned:
-            raise InputError(f"{folder / record['name']} is of {record['source']}, which no longer exists; {again}")
+            raise InputError(
+                f"{folder / record['name']} was encoded from {record['source']}, which no longer exists; {again}"
+            )
         source = planned[record["name"]].source
         if hashes.sha256(source) != record["source_sha256"]:
             raise InputError(f"{source} was changed after its latents {record['name']} were encoded; {again}")
     hashes.save()
 
 
-def _write_empty_text(encoding: EncodingJob, folder: Path) -> None:
+def _write_empty_text(encoding: EncodingContext, folder: Path) -> None:
     """Write the empty caption's embedding, which means "no text" in training and guidance."""
     embedding, mask = encoding.text.encode([""], encoding.max_tokens)
     tensors = {"text": embedding[0].to(DTYPES[encoding.settings.dtype]).cpu(), "text_mask": mask[0].cpu()}
@@ -193,7 +200,7 @@ def _by_number_or_name(name: str) -> tuple[bool, int, str]:
     return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
 
 
-def _bucket_shapes(records: Sequence[dict], encoding: EncodingJob) -> dict[str, Any]:
+def _bucket_shapes(records: Sequence[dict], encoding: EncodingContext) -> dict[str, Any]:
     """Shapes of the buckets that are not empty. That of the `data` section comes first: it is sampled by default."""
     shapes = {record["bucket"]: tuple(record["shape"]) for record in records}
     buckets = (BucketSettings.of_clips(encoding.data), *encoding.settings.buckets)
@@ -201,7 +208,7 @@ def _bucket_shapes(records: Sequence[dict], encoding: EncodingJob) -> dict[str, 
 
 
 def _write_manifest(
-    encoding: EncodingJob, jobs: Sequence[ShardJob], text: TextSettings, vae_folder: Path, folder: Path
+    encoding: EncodingContext, jobs: Sequence[ShardJob], text: TextSettings, vae_folder: Path, folder: Path
 ) -> None:
     _write_empty_text(encoding, folder)
     records = [read_json(job.record(folder)) for job in jobs]

@@ -64,7 +64,8 @@ def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
 
 
 def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
-    """An OD-VAE with the settings `model` and the weights of another one: folder, hub name or Open-Sora-Plan's file.
+    """An OD-VAE with the weights of another one: folder, hub name or Open-Sora-Plan's file. `norm` and
+    `temporal_upsample` are those of `model`, or where it has null those that the weights were trained with.
 
     Raises InputError where there is none, its sizes differ from those in `model`, or it has separate temporal layers.
     """
@@ -80,7 +81,7 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
             f"vae.init_from={name!r} has separate layers that resample time (v1.1.0); training supports only v1.2.0's "
             "joint resampling"
         )
-    vae = ODVAE(**model.model_dump())
+    vae = ODVAE(**model.arguments(loaded=source.config))
     vae.load_state_dict(source.state_dict())
     return vae
 

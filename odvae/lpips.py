@@ -95,7 +95,7 @@ def _hub_state(network: Backbone) -> dict[str, Tensor]:
 
 def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise InputError(f"lpips.weights: {path} does not exist")
+        raise InputError(f"vae.loss.lpips.weights or eval_vae.lpips.weights: {path} does not exist")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeVar
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from odvae.clips.settings import DataSettings
 from odvae.frame_counts import check_clip_size, check_tile_frames
@@ -29,10 +29,12 @@ class ModelSettings(Settings):
     """Channels of the latents."""
     norm_num_groups: int = Field(32, ge=1)
     """Groups of every group norm."""
-    norm: Literal["frame", "clip"] = "frame"
-    """Group norm statistics: of each frame (causal, can be streamed) or of the whole clip (the released models)."""
-    temporal_upsample: Literal["nearest", "trilinear"] = "nearest"
-    """Upsampling of time in the decoder: "nearest" is causal, "trilinear" is as in the released models."""
+    norm: Literal["frame", "clip"] | None = None
+    """Group norm statistics: of each frame (causal, can be streamed) or of the whole clip (the released models); null:
+    frame, or with init_from those of the loaded VAE."""
+    temporal_upsample: Literal["nearest", "trilinear"] | None = None
+    """Upsampling of time in the decoder: "nearest" is causal, "trilinear" is as in the released models; null: nearest,
+    or with init_from that of the loaded VAE."""
 
     @model_validator(mode="after")
     def _widths_fit_the_groups(self) -> ModelSettings:
@@ -42,6 +44,13 @@ class ModelSettings(Settings):
                     f"block_out_channels has {width}, which norm_num_groups={self.norm_num_groups} does not divide"
                 )
         return self
+
+    def arguments(self, loaded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The arguments of ODVAE. `norm` and `temporal_upsample` that are null are those of `loaded`, the config of the
+        VAE whose weights are loaded, or causal."""
+        defaults = loaded or {"norm": "frame", "temporal_upsample": "nearest"}
+        chosen = {key: getattr(self, key) or defaults[key] for key in ("norm", "temporal_upsample")}
+        return self.model_dump() | chosen
 
 
 class ImagePhaseSettings(OptimizationSettings):
@@ -62,7 +71,6 @@ class VideoPhaseSettings(OptimizationSettings):
 
 
 PhaseSettings = ImagePhaseSettings | VideoPhaseSettings
-PhaseT = TypeVar("PhaseT", ImagePhaseSettings, VideoPhaseSettings)
 
 
 class LPIPSSettings(Settings):
@@ -125,17 +133,14 @@ class LossSettings(Settings):
         return " + ".join(terms) + (f"; without {' and '.join(left_out)}" if left_out else "")
 
 
-def _unless_pretrained(phase: type[PhaseT]) -> Callable[[dict[str, Any]], PhaseT | None]:
-    return lambda given: None if given.get("pretrained") else phase()
-
-
 class VAESettings(Settings):
     renamed_keys: ClassVar = {"image_vae": "init_image_vae", "begin_from": "init_from"}
 
     pretrained: str | None = None
     """A pretrained VAE that is used without training: folder or hub name of a VAE or of a pipeline with one (ODVAE,
     AutoencoderKL, and diffusers' AutoencoderKLWan, -CogVideoX, -HunyuanVideo, -LTXVideo), or a checkpoint file
-    published by Open-Sora-Plan. The phases, init_image_vae and init_from must be null then."""
+    published by Open-Sora-Plan. image_phase and video_phase then count as null; init_image_vae and init_from must be
+    null."""
     model: ModelSettings = ModelSettings()
     """The network."""
     init: Init = "tail"
@@ -145,10 +150,10 @@ class VAESettings(Settings):
     one."""
     init_from: str | None = None
     """OD-VAE whose weights training continues from (the paper's second phase): folder, hub name, or a checkpoint file
-    published by Open-Sora-Plan. Its modes (norm, temporal_upsample) are those in `model`."""
-    image_phase: ImagePhaseSettings | None = Field(default_factory=_unless_pretrained(ImagePhaseSettings))
+    published by Open-Sora-Plan. `model` must have its sizes."""
+    image_phase: ImagePhaseSettings | None = ImagePhaseSettings()
     """First phase, the training of the image VAE; null with init_image_vae, init_from or init=random."""
-    video_phase: VideoPhaseSettings | None = Field(default_factory=_unless_pretrained(VideoPhaseSettings))
+    video_phase: VideoPhaseSettings | None = VideoPhaseSettings()
     """Second phase, training on clips; null: the result is the image VAE, which works frame by frame and does not
     compress time (the baseline of the paper's generation study)."""
     loss: LossSettings = LossSettings()
@@ -158,14 +163,22 @@ class VAESettings(Settings):
     statistics_clips: int = Field(256, ge=2)
     """Training clips from which the latents' mean and standard deviation are measured at the end."""
 
+    @field_validator("image_phase", "video_phase")
+    @classmethod
+    def _a_pretrained_vae_is_not_trained(
+        cls, phase: PhaseSettings | None, info: ValidationInfo
+    ) -> PhaseSettings | None:
+        return phase if info.data.get("pretrained") is None else None
+
     @model_validator(mode="after")
     def _one_source_of_initial_weights(self) -> VAESettings:
         sources = {"init_image_vae": self.init_image_vae, "init_from": self.init_from, "image_phase": self.image_phase}
         given = [name for name, source in sources.items() if source is not None]
         if self.pretrained is not None:
-            given += ["video_phase"] if self.video_phase is not None else []
             if given:
-                raise ValueError(f"pretrained names a VAE that is not trained; set to null: {', '.join(given)}")
+                raise ValueError(
+                    f"pretrained names a VAE that is not trained, {given[0]} one that is; set one of them to null"
+                )
             return self
         if self.init == "random" and given:
             raise ValueError(f"init=random starts from random weights; set to null: {', '.join(given)}")

@@ -110,6 +110,8 @@ def open_pretrained(name: str, data: DataSettings) -> VideoVAE:
     with PartialState().main_process_first():  # the main process downloads it
         vae = load_pretrained_vae(name)
     check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")
+    if PartialState().is_main_process:
+        print(f"vae.pretrained={name} is not trained (to train an OD-VAE further: vae.init_from)", flush=True)
     return vae
 
 
@@ -131,13 +133,13 @@ def initial_video_vae(run: VAERun) -> VideoVAE:
     if settings.init == "random":
         torch.manual_seed(run.seed)
         return run.make_vae()
-    options = {"norm": model.norm, "temporal_upsample": model.temporal_upsample}
+    options = {key: model.arguments()[key] for key in ("norm", "temporal_upsample")}
     return ODVAE.from_image_vae(initial_image_vae(run), model.variant, settings.init, **options)
 
 
 def random_odvae(model: ModelSettings) -> ODVAE:
     """An OD-VAE with random weights."""
-    vae = ODVAE(**model.model_dump())
+    vae = ODVAE(**model.arguments())
     initialize_from_scratch(vae)
     return vae
 
@@ -178,13 +180,7 @@ def image_vae_is_trained(folder: Path, steps: int, video_folder: Path) -> bool:
     return trained >= steps
 
 
-def fit(
-    network: TrainedVAE,
-    name: str,
-    optimization: PhaseSettings,
-    run: VAERun,
-    folder: Path,
-) -> TrainedVAE:
+def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun, folder: Path) -> TrainedVAE:
     """Train a network for `optimization.steps` steps on single frames (image phase) or clips (video phase).
 
     Returns it with its EMA weights. `step` counts completed optimizer steps. Data, noise and learning rate are

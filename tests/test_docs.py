@@ -57,9 +57,11 @@ def test_relative_links_lead_to_files_and_headings_that_exist(document):
 
 
 def shell_lines(text: str) -> list[str]:
-    """The commands of a document's bash blocks, lines joined at a closing backslash, without comments."""
+    """The commands of a document's bash blocks, lines joined at a closing backslash, without comments; and those in its
+    sentences."""
     blocks = re.findall(r"^ *```bash\n(.*?)^ *```", text, flags=re.MULTILINE | re.DOTALL)
     lines = [COMMENT.sub("", line).strip() for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`(odvae-[a-z-]+ [^`\n]+|[^`\n]+ (?:pipelines|tools)/[a-z_]+\.py\b[^`\n]*)`", text)
     return [part.strip() for line in lines for part in line.split("&&") if part.strip()]
 
 
@@ -114,6 +116,32 @@ def test_settings_named_in_the_text_exist(document):
         for dotted in re.findall(rf"(?<![\w./-])((?:{SECTIONS}|{OLD_SECTIONS})(?:\.[a-z_0-9]+)+)(?![\w/])", span):
             if not dotted.endswith(FILES):
                 assert is_module(dotted) or is_setting(Experiment, dotted.split(".")), f"{document.name}: `{span}`"
+
+
+def messages() -> list[tuple[str, str]]:
+    """Every text in the code but docstrings, with its place."""
+    found = []
+    for package in ("odvae", "ldm", "pipelines", "tools"):
+        for path in REPOSITORY.glob(f"{package}/**/*.py"):
+            tree = ast.parse(path.read_text())
+            docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                    found.append((f"{named(path)}:{node.lineno}", node.value))
+    return found
+
+
+def test_settings_named_in_messages_exist():
+    """`data.frames=9` and "eval_vae.lpips": what a message tells people to write is taken."""
+    keys = re.compile(rf"(?<![\w./-])((?:{SECTIONS})(?:\.[a-z_0-9]+)+|[a-z_]+(?:\.[a-z_0-9]+)+(?==))(?![\w/(])")
+    checked = 0
+    for place, text in messages():
+        for dotted in keys.findall(text):
+            if not dotted.endswith(FILES) and not is_module(dotted) and not is_package(dotted):
+                checked += 1
+                names = dotted.removeprefix("experiment.").split(".")  # a study has an experiment
+                assert is_setting(Experiment, names), f"{place}: {dotted}"
+    assert checked > 50
 
 
 def test_new_keys_in_the_list_of_changes_exist():

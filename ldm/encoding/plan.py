@@ -7,6 +7,7 @@ clip's first frame alone, so a slice that begins later is not the latent of any 
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,15 @@ from odvae.clips.clip import frame_count, frame_size
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
+from odvae.shards.captions import captions_in
 from odvae.shards.samples import Sample
+
+# Words that are wrong for the mirror image of a video.
+_SIDES = re.compile(r"(?<![a-z])(left|right|(left|right)wards?|((counter|anti)-?)?clockwise)(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class DeclaredClip:
+class PlannedClip:
     """One clip to encode: its index among the clips of its video, its first frame, and whether it is mirrored."""
 
     sample: Sample
@@ -60,15 +65,18 @@ def clip_starts(frames: int, span: int, clips: int) -> list[int]:
     return sorted({round(clip * (frames - span) / (clips - 1)) for clip in range(clips)})
 
 
-def declare_clips(
+def plan_clips(
     samples: Sequence[Sample],
     buckets: Sequence[BucketSettings],
     data: DataSettings,
     clips_per_video: int,
     flip: bool,
-) -> dict[str, list[DeclaredClip]]:
-    """The clips of these videos in order, by bucket name. Videos too short for every bucket give none."""
-    declared: dict[str, list[DeclaredClip]] = {bucket.name: [] for bucket in buckets}
+) -> dict[str, list[PlannedClip]]:
+    """The clips of these videos in order, by bucket name. Videos too short for every bucket give none.
+
+    `flip`: also the mirrored clips of videos whose captions and class do not mention left or right.
+    """
+    planned: dict[str, list[PlannedClip]] = {bucket.name: [] for bucket in buckets}
     for sample in samples:
         frames = frame_count(sample, data.fps)
         height, width = frame_size(sample) if len(buckets) > 1 else (1, 1)
@@ -76,10 +84,20 @@ def declare_clips(
         if bucket is None:
             continue
         span = bucket.clip_settings(data).span
+        mirrored = flip and not mentions_a_side(sample)
         for index, start in enumerate(clip_starts(frames, span, clips_per_video)):
-            for flipped in (False, True) if flip else (False,):
-                declared[bucket.name].append(DeclaredClip(sample, index, start, flipped))
-    return declared
+            for flipped in (False, True) if mirrored else (False,):
+                planned[bucket.name].append(PlannedClip(sample, index, start, flipped))
+    return planned
+
+
+def mentions_a_side(sample: Sample) -> bool:
+    """Whether a caption or the class of a video has a word, in English, that is wrong for its mirror image."""
+    try:
+        texts = (*captions_in(sample), str(sample.read_json().get("label")))
+    except InputError:  # the video is left out, with this error, when it is encoded
+        return False
+    return any(_SIDES.search(text) for text in texts)
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,7 @@ class ShardJob:
     source: Path
     samples: int
     bucket: BucketSettings
-    clips: list[DeclaredClip]
+    clips: list[PlannedClip]
     name: str
 
     def record(self, folder: Path) -> Path:
@@ -117,7 +135,7 @@ class ShardJob:
             for first in range(0, whole.frames, settings.stream_frames)
         ]
 
-    def batches(self, settings: EncodeSettings) -> list[list[DeclaredClip]]:
+    def batches(self, settings: EncodeSettings) -> list[list[PlannedClip]]:
         """The clips in batches; clips longer than `stream_frames` one at a time."""
         size = settings.batch_size if self.bucket.frames <= settings.stream_frames else 1
         return [self.clips[i : i + size] for i in range(0, len(self.clips), size)]
@@ -134,9 +152,9 @@ def plan_shard_jobs(samples: Sequence[Sample], settings: EncodeSettings, data: D
         by_shard[sample.shard].append(sample)
     jobs = []
     for shard, members in by_shard.items():
-        declared = declare_clips(members, buckets, data, settings.clips_per_video, settings.flip)
+        planned = plan_clips(members, buckets, data, settings.clips_per_video, settings.flip)
         for bucket in buckets:
-            if clips := declared[bucket.name]:
+            if clips := planned[bucket.name]:
                 name = f"{bucket.name}-{shard.name}" if settings.buckets else shard.name
                 jobs.append(ShardJob(shard, len(members), bucket, clips, name))
     if not jobs:

@@ -52,7 +52,8 @@ class EncodeSettings(Settings):
     clips_per_video: int = Field(1, ge=1)
     """Clips encoded per video, their first frames spread evenly over it."""
     flip: bool = False
-    """Whether each clip's mirror image is encoded too, as a separate entry."""
+    """Whether each clip's mirror image is encoded too, as a separate entry; not of videos whose captions or class
+    mention left, right or (counter)clockwise."""
     batch_size: Annotated[int, MayChange] = Field(16, ge=1)
     """Clips encoded at a time."""
     stream_frames: int = Field(65, ge=5)

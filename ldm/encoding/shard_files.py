@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
 
-from ldm.encoding.plan import DeclaredClip, ShardJob
+from ldm.encoding.plan import PlannedClip, ShardJob
 from ldm.encoding.settings import EncodeSettings
 from ldm.latents.entries import entry_key, pack_entry, pack_text, text_member
 from ldm.networks.text_encoder import TextEncoder
@@ -34,7 +34,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
-class EncodingJob:
+class EncodingContext:
     """The models and settings with which all shards are encoded."""
 
     vae: VideoVAE
@@ -49,7 +49,7 @@ class EncodingJob:
 class EncodedBatch:
     """A batch of clips and its encoding. Where `reasons` is not None, the clip could not be read: ignore its rows."""
 
-    clips: list[DeclaredClip]
+    clips: list[PlannedClip]
     captions: list[tuple[str, ...]]
     reasons: list[tuple[str, str] | None]
     """(kind, details)"""
@@ -108,7 +108,12 @@ class ShardResult:
 
 
 def write_shard(
-    encoding: EncodingJob, job: ShardJob, batches: Iterator[EncodedBatch], failures: Failures, folder: Path, bar: tqdm
+    encoding: EncodingContext,
+    job: ShardJob,
+    batches: Iterator[EncodedBatch],
+    failures: Failures,
+    folder: Path,
+    bar: tqdm,
 ) -> ShardResult:
     """Write one latent shard; no file remains where no clip could be read."""
     result = ShardResult()
@@ -122,7 +127,12 @@ def write_shard(
 
 
 def _write_batch(
-    encoding: EncodingJob, job: ShardJob, batch: EncodedBatch, shard: TarWriter, failures: Failures, result: ShardResult
+    encoding: EncodingContext,
+    job: ShardJob,
+    batch: EncodedBatch,
+    shard: TarWriter,
+    failures: Failures,
+    result: ShardResult,
 ) -> None:
     settings, data, tensors = encoding.settings, encoding.data, batch.tensors.result()
     dtype, further = DTYPES[settings.dtype], iter(zip(tensors.more_text, tensors.more_mask, strict=True))
@@ -160,7 +170,9 @@ def _write_batch(
             result.sums.add(mean, std)
 
 
-def write_record(encoding: EncodingJob, job: ShardJob, result: ShardResult, source_sha256: str, folder: Path) -> None:
+def write_record(
+    encoding: EncodingContext, job: ShardJob, result: ShardResult, source_sha256: str, folder: Path
+) -> None:
     """Write the job's record, which marks it as done and from which the manifest is built."""
     path = folder / job.name
     record = {

@@ -13,8 +13,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from ldm.encoding.plan import DeclaredClip, ShardJob
-from ldm.encoding.shard_files import DTYPES, EncodedBatch, EncodedTensors, EncodingJob, write_record, write_shard
+from ldm.encoding.plan import PlannedClip, ShardJob
+from ldm.encoding.shard_files import DTYPES, EncodedBatch, EncodedTensors, EncodingContext, write_record, write_shard
 from ldm.encoding.threads import ComputeThreads
 from odvae.clips.clip import load_clip
 from odvae.clips.pool import ClipPool
@@ -31,7 +31,7 @@ from odvae.video.pixels import to_float
 from odvae.video_vae import VideoVAE
 
 
-def encode_shard_jobs(encoding: EncodingJob, jobs: Sequence[ShardJob], folder: Path, videos: int) -> None:
+def encode_shard_jobs(encoding: EncodingContext, jobs: Sequence[ShardJob], folder: Path, videos: int) -> None:
     """Encode jobs one after the other into `folder`; clips are decoded in advance, also those of later jobs.
 
     `videos` is the number of all videos, of which `data.failures_allowed` is a share.
@@ -67,13 +67,13 @@ def encode_shard_jobs(encoding: EncodingJob, jobs: Sequence[ShardJob], folder: P
         write_json(folder / "speed.json", {"clips": total, "seconds": round(seconds, 3), "waiting": round(idle, 4)})
 
 
-def _load_piece(task: tuple[DeclaredClip, ClipSettings, int]) -> Tensor:
+def _load_piece(task: tuple[PlannedClip, ClipSettings, int]) -> Tensor:
     clip, piece, start = task
     return load_clip(clip.sample, piece, start, flip=clip.flip)
 
 
 def _encoded_batches(
-    encoding: EncodingJob,
+    encoding: EncodingContext,
     job: ShardJob,
     decoded: Iterator[Tensor | Failure],
     threads: ComputeThreads,
@@ -98,7 +98,7 @@ def _encoded_batches(
 
 
 def _encode_batch(
-    encoding: EncodingJob, videos: Iterator[Tensor], captions: list[tuple[str, ...]], streamed: bool
+    encoding: EncodingContext, videos: Iterator[Tensor], captions: list[tuple[str, ...]], streamed: bool
 ) -> EncodedTensors:
     moments = encode_pieces(encoding.vae, videos, streamed)
     text = encoding.text.encode([own[0] if own else "" for own in captions], encoding.max_tokens)

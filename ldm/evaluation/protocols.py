@@ -36,7 +36,7 @@ class ClipProtocol:
     """The covariance is divided by n - ddof."""
 
     def frames_of(self, clip_frames: int) -> int:
-        """Frames compared of a clip of so many frames."""
+        """Frames compared of a clip with this many frames."""
         return clip_frames if self.frames is None else self.frames
 
     def check(self, clip_frames: int) -> None:
@@ -58,11 +58,12 @@ class ClipProtocol:
 
     def describe(self, data: DataSettings, seed: int) -> dict:
         """The part of a score's protocol that concerns clips and statistics, without the network and n."""
+        rate = f"{data.fps:g} frames per second" if data.fps else "the frame rate of each video"
         return {
             "name": self.name,
             "source": self.source,
-            "clip": f"{data.frames} frames {data.height}x{data.width}, stride {data.stride} at "
-            f"{data.fps or 'the own'} frames a second, cover ({data.resize}, antialiased) and center crop",
+            "clip": f"{data.frames} frames {data.height}x{data.width}, stride {data.stride} at {rate}, "
+            f"cover ({data.resize}, antialiased) and center crop",
             "frames": self.frames_of(data.frames),
             "stride": self.stride,
             "real_start": self.start,

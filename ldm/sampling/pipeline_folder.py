@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ldm.networks.factory import Network
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_text
-from odvae.video_vae import VideoVAE
 
 # A file in every saved pipeline, through which DiffusionPipeline.from_pretrained finds the class.
 PIPELINE_MODULE = '''"""The class of this pipeline, from the installed package odvae."""
@@ -83,10 +81,3 @@ def check_parts(folder: Path) -> None:
     missing = [name for name in parts if not (folder / name).is_dir()]
     if missing:
         raise InputError(f"{folder}: missing parts: {', '.join(missing)}; export the run again")
-
-
-def check_same_latents(vae: VideoVAE, transformer: Network) -> None:
-    """Raise InputError for a network that was trained on latents of another VAE, as far as their configs tell."""
-    channels, trained = vae.config.latent_channels, transformer.config.latent_channels
-    if channels != trained:
-        raise InputError(f"the VAE has {channels} latent channels, the network was trained on {trained}: another VAE's")

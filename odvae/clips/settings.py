@@ -20,8 +20,8 @@ class SourceSettings(Settings):
     shards: str | None = None
     """Folder of video shards (KEY.mp4 KEY.txt KEY.json); null: `shards/` in the run folder."""
     stream: str | None = None
-    """Further shards to train the VAE on, streamed by webdataset in place of those in `shards`, which then serve
-    validation: URLs with braces, files with `*`, or "pipe:COMMAND". Order and resume are approximate then."""
+    """Shards that train the VAE in place of those in `shards`, streamed by webdataset: URLs with braces, files with `*`,
+    or "pipe:COMMAND". `shards` is then used for validation and statistics. Order and resume are approximate."""
 
 
 class ClipSettings(Settings):
@@ -63,7 +63,7 @@ class AugmentationSettings(Settings):
     crop: Literal["center", "random"] = "center"
     """What is kept of the side that is too long, in training."""
     flip: float = Field(0.0, ge=0, le=1)
-    """Share of the training clips that are mirrored, left to right. Captions must not tell left from right then."""
+    """Share of the VAE's training clips that are mirrored, left to right. Mirrored latents: `encode.flip`."""
 
 
 class SplitSettings(Settings):

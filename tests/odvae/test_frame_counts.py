@@ -2,11 +2,11 @@
 
 import pytest
 
-from ldm.experiment import Experiment
+from ldm.experiment import CONFIGS, Experiment
 from odvae.frame_counts import check_frame_count, latent_frames, nearest_frame_counts, video_frames
 from odvae.initial_weights import make_image_vae
 from odvae.running.errors import InputError
-from odvae.running.settings import make_settings
+from odvae.running.settings import load_settings, make_settings
 from odvae.video_vae import compression_of
 
 
@@ -55,9 +55,16 @@ def test_the_clips_of_an_experiment_fit_the_vae_it_describes():
             experiment(wrong)
 
 
-def test_a_pretrained_vae_leaves_the_sizes_to_it_and_excludes_what_would_be_trained():
-    taken = experiment("vae.pretrained=someone/model", "data.frames=16").vae
+@pytest.mark.parametrize("config", ["demo", "clips", "t2v_8gpu"])
+def test_a_pretrained_vae_needs_no_training_and_leaves_the_sizes_to_it(config):
+    overrides = ["vae.pretrained=someone/model", "data.frames=16"]
+    taken = load_settings(Experiment, CONFIGS / f"{config}.yaml", overrides).vae
     assert taken.image_phase is taken.video_phase is taken.compression is None
-    for other in ("vae.init_from=x", "vae.init_image_vae=x", "vae.image_phase={}", "vae.video_phase={}"):
-        with pytest.raises(InputError, match=f"not trained; set to null: {other[4:].split('=')[0]}"):
-            experiment("vae.pretrained=someone/model", other)
+
+
+def test_a_vae_that_is_not_trained_excludes_one_to_begin_training_from():
+    for other in ("init_from", "init_image_vae"):
+        with pytest.raises(InputError, match=f"pretrained names a VAE that is not trained, {other} one that is"):
+            experiment("vae.pretrained=someone/model", f"vae.{other}=x")
+    with pytest.raises(InputError, match=r"vae.video_phase.stepz: unknown key"):
+        experiment("vae.pretrained=someone/model", "vae.video_phase.stepz=3")

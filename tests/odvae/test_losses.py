@@ -50,7 +50,7 @@ def test_lpips_is_zero_for_equal_frames_and_has_finite_gradients_on_blank_ones(b
 
 
 def test_lpips_without_its_weights_says_what_to_do(tmp_path, backbone_file):
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match=r"vae.loss.lpips.weights or eval_vae.lpips.weights: .* does not exist"):
         LPIPS("squeeze", tmp_path / "nowhere.pth")
     (tmp_path / "text.pth").write_text("no weights")
     with pytest.raises(InputError, match=r"text\.pth cannot be read"):

@@ -11,8 +11,10 @@ from small import relative_error
 from torch import Tensor
 
 from odvae import ODVAE
+from odvae.initial_weights import load_video_vae
 from odvae.opensora_plan import infer_settings, published_names, rename_tensors
 from odvae.running.errors import InputError
+from odvae.settings import ModelSettings
 from odvae.video_vae import load_pretrained_vae
 
 RESAMPLING = {"v1.2.0": "joint", "v1.1.0": "separate"}
@@ -51,6 +53,16 @@ def assert_same(vae: ODVAE, original: ODVAE) -> None:
         latents = vae.encode(video).latent_dist.mean
         torch.testing.assert_close(latents, original.encode(video).latent_dist.mean, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(vae.decode(latents).sample, original.decode(latents).sample, rtol=1e-5, atol=1e-5)
+
+
+def test_training_from_a_published_file_keeps_its_norm_and_upsampling(original, tmp_path):
+    save_file(as_published(original), tmp_path / "published.safetensors")
+    model = ModelSettings(block_out_channels=(32, 32, 64, 64), layers_per_block=1)
+    if original.config.temporal_resampling == "separate":
+        with pytest.raises(InputError, match=r"\(v1\.1\.0\)"):
+            load_video_vae(str(tmp_path / "published.safetensors"), model)
+    else:
+        assert_same(load_video_vae(str(tmp_path / "published.safetensors"), model), original)
 
 
 # --- golden values of the original implementation

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 
 import pytest
@@ -188,16 +189,23 @@ def test_a_slice_of_a_longer_latent_is_not_the_latent_of_a_clip(encoded, vae):
     assert slice_error > 0.05
 
 
-def test_a_mirrored_clip_is_an_entry_of_its_own(encoded, tmp_path, vae):
+def test_a_mirrored_clip_is_an_entry_of_its_own_unless_its_caption_mentions_a_side(encoded, tmp_path, vae, capsys):
     encode(encoded, tmp_path / "latents", encode=EncodeSettings(batch_size=5, flip=True))
     train, held_out = entries_of(tmp_path / "latents")
-    assert len(train) + len(held_out) == 24
-    plain, mirrored = train[0], train[1]
-    assert (plain.read_json()["flip"], mirrored.read_json()["flip"]) == (False, True)
+    mirrored = next(entry for entry in train if entry.read_json()["flip"])
+    plain = train[train.index(mirrored) - 1]
+    assert not plain.read_json()["flip"]
     source = next(s for s in VideoSet(encoded / "shards", DATA, "?").samples if s.key == plain.read_json()["source"])
     with torch.no_grad():
         expected = vae.encode(to_float(load_clip(source, DATA).flip(2)).unsqueeze(0)).latent_dist.mean[0]
     assert torch.allclose(load_entry(mirrored, 0, [])["mean"], expected, rtol=1e-2, atol=1e-2)
+
+    entries = [entry.read_json() for entry in (*train, *held_out)]
+    sided = {entry["source"] for entry in entries if re.search("left|right", entry["caption"])}
+    assert 0 < len(sided) < 12
+    assert len(entries) == 12 + (12 - len(sided))  # a caption that says "moves left" is wrong for the mirror image
+    assert not any(entry["flip"] for entry in entries if entry["source"] in sided)
+    assert f"{len(sided)} of 12 videos have no mirrored clips" in capsys.readouterr().out
 
 
 def test_a_long_clip_encoded_in_pieces_is_the_clip_encoded_whole(encoded, tmp_path):

@@ -5,6 +5,7 @@ import torch
 from timm.optim import create_optimizer_v2
 from torch import nn
 
+from odvae import ODVAE
 from odvae.batches import Batches
 from odvae.clips.sampling import BatchPlan
 from odvae.initial_weights import load_image_vae, load_video_vae
@@ -133,12 +134,15 @@ def test_training_begins_from_an_image_vae_s_folder_or_its_pipeline_s(tmp_path, 
         load_image_vae(str(tmp_path), settings.model)
 
 
-def test_a_second_phase_goes_on_from_another_odvae_with_the_function_asked_for(tmp_path, vae):
-    vae.save_pretrained(tmp_path)
-    model = make_run_settings(init_from="x", image_phase=None).model.model_copy(update={"norm": "clip"})
+def test_a_second_phase_begins_from_another_odvae_as_it_was_trained_unless_the_settings_say_otherwise(tmp_path, vae):
+    released = {"norm": "clip", "temporal_upsample": "trilinear"}
+    sizes = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    ODVAE(**{**sizes, **released}).save_pretrained(tmp_path)
+    model = make_run_settings(init_from="x", image_phase=None).model
     loaded = load_video_vae(str(tmp_path), model)
-    assert loaded.config.norm == "clip"
-    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), vae.parameters(), strict=True))
+    assert {key: loaded.config[key] for key in released} == released
+    causal = load_video_vae(str(tmp_path), model.model_copy(update={"norm": "frame"}))
+    assert (causal.config.norm, causal.config.temporal_upsample) == ("frame", "trilinear")
     with pytest.raises(InputError, match=r"variant=1, but the OD-VAE .* has 4"):
         load_video_vae(str(tmp_path), model.model_copy(update={"variant": 1}))
 

@@ -93,7 +93,7 @@ def evaluate_ldm(
             parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(PROMPT_ACCURACY_PARTS)
             parts["clip_score"] = clip_part(generated, settings) if clip else None
             parts["flicker"] = flicker_part(generated, reconstructed, vae.temporal_compression_ratio)
-            origin = {**protocol.describe(data, seed), **provenance(rows, vae)}
+            origin = {**protocol.describe(data, seed), **origin_of_sets(rows, vae)}
             parts["distances"] = {
                 network.name: distances(network, generated, reconstructed, real[network.name], origin, settings, seed)
                 for network in networks
@@ -254,7 +254,7 @@ def duplicates_part(generated: list[dict]) -> dict:
     return {"n": len(generated), "different": len(counts), "repeated": repeated, "protocol": "equal decoded frames"}
 
 
-def provenance(rows: list[dict], vae: Any) -> dict:
+def origin_of_sets(rows: list[dict], vae: Any) -> dict:
     """The origin of each set of videos, and the models' hashes."""
     return {
         "generated": "read from H.264 mp4 files (crf 12); held-out captions",

@@ -1,7 +1,7 @@
 """One experiment: a YAML file with a section for each stage, and the path of its run folder.
 
-Settings classes live in modules that import neither torch nor anything built on it, one `settings.py` in each package.
-So `--help` and the error for a mistyped key come at once; what takes seconds to import is imported afterwards.
+Settings classes are in modules that import neither torch nor anything built on it, one `settings.py` in each folder.
+So `--help` and the error for a mistyped key appear at once; slow imports come afterwards.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 
 class Experiment(Settings):
     run: str = "runs/demo"
-    """Run folder: each stage writes its own folder in it and reads the one before."""
+    """Run folder: each stage writes its own folder in it and reads those of earlier stages."""
     seed: int = 0
-    """Seed of everything random."""
+    """Seed of all random numbers."""
     tracker: Tracker = "none"
     """Tracker to log to besides metrics.jsonl; wandb also works offline (WANDB_MODE=offline)."""
     demo_videos: DemoVideoSettings | None = None

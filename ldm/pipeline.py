@@ -261,5 +261,8 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         text = load_text_encoder(name)
         found = weights_fingerprint(text.model)
         if expected is not None and found != expected:
-            raise InputError(f"{name} is another text encoder ({found[:16]}...) than the trained ({expected[:16]}...)")
+            raise InputError(
+                f"{name} is not the text encoder the network was trained with: its weights' sha256 is {found[:16]}..., "
+                f"the expected one {expected[:16]}..."
+            )
         self.register_modules(text_encoder=text.model.to(self._execution_device), tokenizer=text.tokenizer)

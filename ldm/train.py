@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
 from ldm.networks.attention import check_backend
-from ldm.networks.factory import fit_network, network_factory
+from ldm.networks.factory import build_network, network_factory
 from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.provenance import Provenance, ema_folder
 from ldm.networks.settings import ConditioningSettings
@@ -121,7 +121,7 @@ def latents_identity(manifest: Manifest) -> dict[str, str | int]:
 def new_network(settings: LDMSettings, manifest: Manifest, make: NetworkFactory | None = None) -> Network:
     """A network with random weights for these latents, as in the settings or from the factory `make`."""
     make = make or network_factory(settings.network)
-    return fit_network(make, settings.conditioning, settings.objective, manifest)
+    return build_network(make, settings.conditioning, settings.objective, manifest)
 
 
 def fit(

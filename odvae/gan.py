@@ -126,7 +126,7 @@ class GANTrainer:
             self.gradients[i] += last_weight_grad.float() / self.optimization.gradient_accumulation_steps
         return reconstruction_grad + self.settings.weight * self.state.adaptive_weight * generator_grad
 
-    def discriminator_backward(self, video: Tensor, reconstruction: Tensor, sync: bool) -> dict[str, Tensor]:
+    def discriminator_step(self, video: Tensor, reconstruction: Tensor, sync: bool) -> dict[str, Tensor]:
         """Accumulate the discriminator's gradients of one micro-step. Returns its loss and mean logits, detached."""
         with gradients_synced_at(self.accelerator, self.discriminator, sync):
             with self.accelerator.autocast():

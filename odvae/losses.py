@@ -150,11 +150,11 @@ class VAELoss:
         terms = {"loss": (rec_loss + self.settings.kl * kl).detach(), **terms, "kl": kl.detach()}
         return (reconstruction.float() * gradient).sum() + self.settings.kl * kl, terms
 
-    def discriminator_backward(self, reconstruction: Tensor, video: Tensor, step: int, sync: bool) -> dict[str, Tensor]:
+    def discriminator_step(self, reconstruction: Tensor, video: Tensor, step: int, sync: bool) -> dict[str, Tensor]:
         """Backward pass of the discriminator in one micro-step, if the GAN is active; returns values for the log."""
         if self.gan is None or not self.gan.is_active(step):
             return {}
-        return self.gan.discriminator_backward(video, reconstruction, sync)
+        return self.gan.discriminator_step(video, reconstruction, sync)
 
     def apply_gradients(self, step: int) -> None:
         """Optimizer step of the discriminator, if the GAN is active."""

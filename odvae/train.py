@@ -208,7 +208,7 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
                     reconstruction, mean, logvar = model(video, noise)
                 loss, terms = vae_loss(reconstruction, video, mean, logvar, step)
                 accelerator.backward(loss / optimization.gradient_accumulation_steps)
-            terms |= vae_loss.discriminator_backward(reconstruction, video, step, sync)
+            terms |= vae_loss.discriminator_step(reconstruction, video, step, sync)
         gradient_norm, learning_rate = state.apply_gradients(step, terms)
         vae_loss.apply_gradients(step)
         progress.update()

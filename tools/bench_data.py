@@ -2,8 +2,8 @@
 
     python tools/bench_data.py SHARDS [--frames 17 --size 64 --workers 2]
 
-1. Decoding: frames/s of our reader (guarded workers, seeds, shared memory) over bare PyAV in as many plain worker
-   processes that open, decode, resize and crop the same clips. Target: 0.9.
+1. Decoding: frames/s of our reader (workers with time and memory limits, seeds, shared memory) over PyAV alone in as
+   many plain worker processes that open, decode, resize and crop the same clips. Target: 0.9.
 2. Latents: clips/s of reading them for the LDM over decoding and encoding the same clips again. Target: 50.
 3. Latents: bytes/s of reading them in the LDM's random order over reading the same files sequentially, both from
    disk (dropped from the page cache before). Target: 0.5.

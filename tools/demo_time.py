@@ -2,8 +2,8 @@
 
     python tools/demo_time.py [configs/demo.yaml]
 
-Computed from the finished stages of the run or, where there are none, from a benchmark of about a second. Only for
-configs whose time has been measured.
+Computed from the finished stages of the run or, if there are none, from a benchmark of about a second. Only for
+configs with a reference timing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> None:
     config = parser.parse_args().config
     reference = REFERENCES.get(config.stem)
     if reference is None:
-        print(f"how long {config} takes was never measured: no forecast")
+        print(f"no reference timing for {config}: no estimate")
         return
     minutes = finished_minutes(Path(read_yaml(read_text_file(config, "config file"), str(config))["run"]))
     left = seconds_left(reference, minutes, None if minutes else probe())

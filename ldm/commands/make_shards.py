@@ -1,11 +1,11 @@
-"""Pack a folder of videos and images with captions into WebDataset shards. Run it again to go on after any stop.
+"""Pack a folder of videos and images with captions into WebDataset shards. Run it again to resume.
 
     odvae-make-shards SRC OUT [key=value ...]
 
-SRC may have sub-folders, and links to folders. Captions: the tables in it whose columns name files and say something of
-them (CSV, JSON, Parquet), or the one named by captions=FILE alone; else a .txt, .caption or .json beside each video.
-Classes: a column, or the names of folders (labels=folders). docs/data.md has every layout. Files and rows that are not
-used are counted and named with their reasons, here and in OUT/packing.json.
+SRC may have sub-folders, and links to folders. Captions: every table in it with a file column and a caption or class
+column (CSV, JSON, Parquet), or only the one named by captions=FILE; else a .txt, .caption or .json next to each video.
+Classes: a column, or the names of folders (labels=folders). docs/data.md has every layout. Unused files and rows are
+counted and listed with reasons, here and in OUT/packing.json.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ def main() -> None:
         epilog=f"settings (key=value):\n{settings_help(PackingSettings)}",
     )
     parser.add_argument("source", type=Path, metavar="SRC", help="folder of videos and images")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the shards: new, empty, or made by this")
+    parser.add_argument(
+        "out", type=Path, metavar="OUT", help="folder for the shards: new, empty, or from an earlier call"
+    )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_args()
     settings = make_settings(PackingSettings, {}, options.settings, command_line("make_shards"))

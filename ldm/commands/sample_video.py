@@ -1,4 +1,4 @@
-"""Generate videos from prompts, classes or an image; without any, from the held-out captions or classes to be scored.
+"""Generate videos from prompts, classes or an image; by default from held-out captions or classes, to be scored.
 
 odvae-sample --prompt "a large red circle moves left" [--seed 0]
 odvae-sample [--config demo] [section.key=value ...]

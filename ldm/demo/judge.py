@@ -68,9 +68,9 @@ def judge(video: np.ndarray) -> Verdict:
         return NO_OBJECT
     hue, matte = foreground
     track = follow_object(matte)
-    if track.good.mean() < GOOD_FRAMES:
+    if track.valid.mean() < GOOD_FRAMES:
         return NO_OBJECT
-    patches = sample_patches(matte[track.good], track.position[track.good], track.radius)
+    patches = sample_patches(matte[track.valid], track.position[track.valid], track.radius)
     overlaps = compare_shapes(patches)
     if overlaps.max() < OBJECT_OVERLAP or measure_coherence(patches) < COHERENCE:
         return NO_OBJECT
@@ -118,12 +118,12 @@ class Track:
     """The object's path: centroids (t, 2) as x and y in pixels, which frames contain it (t,), its radius."""
 
     position: np.ndarray
-    good: np.ndarray
+    valid: np.ndarray
     radius: float
 
 
 def follow_object(matte: np.ndarray) -> Track:
-    """The object's track through a matte (t, h, w). A frame is good if it has one object of plausible area."""
+    """The object's track through a matte (t, h, w). A frame is valid if it has one object of plausible area."""
     mask = sharpen(matte)
     _, height, width = mask.shape
     x, y = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)
@@ -137,8 +137,8 @@ def follow_object(matte: np.ndarray) -> Track:
         inside = mask * (squared < reach[:, None, None])
     area = inside.sum((1, 2))
     share = area / (height * width)
-    good = (share > AREA[0]) & (share < AREA[1]) & (area > (1 - STRAY) * whole)
-    return Track(position, good, float(np.sqrt(np.median(area) / np.pi)))
+    valid = (share > AREA[0]) & (share < AREA[1]) & (area > (1 - STRAY) * whole)
+    return Track(position, valid, float(np.sqrt(np.median(area) / np.pi)))
 
 
 def sample_patches(matte: np.ndarray, position: np.ndarray, radius: float) -> np.ndarray:
@@ -213,10 +213,10 @@ def name_shape(patches: np.ndarray) -> str:
 
 def name_motion(track: Track) -> str:
     """The motion from the first frame to the last, if it is long, straight and along one axis."""
-    time = np.flatnonzero(track.good) / (len(track.good) - 1) - 0.5
+    time = np.flatnonzero(track.valid) / (len(track.valid) - 1) - 0.5
     time -= time.mean()
-    position = track.position[track.good] - track.position[track.good].mean(0)
-    travel = time @ position / (time @ time)  # (2,): the slope of a line fitted to all good frames
+    position = track.position[track.valid] - track.position[track.valid].mean(0)
+    travel = time @ position / (time @ time)  # (2,): the slope of a line fitted to all valid frames
     axis = int(np.abs(travel).argmax())
     length = abs(travel[axis])
     if length < TRAVEL * track.radius or length < DOMINANCE * abs(travel[1 - axis]):

@@ -25,7 +25,7 @@ MOTIONS = ("left", "right", "up", "down")
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y grows downwards
 
 COMBINATIONS = tuple((s, c, m) for s in SHAPES for c in COLORS for m in MOTIONS)
-# n % 3 and n % 4 meet every (shape, motion) pair once in n = 0..11, and n // 2 gives each color two of them.
+# n % 3 and n % 4 give every (shape, motion) pair once for n = 0..11; n // 2 gives each color two of them.
 UNSEEN = frozenset((SHAPES[n % 3], COLORS[n // 2], MOTIONS[n % 4]) for n in range(12))
 SEEN = frozenset(COMBINATIONS) - UNSEEN
 

@@ -115,7 +115,7 @@ def shift_time(time: Tensor, shift: float) -> Tensor:
 
 
 def shift_for(positions: int, objective: ObjectiveSettings) -> float:
-    """The timestep shift for latents of so many positions (t * h * w).
+    """The timestep shift for latents with this many positions (t * h * w).
 
     With more positions the same noise destroys less information, in proportion to the square root of their number.
     """

@@ -37,8 +37,8 @@ class ObjectiveSettings(Settings):
     """Flow only: timesteps t become s t / (1 + (s - 1) t), in training and sampling; above 1 moves them towards noise,
     as larger videos need."""
     shift_base_tokens: int | None = Field(None, ge=1)
-    """Flow only: `shift` holds for latents of this many positions (t * h * w), and latents of n positions get
-    shift * sqrt(n / shift_base_tokens); null: `shift` holds for all sizes."""
+    """Flow only: number of latent positions (t * h * w, before patches) for which `shift` holds; latents of n positions
+    get shift * sqrt(n / shift_base_tokens). null: `shift` holds for all sizes."""
     min_snr_gamma: float | None = Field(None, gt=0)
     """Min-SNR loss weights: the error of x0 counts min(SNR, gamma) times, so that low noise levels do not dominate;
     null: no weights."""

@@ -57,11 +57,11 @@ def find_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     if own_encoder.is_dir():
         found = weights_fingerprint(load_text_encoder(own_encoder).model)
         if found != manifest.text_sha256:
-            yield f"{own_encoder}: its weights' sha256 is {found[:16]}..., the manifest's text_sha256 is another"
+            yield f"{own_encoder}: its weights' sha256 is {found[:16]}..., unlike text_sha256 in the manifest"
     expected = {record.source: record.source_sha256 for record in manifest.shards}
     for source, sha256 in expected.items():
         if Path(source).is_file() and file_fingerprint(Path(source)) != sha256:
-            yield f"{source} was changed after its latents were encoded: the manifest's source_sha256 is another"
+            yield f"{source} was changed after its latents were encoded: its sha256 is not the manifest's source_sha256"
 
 
 def reencode(folder: Path, manifest: Manifest, vae_folder: Path, count: int, seed: int) -> Iterator[Reencoded]:

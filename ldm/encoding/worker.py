@@ -78,7 +78,7 @@ def _encoded_batches(
     decoded: Iterator[Tensor | Failure],
     threads: ComputeThreads,
 ) -> Iterator[EncodedBatch]:
-    """The job's batches in order; further ones, as many as there are threads, are encoded meanwhile."""
+    """The job's batches in order; up to one more batch per thread is encoded in advance."""
     pending: deque[EncodedBatch] = deque()
     pieces = job.pieces(encoding.settings, encoding.data)
     for clips in job.batches(encoding.settings):

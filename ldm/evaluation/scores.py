@@ -61,7 +61,7 @@ def kernel_name(network: FeatureNetwork) -> str:
 def inception_part(logits: np.ndarray) -> dict:
     """The inception score of logits (n, classes), over `SPLITS` parts if each has at least 10 videos, else over one."""
     logits = logits.astype(np.float64)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     splits = SPLITS if len(logits) >= 10 * SPLITS else 1
-    mean, std = inception_score(odds / odds.sum(axis=1, keepdims=True), splits)
+    mean, std = inception_score(exponentials / exponentials.sum(axis=1, keepdims=True), splits)
     return {"inception_score": mean, "inception_score_std": std, "inception_score_splits": splits}

@@ -17,7 +17,7 @@ class EvalLDMSettings(Settings):
     renamed_keys: ClassVar = {"shown": "num_visualized"}
 
     clips: int = Field(96, ge=2)
-    """Videos of each kind (generated, real, reconstructed) that distances compare; fewer where there are fewer."""
+    """Videos of each kind (generated, real, reconstructed) that distances compare (all, if there are fewer)."""
     num_visualized: int = Field(12, ge=1)
     """Videos of each kind on the report page."""
     batch_size: int = Field(8, ge=1)

@@ -55,12 +55,12 @@ def pack_text(text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
 
 
 def text_member(caption: int) -> str:
-    """The member with the embedding of an entry's caption of this index, from 1; that of caption 0 is in the entry."""
+    """The member with the embedding of caption number `caption`, from 1; that of caption 0 is in `safetensors`."""
     return f"text{caption}.safetensors"
 
 
 def caption_count(entry: Sample) -> int:
-    """Number of caption embeddings of an entry; one for a video without captions, that of the empty text."""
+    """Number of caption embeddings of an entry; 1 for a video without captions (the empty text's)."""
     return 1 + sum(name.startswith("text") for name in entry.members)
 
 

@@ -151,7 +151,8 @@ def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder:
 def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any, Any]]:
     """Keys of the VAE's config that differ from the manifest: {key: (in the manifest, now)}.
 
-    The weights' hash alone does not identify a VAE: `norm` and `temporal_upsample` change its function, but no tensor.
+    The weights' hash alone does not identify a VAE: `norm` and `temporal_upsample` change what it computes, but no
+    tensor.
     """
     now = read_json(vae_folder / "config.json")
     before = json.loads(json.dumps(manifest.vae_config))

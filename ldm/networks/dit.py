@@ -21,7 +21,7 @@ from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
 from odvae.running.errors import InputError
 
 
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+def norm_and_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """Layer norm of tokens (b, n, d), then scale and shift by those of their sample, (b, d)."""
     return torch.addcmul(shift.unsqueeze(1), F.layer_norm(x, x.shape[-1:], eps=1e-6), 1 + scale.unsqueeze(1))
 
@@ -44,7 +44,8 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Transformer block: self-attention, cross-attention to text where `has_text`, MLP.
 
-    Each sublayer is x + gate * f(modulate(x)); gates are initialized to zero, so the block starts as the identity.
+    Each sublayer is x + gate * f(norm_and_modulate(x)); gates are initialized to zero, so the block starts as the
+    identity.
     """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, axis: AttentionAxis, has_text: bool) -> None:
@@ -58,20 +59,22 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        condition: Tensor,
+        embedding: Tensor,
         text: Tensor | None,
         text_mask: Tensor | None,
         rope: tuple[Tensor, Tensor],
         frames: int,
     ) -> Tensor:
         shift, scale, gate = rearrange(
-            self.modulation(condition), "b (kind layer d) -> kind layer b d", kind=3, layer=self.sublayers
+            self.modulation(embedding), "b (kind layer d) -> kind layer b d", kind=3, layer=self.sublayers
         )
         gate = gate.unsqueeze(2)  # (sublayers, b, 1, d)
-        x = torch.addcmul(x, gate[0], self.attention(modulate(x, shift[0], scale[0]), rope, frames))
+        x = torch.addcmul(x, gate[0], self.attention(norm_and_modulate(x, shift[0], scale[0]), rope, frames))
         if self.cross_attention is not None:
-            x = torch.addcmul(x, gate[1], self.cross_attention(modulate(x, shift[1], scale[1]), text, text_mask))
-        return torch.addcmul(x, gate[-1], self.mlp(modulate(x, shift[-1], scale[-1])))  # (b, n, d)
+            x = torch.addcmul(
+                x, gate[1], self.cross_attention(norm_and_modulate(x, shift[1], scale[1]), text, text_mask)
+            )
+        return torch.addcmul(x, gate[-1], self.mlp(norm_and_modulate(x, shift[-1], scale[-1])))  # (b, n, d)
 
 
 class DiT(ModelMixin, ConfigMixin):
@@ -178,7 +181,7 @@ class DiT(ModelMixin, ConfigMixin):
             else:
                 x = block(x, embedding, text, condition.text_mask, rope, grid[0])  # (b, n, d)
         shift, scale = self.final_modulation(embedding).chunk(2, dim=-1)
-        x = self.final_linear(modulate(x, shift, scale))  # (b, n, c pt ph pw)
+        x = self.final_linear(norm_and_modulate(x, shift, scale))  # (b, n, c pt ph pw)
         t, h, w = grid
         return rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
 

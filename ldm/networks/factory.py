@@ -25,7 +25,7 @@ def network_factory(settings: DiTSettings | UNetSettings) -> NetworkFactory:
     return functools.partial(UNet if isinstance(settings, UNetSettings) else DiT, **settings.arguments)
 
 
-def fit_network(
+def build_network(
     make: NetworkFactory,
     conditioning: ConditioningSettings,
     objective: ObjectiveSettings,

@@ -55,7 +55,7 @@ class Network(Protocol):
 
 
 class NetworkFactory(Protocol):
-    """Creates a network for given latents and conditioning; a network's class with these arguments is one."""
+    """Creates a network for given latents and conditioning; a network class with these arguments qualifies."""
 
     def __call__(
         self,

@@ -20,7 +20,10 @@ def check_same_latents(vae: VideoVAE, transformer: Network) -> None:
     """Raise InputError for a network that was trained on latents of another VAE, as far as the configs differ."""
     channels, trained = vae.config.latent_channels, transformer.config.latent_channels
     if channels != trained:
-        raise InputError(f"the VAE has {channels} latent channels, the network was trained on {trained}: another VAE's")
+        raise InputError(
+            f"the VAE has {channels} latent channels, but the network was trained on latents with {trained}: it needs "
+            "another VAE"
+        )
 
 
 def count_videos(

@@ -42,11 +42,13 @@ def evaluation_requests(
 ) -> list[Request]:
     """The videos that an evaluation scores, `settings.count` of them.
 
-    Text: captions of held-out videos and, for the demo, `settings.unseen_count` held-out combinations beside them.
+    Text: captions of held-out videos and, for the demo, `settings.unseen_count` held-out combinations.
     Classes: each in turn. Raises InputError where the held-out videos have no captions.
     """
     if settings.unseen_count and not demo:
-        raise InputError("sample.unseen_count is for demo videos: other captions have no combinations to leave out")
+        raise InputError(
+            "sample.unseen_count is for demo videos: only their captions have combinations that training leaves out"
+        )
     seeds = {f"{HELD_OUT}_{i:04d}.mp4": derive_seed(seed, HELD_OUT, i) for i in range(settings.count)}
     if conditioning.kind == "none":
         return [Request(file, video_seed, HELD_OUT) for file, video_seed in seeds.items()]

@@ -30,7 +30,7 @@ CLASSES = {
     "dpmsolver++": DPMSolverMultistepScheduler,
     "unipc": UniPCMultistepScheduler,
 }
-FITTING = {"flow": ("euler", "heun", "dpmsolver++", "unipc"), "diffusion": ("ddim", "dpmsolver++", "unipc")}
+COMPATIBLE = {"flow": ("euler", "heun", "dpmsolver++", "unipc"), "diffusion": ("ddim", "dpmsolver++", "unipc")}
 PREDICTION_TYPES = {"flow": "flow_prediction", "epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
@@ -64,10 +64,10 @@ class Guidance:
 def make_scheduler(name: SamplerName, objective: ObjectiveSettings) -> SchedulerMixin:
     """The scheduler of this name, configured for the objective. Raises InputError where the two do not fit."""
     kind = "flow" if objective.prediction == "flow" else "diffusion"
-    if name not in FITTING[kind]:
+    if name not in COMPATIBLE[kind]:
         raise InputError(
             f"sampler={name} does not fit a network that predicts {objective.prediction}; allowed are "
-            f"{', '.join(FITTING[kind])}"
+            f"{', '.join(COMPATIBLE[kind])}"
         )
     return CLASSES[name](**_expected_config(CLASSES[name], objective))
 
@@ -75,7 +75,7 @@ def make_scheduler(name: SamplerName, objective: ObjectiveSettings) -> Scheduler
 def check_scheduler(scheduler: SchedulerMixin, objective: ObjectiveSettings) -> None:
     """Raise InputError, with the settings that differ, for a scheduler that does not fit the network's objective."""
     kind = "flow" if objective.prediction == "flow" else "diffusion"
-    allowed = [CLASSES[name] for name in FITTING[kind]]
+    allowed = [CLASSES[name] for name in COMPATIBLE[kind]]
     if type(scheduler) not in allowed:
         raise InputError(
             f"{type(scheduler).__name__} does not fit a network that predicts {objective.prediction}; allowed are "
@@ -119,7 +119,7 @@ def _expected_config(kind: type[SchedulerMixin], objective: ObjectiveSettings) -
 def schedule_steps(
     scheduler: SchedulerMixin, steps: int, positions: int, objective: ObjectiveSettings, device: torch.device
 ) -> tuple[SchedulerMixin, Tensor]:
-    """A new scheduler with `steps` steps set, shifted for latents with so many positions, and the network's timesteps.
+    """A new scheduler with `steps` steps set, shifted for this many latent positions, and the network's timesteps.
 
     The timesteps (n,) are in [0, 1] and on the CPU. Raises InputError for a number of steps the scheduler cannot take.
     """

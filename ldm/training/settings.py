@@ -36,7 +36,7 @@ class LDMSettings(Settings):
     """Peak TFLOP/s of one device, of which `mfu` is a fraction; null: the rate of large matrix products, measured at
     the start."""
     validation_clips: int = Field(256, ge=1)
-    """Held-out clips in the validation loss (fewer where there are fewer)."""
+    """Held-out clips in the validation loss (all, if there are fewer)."""
     sample_every: Annotated[int, MayChange] = Field(5000, ge=1)
     """Steps between samples of fixed held-out conditions, written to `videos/`, `strips/` and the tracker."""
     num_visualized: int = Field(4, ge=1)

@@ -19,7 +19,14 @@ from ldm.diffusion.objective import (
     training_time,
 )
 from ldm.diffusion.settings import ObjectiveSettings
-from ldm.sampling.schedulers import FITTING, Guidance, check_scheduler, make_scheduler, sample_latents, schedule_steps
+from ldm.sampling.schedulers import (
+    COMPATIBLE,
+    Guidance,
+    check_scheduler,
+    make_scheduler,
+    sample_latents,
+    schedule_steps,
+)
 from odvae.running.errors import InputError
 
 generator = torch.Generator().manual_seed(0)
@@ -167,7 +174,7 @@ def test_training_on_gaussian_data_ends_at_the_known_optimum(objective):
 
 
 def samplers_of(objective):
-    return FITTING["flow" if objective.prediction == "flow" else "diffusion"]
+    return COMPATIBLE["flow" if objective.prediction == "flow" else "diffusion"]
 
 
 CASES = [

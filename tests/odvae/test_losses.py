@@ -151,7 +151,7 @@ def test_the_adaptive_weight_is_the_ratio_of_both_gradients_a_step_before_and_ha
     assert parts["adaptive_weight"] == 0  # nothing was measured before
     surrogate.backward()
     assert torch.allclose(last.grad, of_fidelity, rtol=1e-4, atol=1e-7)
-    objective.discriminator_backward(reconstruction, video, step=1, sync=True)
+    objective.discriminator_step(reconstruction, video, step=1, sync=True)
     objective.apply_gradients(step=1)
     assert gan.state.adaptive_weight == pytest.approx(float(expected), rel=1e-4)
 
@@ -176,7 +176,7 @@ def test_the_discriminator_learns_to_tell_noise_from_smooth_videos():
     for step in range(1, 61):
         smooth = torch.rand(4, 3, 1, 1, 1).expand(-1, -1, 5, 16, 16) * 2 - 1
         noise = torch.randn(4, 3, 5, 16, 16)
-        row = gan.discriminator_backward(smooth, noise, sync=True)
+        row = gan.discriminator_step(smooth, noise, sync=True)
         gan.apply_gradients(step)
     assert row["discriminator"] < 0.5  # it was 1
     assert gan.state.real > gan.state.fake

@@ -134,7 +134,7 @@ def messages() -> list[tuple[str, str]]:
 def test_settings_named_in_messages_exist():
     """`data.frames=9` and "eval_vae.lpips": what a message tells people to write is taken."""
     keys = re.compile(rf"(?<![\w./-])((?:{SECTIONS})(?:\.[a-z_0-9]+)+|[a-z_]+(?:\.[a-z_0-9]+)+(?==))(?![\w/(])")
-    checked = 0
+    checked, others = 0, {"section.key", "safe.directory"}  # any key; git's
     for place, text in messages():
         for dotted in keys.findall(text):
             if (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
-from odvae.clips.sampling import BatchPlan, StepSampler
+from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.frame_counts import latent_frames
 from odvae.running.errors import InputError

@@ -41,7 +41,7 @@ from odvae import ODVAE
 from odvae.clips.clip import fit_frames
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
-from odvae.clips.sampling import BatchPlan, StepSampler
+from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.distributed import join_ranks

@@ -34,7 +34,7 @@ from ldm.train import new_network
 from ldm.training.batches import Batch, LatentData, per_sample_mse
 from ldm.training.throughput import forward_flops
 from odvae import ODVAE
-from odvae.clips.sampling import BatchPlan
+from odvae.clips.samplers import BatchPlan
 from odvae.running.errors import readable_errors
 from odvae.running.files import write_json
 from odvae.running.measuring import matmul_rate, now

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.latents.manifest import Manifest, encode_command
-from odvae.clips.sampling import BatchPlan, BucketSampler, SampleIndex
+from odvae.clips.samplers import BatchPlan, BucketSampler, SampleIndex
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError

@@ -12,7 +12,7 @@ from ldm.networks.network import Network
 from ldm.train import apply_model_options, new_network
 from ldm.training.batches import Batch, LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings
-from odvae.clips.sampling import BatchPlan
+from odvae.clips.samplers import BatchPlan
 from odvae.clips.settings import DataSettings
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE

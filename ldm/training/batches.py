@@ -19,7 +19,7 @@ from ldm.latents.manifest import EMPTY_TEXT, Manifest
 from ldm.networks.conditioning import Condition
 from ldm.networks.settings import ConditioningSettings
 from odvae.clips.clip import DEFAULT_FPS
-from odvae.clips.sampling import BatchPlan
+from odvae.clips.samplers import BatchPlan
 from odvae.running.seeds import derive_seed, normal_per_sample
 
 

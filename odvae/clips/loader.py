@@ -12,7 +12,7 @@ from odvae.clips.clip import load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.pool import AHEAD, ClipPool, ClipTicket
 from odvae.clips.remote import streamed_loader
-from odvae.clips.sampling import StepSampler
+from odvae.clips.samplers import StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.running.distributed import uses_cuda
 from odvae.running.worker_pool import Failure, Failures

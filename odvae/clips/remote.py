@@ -24,7 +24,7 @@ from torch import Tensor
 from odvae.clips.clip import frames_at_rate
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.pool import AHEAD, ClipPool, ClipTicket
-from odvae.clips.sampling import StepSampler
+from odvae.clips.samplers import StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.stream_reader import Dropped, PassEnded, Streamed, StreamReader, Trouble
 from odvae.clips.video_set import is_held_out

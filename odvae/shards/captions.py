@@ -20,7 +20,7 @@ from odvae.shards.samples import Sample
 from odvae.shards.source_folder import MEDIA_EXTENSIONS, SourceFolder, extension_of
 from odvae.tables.caption_table import CaptionTable, is_caption_list, is_list_of_files
 from odvae.tables.columns import Columns, is_valid_text
-from odvae.tables.file_index import FileIndex
+from odvae.tables.row_matching import FileIndex
 from odvae.tables.formats import table_kind
 from odvae.tables.rows import column_name
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from odvae.tables.file_index import seconds
+from odvae.tables.row_matching import seconds
 from odvae.tables.rows import is_empty
 
 _PATHS = (

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from odvae.clips.sampling import BatchPlan
+from odvae.clips.samplers import BatchPlan
 from odvae.running.stage import Stage
 from odvae.training.checkpoints import Checkpoints
 from odvae.training.ema import EMA

@@ -25,7 +25,7 @@ from ldm.training.batches import LatentData
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import forward_flops
 from ldm.training.validation import _equal_shares
-from odvae.clips.sampling import BatchPlan
+from odvae.clips.samplers import BatchPlan
 from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines
 from odvae.running.measuring import matmul_rate

@@ -11,7 +11,7 @@ from ldm.encoding.plan import choose_bucket, clip_starts
 from ldm.encoding.settings import BucketSettings, EncodeSettings
 from ldm.latents.entries import held_out_batches, latent_batches, open_latents
 from ldm.latents.manifest import load_manifest
-from odvae.clips.sampling import BatchPlan
+from odvae.clips.samplers import BatchPlan
 from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
 from odvae.video.files import write_video

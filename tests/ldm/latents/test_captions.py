@@ -13,7 +13,7 @@ from ldm.latents.entries import caption_count, latent_batches, load_entries, loa
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import ConditioningSettings, TextSettings
 from ldm.networks.text_encoder import load_text_encoder
-from odvae.clips.sampling import BatchPlan
+from odvae.clips.samplers import BatchPlan
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError

@@ -24,7 +24,7 @@ from odvae.clips.clip import load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.remote import why_not
-from odvae.clips.sampling import BatchPlan, StepSampler
+from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError

@@ -13,7 +13,7 @@ from odvae.clips import loader as clip_loader
 from odvae.clips.clip import load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import each_clip, endless_loader
-from odvae.clips.sampling import BatchPlan, StepSampler
+from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError, UnfitError

@@ -3,7 +3,7 @@
 import pytest
 
 from odvae.tables.columns import Columns
-from odvae.tables.file_index import seconds
+from odvae.tables.row_matching import seconds
 
 
 @pytest.mark.parametrize(

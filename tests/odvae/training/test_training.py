@@ -7,7 +7,7 @@ from torch import nn
 
 from odvae import ODVAE
 from odvae.batches import Batches
-from odvae.clips.sampling import BatchPlan
+from odvae.clips.samplers import BatchPlan
 from odvae.initial_weights import load_image_vae, load_video_vae
 from odvae.running.errors import InputError
 from odvae.settings import ModelSettings, VAESettings, VideoPhaseSettings

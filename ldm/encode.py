@@ -16,10 +16,10 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import save as save_safetensors
 
+from ldm.encoding.encode_shards import captions_of, encode_shard_jobs
 from ldm.encoding.plan import ShardJob, plan_shard_jobs
 from ldm.encoding.settings import BucketSettings, EncodeSettings
 from ldm.encoding.shard_files import DTYPES, EncodingContext
-from ldm.encoding.worker import captions_of, encode_shard_jobs
 from ldm.latents.manifest import EMPTY_TEXT, HASHES, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
 from ldm.networks.settings import LEARNED, TextSettings
 from ldm.networks.text_encoder import TextEncoder, check_max_tokens, learn_text_encoder, load_text_encoder

@@ -31,10 +31,10 @@ from odvae.running.run_folder import code_version
 from odvae.running.stage import Stage
 from odvae.running.text import check_is_file
 from odvae.video.decoding import decoding
-from odvae.video.files import decode, encode_video
 from odvae.video.frame_grid import frame_grid, save_gif, save_image
 from odvae.video.images import decode_image
 from odvae.video.pixels import to_float, to_uint8
+from odvae.video.video_io import decode, encode_video
 from odvae.video_vae import VAELoader, load_vae
 
 CONTACT_SHEET_VIDEOS = 16

@@ -34,9 +34,9 @@ from odvae.running.seeds import normal_per_sample
 from odvae.running.stage import Stage
 from odvae.settings import EvalVAESettings, Mode
 from odvae.shards.samples import Sample
-from odvae.video.files import write_video
 from odvae.video.frame_grid import frame_grid, save_image
 from odvae.video.pixels import to_float, to_uint8
+from odvae.video.video_io import write_video
 from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
 
 

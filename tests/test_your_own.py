@@ -8,7 +8,7 @@ from small import REPOSITORY
 
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, read_json_lines
-from odvae.video.files import decode
+from odvae.video.video_io import decode
 
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "docs/your_own.md").read_text(), re.DOTALL | re.MULTILINE)
 

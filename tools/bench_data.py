@@ -32,8 +32,8 @@ import numpy as np
 import torch
 
 from ldm.encode import encode_latents
+from ldm.encoding.encode_shards import encode_pieces
 from ldm.encoding.settings import EncodeSettings
-from ldm.encoding.worker import encode_pieces
 from ldm.latents.entries import LatentSet, latent_batches, open_latents, pack_entry
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import TextSettings

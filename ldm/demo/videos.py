@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_folder
-from odvae.video.files import write_video
+from odvae.video.video_io import write_video
 
 SHAPES = ("circle", "square", "triangle")
 COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta")  # hue = 60 degrees x position

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.encoding.encode_shards import encode_pieces
 from ldm.encoding.settings import BucketSettings
-from ldm.encoding.worker import encode_pieces
 from ldm.latents.entries import load_entry, open_latents, source_key
 from ldm.latents.manifest import Manifest, changed_config, changed_files
 from ldm.networks.text_encoder import load_text_encoder

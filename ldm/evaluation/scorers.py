@@ -28,8 +28,8 @@ from odvae.running.errors import InputError
 from odvae.running.progress import progress_bar
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 from odvae.shards.samples import Sample
-from odvae.video.files import decode
 from odvae.video.pixels import to_float, to_uint8
+from odvae.video.video_io import decode
 from odvae.video_vae import VideoVAE
 
 

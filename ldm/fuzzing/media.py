@@ -20,8 +20,8 @@ from odvae.clips.clip import clip_frames, frame_count, load_clip
 from odvae.clips.settings import DataSettings
 from odvae.shards.facts import examine_sample
 from odvae.shards.samples import Sample
-from odvae.video.files import decode, examine
 from odvae.video.images import decode_image, examine_image
+from odvae.video.video_io import decode, examine
 
 SIZE, FRAMES = 16, 6
 

@@ -20,8 +20,8 @@ from odvae.shards.facts import examine_sample, known_facts
 from odvae.shards.samples import Sample
 from odvae.video.decoding import decoding
 from odvae.video.extensions import IMAGE_EXTENSIONS
-from odvae.video.files import VideoFacts, read_frames, read_frames_at
 from odvae.video.images import decode_image
+from odvae.video.video_io import VideoFacts, read_frames, read_frames_at
 
 CENTER = (0.5, 0.5)
 DEFAULT_FPS = 8.0  # rate at which clips are played where that of their video is unknown

@@ -11,7 +11,7 @@ from torch import Tensor
 from odvae.clips.clip import load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.pool import AHEAD, ClipPool, ClipTicket
-from odvae.clips.remote import streamed_loader
+from odvae.clips.remote_clips import streamed_loader
 from odvae.clips.samplers import StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.running.distributed import uses_cuda

@@ -21,7 +21,7 @@ from multiprocessing.queues import Queue
 from typing import Any
 
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
-from odvae.shards.remote import ShardTrouble, read_remote_shard
+from odvae.shards.remote_shards import ShardTrouble, read_remote_shard
 
 # Samples that a stream mixes, and from how many on it begins to give them; each is a whole video in memory.
 _SHUFFLED, _FIRST = 100, 10

@@ -20,8 +20,8 @@ from odvae.shards.samples import Sample
 from odvae.shards.source_folder import MEDIA_EXTENSIONS, SourceFolder, extension_of
 from odvae.tables.caption_table import CaptionTable, is_caption_list, is_list_of_files
 from odvae.tables.columns import Columns, is_valid_text
-from odvae.tables.row_matching import FileIndex
 from odvae.tables.formats import table_kind
+from odvae.tables.row_matching import FileIndex
 from odvae.tables.rows import column_name
 
 # Tables that come before others. One of these that is broken is an error, as is one whose columns are right.

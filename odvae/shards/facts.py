@@ -26,9 +26,9 @@ from odvae.running.errors import InputError
 from odvae.running.worker_pool import Failure, WorkerPool
 from odvae.shards.samples import Sample, video_of
 from odvae.video.extensions import IMAGE_EXTENSIONS
-from odvae.video.files import VideoFacts, examine
 from odvae.video.hdr import Transfer
 from odvae.video.images import examine_image
+from odvae.video.video_io import VideoFacts, examine
 
 FACTS = ".facts.jsonl"
 

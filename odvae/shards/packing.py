@@ -34,8 +34,8 @@ from odvae.shards.source_folder import SourceFolder, extension_of, list_source, 
 from odvae.shards.tars import shard_writer
 from odvae.tables.columns import Columns
 from odvae.tables.rows import column_name
-from odvae.video.files import examine
 from odvae.video.images import decode_image, examine_image
+from odvae.video.video_io import examine
 
 REPORT = "packing.json"
 _JOURNAL = "examined.jsonl"

@@ -15,7 +15,7 @@ from odvae.running.text import printable
 from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 if TYPE_CHECKING:
-    from odvae.video.files import VideoFacts
+    from odvae.video.video_io import VideoFacts
 
 # Between the key of a video and the number of one of its scenes.
 SCENE_MARK = "+"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from odvae.running.errors import InputError
-from odvae.video.files import decode, encode_video
+from odvae.video.video_io import decode, encode_video
 
 MISSING = "cutting at scene changes needs PySceneDetect: pip install 'odvae[scenes]'"
 

@@ -11,8 +11,8 @@ from typing import Any
 from odvae.running.errors import InputError
 from odvae.running.text import printable, read_text_file, valid_unicode
 from odvae.tables.columns import Columns, Meaning, names_allowed
-from odvae.tables.row_matching import FileIndex, Fit, Match
 from odvae.tables.formats import read_table
+from odvae.tables.row_matching import FileIndex, Fit, Match
 from odvae.tables.rows import Row
 
 _FILE_LISTS = ("videos.txt", "video.txt", "images.txt", "image.txt")

@@ -10,8 +10,8 @@ import numpy as np
 from accelerate import Accelerator
 
 from odvae.running.files import read_json_lines, write_text
-from odvae.video.files import write_video
 from odvae.video.frame_grid import save_image
+from odvae.video.video_io import write_video
 
 
 class MetricsLog:

@@ -31,7 +31,7 @@ from odvae.running.files import read_json_lines
 from odvae.running.measuring import matmul_rate
 from odvae.training.ema import EMA
 from odvae.training.settings import OptimizationSettings
-from odvae.video.files import decode, examine
+from odvae.video.video_io import decode, examine
 
 CPU = torch.device("cpu")
 

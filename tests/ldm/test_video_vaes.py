@@ -25,7 +25,7 @@ from odvae.running.errors import InputError
 from odvae.running.run_folder import RunFolder
 from odvae.settings import EvalVAESettings, VAESettings
 from odvae.train import train_vae
-from odvae.video.files import decode
+from odvae.video.video_io import decode
 
 DATA = DataSettings(frames=9, height=32, width=32, held_out=0.25, workers=0)
 TEXT = TextSettings(max_tokens=8, width=16, steps=3)

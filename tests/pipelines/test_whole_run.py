@@ -12,8 +12,8 @@ from stages import BIN, STAGES, WEIGHTS, command
 from ldm import TextToVideoPipeline
 from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines
-from odvae.video.files import write_video
 from odvae.video.pixels import to_uint8
+from odvae.video.video_io import write_video
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from ldm.latents.manifest import load_manifest
 from odvae.clips.samplers import BatchPlan
 from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
-from odvae.video.files import write_video
+from odvae.video.video_io import write_video
 
 BUCKETS = (
     BucketSettings(frames=5, height=32, width=32),

@@ -9,7 +9,7 @@ from ldm.evaluate import (
 from ldm.evaluation.scorers import SampleFiles
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
-from odvae.video.files import write_video
+from odvae.video.video_io import write_video
 
 DATA = DataSettings(frames=17, height=16, width=16)
 

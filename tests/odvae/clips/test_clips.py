@@ -19,7 +19,7 @@ from odvae.running.permutation import shuffled_index
 from odvae.running.seeds import normal_per_sample
 from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
-from odvae.video.files import VideoFacts
+from odvae.video.video_io import VideoFacts
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3)
 

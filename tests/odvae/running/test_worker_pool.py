@@ -21,7 +21,7 @@ from odvae.running.worker_pool import Failure, Failures, WorkerPool
 from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
 from odvae.video.decoding import decoding
-from odvae.video.files import write_video
+from odvae.video.video_io import write_video
 
 
 def misbehave(task):

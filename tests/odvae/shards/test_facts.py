@@ -19,7 +19,7 @@ from odvae.shards import facts as facts_module
 from odvae.shards.facts import FACTS, ExamineLimits, FactsFile, about_sample, checked_about, own_facts
 from odvae.shards.packing import PackingSettings, pack_folder
 from odvae.shards.tars import index_shards, list_shards
-from odvae.video.files import write_video
+from odvae.video.video_io import write_video
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.5, workers=0)
 

@@ -15,7 +15,7 @@ from odvae.shards import packing
 from odvae.shards.packing import PackingSettings, pack_folder
 from odvae.shards.report import describe
 from odvae.shards.tars import index_shards, list_shards
-from odvae.video.files import write_video
+from odvae.video.video_io import write_video
 
 GOOD = {
     "holiday.mp4": "a red square on a beach",

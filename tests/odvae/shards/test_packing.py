@@ -22,7 +22,7 @@ from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
 from odvae.shards.report import describe
 from odvae.shards.tars import index_shards, list_shards, shard_writer
-from odvae.video.files import VideoError, decode, examine, read_frames, write_video
+from odvae.video.video_io import VideoError, decode, examine, read_frames, write_video
 
 
 def moving_square(frames=9, seed=0):

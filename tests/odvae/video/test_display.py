@@ -11,8 +11,8 @@ from av.video.reformatter import ColorRange, Colorspace
 
 from odvae.running.errors import UnfitError
 from odvae.video.decoding import VideoError
-from odvae.video.files import decode, encode_video, examine, read_frames_at, write_video
 from odvae.video.hdr import hlg_light, pq_code, pq_light
+from odvae.video.video_io import decode, encode_video, examine, read_frames_at, write_video
 
 
 def numbered(count, height=48, width=64):

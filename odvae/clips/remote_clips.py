@@ -34,7 +34,7 @@ from odvae.running.seeds import derive_seed
 from odvae.running.text import printable
 from odvae.running.worker_pool import Failure, Failures
 from odvae.shards.facts import checked_about, own_facts
-from odvae.shards.remote import expand_urls
+from odvae.shards.remote_shards import expand_urls
 from odvae.shards.samples import Sample
 from odvae.video.extensions import IMAGE_EXTENSIONS
 

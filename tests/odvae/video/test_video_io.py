@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odvae.video.files import VideoError, decode, examine, read_frames, read_frames_at, write_video
 from odvae.video.images import decode_image
+from odvae.video.video_io import VideoError, decode, examine, read_frames, read_frames_at, write_video
 
 
 def make_video(path, codec, pixels, frames, times=None, rate=10):

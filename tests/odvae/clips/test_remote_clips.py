@@ -23,14 +23,14 @@ from odvae.clips import stream_reader
 from odvae.clips.clip import load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
-from odvae.clips.remote import why_not
+from odvae.clips.remote_clips import why_not
 from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.stop_signals import STOPPING
 from odvae.shards.packing import PackingSettings, pack_folder
-from odvae.video.files import write_video
+from odvae.video.video_io import write_video
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, stream_seconds=1.0)
 

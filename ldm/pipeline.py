@@ -21,6 +21,7 @@ from ldm.networks.conditioning import NO_LABEL, Condition
 from ldm.networks.network import Network
 from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_encoder
 from ldm.sampling.decode import decode_in_pieces
+from ldm.sampling.guidance import Guidance, guided_prediction
 from ldm.sampling.pipeline_folder import PipelineFolderMixin
 from ldm.sampling.pipeline_inputs import (
     as_list,
@@ -30,7 +31,7 @@ from ldm.sampling.pipeline_inputs import (
     latent_shape,
     one_for_each,
 )
-from ldm.sampling.schedulers import Guidance, check_scheduler, guided_prediction, sample_latents
+from ldm.sampling.schedulers import check_scheduler, sample_latents
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.video_vae import VideoVAE
@@ -115,7 +116,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
             num_frames, height, width: sizes that the VAE takes (OD-VAE: 4k+1 frames, multiples of 8 pixels); by default
                 those of training.
             guidance_scale: scale of classifier-free guidance; 1 is none.
-            guidance_interval, guidance_rescale: see `ldm.sampling.schedulers.Guidance`.
+            guidance_interval, guidance_rescale: see `ldm.sampling.guidance.Guidance`.
             generator: one for all videos, or one per video, which makes each independent of the others.
             batch_size: videos computed together. More than 1 is faster for small networks, but rounding then depends on
                 a video's position in its batch. The last batch is padded to the same size.

@@ -11,7 +11,8 @@ from accelerate import Accelerator
 
 from ldm.networks.network import Network
 from ldm.sampling.decode import decode_in_pieces
-from ldm.sampling.schedulers import Guidance, guided_prediction, make_scheduler, sample_latents
+from ldm.sampling.guidance import Guidance, guided_prediction
+from ldm.sampling.schedulers import make_scheduler, sample_latents
 from ldm.training.batches import LatentData, SampleLoss
 from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import frame_grid

@@ -19,9 +19,9 @@ from ldm.diffusion.objective import (
     training_time,
 )
 from ldm.diffusion.settings import ObjectiveSettings
+from ldm.sampling.guidance import Guidance
 from ldm.sampling.schedulers import (
     COMPATIBLE,
-    Guidance,
     check_scheduler,
     make_scheduler,
     sample_latents,

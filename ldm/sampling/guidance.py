@@ -1,0 +1,52 @@
+"""Classifier-free guidance: how conditional and unconditional predictions are combined, and when."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ldm.networks.conditioning import Condition
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance (Ho & Salimans 2022, arXiv 2207.12598, equation 6).
+
+    `interval`: the noise levels (times) at which it is applied; elsewhere the conditional prediction is used alone, in
+    half the time (Kynkaanniemi et al. 2024, arXiv 2404.07724). `rescale`: 0 leaves the prediction as it is, 1 gives it
+    the standard deviation of the conditional one (Lin et al. 2023, arXiv 2305.08891, equations 15 and 16).
+    """
+
+    scale: float = 3.0
+    interval: tuple[float, float] = (0.0, 1.0)
+    rescale: float = 0.0
+
+    def applies_at(self, time: float) -> bool:
+        return self.scale != 1 and self.interval[0] <= time <= self.interval[1]
+
+    def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
+        """unconditional + scale (conditional - unconditional), on all channels."""
+        guided = unconditional + self.scale * (conditional - unconditional)
+        if self.rescale == 0:
+            return guided
+        axes = tuple(range(1, guided.ndim))
+        matched = guided * (conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
+        return self.rescale * matched + (1 - self.rescale) * guided
+
+
+def guided_prediction(
+    network: nn.Module, condition: Condition, unconditional: Condition | None, guidance: Guidance
+) -> Callable[[Tensor, float, bool], Tensor]:
+    """The network as `sample_latents` calls it: conditional and unconditional prediction in one batch where guided."""
+    both = condition if unconditional is None else condition.concat(unconditional)
+
+    def predict(z: Tensor, time: float, guided: bool) -> Tensor:
+        if not guided or unconditional is None:
+            return network(z, torch.full((len(z),), time, device=z.device), condition)
+        doubled = torch.cat([z, z])
+        return guidance.combine(*network(doubled, torch.full((len(doubled),), time, device=z.device), both).chunk(2))
+
+    return predict

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class Account:
         rows = [(f"{self.what} found", str(self.found), ""), ("used", str(self.used), "")]
         rows.append(("left out", str(self.count_left_out), ""))
         for reason, names in sorted(self.left_out.items(), key=lambda item: (-len(item[1]), item[0])):
-            rows.append((f"  {reason}", str(len(names)), _a_few(sorted(names))))
+            rows.append((f"  {reason}", str(len(names)), shown_names(sorted(names))))
         if self.without_caption is not None:
             rows.append(("without a caption", str(self.without_caption), _share(self.without_caption, self.used)))
         if self.classes:
@@ -119,7 +119,8 @@ def _share(part: int, whole: int) -> str:
     return f"({part / whole:.0%} of the used)" if part and whole else ""
 
 
-def _a_few(names: list[str]) -> str:
+def shown_names(names: Sequence[str]) -> str:
+    """The first few of many names."""
     shown = ", ".join(printable(name) for name in names[:_NAMES_SHOWN])
     return shown + (", ..." if len(names) > _NAMES_SHOWN else "")
 

@@ -105,6 +105,11 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def counted(count: int, noun: str) -> str:
+    """ "1 row", "2 rows"."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def normalize_unicode(name: str) -> str:
     """A name in Unicode's normal form NFC, in which names that look the same are equal."""
     return unicodedata.normalize("NFC", name)

@@ -8,46 +8,35 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+from odvae.running.account import BAD_CAPTION, shown_names
 from odvae.running.errors import InputError
-from odvae.running.files import parse_json
-from odvae.running.text import check_is_file, decode_text, normalize_unicode, printable
+from odvae.running.text import check_is_file, counted, printable, valid_unicode
 from odvae.shards.facts import about_sample
+from odvae.shards.file_kinds import describe_kind
 from odvae.shards.samples import Sample
 from odvae.shards.source_folder import MEDIA_EXTENSIONS, SourceFolder, extension_of
-from odvae.tables.caption_table import CaptionTable, is_caption_list, is_list_of_files
-from odvae.tables.columns import Columns, is_valid_text
+from odvae.shards.texts_beside import TEXT_EXTENSIONS, Description, each_once, find_texts_beside, read_text_beside
+from odvae.tables.caption_table import CaptionTable, Named, NoSuchColumnsError, is_caption_list, is_list_of_files
+from odvae.tables.cells import is_valid_text
+from odvae.tables.columns import Columns
 from odvae.tables.formats import table_kind
 from odvae.tables.row_matching import FileIndex
-from odvae.tables.rows import column_name
 
 # Tables that come before others. One of these that is broken is an error, as is one whose columns are right.
 USUAL_TABLES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv", "captions.json")
-_BESIDE = ("txt", "caption", "captions", "cap", "prompt", "json")
-_BESIDE_FOLDERS = ("captions", "caption", "labels", "texts", "text", "txt", "prompts", "prompt")
 
 # Why a file of the folder is neither packed nor read for captions.
+BROKEN_TABLE = "a table that cannot be read"
 NO_CAPTIONS = "a table without captions"
 NO_ROW = "a table without a row for a file here"
+EMPTY_TEXT = "a text without a caption"
 NO_VIDEO_OF_ITS_NAME = "a text with no video of its name"
 NOT_NEEDED = "captions that are not used"
 NOT_TAKEN = "of a kind that is not taken"
-
-
-@dataclass(frozen=True)
-class Description:
-    """What is said of one video."""
-
-    captions: tuple[str, ...] = ()
-    """None of them empty, each once; the first stands for all where one is wanted."""
-    label: str | None = None
-
-    @property
-    def caption(self) -> str:
-        return self.captions[0] if self.captions else ""
 
 
 class CaptionReader:
@@ -56,11 +45,15 @@ class CaptionReader:
     def __init__(self, source: SourceFolder, named: Path | None = None, columns: Columns | None = None) -> None:
         self.source, self.named, self.columns = source, named, columns or Columns()
         self.tables: list[CaptionTable] = []
-        self._beside = _texts_beside(source)
+        self._beside = find_texts_beside(source)
         self._folders_with_a_list = {os.path.dirname(name) for name in source.others if is_list_of_files(name)}
         self._tables_of: dict[str, list[CaptionTable]] = defaultdict(list)
         self._why_unused: dict[str, tuple[str, str]] = {}
         self._texts_used: set[str] = set()
+        self._texts_empty: set[str] = set()
+        self._texts_broken: set[str] = set()
+        self._tables_before_texts: dict[str, str] = {}
+        self._other_captions: dict[str, Named] = defaultdict(Named)
         self._described: set[str] = set()
         if named is not None:
             check_is_file(named, "caption table")
@@ -74,10 +67,13 @@ class CaptionReader:
         return [self.source.root / name for name in (*self._candidates(), *sorted(beside))]
 
     def open(self) -> None:
-        """Read the tables. Raises InputError where one is broken."""
+        """Read the tables. Raises InputError where one is broken, or what the settings name is in none of them."""
         index = FileIndex(self.source.root, self.source.media, MEDIA_EXTENSIONS)
         if self.named is not None:
-            self._keep(CaptionTable(self.named, index, self.columns).read())
+            table = CaptionTable(self.named, index, self.columns).read()
+            if not table.files:
+                raise InputError(f"{self.named} {printable(self._no_row(table))}")
+            self._keep(table)
             return
         for name in self._candidates():
             table = CaptionTable(self.source.root / name, index, self.columns, name)
@@ -86,23 +82,60 @@ class CaptionReader:
             except InputError as error:
                 if table.is_known or os.path.basename(name) in USUAL_TABLES:
                     raise
-                self._why_unused[name] = NO_CAPTIONS, str(error).removeprefix(str(table.path)).strip(" ,:")
+                reason = NO_CAPTIONS if isinstance(error, NoSuchColumnsError) else BROKEN_TABLE
+                exactly = str(error).removeprefix("caption table ").removeprefix(str(table.path)).strip(" ,:")
+                self._why_unused[name] = reason, exactly
                 continue
             if table.files:
                 self._keep(table)
             else:
-                self._why_unused[name] = NO_ROW, f"has {table.rows} rows, none of a file here"
+                self._why_unused[name] = NO_ROW, self._no_row(table)
+        if self.columns != Columns() and not self.tables and not self._beside:
+            raise InputError(
+                f"no table in {self.source.root} has {self.columns.allowed()} and a row for a file here"
+                + "".join(f"\n  {printable(name)}: {why}" for name, (_, why) in list(self._why_unused.items())[:20])
+            )
 
     def find(self, file: str) -> Description:
         """The captions and the class of a video. Raises InputError where they cannot be read, or told from others'."""
-        label = None
-        for description in self._descriptions(file):
+        self._described.add(file)
+        found, label = None, None
+        for table in sorted(self._tables_of.get(file, ()), key=lambda table: _distance(table, file)):
+            if found is not None:
+                if others := set(table.captions_of(file)).difference(found):
+                    self._other_captions[table.name].add(file, next(iter(others)))
+                continue
+            captions, its_label = table.find(file)
+            label = its_label if label is None else label
+            found = each_once(captions) or None
+            if found and file in self._beside:
+                self._tables_before_texts[file] = table.name
+        for text in self._beside.get(file, ()) if found is None and self.named is None else ():
+            try:
+                description = read_text_beside(self.source.root / text, self.columns)
+            except InputError:
+                self._texts_broken.add(text)
+                raise
+            (self._texts_empty if description == Description() else self._texts_used).add(text)
             label = description.label if label is None else label
             if description.captions:
-                self._described.add(file)
                 return Description(description.captions, label)
-        self._described.add(file)
-        return Description((), label)
+        return Description(found or (), label)
+
+    def describe_tables(self) -> list[dict[str, Any]]:
+        """Of each table that is used: how much of it was, and which rows were not."""
+        return [
+            {
+                "name": valid_unicode(table.name),
+                "columns": dict(table.text_columns.most_common()),
+                "rows": table.rows,
+                "videos": len(table.used),
+                "rows_without_video": table.rows_without_file.to_json(),
+                "rows_without_caption": table.rows_without_caption.to_json(),
+                "captions_not_used": self._other_captions[table.name].to_json(),
+            }
+            for table in self.tables
+        ]
 
     @property
     def notes(self) -> list[str]:
@@ -110,12 +143,21 @@ class CaptionReader:
         notes = []
         for table in self.tables:
             if table.rows_without_caption.count:
-                notes.append(f"{table.name}: {table.rows_without_caption.describe('rows have no caption')}")
-            if table.spoken_of_in_parts:
-                shown = ", ".join(map(printable, table.spoken_of_in_parts[:3]))
+                notes.append(f"{table.name}: rows without a caption: {table.rows_without_caption.shown()}")
+            if others := self._other_captions[table.name]:
                 notes.append(
-                    f"{table.name}: {len(table.spoken_of_in_parts)} videos are whole, and their captions are of parts "
-                    f"of them ({shown}); cut them first, where each caption should go with its part"
+                    f"{table.name}: videos that have another caption here, which is not used, for another table comes "
+                    f"first: {others.shown()}; captions=FILE names the one table that is to be read"
+                )
+            if several := table.of_several:
+                notes.append(
+                    f"{table.name}: videos of the same name in several folders, which its rows do not tell apart, so "
+                    f"that each got the caption: {shown_names(several)}; write the folders into the rows"
+                )
+            if parts := table.spoken_of_in_parts:
+                notes.append(
+                    f"{table.name}: whole videos whose captions are of parts of them: {len(parts)} "
+                    f"({shown_names(parts)}); cut them first, where each caption should go with its part"
                 )
         return notes
 
@@ -135,28 +177,35 @@ class CaptionReader:
                 yield name, NOT_NEEDED, f"is not read, since captions={self.named} is"
             elif name in beside and beside[name] not in self._described:
                 yield name, NOT_NEEDED, f"is not needed: {printable(beside[name])} is left out"
+            elif name in self._texts_empty:
+                yield name, EMPTY_TEXT, "is empty" if self._is_blank(name) else "holds no caption"
+            elif name in self._texts_broken:
+                yield name, BAD_CAPTION, f"cannot be read: {printable(beside[name])} is left out"
+            elif name in beside and (table_name := self._tables_before_texts.get(beside[name])):
+                yield name, NOT_NEEDED, f"is not needed: {printable(beside[name])} has a caption in {table_name}"
             elif name in beside or any(name == table.name for table in self.tables):
-                yield name, NOT_NEEDED, "is not needed: its videos have captions from elsewhere, or are left out"
-            elif extension_of(name) in _BESIDE[:-1]:
+                yield name, NOT_NEEDED, "is not needed: its videos have captions from other files, or are left out"
+            elif is_caption_list(name):
+                yield name, NO_VIDEO_OF_ITS_NAME, "is a list of captions, but beside it lies no videos.txt"
+            elif extension_of(name) in TEXT_EXTENSIONS:
                 yield name, NO_VIDEO_OF_ITS_NAME, "is a text, but no video has its name"
             else:
-                yield name, NOT_TAKEN, f"is {_kind_of(name)}, which is not taken"
+                yield name, NOT_TAKEN, describe_kind(name)
 
     def _keep(self, table: CaptionTable) -> None:
         self.tables.append(table)
         for file in table.files:
             self._tables_of[file].append(table)
 
-    def _descriptions(self, file: str) -> Iterator[Description]:
-        for table in sorted(self._tables_of.get(file, ()), key=lambda table: _distance(table, file)):
-            captions, label = table.find(file)
-            yield Description(_each_once(captions), label)
-        if self.named is None:
-            for text in self._beside.get(file, ()):
-                description = read_text_beside(self.source.root / text, self.columns)
-                if description != Description():
-                    self._texts_used.add(text)
-                yield description
+    def _no_row(self, table: CaptionTable) -> str:
+        rows = table.rows_without_file
+        if not rows.count:
+            return "has no rows"
+        named = ", ".join(f"{where}: {file}" for where, file in list(rows.names.items())[:2])
+        return f"has {counted(rows.count, 'row')}, none of a file here ({named}; here is {self.source.media[0]})"
+
+    def _is_blank(self, name: str) -> bool:
+        return not (self.source.root / name).read_bytes().strip()
 
     def _candidates(self) -> list[str]:
         beside = {text for texts in self._beside.values() for text in texts}
@@ -168,10 +217,6 @@ class CaptionReader:
         return table_kind(PurePosixPath(name)) is not None
 
 
-def _kind_of(name: str) -> str:
-    return f"a .{extension_of(name)} file" if extension_of(name) else "a file without extension"
-
-
 def _distance(table: CaptionTable, file: str) -> tuple:
     """How far a table is from a file: tables of the folders that hold the file come first, the nearest before others;
     of one folder those of the usual names."""
@@ -179,44 +224,6 @@ def _distance(table: CaptionTable, file: str) -> tuple:
     name = os.path.basename(table.name)
     usual = USUAL_TABLES.index(name) if name in USUAL_TABLES else len(USUAL_TABLES)
     return not above, -len(PurePosixPath(table.folder).parts), usual, table.name
-
-
-def _texts_beside(source: SourceFolder) -> dict[str, list[str]]:
-    """Video -> the files that may hold its caption, by their names: the first that does counts."""
-    there: dict[str, str] = {}
-    for name in source.others:
-        if extension_of(name) in _BESIDE:
-            there[normalize_unicode(os.path.splitext(name)[0]) + f".{extension_of(name)}"] = name
-    found: dict[str, list[str]] = {}
-    for file in source.media if there else ():
-        folder, name = os.path.split(normalize_unicode(file))
-        folders = [folder, *(os.path.join(folder, other) for other in _BESIDE_FOLDERS)]
-        if folder:
-            folders += [os.path.join(os.path.dirname(folder), other) for other in _BESIDE_FOLDERS]
-        stems = (os.path.splitext(name)[0], name)
-        wanted = (os.path.join(place, f"{stem}.{end}") for place in folders for stem in stems for end in _BESIDE)
-        if texts := [there[text] for text in wanted if text in there]:
-            found[file] = texts
-    return found
-
-
-def read_text_beside(path: Path, columns: Columns | None = None) -> Description:
-    """The caption in a text file of a video, or the captions and the class in a .json; the InputError where it cannot
-    be read is the end of a sentence about the video."""
-    name = f"its caption {printable(path.name)}"
-    try:
-        text = decode_text(path.read_bytes(), name)
-    except OSError as error:
-        raise InputError(f"{name} cannot be read ({error.strerror})") from None
-    if path.suffix.lower() != ".json":
-        return Description(_each_once([" ".join(text.split())]))
-    about = parse_json(text, name) if text.strip() else None
-    if not isinstance(about, dict):
-        about = {"caption": about} if isinstance(about, str | list) else {}
-    meaning = (columns or Columns()).read({column_name(key): value for key, value in about.items()})
-    if not meaning.is_text:
-        raise InputError(f"{name} holds half a character (a lone surrogate)")
-    return Description(_each_once(meaning.captions), meaning.label)
 
 
 def captions_in(sample: Sample) -> tuple[str, ...]:
@@ -231,8 +238,4 @@ def captions_in(sample: Sample) -> tuple[str, ...]:
     about = about_sample(sample)
     more = about.get("captions")
     found = [about.get("caption") if text is None else text, *(more if isinstance(more, list) else [])]
-    return _each_once(one for one in found if isinstance(one, str) and is_valid_text(one))
-
-
-def _each_once(captions: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(caption for caption in captions if caption.strip()))
+    return each_once(one for one in found if isinstance(one, str) and is_valid_text(one))

@@ -25,13 +25,14 @@ from odvae.running.folder_lock import LOCK, sole_writer
 from odvae.running.hashing import file_fingerprint
 from odvae.running.text import valid_unicode
 from odvae.running.worker_pool import Failure, WorkerPool
-from odvae.shards.captions import CaptionReader, Description
+from odvae.shards.captions import CaptionReader
 from odvae.shards.filters import PackingSettings
 from odvae.shards.report import PackingReport, list_rejects
 from odvae.shards.samples import scene_key
 from odvae.shards.scenes import check_scene_detection, cut_scene, find_scenes
 from odvae.shards.source_folder import SourceFolder, extension_of, list_source, member_kind
 from odvae.shards.tars import shard_writer
+from odvae.shards.texts_beside import Description
 from odvae.tables.columns import Columns
 from odvae.tables.rows import column_name
 from odvae.video.images import decode_image, examine_image
@@ -211,17 +212,8 @@ def _account_for_the_rest(folder: SourceFolder, captions: CaptionReader, report:
         report.reject(name, NOT_A_FILE, problem)
     for name, reason, exactly in captions.left_over():
         report.reject(name, reason, exactly)
-    for table in captions.tables:
-        report.rows_without_video += table.rows_without_file.count
-        report.tables.append(
-            {
-                "name": valid_unicode(table.name),
-                "rows": table.rows,
-                "videos": len(table.used),
-                "rows_without_video": table.rows_without_file.to_json(),
-                "rows_without_caption": table.rows_without_caption.to_json(),
-            }
-        )
+    report.tables = captions.describe_tables()
+    report.rows_without_video = sum(table["rows_without_video"]["count"] for table in report.tables)
     for note in captions.notes:
         report.note(note)
 

@@ -10,10 +10,11 @@ from typing import Any
 
 from odvae.running.account import Account, most_frequent
 from odvae.running.commands import command_line
-from odvae.running.text import printable
+from odvae.running.text import counted, printable
 
 # Rejected files that a person is shown; all are in packing.json.
 _SHOWN = 50
+_TABLES_SHOWN = 10
 
 # Names that a note lists.
 _NAMED = 5
@@ -132,12 +133,19 @@ def describe(report: PackingReport, out: Path) -> str:
         "table rows without a video": str(report.rows_without_video) if report.rows_without_video else "",
     }
     lines += [f"  {name:<28}{value}" for name, value in table.items() if value]
-    lines += [
-        f"  captions of {printable(one['name']):<16}{one['videos']} videos, {one['rows']} rows" for one in report.tables
-    ]
+    lines += [f"  captions of {printable(one['name']):<16}{_use_of(one)}" for one in report.tables[:_TABLES_SHOWN]]
+    if len(report.tables) > _TABLES_SHOWN:
+        lines.append(f"  captions of {len(report.tables) - _TABLES_SHOWN} tables more; all are in packing.json")
     lines.append(report.table())
     lines.append(f"skipped: {len(report.rejected)}")
     return "\n".join(lines) + (f"\n{list_rejects(report)}" if report.rejected else "")
+
+
+def _use_of(table: dict[str, Any]) -> str:
+    """How much a table had, and in which column, in a few words."""
+    names = ", ".join(printable(name) for name in table.get("columns", ()))
+    column = f" (column {names})" if names else ""
+    return f"{counted(table['videos'], 'video')}, {counted(table['rows'], 'row')}{column}"
 
 
 def list_rejects(report: PackingReport) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from odvae.running.errors import InputError
 from odvae.running.text import printable, read_text_file, valid_unicode
-from odvae.tables.columns import Columns, Meaning, names_allowed
+from odvae.tables.columns import Columns, Meaning
 from odvae.tables.formats import read_table
 from odvae.tables.row_matching import FileIndex, Fit, Match
 from odvae.tables.rows import Row
@@ -20,6 +22,14 @@ _CAPTION_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
 
 # Of the rows that no video is for, and the like, so many are named.
 _NAMED = 10_000
+
+
+# A column that is called as a file is: the table has no header.
+_CALLED_AS_A_FILE = re.compile(r"\.(?:mp4|webm|mkv|mov|avi|m4v|gif|jpe?g|png|webp)$")
+
+
+class NoSuchColumnsError(InputError):
+    """A table whose columns name no files, or say nothing of them."""
 
 
 @dataclass
@@ -32,6 +42,8 @@ class _Found:
     written: list[str] = field(default_factory=list)
     """How rows write the file where they do not give its exact path."""
     problem: str = ""
+    rows_of_several: list[str] = field(default_factory=list)
+    """Those of its rows that fit files in other folders as well."""
     parts: int = 0
     """Parts of the video that rows speak of, where the file is the whole of it."""
 
@@ -53,6 +65,8 @@ class CaptionTable:
         self.rows_without_file = Named()
         """Rows that name no file, or one that is not here."""
         self.rows_without_caption = Named()
+        self.text_columns: Counter[str] = Counter()
+        """Captions by the column they are from."""
         self._found: dict[str, _Found] = {}
 
     def find(self, file: str) -> tuple[list[str], str | None]:
@@ -76,6 +90,18 @@ class CaptionTable:
         return set(self._found)
 
     @property
+    def of_several(self) -> list[str]:
+        """Files of which only the name is given, which files in other folders have as well."""
+        times_given = Counter(row for found in self._found.values() for row in found.rows_of_several)
+        return [
+            file for file, found in self._found.items() if any(times_given[row] > 1 for row in found.rows_of_several)
+        ]
+
+    def captions_of(self, file: str) -> list[str]:
+        """Its captions of a file, usable or not."""
+        return [one for one in self._found[file].captions if one] if file in self._found else []
+
+    @property
     def spoken_of_in_parts(self) -> list[str]:
         """Whole files that have captions of several of their parts."""
         return [file for file, found in self._found.items() if found.parts > 1]
@@ -86,28 +112,31 @@ class CaptionTable:
         for row in self._rows():
             first = first or row
             self.rows += 1
-            self._knows(list(row.cells))
+            self._note_columns(list(row.cells))
             meaning = self.columns.read(row.cells)
-            if not any(meaning.captions) and meaning.label is None:
-                self.rows_without_caption.add(row.where, ", ".join(meaning.files[:1]))
             matches = next((found for file in meaning.files if (found := self.index.find(file, self.folder))), [])
             if not self._add(matches, meaning, row.where):
                 self.rows_without_file.add(row.where, meaning.files[0] if meaning.files else "names no file")
+            elif not any(meaning.captions) and meaning.label is None:
+                self.rows_without_caption.add(row.where, meaning.files[0])
+            else:
+                self.text_columns.update(meaning.text_columns)
         if first is not None and not self.is_known:
-            there = ", ".join(column for column in first.cells if column) or "no columns"
-            raise InputError(f"{self.path}, {first.where}: needs {names_allowed()}, found {there}")
+            there = [column for column in first.cells if column]
+            needs = f"needs {self.columns.allowed()}, found {', '.join(there) or 'no columns'}"
+            if any(map(_CALLED_AS_A_FILE.search, there)):
+                needs += "; the first line must name the columns"
+            raise NoSuchColumnsError(f"{self.path}, {first.where}: {needs}")
         return self
 
     def _rows(self) -> Iterator[Row]:
         if is_caption_list(self.path):
             self.columns, self.is_known = Columns(), True
             return _rows_of_lists(self.path)
-        return read_table(self.path, self._knows)
+        return read_table(self.path, self.columns.are_known, self._note_columns)
 
-    def _knows(self, columns: Sequence[str]) -> bool:
-        known = self.columns.are_known(columns)
-        self.is_known |= known
-        return known
+    def _note_columns(self, columns: Sequence[str]) -> None:
+        self.is_known |= self.columns.are_known(columns)
 
     def _add(self, matches: list[Match], meaning: Meaning, where: str) -> bool:
         """Keep what a row says of the files it fits; whether it fits any."""
@@ -116,25 +145,27 @@ class CaptionTable:
             matches = [match for match in matches if match.is_whole]
         numbers = [match.part for match in matches if match.part is not None]
         first = 1 if numbers and 0 not in numbers and max(numbers) == len(meaning.captions) else 0
+        of_several = len(matches) > 1 and all(match.is_whole and match.fit[2] for match in matches)
         any_fits = False
         for match in matches:
             captions = _of_part(match, meaning, first)
             if captions is not None:
-                self._keep(match, captions, meaning, where)
+                self._keep(match, captions, meaning, where, of_several)
                 any_fits = True
         return any_fits
 
-    def _keep(self, match: Match, captions: list[str], meaning: Meaning, where: str) -> None:
+    def _keep(self, match: Match, captions: list[str], meaning: Meaning, where: str, of_several: bool) -> None:
         found = self._found.get(match.file)
         if found is None or match.fit < found.fit:
             found = self._found[match.file] = _Found(match.fit)
         elif match.fit > found.fit:
             return
-        if match.fit[2] in (1, 2) and meaning.files[0] not in found.written:
+        if any(match.fit[:3]) and meaning.files[0] not in found.written:
             found.written.append(meaning.files[0])
         if not meaning.is_text:
             found.problem = f"its row in {self.name}, {where}, is not UTF-8"
         found.captions += captions
+        found.rows_of_several += [where] if of_several else []
         found.label = meaning.label if found.label is None else found.label
         found.parts += len(meaning.times) if match.is_whole else 0
 
@@ -146,14 +177,17 @@ class Named:
         self.count = 0
         self.names: dict[str, str] = {}
 
+    def __bool__(self) -> bool:
+        return self.count > 0
+
     def add(self, name: str, value: str) -> None:
         self.count += 1
         if self.count <= _NAMED:
             self.names[name] = valid_unicode(value)
 
-    def describe(self, what: str) -> str:
-        shown = ", ".join(self.names) if self.count < 4 else f"{', '.join(list(self.names)[:3])}, ..."
-        return f"{self.count} {what} ({shown})"
+    def shown(self) -> str:
+        """How many, and the first few."""
+        return f"{self.count} ({', '.join(list(self.names)[:3])}{', ...' if self.count > 3 else ''})"
 
     def to_json(self) -> dict[str, Any]:
         return {"count": self.count, "names": self.names}

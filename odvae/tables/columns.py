@@ -1,39 +1,40 @@
-"""What the columns of data sets' tables are called, and what their cells hold: the file, its captions, its class."""
+"""What the columns of data sets' tables are called: which of them name the file, which hold its captions, its class."""
 
 from __future__ import annotations
 
-import ast
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from odvae.tables.row_matching import seconds
+from odvae.tables.cells import captions_of_cell, class_of, file_of, is_list, is_valid_text, list_in, pairs_of_times
 from odvae.tables.rows import is_empty
 
+# Compared without underscores: "file_name" is also "filename" and "fileName".
 _PATHS = (
-    "file_name", "filename", "file", "file_path", "filepath", "path", "video", "video_path", "videopath", "video_file",
-    "video_name", "video_filename", "videos", "media", "media_path", "clip", "clip_path", "clip_name", "clip_file",
-    "image", "image_path", "image_file", "image_name", "img_path", "relative_path", "rel_path", "local_path",
+    "file_name", "file", "file_path", "path", "video", "video_path", "video_file", "video_name", "video_file_name",
+    "videos", "media", "media_path", "media_file", "clip", "clip_path", "clip_name", "clip_file", "image",
+    "image_path", "image_file", "image_name", "img_path", "relative_path", "rel_path", "local_path",
 )  # fmt: skip
 _IDS = (
-    "videoid", "video_id", "vid", "clip_id", "clipid", "youtubeid", "youtube_id", "ytid", "yt_id", "__key__", "key",
-    "uuid", "uid", "id", "name",
+    "video_id", "vid", "clip_id", "youtube_id", "ytid", "__key__", "uuid", "uid", "id", "name",
 )  # fmt: skip
+_URLS = ("url", "video_url", "content_url", "download_url", "link", "video_link")
 _TEXTS = (
     "text", "caption", "captions", "cap", "txt", "prompt", "prompts", "description", "descriptions", "video_caption",
     "long_caption", "detailed_caption", "dense_caption", "long_prompt", "recaption", "refined_caption", "sentence",
-    "sentences", "encap", "text_en", "caption_en", "short_caption", "summarized_caption", "short_prompt", "alt_text",
+    "sentences", "en_cap", "text_en", "caption_en", "short_caption", "summarized_caption", "short_prompt", "alt_text",
     "title", "query",
 )  # fmt: skip
-_CLASSES = ("label", "class", "class_name", "classname", "class_label")
-_NUMBERED_TEXT = re.compile(r"^(?:caption|text|prompt|sentence|description)_?\d{1,9}$")
-_OTHER_TEXT = re.compile(r"^(?!negative_).*_(?:caption|captions|prompt|description)$")
+_CLASSES = ("label", "class", "class_name", "class_label")
 _STARTS = ("start", "start_time", "time_start", "start_timestamp", "start_sec", "t_start", "begin")
 _ENDS = ("end", "end_time", "time_end", "end_timestamp", "end_sec", "t_end", "stop")
 _TIMES = ("timestamp", "timestamps", "clip_time", "segment", "segments")
+_FILE_NAME = re.compile(r".+filename")  # Hugging Face's: any column whose name ends so
+_NUMBERED_TEXT = re.compile(r"(?:caption|text|prompt|sentence|description)\d{1,9}")
+_OTHER_TEXT = re.compile(r".+_(?:caption|captions|prompt|description)$")
+_NO_TEXT = re.compile(r"^(?:negative|has|is|num|n|no)_")
 _WEBVID = {"videoid", "page_dir"}
 
 
@@ -48,6 +49,8 @@ class Meaning:
     listed: bool
     """Whether the captions come as a list, which may be one a part of the video."""
     times: tuple[tuple[float, float], ...] = ()
+    text_columns: tuple[str, ...] = ()
+    """The columns that the captions are from."""
 
     @property
     def is_text(self) -> bool:
@@ -74,14 +77,25 @@ class Columns:
         if cells.keys() >= _WEBVID and (page := file_of(cells["page_dir"])) and files:
             files = [f"{page}/{files[0]}", files[0]]
         captions: list[str] = []
+        text_columns = []
         listed = False
         for column in chosen.texts:
-            captions += captions_of_cell(cells[column])
-            listed |= isinstance(cells[column], list) or list_in(cells[column]) is not None
+            found = captions_of_cell(cells[column])
+            captions += found
+            text_columns += [column] if any(found) else []
+            listed |= is_list(cells[column])
             if any(captions) and column not in chosen.numbered:
                 break  # the others are other words for the same
         label = next((cells[column] for column in chosen.labels if not is_empty(cells[column])), None)
-        return Meaning(tuple(files), tuple(captions), class_of(label), listed, _times(cells))
+        return Meaning(
+            tuple(files), tuple(captions), class_of(label), listed, _times(cells, chosen), tuple(text_columns)
+        )
+
+    def allowed(self) -> str:
+        """The columns that a table must have, for messages."""
+        file = f"the column {self.file!r} (file_column)" if self.file else f"a file column ({_shown(_PATHS)}, or an id)"
+        text = f"the column {self.text!r} (text_column)" if self.text else f"a text column ({_shown(_TEXTS)})"
+        return f"{file} and {text} or a class column ({', '.join(_CLASSES[:3])})"
 
 
 @dataclass(frozen=True)
@@ -94,117 +108,65 @@ class Chosen:
     numbered: frozenset[str]
     """Those of `texts` that count together: caption_1, caption_2, ..."""
     labels: tuple[str, ...]
+    starts: tuple[str, ...]
+    ends: tuple[str, ...]
+    times: tuple[str, ...]
 
 
 @lru_cache(maxsize=1024)
 def choose(columns: tuple[str, ...], file: str | None, text: str | None) -> Chosen:
-    """The columns that count, of a table that has these; a name that is given takes the place of the usual ones."""
-    there = set(columns)
-    files = [file] if file else [name for name in _PATHS if name in there]
-    files = files or [name for name in _IDS if name in there]
-    files = [name for name in files if name in there]
-    if text:
-        texts, numbered = [text] if text in there else [], frozenset[str]()
+    """The columns that count, of a table that has these; a name that is given takes the place of the usual ones.
+
+    A column within an object ("meta.path") counts where the row itself has none of its kind.
+    """
+    plain = {_bare(name): name for name in reversed(columns)}  # the first of equals
+    within = {_bare(name.rpartition(".")[2]): name for name in reversed(columns) if "." in name}
+
+    def known(names: Iterable[str], places: Mapping[str, str]) -> list[str]:
+        return list(dict.fromkeys(places[bare] for bare in map(_bare, names) if bare in places))
+
+    def known_anywhere(names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(known(names, plain) or known(names, within))
+
+    if file:
+        files = known([file], plain)
     else:
-        webvid = ["name"] if {"videoid", "name"} <= there else []
-        numbered = frozenset(name for name in columns if _NUMBERED_TEXT.match(name))
-        texts = webvid + [name for name in _TEXTS if name in there]
+        files = known(_PATHS, plain) + [name for bare, name in plain.items() if _FILE_NAME.fullmatch(bare)]
+        files = files or known(_PATHS, within) + known(_IDS, plain) or known(_IDS, within) or known(_URLS, plain)
+    if text:
+        texts, numbered = known([text], plain), frozenset[str]()
+    else:
+        webvid = ["name"] if {"videoid", "name"} <= set(columns) else []
+        numbered = frozenset(name for bare, name in plain.items() if _NUMBERED_TEXT.fullmatch(bare))
+        texts = webvid + known(_TEXTS, plain)
         texts += sorted(numbered, key=lambda name: int(re.sub(r"\D", "", name)))
-        texts += [name for name in columns if _OTHER_TEXT.match(name) and name not in texts]
-        texts = [name for name in texts if name not in files or name in webvid]
-    return Chosen(tuple(files), tuple(texts), numbered, tuple(name for name in _CLASSES if name in there))
-
-
-def names_allowed() -> str:
-    """The usual names of the columns, for messages."""
-    return (
-        f"a file column ({', '.join(_PATHS[:7:2])}, ..., or an id) and a text column ({', '.join(_TEXTS[:6])}, ...) or "
-        f"a class column ({', '.join(_CLASSES[:3])})"
+        others = (name for name in columns if "." not in name and _OTHER_TEXT.match(name))
+        texts += [name for name in others if not _NO_TEXT.match(name)]
+        texts = [name for name in dict.fromkeys(texts) if name not in files or name in webvid]
+        texts = texts or known(_TEXTS, within)
+    return Chosen(
+        tuple(dict.fromkeys(files)),
+        tuple(texts),
+        numbered,
+        *map(known_anywhere, (_CLASSES, _STARTS, _ENDS, _TIMES)),
     )
 
 
-def file_of(cell: Any) -> str:
-    """A file's name or id in a cell; empty where there is none. {"path": ...} is how Hugging Face has a video."""
-    if isinstance(cell, dict):
-        cell = cell.get("path")
-    if isinstance(cell, list) and len(cell) == 1:
-        cell = cell[0]
-    if is_empty(cell) or isinstance(cell, bool):
-        return ""
-    if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)
-    return str(cell).strip() if isinstance(cell, str | int) else ""
+def _bare(name: str) -> str:
+    return re.sub(r"[\W_]+", "", name)
 
 
-def class_of(cell: Any) -> str | None:
-    if is_empty(cell):
-        return None
-    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join((*names[:6], "..."))
 
 
-def captions_of_cell(cell: Any) -> list[str]:
-    """The captions in a cell: a text, a list of them (also written as text), or objects that hold one each.
-
-    An empty one in a list keeps its place, for the list may be of the parts of a video.
-    """
-    if is_empty(cell):
-        return []
-    if isinstance(cell, str):
-        listed = list_in(cell)
-        if listed is None or not all(isinstance(one, str) or one is None for one in listed):
-            return [one_line(cell)]
-        cell = listed
-    if isinstance(cell, list):
-        return [caption for one in cell for caption in captions_of_cell(one) or [""]]
-    if isinstance(cell, dict):
-        texts = [name for name in (*_TEXTS, "en") if not is_empty(cell.get(name))]
-        return captions_of_cell(cell[texts[0]]) if texts else []
-    return [one_line(str(cell))]
-
-
-def list_in(cell: Any) -> list | None:
-    """The list that a cell's text is in Python's or JSON's form, as Panda-70M has it; None for any other text."""
-    text = cell.strip() if isinstance(cell, str) else ""
-    if not (text.startswith("[") and text.endswith("]")):
-        return None
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            value = parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return value if isinstance(value, list) else None
-    return None
-
-
-def _times(cells: Mapping[str, Any]) -> tuple[tuple[float, float], ...]:
+def _times(cells: Mapping[str, Any], chosen: Chosen) -> tuple[tuple[float, float], ...]:
     """(start, end) of the parts of a longer video that a row speaks of, in seconds."""
-    start, end = (next((cells[name] for name in names if name in cells), None) for names in (_STARTS, _ENDS))
+    start, end = (next((cells[name] for name in names), None) for names in (chosen.starts, chosen.ends))
     if start is not None and end is not None:
-        return tuple(_pairs([[start, end]]))
-    cell = next((cells[name] for name in _TIMES if name in cells), None)
+        return tuple(pairs_of_times([[start, end]]))
+    cell = next((cells[name] for name in chosen.times), None)
     listed = list_in(cell) or cell
     if not isinstance(listed, list):
         return ()
-    return tuple(_pairs(listed if listed and isinstance(listed[0], list) else [listed]))
-
-
-def _pairs(listed: list) -> list[tuple[float, float]]:
-    """Of what is a pair of times; none where anything else is among them."""
-    found = []
-    for pair in listed:
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            return []
-        start, end = map(seconds, pair)
-        if start is None or end is None:
-            return []
-        found.append((start, end))
-    return found
-
-
-def is_valid_text(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no lone surrogate, as bytes that are not UTF-8 are kept."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def one_line(text: str) -> str:
-    return " ".join(text.split())
+    return tuple(pairs_of_times(listed if listed and isinstance(listed[0], list) else [listed]))

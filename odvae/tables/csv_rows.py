@@ -16,39 +16,46 @@ from pathlib import Path
 
 from odvae.running.errors import InputError
 from odvae.running.text import other_encoding
-from odvae.tables.rows import KnowsColumns, Row, column_name, open_table
+from odvae.tables.rows import KnowsColumns, NotesColumns, Row, check_columns, column_name, open_table
 
 _SEPARATOR_NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
+
+# A first line by which Excel is told what separates cells.
+_SEPARATOR_HINT = re.compile(r'^\s*"?sep=([,;|\t])"?\s*$', re.IGNORECASE)
 
 # A cell over several lines, one of which begins as a row does: with a video's name and a separator.
 _VIDEO = r"\.(?:mp4|webm|mkv|mov|avi|m4v|gif|mpe?g|m?ts|m2ts|flv|wmv|3gp|ogv|jpe?g|png|webp)"
 _SWALLOWED_ROW = re.compile(rf'[\r\n][^\r\n,;|\t"]{{1,300}}{_VIDEO}"?[,;|\t]', re.IGNORECASE)
 
 
-def csv_rows(path: Path, is_known: KnowsColumns) -> Iterator[Row]:
+def csv_rows(path: Path, is_known: KnowsColumns, note_columns: NotesColumns = lambda _: None) -> Iterator[Row]:
     with _text_of(path) as text:
         first = text.readline()
         while first and not first.strip():
             first = text.readline()
         if not first:
             return
-        delimiter = _delimiter(first, path, is_known)
+        hint = _SEPARATOR_HINT.match(first)
+        delimiter = hint[1] if hint else _delimiter(first, path, is_known)
         text.seek(0)
         records = _records(text, delimiter, path)
         header: list[str] = []
         for line, cells in records:
             if not any(cell.strip() for cell in cells):
                 continue
-            if not header:
+            if hint and not header:
+                hint = None  # the hint is no header
+            elif not header:
                 header = [column_name(cell) for cell in cells]
                 _check_header(header, path, line)
-                continue
-            if any(cell.strip() for cell in cells[len(header) :]):
+                note_columns(header)
+            elif any(cell.strip() for cell in cells[len(header) :]):
                 raise InputError(
                     f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}; a text that holds "
                     f"{_SEPARATOR_NAMES[delimiter]} must stand in double quotes: {delimiter.join(cells)[:100]!r}"
                 )
-            yield Row(f"line {line}", dict(zip(header, cells, strict=False)))
+            else:
+                yield Row(f"line {line}", dict(zip(header, cells, strict=False)))
 
 
 @contextmanager
@@ -134,5 +141,4 @@ def _csv_problem(path: Path, delimiter: str, first_line: int, error: str) -> str
 def _check_header(header: list[str], path: Path, line: int) -> None:
     if marked := [name for name in header if any("\udc80" <= character <= "\udcff" for character in name)]:
         raise InputError(f"{path}, line {line}: the header is not UTF-8 ({marked[0]!r}): save the file as UTF-8")
-    if repeated := sorted({name for name in header if name and header.count(name) > 1}):
-        raise InputError(f"{path}, line {line}: column there twice: {', '.join(repeated)}")
+    check_columns(header, f"{path}, line {line}")

@@ -8,8 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from odvae.running.text import normalize_unicode
+from odvae.tables.cells import seconds
+
+# What comes along where a path is copied: blanks, quotes, marks of a text's beginning and direction.
+_AROUND = ' \t\r\n"\xa0\ufeff\u200b\u200e\u200f\u202a\u202b\u202c\u2066\u2067\u2068\u2069'
 
 # How well a row fits a file; the least is best, and only the best count.
 Fit = tuple[int, ...]
@@ -36,7 +41,8 @@ class FileIndex:
 
     A row may give the path from the folder or from the table's own folder, an absolute path, one that ends as the
     file's does, the bare name, or an id that is the name without its extension; in any Unicode form, with slashes or
-    backslashes. Also `ID_3`, `ID_segment_3` and `ID/3` are found under ID, as parts of a longer video.
+    backslashes. Also `ID_3`, `ID_segment_3` and `ID/3` are found under ID, as parts of a longer video. Where nothing
+    is so called, a name is taken to be written as a URL, or a number without its leading zeros.
     """
 
     def __init__(self, root: Path, files: Iterable[str], extensions: Iterable[str]) -> None:
@@ -44,10 +50,13 @@ class FileIndex:
         self.resolved = _normal(str(root.resolve()))
         self.plain: dict[str, str] = {}  # file -> its path in the form in which paths are compared
         self._by_stem: dict[str, list[str]] = defaultdict(list)
+        self._by_number: dict[int, list[str]] = defaultdict(list)
         self._parts: dict[str, list[tuple[str, int | None, tuple[float, float] | None]]] = defaultdict(list)
         for file in files:
             plain = self.plain[file] = _normal(file)
             self._by_stem[_key(self._stem(plain))].append(file)
+            if (number := _number(self._stem(plain))) is not None:
+                self._by_number[number].append(file)
         only_ones = self._only_files()
         for file, plain in self.plain.items():
             for base, part, times in _as_part(plain, self._stem(plain), alone=file in only_ones):
@@ -58,7 +67,14 @@ class FileIndex:
 
         `beside` is the table's folder, from the index's root.
         """
-        path = _normal(written)
+        if found := self._find_path(_normal(written), beside):
+            return found
+        if found := self._find_path(_normal(_without_url(written)), beside):
+            return found
+        number = _number(written.strip())
+        return [Match(file, (2, 0, 0, 0)) for file in self._by_number.get(number, ())] if number is not None else []
+
+    def _find_path(self, path: str, beside: str) -> list[Match]:
         if not path:
             return []
         stem, has_extension = self._stem(path), path != self._stem(path)
@@ -133,29 +149,23 @@ def _as_part(plain: str, stem: str, alone: bool) -> Iterator[tuple[str, int | No
         yield folder, None, None
 
 
-def seconds(written: object) -> float | None:
-    """Seconds of a time as tables write it: 12.5, "12.5", "0:01:12.500", "00-01-12-500"; None where it is none."""
-    if isinstance(written, bool) or not isinstance(written, int | float | str):
-        return None
-    try:
-        return _seconds(written.strip()) if isinstance(written, str) else float(written)
-    except (ValueError, OverflowError):  # no number, or one that is beyond all numbers
-        return None
+def _without_url(written: str) -> str:
+    """The path in a URL, its characters as in files' names: "https://x/my%20video.mp4?t=1" is "x/my video.mp4"."""
+    scheme, is_url, rest = written.strip().partition("://")
+    if is_url and scheme.isalnum():
+        written = re.split("[?#]", rest, maxsplit=1)[0]
+    return unquote(written, errors="surrogateescape")
 
 
-def _seconds(text: str) -> float:
-    if match := re.fullmatch(r"(?:(\d+):)?(\d+):(\d+(?:[.,]\d+)?)", text):
-        hours, minutes, rest = match.groups()
-        return int(hours or 0) * 3600 + int(minutes) * 60 + float(rest.replace(",", "."))
-    if match := re.fullmatch(r"(\d+)-(\d+)-(\d+)-(\d{3})", text):
-        hours, minutes, rest, thousandths = map(int, match.groups())
-        return hours * 3600 + minutes * 60 + rest + thousandths / 1000
-    return float(text)
+def _number(written: str) -> int | None:
+    """The number that a name is, also one that a program has made a fraction ("42.0"); None where it is none."""
+    match = re.fullmatch(r"(\d{1,18})(?:\.0+)?", written, re.ASCII)
+    return int(match[1]) if match else None
 
 
 def _normal(path: str) -> str:
     """A path in the one form in which paths are compared: NFC, slashes, no ./ and no empty parts."""
-    path = normalize_unicode(path.strip()).replace("\\", "/").removeprefix("file://")
+    path = normalize_unicode(path.strip(_AROUND)).replace("\\", "/").removeprefix("file://")
     absolute = path.startswith("/")
     parts: list[str] = []
     for part in path.split("/"):

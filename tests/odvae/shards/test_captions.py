@@ -4,55 +4,17 @@ import json
 import os
 import unicodedata
 
-import pyarrow as pa
-import pyarrow.feather
-import pyarrow.parquet
 import pytest
+from caption_folders import captions, feather, folder_of, parquet, read
 
 from odvae.running.errors import InputError
-from odvae.shards.captions import CaptionReader, captions_in, read_text_beside
-from odvae.shards.source_folder import list_source
+from odvae.shards.captions import captions_in
 from odvae.shards.tars import index_shard, shard_writer
+from odvae.shards.texts_beside import read_text_beside
 from odvae.tables.columns import Columns
-
-
-def folder_of(root, files):
-    """A folder with these files: text as UTF-8, bytes as they are, anything else as JSON."""
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
-            content = content.encode()
-        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return root
-
-
-def read(root, named=None, columns=None):
-    reader = CaptionReader(list_source(root), named, columns)
-    reader.open()
-    return reader
-
-
-def captions(root, **options):
-    """Video -> its captions."""
-    reader = read(root, **options)
-    return {file: list(reader.find(file).captions) for file in reader.source.media}
-
 
 TWO = {"a.mp4": b"", "deep/b.mp4": b""}
 EXPECTED = {"a.mp4": ["a dog"], "deep/b.mp4": ["a cat, asleep"]}
-
-
-def parquet(columns):
-    sink = pa.BufferOutputStream()
-    pa.parquet.write_table(pa.table(columns), sink)
-    return sink.getvalue().to_pybytes()
-
-
-def feather(columns):
-    sink = pa.BufferOutputStream()
-    pa.feather.write_feather(pa.table(columns), sink)
-    return sink.getvalue().to_pybytes()
 
 
 LAYOUTS = {
@@ -177,7 +139,7 @@ def test_a_whole_video_has_the_captions_of_all_its_parts_and_that_is_said(tmp_pa
     row = "videoID,timestamp,caption\nvid,\"[['0:00:02', '0:00:07'], ['0:00:08', '0:00:12']]\",\"['one', 'two']\"\n"
     reader = read(folder_of(tmp_path, {"vid.mp4": b"", "panda.csv": row}))
     assert reader.find("vid.mp4").captions == ("one", "two")
-    assert "1 videos are whole, and their captions are of parts of them (vid.mp4)" in reader.notes[0]
+    assert "whole videos whose captions are of parts of them: 1 (vid.mp4)" in reader.notes[0]
 
 
 def test_cells_longer_than_the_csv_module_allows_are_read(tmp_path):
@@ -239,7 +201,7 @@ def test_an_empty_caption_is_the_video_s_alone(tmp_path, empty):
     folder_of(tmp_path, TWO | {"metadata.csv": f"file_name,text\na.mp4,{empty}\nb.mp4,kept\n\n,\n"})
     reader = read(tmp_path)
     assert [reader.find(file).captions for file in reader.source.media] == [(), ("kept",)]
-    assert reader.notes == ["metadata.csv: 1 rows have no caption (line 2)"]
+    assert reader.notes == ["metadata.csv: rows without a caption: 1 (line 2)"]
 
 
 @pytest.mark.parametrize(
@@ -394,10 +356,13 @@ def test_what_is_there_and_not_used_is_named(tmp_path):
     assert left.keys() == {"a.json", "b.txt", "readme", "other.csv", "config.json", "scores.csv"}
     assert left["a.json"] == (
         "captions that are not used",
-        "is not needed: its videos have captions from elsewhere, or are left out",
+        "is not needed: its videos have captions from other files, or are left out",
     )
     assert left["b.txt"][0] == "a text with no video of its name"
-    assert left["other.csv"] == ("a table without a row for a file here", "has 1 rows, none of a file here")
+    assert left["other.csv"] == (
+        "a table without a row for a file here",
+        "has 1 row, none of a file here (line 2: z.mp4; here is a.mp4)",
+    )
     assert "needs a file column" in left["scores.csv"][1]
     assert left["readme"][1] == "is a file without extension, which is not taken"
 

@@ -53,18 +53,21 @@ def odd(tmp_path, monkeypatch):
     said = {
         "cut.mp4": (whole[:400], "cannot be decoded"),
         "empty.mp4": (b"", "0 bytes"),
-        "text.mp4": (b"<html>404</html>", "cannot be decoded"),
+        "text.mp4": (b"<html>404</html>", "it is a web page (HTML), as of a failed download"),
         "noise.avi": (bytes(range(256)) * 8, "cannot be decoded"),
-        "pointer.mp4": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", "cannot be decoded"),
+        "pointer.mp4": (
+            b"version https://git-lfs.github.com/spec/v1\noid 0",
+            "it is a Git LFS pointer",
+        ),
         "broken.png": (b"\x89PNG\r\n\x1a\n...", "cannot be read as an image"),
         "z copy.mov": (whole, "same bytes as holiday.mp4"),
         "._holiday.mp4": (b"\0\5\x16\7", "Mac's side file"),
         os.fsdecode(b"\xff.webm"): (b"no", "cannot be decoded"),
-        "movie.swf": (b"FWS", "a .swf file, which is not taken"),
+        "movie.swf": (b"FWS", "a .swf file, which is not taken: convert it"),
         "movie.rmvb": (b".RMF", "a .rmvb file, which is not taken"),
         "half.mp4.part": (whole[:100], "a .part file, which is not taken"),
-        "all.zip": (b"PK", "a .zip file, which is not taken"),
-        "sound.mp3": (b"ID3", "a .mp3 file, which is not taken"),
+        "all.zip": (b"PK", "a .zip file, which is not taken: unpack it"),
+        "sound.mp3": (b"ID3", "a .mp3 file, which is not taken: it is sound"),
         "titles.srt": (b"1", "a .srt file, which is not taken"),
         ".DS_Store": (b"\0", "without extension, which is not taken"),
         "Thumbs.db": (b"\0", "a .db file, which is not taken"),
@@ -72,13 +75,13 @@ def odd(tmp_path, monkeypatch):
         os.fsdecode(b"\xfe.doc"): (b"", "a .doc file, which is not taken"),
         "lonely.txt": (b"of a video that is gone", "no video has its name"),
         "scores.csv": (b"video,score\nholiday.mp4,5\n", "needs a file column"),
-        "others.csv": (b"video,caption\nz.mp4,5\n", "has 1 rows, none of a file here"),
-        "config.json": (b'{"fps": 8}', "has 0 rows, none of a file here"),
+        "others.csv": (b"video,caption\nz.mp4,5\n", "has 1 row, none of a file here"),
+        "config.json": (b'{"fps": 8}', "has no rows"),
         "broken.json": (b"{", "not needed: broken.png is left out"),
         "other.json": (b"{", "is not valid JSON"),
-        "holiday.json": (b'{"caption": "another"}', "not needed: its videos have captions from elsewhere"),
+        "holiday.json": (b'{"caption": "another"}', "not needed: its videos have captions from other files"),
         "latin.mp4": (shutil, "its caption latin.txt is not UTF-8"),
-        "latin.txt": ("près".encode("latin-1"), "not needed: latin.mp4 is left out"),
+        "latin.txt": ("près".encode("latin-1"), "cannot be read: latin.mp4 is left out"),
     }
     for name, (content, _) in said.items():
         if content is shutil:
@@ -149,6 +152,18 @@ def test_an_output_inside_the_source_is_no_input(odd):
     report = pack_folder(source, source / "shards", PackingSettings(workers=0))
     assert pack_folder(source, source / "shards", PackingSettings(workers=0)) == report
     assert not any("shards" in name for name in report.rejected)
+
+
+def test_the_pictures_of_an_image_after_the_first_are_not_lost_unsaid(tmp_path):
+    (tmp_path / "source").mkdir()
+    pictures = [Image.new("RGB", (16, 16), (60 * i, 0, 0)) for i in range(3)]
+    for name in ("animation.webp", "pages.tiff", "animation.png"):
+        pictures[0].save(tmp_path / "source" / name, save_all=True, append_images=pictures[1:])
+    pictures[0].save(tmp_path / "source/one.png")
+    report = pack_folder(tmp_path / "source", tmp_path / "out", PackingSettings(workers=0))
+    text = describe(report, tmp_path / "out")
+    assert report.images == 4
+    assert "only the first is taken: 3 (animation.png, pages.tiff, animation.webp)" in text
 
 
 def test_several_captions_are_kept_in_the_sample_and_one_is_its_text(tmp_path):

@@ -1,0 +1,89 @@
+"""Captions in files beside the videos: which text is of which video, and what is in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from odvae.running.errors import InputError
+from odvae.running.files import parse_json
+from odvae.running.text import decode_text, normalize_unicode, printable
+from odvae.shards.source_folder import SourceFolder, extension_of
+from odvae.tables.cells import one_line
+from odvae.tables.columns import Columns
+from odvae.tables.rows import named
+
+TEXT_EXTENSIONS = ("txt", "caption", "captions", "cap", "prompt")
+_EXTENSIONS = (*TEXT_EXTENSIONS, "json")
+_FOLDERS = ("captions", "caption", "labels", "texts", "text", "txt", "prompts", "prompt", "annotations")
+
+
+@dataclass(frozen=True)
+class Description:
+    """What is said of one video."""
+
+    captions: tuple[str, ...] = ()
+    """None of them empty, each once; the first stands for all where one is wanted."""
+    label: str | None = None
+
+    @property
+    def caption(self) -> str:
+        return self.captions[0] if self.captions else ""
+
+
+def find_texts_beside(source: SourceFolder) -> dict[str, list[str]]:
+    """Video -> the files that may hold its caption, by their names: the first that does counts.
+
+    They lie beside it, or where its path leads with a folder for texts in it or in the place of one of its folders:
+    `videos/x/a.mp4` has `videos/x/a.txt`, `videos/x/captions/a.txt`, `captions/x/a.txt`.
+    """
+    there: dict[str, str] = {}
+    for name in source.others:
+        if extension_of(name) in _EXTENSIONS:
+            there[normalize_unicode(os.path.splitext(name)[0]) + f".{extension_of(name)}"] = name
+    folders = {part for text in there for part in PurePosixPath(text).parts[:-1]}.intersection(_FOLDERS)
+    text_folders = [folder for folder in _FOLDERS if folder in folders]
+    found: dict[str, list[str]] = {}
+    for file in source.media if there else ():
+        folder, name = os.path.split(normalize_unicode(file))
+        stems = (os.path.splitext(name)[0], name)
+        places = _places(folder, text_folders)
+        wanted = (os.path.join(place, f"{stem}.{end}") for place in places for stem in stems for end in _EXTENSIONS)
+        if texts := [there[text] for text in wanted if text in there]:
+            found[file] = texts
+    return found
+
+
+def _places(folder: str, text_folders: Iterable[str]) -> list[str]:
+    parts = PurePosixPath(folder).parts
+    places = [folder, *(os.path.join(folder, other) for other in text_folders)]
+    for other in text_folders:
+        for i in reversed(range(len(parts))):
+            places += ["/".join((*parts[:i], other, *parts[i + 1 :])), "/".join((*parts[:i], other, *parts[i:]))]
+    return list(dict.fromkeys(places))
+
+
+def read_text_beside(path: Path, columns: Columns | None = None) -> Description:
+    """The caption in a text file of a video, or the captions and the class in a .json; the InputError where it cannot
+    be read is the end of a sentence about the video."""
+    name = f"its caption {printable(path.name)}"
+    try:
+        text = decode_text(path.read_bytes(), name)
+    except OSError as error:
+        raise InputError(f"{name} cannot be read ({error.strerror})") from None
+    if path.suffix.lower() != ".json":
+        return Description(each_once([one_line(text)]))
+    about = parse_json(text, name) if text.strip() else None
+    if not isinstance(about, dict):
+        about = {"caption": about} if isinstance(about, str | list) else {}
+    meaning = (columns or Columns()).read(named(about))
+    if not meaning.is_text:
+        raise InputError(f"{name} holds half a character (a lone surrogate)")
+    return Description(each_once(meaning.captions), meaning.label)
+
+
+def each_once(captions: Iterable[str]) -> tuple[str, ...]:
+    """The captions that are not empty, in order, without copies."""
+    return tuple(dict.fromkeys(caption for caption in captions if caption.strip()))

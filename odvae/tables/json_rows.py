@@ -1,0 +1,146 @@
+"""Rows of JSON tables: an object a line, a list of objects, columns, or an object with a key a video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from odvae.running.errors import InputError
+from odvae.running.text import decode_text, other_encoding
+from odvae.tables.rows import KnowsColumns, Row, column_name, named, open_table
+
+# A JSON table is read at once: beyond this it would not fit into memory, and .jsonl is the form for it.
+_LARGEST_JSON = 4 << 30
+
+# Objects within objects are looked into so deep, for rows.
+_DEPTH = 6
+
+# COCO's form: a list of files with their ids, and a list of captions that refer to them.
+_REFERENCES = {"images": "image_id", "videos": "video_id"}
+
+
+def json_rows(path: Path, is_known: KnowsColumns, may_be_lines: bool) -> Iterator[Row]:
+    """JSON lines, or one JSON text: which of the two it is, the text says, whatever its name."""
+    with open_table(path) as file:
+        beginning = file.read(1024)
+    if may_be_lines and beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
+        yield from _json_lines(path)
+        return
+    if path.stat().st_size > _LARGEST_JSON:
+        raise InputError(f"{path} is larger than {_LARGEST_JSON >> 30} GiB: write it as .jsonl, an object a line")
+    with open_table(path) as file:
+        text = _text(file.read(), path)
+    try:
+        value = _parse(text)
+    except (ValueError, RecursionError) as error:
+        if "Extra data" in str(error) and "\n" in text.strip():  # lines under the name of .json
+            yield from _json_lines(path)
+            return
+        raise InputError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, list | dict):
+        raise InputError(f"{path}: expected a list of objects, found {type(value).__name__}")
+    yield from _rows_in(value, is_known, _DEPTH)
+
+
+def _text(data: bytes, path: Path) -> str:
+    if other_encoding(data):
+        decode_text(data, str(path))  # which says what it is
+    return data.decode("utf-8-sig", errors="surrogateescape")
+
+
+def _parse(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object, of which JSON does not ask that its keys differ: of two captions of a video one would be lost."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice in one object")
+    return found
+
+
+def _json_lines(path: Path) -> Iterator[Row]:
+    with open_table(path) as file:
+        for number, line in enumerate(file, start=1):
+            text = _text(line, path)
+            if not text.strip():
+                continue
+            try:
+                value = _parse(text)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {number} is not valid JSON: {error}") from None
+            if not isinstance(value, dict):
+                raise InputError(f"{path}, line {number}: expected an object, found {type(value).__name__}")
+            yield Row(f"line {number}", named(value))
+
+
+def _rows_in(value: list | dict, is_known: KnowsColumns, depth: int) -> Iterator[Row]:
+    """The rows of a JSON value: a list of objects, lists within an object, columns, or an object with a key a video."""
+    if isinstance(value, list):
+        for number, row in enumerate(value, start=1):
+            yield Row(f"row {number}", named(row) if isinstance(row, dict) else {})
+        return
+    lists = [rows for rows in _with_files(value).values() if is_known(_columns_of(rows))]
+    if lists:
+        for rows in lists:
+            yield from _rows_in(rows, is_known, depth)
+    elif is_known([column_name(key) for key in value]):
+        yield from _rows_of_columns(value)
+    else:
+        for key, about in value.items():
+            if isinstance(about, str | list) or about is None:
+                yield Row(f"key {key!r}", {"file_name": key, "text": about})
+            elif isinstance(about, dict):
+                yield from _rows_of_key(key, about, is_known, depth)
+
+
+def _rows_of_key(key: str, about: dict, is_known: KnowsColumns, depth: int) -> Iterator[Row]:
+    """What an object says of the file that its key names; or a row of its own, under its number, as pandas has it."""
+    cells = named(about)
+    if key.isdigit() and is_known(list(cells)):
+        yield Row(f"key {key!r}", cells)
+    elif is_known(["file_name", *cells]):
+        yield Row(f"key {key!r}", {**cells, "file_name": key})
+    elif depth:
+        yield from _rows_in(about, is_known, depth - 1)
+
+
+def _columns_of(rows: Any) -> list[str]:
+    """The names in a list of objects, by its first few; none of anything else."""
+    first = [row for row in rows[:100] if isinstance(row, dict)] if isinstance(rows, list) else []
+    return list(dict.fromkeys(name for row in first for name in named(row)))
+
+
+def _with_files(value: dict) -> dict:
+    """An object's entries; in COCO's form, each caption with the name of the file whose id it refers to."""
+    for files, reference in _REFERENCES.items():
+        listed = value.get(files)
+        rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
+        names = {str(row["id"]): row["file_name"] for row in rows if "id" in row and "file_name" in row}
+        if names:
+            return {
+                name: [_with_file(row, reference, names) for row in rows] if isinstance(rows, list) else rows
+                for name, rows in value.items()
+            }
+    return value
+
+
+def _with_file(row: Any, reference: str, names: dict[str, Any]) -> Any:
+    return {**row, "file_name": names.get(str(row[reference]))} if isinstance(row, dict) and reference in row else row
+
+
+def _rows_of_columns(value: dict) -> Iterator[Row]:
+    """{"file_name": [...], "text": [...]}, or with objects for lists, as pandas writes them; or a single row."""
+    columns = {
+        column_name(key): list(cells.values()) if isinstance(cells, dict) else cells for key, cells in value.items()
+    }
+    lengths = {len(cells) if isinstance(cells, list) else None for cells in columns.values()}
+    if len(lengths) == 1 and None not in lengths:
+        for number, cells in enumerate(zip(*columns.values(), strict=True), start=1):
+            yield Row(f"row {number}", dict(zip(columns, cells, strict=True)))
+        return
+    yield Row("the object", named(value))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
@@ -9,10 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from odvae.running.errors import InputError
-from odvae.running.text import printable, why_no_file
+from odvae.running.text import counted, printable, why_no_file
 from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 MEDIA_EXTENSIONS = (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)
+
+# Folders in which programs keep what is not for people: thumbnails, old versions, caches, deleted files.
+_HIDDEN = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+
+# In a folder that is not looked into, no more files than this are counted.
+_COUNTED = 10_000
 
 # How a Mac's side file of a file begins, on disks and in archives that cannot keep it inside.
 _MAC_SIDE_FILE = "._"
@@ -98,6 +105,9 @@ def _walk(root: Path, taken: set[str], odd: dict[str, str]) -> Iterator[tuple[st
             name = os.path.join(folder, entry.name)
             if not _is_folder(entry):
                 yield name, False
+            elif entry.name.startswith(".") or entry.name in _HIDDEN:
+                if os.path.realpath(entry.path) not in taken:
+                    odd[name] = f"is a hidden folder ({_count_files(entry.path)}), which is not looked into"
             elif os.path.realpath(entry.path) not in taken:
                 yield name, True
                 if entry.is_symlink():
@@ -105,6 +115,15 @@ def _walk(root: Path, taken: set[str], odd: dict[str, str]) -> Iterator[tuple[st
                 elif _is_new(root, name, seen, odd):
                     below.append(name)
         waiting += reversed(below)
+
+
+def _count_files(folder: str) -> str:
+    """How many files are below a folder, and how many of them could be taken."""
+    files = itertools.islice((name for *_, names in os.walk(folder) for name in names), _COUNTED)
+    extensions = [extension_of(name) for name in files]
+    media = sum(extension in MEDIA_EXTENSIONS for extension in extensions)
+    more = "at least " if len(extensions) == _COUNTED else ""
+    return f"{more}{counted(len(extensions), 'file')}, {media} of them videos or images"
 
 
 def _is_new(root: Path, folder: str, seen: dict[tuple[int, int], str], odd: dict[str, str]) -> bool:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from odvae.video.contents import describe_contents
 from odvae.video.decoding import VideoError, decoding
 
 # Background of transparent images.
@@ -68,7 +69,8 @@ def _opened(data: bytes | BinaryIO, name: str) -> Iterator[Image.Image]:
         try:
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
         except UnidentifiedImageError:
-            raise VideoError(f"{name}: cannot be read as an image (unknown format)") from None
+            found = describe_contents(data)
+            raise VideoError(f"{name}: cannot be read as an image (unknown format){found}") from None
         with image:
             yield image
 

@@ -14,6 +14,7 @@ from av import VideoFrame
 from av.stream import Disposition
 from av.video.stream import VideoStream as AVStream
 
+from odvae.video.contents import describe_contents
 from odvae.video.decoding import VideoError
 
 # What a video is read from.
@@ -41,12 +42,17 @@ class VideoStream:
 
     def __enter__(self) -> VideoStream:
         path = self.source if isinstance(self.source, Path) else None
-        self.container = av.open(
-            str(path) if path else self.source,
-            metadata_errors="replace",  # tags are not read, and many are not UTF-8
-            # Without a whitelist, a playlist could open arbitrary files and addresses.
-            container_options={"protocol_whitelist": "file" if path else ""},
-        )
+        try:
+            self.container = av.open(
+                str(path) if path else self.source,
+                metadata_errors="replace",  # tags are not read, and many are not UTF-8
+                # Without a whitelist, a playlist could open arbitrary files and addresses.
+                container_options={"protocol_whitelist": "file" if path else ""},
+            )
+        except av.error.FFmpegError as error:
+            raise VideoError(
+                f"{self.name}: cannot be decoded as a video ({error.strerror}){describe_contents(self.source)}"
+            ) from error
         try:
             self.stream = self._shown_stream()
         except BaseException:
@@ -70,6 +76,8 @@ class VideoStream:
         streams = [stream for stream in self.container.streams.video if stream.codec_context is not None]
         videos = [stream for stream in streams if not stream.disposition & _PICTURES]
         if not videos:
+            if len(streams) < len(self.container.streams.video):
+                raise VideoError(f"{self.name}: cannot be decoded as a video (its coding is not known, or encrypted)")
             found = "only an attached picture (a cover)" if streams else "only " + self._kinds()
             raise VideoError(f"{self.name}: has no video stream, {found}")
 

@@ -92,6 +92,19 @@ def test_names_that_are_not_utf_8_are_found(tmp_path):
     assert list_source(touch(tmp_path, name)).media == [name]
 
 
+def test_hidden_folders_are_named_with_what_is_in_them_and_not_looked_into(tmp_path):
+    touch(tmp_path, "a.mp4", ".thumbnails/a.jpg", ".git/objects/x", "@eaDir/a.mp4/b.jpg", ".hidden.mp4")
+    found = list_source(tmp_path)
+    assert (found.media, found.others) == ([".hidden.mp4", "a.mp4"], [])
+    assert found.odd == {
+        ".thumbnails": "is a hidden folder (1 file, 1 of them videos or images), which is not looked into",
+        ".git": "is a hidden folder (1 file, 0 of them videos or images), which is not looked into",
+        "@eaDir": "is a hidden folder (1 file, 1 of them videos or images), which is not looked into",
+    }
+    hidden_itself = touch(tmp_path, ".videos/c.mp4") / ".videos"
+    assert list_source(hidden_itself).media == ["c.mp4"]
+
+
 def test_the_folders_that_are_written_are_not_looked_into(tmp_path):
     touch(tmp_path, "a.mp4", "shards/00000.tar", ".shards.packing/b.mp4")
     found = list_source(tmp_path, outputs=(tmp_path / "shards", tmp_path / ".shards.packing"))

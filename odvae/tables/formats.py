@@ -24,7 +24,7 @@ def table_kind(path: PurePath) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in EXTENSIONS else None
 
 
-def read_table(path: Path, is_known: KnowsColumns, note_columns: NotesColumns) -> Iterator[Row]:
+def read_table(path: Path, is_known: KnowsColumns, note_columns: NotesColumns = lambda _: None) -> Iterator[Row]:
     """The rows of a table. From `is_known` follow a CSV's separator, and how a JSON object is to be taken.
 
     `note_columns` is given the columns before any row, where the table's kind has them. Raises

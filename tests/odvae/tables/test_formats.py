@@ -5,7 +5,7 @@ import pyarrow.ipc
 import pytest
 
 from odvae.running.errors import InputError
-from odvae.tables import formats
+from odvae.tables import arrow_rows
 from odvae.tables.formats import read_table
 
 
@@ -34,6 +34,6 @@ def test_a_table_that_asks_for_more_memory_than_there_is_is_refused(arrow, monke
     def no_memory(_):
         raise MemoryError
 
-    monkeypatch.setattr(formats, "open_table", no_memory)
+    monkeypatch.setattr(arrow_rows, "open_table", no_memory)
     with pytest.raises(InputError, match=r"t\.arrow cannot be read: it needs more memory than there is"):
         list(read_table(arrow[0], lambda _: True))

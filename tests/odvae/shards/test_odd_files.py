@@ -154,18 +154,6 @@ def test_an_output_inside_the_source_is_no_input(odd):
     assert not any("shards" in name for name in report.rejected)
 
 
-def test_the_pictures_of_an_image_after_the_first_are_not_lost_unsaid(tmp_path):
-    (tmp_path / "source").mkdir()
-    pictures = [Image.new("RGB", (16, 16), (60 * i, 0, 0)) for i in range(3)]
-    for name in ("animation.webp", "pages.tiff", "animation.png"):
-        pictures[0].save(tmp_path / "source" / name, save_all=True, append_images=pictures[1:])
-    pictures[0].save(tmp_path / "source/one.png")
-    report = pack_folder(tmp_path / "source", tmp_path / "out", PackingSettings(workers=0))
-    text = describe(report, tmp_path / "out")
-    assert report.images == 4
-    assert "only the first is taken: 3 (animation.png, pages.tiff, animation.webp)" in text
-
-
 def test_several_captions_are_kept_in_the_sample_and_one_is_its_text(tmp_path):
     clip(tmp_path / "source/a.mp4", 1)
     rows = [{"path": "a.mp4", "cap": ["one", "two", "three"]}]

@@ -3,9 +3,9 @@
 import io
 
 import pytest
+from odvae.video.video_io import examine
 
 from odvae.video.decoding import VideoError
-from odvae.video.files import examine
 from odvae.video.images import decode_image
 
 CONTENTS = {

@@ -121,6 +121,7 @@ class WantedVideos:
         self.failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos", prints=speaks)
         self.refused: dict[str, str] = {}  # name -> why its clip could not be had; not tried again
         self.troubles: dict[str, str] = {}  # shard -> what happened to it first
+        self.troubles_said = 0
         self.dropped: Counter[str] = Counter()
         self.used = 0
         self.came = self.a_pass = 0
@@ -147,6 +148,8 @@ class WantedVideos:
             self.waited += min(time.monotonic() - begin, 2)  # where it was longer, this process itself was halted
             if isinstance(message, Streamed):
                 self.came += 1
+                if self.came == 1:
+                    self._say_troubles()
                 name = streamed_name(message.url, message.key)
                 if name not in self.refused:
                     self.unwanted = 0
@@ -197,12 +200,17 @@ class WantedVideos:
         self.unwanted += 1
 
     def _note_trouble(self, trouble: Trouble) -> None:
-        if trouble.url in self.troubles:
-            return
-        self.troubles[trouble.url] = trouble.reason
-        if len(self.troubles) <= _MOST_NAMED:
-            self._say(f"trouble with a streamed shard: {trouble.url}: {trouble.reason}")
-        elif len(self.troubles) == _MOST_NAMED + 1:
+        if trouble.url not in self.troubles:
+            self.troubles[trouble.url] = trouble.reason
+            if self.came:  # before that, the error may be all there is to say, and names them
+                self._say_troubles()
+
+    def _say_troubles(self) -> None:
+        """Name the shards with trouble that were not named yet."""
+        said, self.troubles_said = self.troubles_said, len(self.troubles)
+        for url, reason in list(self.troubles.items())[said:_MOST_NAMED]:
+            self._say(f"trouble with a streamed shard: {url}: {reason}")
+        if said <= _MOST_NAMED < self.troubles_said:
             self._say("trouble with more streamed shards, which are counted")
 
     def _end_of_pass(self, ended: PassEnded) -> None:
@@ -225,9 +233,10 @@ class WantedVideos:
             self._end("the process that reads it has ended, as for want of memory")
 
     def _end(self, what: str) -> None:
-        listed = _first_of([f"{url}: {reason}" for url, reason in self.troubles.items()], "shard")
+        most = _MOST_NAMED if self.speaks else 2  # the other ranks read the same shards
+        listed = _first_of([f"{url}: {reason}" for url, reason in self.troubles.items()], "shard", most)
         listed += [f"{_count(count, 'sample')}: {reason}" for reason, count in self.dropped.most_common()]
-        listed += _first_of(list(self.failures.reasons.values()), "video")
+        listed += _first_of(list(self.failures.reasons.values()), "video", most)
         raise InputError(f"data.stream={self.data.stream}: {what}" + "".join(f"\n  {line}" for line in listed))
 
     def _say(self, text: str) -> None:
@@ -242,10 +251,10 @@ def _count(count: int, what: str) -> str:
     return f"{count} {what}" + "s" * (count != 1)
 
 
-def _first_of(lines: Sequence[str], what: str) -> list[str]:
+def _first_of(lines: Sequence[str], what: str, most: int) -> list[str]:
     """The first lines, and how many more there are."""
-    more = len(lines) - _MOST_NAMED
-    return [*lines[:_MOST_NAMED], *([f"and {_count(more, 'more ' + what)}"] if more > 0 else [])]
+    more = len(lines) - most
+    return [*lines[:most], *([f"and {_count(more, 'more ' + what)}"] if more > 0 else [])]
 
 
 def why_not(sample: dict[str, Any], data: DataSettings) -> str:

@@ -19,11 +19,11 @@ from ldm.training.batches import LatentData, SampleLoss, per_sample_mse
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import log_samples, validate
+from odvae.measuring import matmul_rate
 from odvae.running.account import UNREADABLE, Account
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.hashing import weights_fingerprint
-from odvae.running.measuring import matmul_rate
 from odvae.running.progress import progress_bar
 from odvae.running.stage import Stage, names_of
 from odvae.training.optimization import gradients_synced_at

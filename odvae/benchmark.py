@@ -17,8 +17,8 @@ import torch
 from diffusers import AutoencoderKL, AutoencoderKLCogVideoX, AutoencoderKLHunyuanVideo, AutoencoderKLWan
 from torch import Tensor, nn
 
+from odvae.measuring import PeakMemory, count_flops, forbid_tf32, matmul_rate, now
 from odvae.model import ODVAE
-from odvae.running.measuring import PeakMemory, count_flops, forbid_tf32, matmul_rate, now
 
 Half = Literal["encode", "decode"]
 Work = Callable[[nn.Module, Tensor], Tensor]

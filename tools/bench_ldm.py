@@ -35,9 +35,9 @@ from ldm.training.batches import Batch, LatentData, per_sample_mse
 from ldm.training.throughput import forward_flops
 from odvae import ODVAE
 from odvae.clips.samplers import BatchPlan
+from odvae.measuring import matmul_rate, now
 from odvae.running.errors import readable_errors
 from odvae.running.files import write_json
-from odvae.running.measuring import matmul_rate, now
 from odvae.running.settings import load_settings
 from odvae.shards.tars import shard_writer
 from odvae.training.state import TrainingState

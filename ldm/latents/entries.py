@@ -23,11 +23,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.latents.manifest import Manifest, encode_command
+from odvae.clips.permutation import shuffled_index
 from odvae.clips.samplers import BatchPlan, BucketSampler, SampleIndex
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
-from odvae.running.permutation import shuffled_index
 from odvae.running.seeds import derive_seed
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 from odvae.shards.samples import Sample

@@ -14,9 +14,9 @@ from ldm.training.batches import Batch, LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings
 from odvae.clips.samplers import BatchPlan
 from odvae.clips.settings import DataSettings
+from odvae.measuring import PeakMemory, count_flops, now
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
-from odvae.running.measuring import PeakMemory, count_flops, now
 from odvae.running.seeds import torch_generator
 from odvae.training.optimization import make_accelerator, make_optimizer
 from odvae.video_vae import VideoVAE, load_vae

@@ -12,7 +12,7 @@ from torch import nn
 
 from ldm.networks.network import Network
 from ldm.training.batches import Batch
-from odvae.running.measuring import count_flops
+from odvae.measuring import count_flops
 
 
 def forward_flops(network: Network, batch: Batch) -> int:

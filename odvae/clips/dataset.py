@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from odvae.clips.clip import CENTER, frame_count, load_clip
+from odvae.clips.permutation import shuffled_index
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import UnfitError
-from odvae.running.permutation import shuffled_index
 from odvae.running.seeds import derive_seed, numpy_generator
 from odvae.shards.samples import Sample
 

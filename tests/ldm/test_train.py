@@ -26,9 +26,9 @@ from ldm.training.settings import LDMSettings
 from ldm.training.throughput import forward_flops
 from ldm.training.validation import _equal_shares
 from odvae.clips.samplers import BatchPlan
+from odvae.measuring import matmul_rate
 from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines
-from odvae.running.measuring import matmul_rate
 from odvae.training.ema import EMA
 from odvae.training.settings import OptimizationSettings
 from odvae.video.video_io import decode, examine

@@ -9,7 +9,7 @@ from small import relative_error
 from torch.profiler import ProfilerActivity, profile
 
 from odvae.layers import conv3d
-from odvae.running.measuring import count_flops
+from odvae.measuring import count_flops
 
 
 def kernels(work) -> set[str]:

@@ -11,11 +11,11 @@ from ldm.demo.videos import write_demo_videos
 from odvae.clips.clip import DEFAULT_FPS, clip_rate, fit_frames, frame_count, load_clip
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
+from odvae.clips.permutation import shuffled_index
 from odvae.clips.samplers import BatchPlan, BucketSampler, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
-from odvae.running.permutation import shuffled_index
 from odvae.running.seeds import normal_per_sample
 from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from odvae.running.permutation import LARGEST_STORED, permuted, shuffled_index
+from odvae.clips.permutation import LARGEST_STORED, permuted, shuffled_index
 
 
 @pytest.mark.parametrize("count", [*range(1, 40), 1000, 1023, 1024, 1025, 4999])

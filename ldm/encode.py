@@ -29,11 +29,11 @@ from odvae.latent_statistics import ChannelSums
 from odvae.running.account import TOO_SHORT, Account
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
+from odvae.running.failures import Failure
 from odvae.running.files import atomic_file, read_json
 from odvae.running.hashing import HashCache, file_fingerprint, weights_fingerprint
 from odvae.running.run_folder import code_version
 from odvae.running.stage import Stage
-from odvae.running.worker_pool import Failure
 from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
 
 

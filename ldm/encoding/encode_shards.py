@@ -21,10 +21,10 @@ from odvae.clips.pool import ClipPool
 from odvae.clips.settings import ClipSettings
 from odvae.running.account import BAD_CAPTION, UNREADABLE
 from odvae.running.errors import InputError
+from odvae.running.failures import Failure, Failures
 from odvae.running.files import write_json
 from odvae.running.hashing import file_fingerprint
 from odvae.running.progress import progress_bar
-from odvae.running.worker_pool import Failure, Failures
 from odvae.shards.captions import captions_in
 from odvae.shards.samples import Sample
 from odvae.video.pixels import to_float

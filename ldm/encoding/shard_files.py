@@ -23,9 +23,9 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import is_held_out
 from odvae.latent_statistics import ChannelSums
 from odvae.running.account import Account
+from odvae.running.failures import Failures
 from odvae.running.files import write_json
 from odvae.running.hashing import file_fingerprint
-from odvae.running.worker_pool import Failures
 from odvae.shards.samples import Sample
 from odvae.shards.tars import shard_writer
 from odvae.video_vae import VideoVAE

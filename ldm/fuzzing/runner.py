@@ -20,9 +20,10 @@ from ldm.fuzzing.kind import Kind, NeighborLost, Valid
 from ldm.fuzzing.mutations import mutate
 from ldm.fuzzing.settings import FuzzSettings
 from odvae.running.errors import InputError, is_out_of_memory
+from odvae.running.failures import Failure
 from odvae.running.progress import progress_bar
 from odvae.running.text import printable
-from odvae.running.worker_pool import Failure, WorkerPool
+from odvae.running.worker_pool import WorkerPool
 
 # How an input ended. `memory` is a refusal where the pipeline reads in guarded workers, and an escape elsewhere.
 Result = Literal["read", "refused", "escape", "hang", "neighbor"]

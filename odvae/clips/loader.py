@@ -15,7 +15,7 @@ from odvae.clips.remote_clips import streamed_loader
 from odvae.clips.samplers import StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.running.distributed import uses_cuda
-from odvae.running.worker_pool import Failure, Failures
+from odvae.running.failures import Failure, Failures
 from odvae.shards.samples import Sample
 
 

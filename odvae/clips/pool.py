@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from odvae.clips.settings import LoadingSettings
-from odvae.running.worker_pool import Failure, WorkerPool
+from odvae.running.failures import Failure
+from odvae.running.worker_pool import WorkerPool
 
 Task = TypeVar("Task")
 

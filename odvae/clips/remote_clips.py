@@ -30,9 +30,9 @@ from odvae.clips.stream_reader import Dropped, PassEnded, Streamed, StreamReader
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
+from odvae.running.failures import Failure, Failures
 from odvae.running.seeds import derive_seed
 from odvae.running.text import printable
-from odvae.running.worker_pool import Failure, Failures
 from odvae.shards.facts import checked_about, own_facts
 from odvae.shards.remote_shards import expand_urls
 from odvae.shards.samples import Sample

@@ -8,8 +8,8 @@ from pathlib import Path
 from odvae.clips.clip import frames_at_rate
 from odvae.clips.settings import DataSettings, LoadingSettings
 from odvae.running.errors import InputError
+from odvae.running.failures import Failure
 from odvae.running.seeds import derive_seed
-from odvae.running.worker_pool import Failure
 from odvae.shards.facts import ExamineLimits, find_facts
 from odvae.shards.samples import Sample, video_of
 from odvae.shards.tars import index_shards, list_shards

@@ -23,7 +23,8 @@ from typing import Any, TextIO, get_args
 import av
 
 from odvae.running.errors import InputError
-from odvae.running.worker_pool import Failure, WorkerPool
+from odvae.running.failures import Failure
+from odvae.running.worker_pool import WorkerPool
 from odvae.shards.samples import Sample, video_of
 from odvae.video.extensions import IMAGE_EXTENSIONS
 from odvae.video.hdr import Transfer

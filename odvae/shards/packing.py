@@ -20,12 +20,13 @@ from tqdm import tqdm
 
 from odvae.running.account import BAD_CAPTION, COPY, NOT_A_FILE, UNREADABLE
 from odvae.running.errors import InputError
+from odvae.running.failures import Failure
 from odvae.running.files import make_output_folder, read_json, read_json_lines, write_json
 from odvae.running.folder_lock import LOCK, sole_writer
 from odvae.running.hashing import file_fingerprint
 from odvae.running.text import valid_unicode
-from odvae.running.worker_pool import Failure, WorkerPool
 from odvae.shards.captions import CaptionReader
+from odvae.running.worker_pool import WorkerPool
 from odvae.shards.filters import PackingSettings
 from odvae.shards.report import PackingReport, list_rejects
 from odvae.shards.samples import scene_key

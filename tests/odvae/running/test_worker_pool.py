@@ -17,7 +17,8 @@ from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError, UnfitError
-from odvae.running.worker_pool import Failure, Failures, WorkerPool
+from odvae.running.failures import Failure
+from odvae.running.worker_pool import WorkerPool
 from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
 from odvae.video.decoding import decoding
@@ -85,17 +86,6 @@ def test_whatever_a_decoder_raises_is_a_failure_that_names_the_file(workers):
     ]
     assert reasons[0].startswith("x.mp4: cannot be decoded as a video (UnicodeDecodeError")
     assert [result.cause for result in results] == ["task"] * 4 + ["limit", "unfit"]
-
-
-def test_the_same_failure_is_counted_once_and_too_many_end_the_run_with_their_names(capsys):
-    failures = Failures(total=10, share=0.2, what="videos")
-    for name in ("a.mp4", "a.mp4", "b.mp4"):
-        failures.add(name, "broken")
-    assert "left out: b.mp4: broken (2 of 10 videos so far)" in capsys.readouterr().err
-    with pytest.raises(
-        InputError, match=r"3 of 10 videos could not be used.*=0\.2 of them:\n  a\.mp4: .*\n.*\n  c\.mp4: "
-    ):
-        failures.add("c.mp4", "broken too")
 
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=2, failures_allowed=0.2, decode_seconds=2)

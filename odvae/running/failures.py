@@ -1,0 +1,47 @@
+"""What could not be used, and why: counted, printed, and an error if too many have failed."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+from odvae.running.errors import InputError
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The reason why a task has no result."""
+
+    reason: str
+    cause: Literal["task", "unfit", "limit", "system"] = "task"
+    """"task": it would fail again; "unfit": it succeeds, but its file is not suitable; "limit": of time or memory;
+    "system": the process was killed."""
+
+
+class Failures:
+    """Which of `total` things (such as videos) could not be used, and why; each is printed as it occurs.
+
+    `add` raises InputError if more than `share` (`data.failures_allowed`) of them have failed. With `prints` false it
+    prints nothing, for a rank whose failures another rank meets and prints as well.
+    """
+
+    def __init__(self, total: int, share: float, what: str, prints: bool = True) -> None:
+        self.total, self.share, self.what, self.prints = total, share, what, prints
+        self.reasons: dict[str, str] = {}
+        self.counted = 0
+
+    def add(self, name: str, reason: str, counts: bool = True) -> None:
+        """Record a failure, and count it if `counts`. A second failure of the same thing is ignored."""
+        if name in self.reasons:
+            return
+        self.reasons[name] = reason if reason.startswith(name) else f"{name}: {reason}"
+        self.counted += counts
+        count = f"{self.counted} of {self.total} {self.what}"
+        if self.prints:
+            print(f"left out: {self.reasons[name]} ({count} so far)", file=sys.stderr, flush=True)
+        if self.counted > self.share * self.total:
+            listed = "".join(f"\n  {reason}" for reason in list(self.reasons.values())[:20])
+            raise InputError(
+                f"{count} could not be used, more than data.failures_allowed={self.share:g} of them:{listed}"
+            )

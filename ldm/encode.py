@@ -32,6 +32,7 @@ from odvae.running.errors import InputError
 from odvae.running.failures import Failure
 from odvae.running.files import atomic_file, read_json
 from odvae.running.hashing import HashCache, file_fingerprint, weights_fingerprint
+from odvae.running.precision import uses_bf16
 from odvae.running.run_folder import code_version
 from odvae.running.stage import Stage
 from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
@@ -236,6 +237,7 @@ def _write_manifest(
         flip=settings.flip,
         posterior=settings.posterior,
         dtype=settings.dtype,
+        precision="bf16" if uses_bf16(settings.precision, PartialState().device) else "fp32",
         held_out=data.held_out,
         buckets=_bucket_shapes(full, encoding),
         train_entries=train,

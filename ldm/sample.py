@@ -26,6 +26,7 @@ from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
+from odvae.running.precision import autocast, uses_bf16
 from odvae.running.progress import progress_bar
 from odvae.running.run_folder import code_version
 from odvae.running.stage import Stage
@@ -98,7 +99,10 @@ def sample_videos(
     pipeline.set_progress_bar_config(disable=True)
     with Stage(folder) as stage:
         mine = requests[state.process_index :: state.num_processes]
-        with progress_bar("sampling", 0, len(mine), unit="video") as bar:
+        with (
+            autocast(settings.precision, state.device),
+            progress_bar("sampling", 0, len(mine), unit="video") as bar,
+        ):
             for batch in _batches(mine, settings.batch_size):
                 for request, latents in zip(batch, generate_latents(pipeline, batch, settings), strict=True):
                     _write(folder / request.file, pipeline, latents, settings)
@@ -185,6 +189,7 @@ def _record(
     """Write everything that determines a video's bytes to samples.jsonl, one row per file."""
     common = {
         **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif"}),
+        "precision": "bf16" if uses_bf16(settings.precision, pipeline.device) else "fp32",
         "scheduler": type(pipeline.scheduler).__name__,
         "vae_sha256": provenance.vae_sha256,
         "ldm_sha256": weights_fingerprint(pipeline.transformer),

@@ -24,6 +24,7 @@ from odvae.running.errors import InputError
 from odvae.running.failures import Failure, Failures
 from odvae.running.files import write_json
 from odvae.running.hashing import file_fingerprint
+from odvae.running.precision import autocast
 from odvae.running.progress import progress_bar
 from odvae.shards.captions import captions_in
 from odvae.shards.samples import Sample
@@ -100,7 +101,8 @@ def _encoded_batches(
 def _encode_batch(
     encoding: EncodingContext, videos: Iterator[Tensor], captions: list[tuple[str, ...]], streamed: bool
 ) -> EncodedTensors:
-    moments = encode_pieces(encoding.vae, videos, streamed)
+    with autocast(encoding.settings.precision, encoding.vae.device):
+        moments = encode_pieces(encoding.vae, videos, streamed)
     text = encoding.text.encode([own[0] if own else "" for own in captions], encoding.max_tokens)
     further, size = [caption for own in captions for caption in own[1:]], encoding.settings.batch_size
     parts = [encoding.text.encode(further[i : i + size], encoding.max_tokens) for i in range(0, len(further), size)]

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from odvae.clips.settings import DataSettings
 from odvae.frame_counts import check_clip_size
 from odvae.running.errors import InputError
-from odvae.running.settings import MayChange, Settings
+from odvae.running.settings import MayChange, Precision, Settings
 
 
 class BucketSettings(Settings):
@@ -58,6 +58,9 @@ class EncodeSettings(Settings):
     """Clips encoded at a time."""
     stream_frames: int = Field(65, ge=5)
     """Longer clips are decoded and encoded in pieces of this many frames, one clip at a time, in constant memory."""
+    precision: Precision = "auto"
+    """Precision in which the VAE encodes: autocast to bf16, or none (fp32); auto: bf16 on a GPU that supports it,
+    otherwise fp32. Captions are always embedded in fp32, latent statistics summed in fp64."""
     dtype: Literal["bf16", "fp16"] = "bf16"
     """Data type in which means, standard deviations and text embeddings are stored."""
     posterior: Literal["moments", "mean"] = "moments"

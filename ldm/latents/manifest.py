@@ -83,6 +83,8 @@ class Manifest:
     shards: list[ShardRecord]
     code: dict[str, str]
     format: int = FORMAT
+    precision: str = "fp32"
+    """In which the VAE encoded: bf16 (autocast) or fp32."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -55,11 +55,15 @@ class TextEncoder:
 def encode_captions(
     tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, captions: Sequence[str], max_tokens: int
 ) -> tuple[Tensor, Tensor]:
-    """Captions -> last hidden states (b, max_tokens, d) and the mask (b, max_tokens) of real tokens."""
+    """Captions -> last hidden states (b, max_tokens, d) and the mask (b, max_tokens) of real tokens.
+
+    Autocast is off in it, so that embeddings are the same in encoding, sampling and evaluation.
+    """
     tokens = tokenizer(
         list(captions), padding="max_length", truncation=True, max_length=max_tokens, return_tensors="pt"
     ).to(model.device)
-    hidden = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
+    with torch.autocast(model.device.type, enabled=False):
+        hidden = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
     return hidden, tokens.attention_mask.bool()
 
 

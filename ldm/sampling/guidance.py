@@ -40,13 +40,17 @@ class Guidance:
 def guided_prediction(
     network: nn.Module, condition: Condition, unconditional: Condition | None, guidance: Guidance
 ) -> Callable[[Tensor, float, bool], Tensor]:
-    """The network as `sample_latents` calls it: conditional and unconditional prediction in one batch where guided."""
+    """The network as `sample_latents` calls it: conditional and unconditional prediction in one batch where guided.
+
+    Predictions have the latents' dtype also under autocast: schedulers return latents of the prediction's dtype.
+    """
     both = condition if unconditional is None else condition.concat(unconditional)
 
     def predict(z: Tensor, time: float, guided: bool) -> Tensor:
         if not guided or unconditional is None:
-            return network(z, torch.full((len(z),), time, device=z.device), condition)
+            return network(z, torch.full((len(z),), time, device=z.device), condition).to(z.dtype)
         doubled = torch.cat([z, z])
-        return guidance.combine(*network(doubled, torch.full((len(doubled),), time, device=z.device), both).chunk(2))
+        predictions = network(doubled, torch.full((len(doubled),), time, device=z.device), both).to(z.dtype)
+        return guidance.combine(*predictions.chunk(2))
 
     return predict

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from odvae.running.settings import Settings
+from odvae.running.settings import Precision, Settings
 
 SamplerName = Literal["euler", "heun", "ddim", "dpmsolver++", "unipc"]
 
@@ -27,6 +27,9 @@ class SampleSettings(Settings):
     guidance_rescale: float = Field(0.0, ge=0, le=1)
     """How far (0 to 1) the guided prediction is rescaled to the standard deviation of the conditional one, against
     oversaturation."""
+    precision: Precision = "auto"
+    """Precision of the network and the decoder: autocast to bf16, or none (fp32); auto: bf16 on a GPU that supports it,
+    otherwise fp32. Prompts are embedded and the steps of the sampler are made in fp32."""
     ema_decay: float | None = None
     """EMA weights to sample from: one of `ldm.optimization.extra_ema_decays`; null: those of
     `ldm.optimization.ema_decay`."""

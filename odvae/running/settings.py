@@ -39,6 +39,8 @@ class Settings(BaseModel):
 
 SettingsT = TypeVar("SettingsT", bound=Settings)
 
+Precision = Literal["auto", "bf16", "fp32"]
+
 
 class MayChange:
     """Marks a field whose value may change when a run is resumed: `steps: Annotated[int, MayChange]`.

@@ -6,18 +6,19 @@ import contextlib
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder
+from odvae.running.precision import uses_bf16
+from odvae.running.settings import Precision
 from odvae.training.muon import Muon
 from odvae.training.settings import OptimizationSettings, Tracker
 
@@ -107,13 +108,9 @@ def clipped_step(
     return norm
 
 
-def make_accelerator(
-    precision: Literal["auto", "bf16", "fp32"], tracker: Tracker, folder: Path, name: str
-) -> Accelerator:
+def make_accelerator(precision: Precision, tracker: Tracker, folder: Path, name: str) -> Accelerator:
     """An Accelerator for one training, with its tracker started."""
-    bf16 = precision == "bf16" or (
-        precision == "auto" and uses_cuda() and torch.cuda.is_bf16_supported(including_emulation=False)
-    )
+    bf16 = uses_bf16(precision, PartialState().device)
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no",
         log_with=None if tracker == "none" else tracker,

@@ -6,10 +6,9 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from odvae.running.settings import MayChange, Settings
+from odvae.running.settings import MayChange, Precision, Settings
 
 Tracker = Literal["none", "wandb", "tensorboard"]
-Precision = Literal["auto", "bf16", "fp32"]
 
 
 class OptimizationSettings(Settings):

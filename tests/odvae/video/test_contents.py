@@ -3,10 +3,10 @@
 import io
 
 import pytest
-from odvae.video.video_io import examine
 
 from odvae.video.decoding import VideoError
 from odvae.video.images import decode_image
+from odvae.video.video_io import examine
 
 CONTENTS = {
     b"<!DOCTYPE html><html>": "it is a web page (HTML)",

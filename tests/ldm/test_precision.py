@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ldm.encoding.worker import encode_pieces
+from ldm.encoding.encode_shards import encode_pieces
 from small_networks import awake, make_dit
 
 from ldm.diffusion.settings import ObjectiveSettings

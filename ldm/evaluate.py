@@ -31,10 +31,10 @@ from odvae.clips.video_set import VideoSet
 from odvae.flicker import seam_ratio
 from odvae.frame_counts import check_clip_size
 from odvae.measuring import forbid_tf32
+from odvae.report_file import read_report, update_report
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
-from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
 from odvae.running.stage import Stage
 from odvae.shards.samples import Sample

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import model_validator
 
+from ldm.arguments import parse_command_line
 from ldm.demo.settings import DemoVideoSettings
 from ldm.encoding.settings import EncodeSettings
 from ldm.evaluation.settings import EvalLDMSettings
@@ -22,7 +23,7 @@ from odvae.clips.settings import DataSettings
 from odvae.frame_counts import check_frame_count
 from odvae.running.commands import command_line
 from odvae.running.run_folder import RunFolder
-from odvae.running.settings import Settings, parse_command_line
+from odvae.running.settings import Settings
 from odvae.settings import EvalVAESettings, VAESettings
 from odvae.training.settings import Tracker
 

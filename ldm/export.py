@@ -14,10 +14,10 @@ from ldm.pipeline import TextToVideoPipeline
 from ldm.sample import load_pipeline
 from ldm.sampling.settings import SampleSettings
 from odvae.frame_counts import video_frames
+from odvae.report_file import read_report
 from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import atomic_folder, read_json_lines
 from odvae.running.hashing import weights_fingerprint
-from odvae.running.report_file import read_report
 from odvae.running.run_folder import RunFolder, code_version
 from odvae.running.stage import Stage
 from odvae.running.strict_yaml import read_yaml

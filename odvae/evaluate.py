@@ -25,10 +25,10 @@ from odvae.clips.video_set import VideoSet
 from odvae.latent_statistics import ChannelSums
 from odvae.measuring import PeakMemory, forbid_tf32, now
 from odvae.metrics import lpips, psnr, ssim
+from odvae.report_file import read_report, update_report
 from odvae.running.errors import InputError
 from odvae.running.files import write_text
 from odvae.running.progress import progress_bar
-from odvae.running.report_file import read_report, update_report
 from odvae.running.run_folder import RunFolder
 from odvae.running.seeds import normal_per_sample
 from odvae.running.stage import Stage

@@ -17,11 +17,12 @@ import argparse
 import sys
 import time
 
+from ldm.arguments import settings_help
 from ldm.fuzzing.kinds import choose_kinds
 from ldm.fuzzing.runner import fuzz, replay, table
 from ldm.fuzzing.settings import FuzzSettings
 from odvae.running.errors import readable_errors
-from odvae.running.settings import make_settings, settings_help
+from odvae.running.settings import make_settings
 
 
 def main() -> None:

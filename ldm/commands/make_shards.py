@@ -13,9 +13,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ldm.arguments import settings_help
 from odvae.running.commands import command_line
 from odvae.running.errors import readable_errors
-from odvae.running.settings import make_settings, settings_help
+from odvae.running.settings import make_settings
 from odvae.shards.filters import PackingSettings
 
 

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 from odvae.clips.settings import DataSettings
 from odvae.frame_counts import check_clip_size
 from odvae.running.errors import InputError
-from odvae.running.settings import MayChange, Precision, Settings
+from odvae.running.resume_check import MayChange
+from odvae.running.settings import Precision, Settings
 
 
 class BucketSettings(Settings):

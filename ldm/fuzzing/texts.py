@@ -14,8 +14,8 @@ from ldm.fuzzing.kind import Kind, Valid
 from ldm.fuzzing.mutations import BYTES, JSON, TEXT, Mutation
 from ldm.networks.settings import ConditioningSettings
 from ldm.sampling.requests import user_requests
+from odvae.running.resume_check import check_not_made_by_0_1, record_settings
 from odvae.running.settings import load_settings
-from odvae.running.stage import check_not_made_by_0_1, record_settings
 
 # What YAML can say and a config cannot mean: values that hold themselves, that grow without end, that are code.
 _YAML_PIECES = (

@@ -15,8 +15,8 @@ from markupsafe import Markup
 
 from ldm.report import charts
 from ldm.report.flat_table import as_text, flatten, to_csv
+from odvae.report_file import STAGES
 from odvae.running.files import read_json, read_json_lines, write_text
-from odvae.running.report_file import STAGES
 from odvae.running.run_folder import RunFolder
 from odvae.video.frame_grid import frame_grid, save_image
 from odvae.video.video_io import decode

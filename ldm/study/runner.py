@@ -17,8 +17,9 @@ from ldm.experiment import Experiment
 from ldm.study.plan import IMAGE, Run, StudySettings, generator_run, vae_runs
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_json, write_text
+from odvae.running.resume_check import differing_keys
 from odvae.running.run_folder import code_version
-from odvae.running.settings import differing_keys, load_settings
+from odvae.running.settings import load_settings
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GRACE = 120  # seconds that a stage has to save its checkpoint at the deadline

@@ -8,7 +8,8 @@ from pydantic import Field, model_validator
 
 from ldm.diffusion.settings import ObjectiveSettings
 from ldm.networks.settings import AttentionBackend, ConditioningSettings, DiTSettings, UNetSettings
-from odvae.running.settings import MayChange, Settings
+from odvae.running.resume_check import MayChange
+from odvae.running.settings import Settings
 from odvae.training.settings import OptimizationSettings
 
 

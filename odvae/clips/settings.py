@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from odvae.running.settings import MayChange, Settings
+from odvae.running.resume_check import MayChange
+from odvae.running.settings import Settings
 
 Resize = Literal["bicubic", "bilinear"]
 

@@ -10,19 +10,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from accelerate import PartialState
 
 from odvae.running.allocator import keep_freed_memory
 from odvae.running.distributed import decide_on_main_process, uses_cuda
-from odvae.running.errors import InputError
-from odvae.running.files import make_output_folder, read_json, remove_leftovers, write_json, write_text
+from odvae.running.files import make_output_folder, read_json, remove_leftovers, write_json
 from odvae.running.folder_lock import exclusive_update, sole_writer
+from odvae.running.resume_check import check_not_made_by_0_1, record_settings
 from odvae.running.run_folder import code_version
-from odvae.running.settings import Settings, differing_keys, find_renamed, may_change
 from odvae.running.stop_signals import StopSignals
-from odvae.running.strict_yaml import read_yaml
-from odvae.running.text import read_text_file
 
 RECORD = "stage.json"
 SETTINGS = "experiment.yaml"
@@ -144,59 +140,6 @@ class Stage:
                 f"\nstopped after step {step}, saved in {self.folder}; run the same command again to resume", flush=True
             )
         raise SystemExit(128 + (self.signals.received or signal.SIGINT))
-
-
-def check_not_made_by_0_1(path: Path, sections: Mapping[str, Any]) -> None:
-    """Raise InputError for a record with settings' names of version 0.1, with the names they have now."""
-    record = _read_sections(path) if path.exists() else {}
-    renamed: dict[str, str] = {}
-    for name, section in sections.items():
-        if isinstance(section, Settings):
-            before = name if name in record else section.renamed_section or name
-            if isinstance(record.get(before), dict):
-                renamed |= {before: name} if before != name else {}
-                renamed |= find_renamed(type(section), record[before], f"{before}.", f"{name}.")
-    if renamed:
-        raise InputError(
-            f"{path.parent} was made by version 0.1, whose settings had other names:\n"
-            + "".join(f"  {old} is now {new}\n" for old, new in renamed.items())
-            + "nothing in it was changed. This version cannot resume it: choose another run folder (run=...), or "
-            "finish it with version 0.1 (docs/changes.md)"
-        )
-
-
-def _read_sections(path: Path) -> dict[Any, Any]:
-    """The sections in a run's record of its settings. Raises InputError where it holds none."""
-    found = read_yaml(read_text_file(path), str(path))
-    if not isinstance(found, dict):
-        raise InputError(
-            f"{path} was damaged: expected the settings of its run, found {type(found).__name__}; restore it, or "
-            "choose another run folder (run=...)"
-        )
-    return found
-
-
-def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
-    """Write the resolved settings of a run, or check that they equal those of the run that is already in the folder.
-
-    Returns whether all keys are equal to those of an earlier run. Raises InputError with every key that differs and is
-    not marked with `MayChange`.
-    """
-    resolved = {
-        name: section.model_dump(mode="json") if isinstance(section, Settings) else section
-        for name, section in sections.items()
-    }
-    if path.exists():
-        differing = differing_keys(_read_sections(path), resolved)
-        if not differing:
-            return True
-        if changed := {key: values for key, values in differing.items() if not may_change(key, sections)}:
-            raise InputError(
-                f"{path.parent} holds a run with other settings; choose another run folder (run=...) or remove it:\n"
-                + "\n".join(f"  {key}: was {before!r}, now {now!r}" for key, (before, now) in changed.items())
-            )
-    write_text(path, yaml.safe_dump(resolved, sort_keys=False))
-    return False
 
 
 def names_of(**functions: Any) -> dict[str, dict[str, str]]:

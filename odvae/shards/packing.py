@@ -25,8 +25,8 @@ from odvae.running.files import make_output_folder, read_json, read_json_lines, 
 from odvae.running.folder_lock import LOCK, sole_writer
 from odvae.running.hashing import file_fingerprint
 from odvae.running.text import valid_unicode
-from odvae.shards.captions import CaptionReader
 from odvae.running.worker_pool import WorkerPool
+from odvae.shards.captions import CaptionReader
 from odvae.shards.filters import PackingSettings
 from odvae.shards.report import PackingReport, list_rejects
 from odvae.shards.samples import scene_key

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from odvae.running.settings import MayChange, Precision, Settings
+from odvae.running.resume_check import MayChange
+from odvae.running.settings import Precision, Settings
 
 Tracker = Literal["none", "wandb", "tensorboard"]
 

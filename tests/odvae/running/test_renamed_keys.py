@@ -20,8 +20,8 @@ from ldm.sampling.sample_table import add_sample_rows, read_sample_rows
 from ldm.study.plan import StudySettings
 from ldm.training.settings import LDMSettings
 from odvae.clips.settings import DataSettings
+from odvae.report_file import read_report
 from odvae.running.errors import InputError
-from odvae.running.report_file import read_report
 from odvae.running.run_folder import RunFolder
 from odvae.running.settings import Settings, load_settings, make_settings
 from odvae.running.stage import Stage

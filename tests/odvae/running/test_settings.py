@@ -7,11 +7,12 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from small import REPOSITORY
 
+from ldm.arguments import settings_help
 from ldm.experiment import Experiment
 from ldm.study.plan import IMAGE, StudySettings, generator_run, vae_runs
 from ldm.study.runner import record_experiment
 from odvae.running.errors import InputError
-from odvae.running.settings import find_config, load_settings, settings_help
+from odvae.running.settings import find_config, load_settings
 from odvae.running.strict_yaml import read_yaml
 
 LAUNCHES = sorted((REPOSITORY / "configs/accelerate").glob("*.yaml"))

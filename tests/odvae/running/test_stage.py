@@ -12,9 +12,11 @@ from typing import Annotated
 import pytest
 from ranks import on_ranks
 
+from ldm.arguments import settings_help
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import temporary_path
-from odvae.running.settings import MayChange, Settings, settings_help
+from odvae.running.resume_check import MayChange
+from odvae.running.settings import Settings
 from odvae.running.stage import Stage
 
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from ldm.encoding.encode_shards import encode_pieces
 from small_networks import awake, make_dit
 
 from ldm.diffusion.settings import ObjectiveSettings
+from ldm.encoding.encode_shards import encode_pieces
 from ldm.networks.conditioning import Condition
 from ldm.networks.settings import TextSettings
 from ldm.networks.text_encoder import learn_text_encoder, load_text_encoder

@@ -19,23 +19,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from odvae.streaming import StreamCache, VideoLayer, join_past
+
 if TYPE_CHECKING:  # what ChannelsLastMixin is mixed into
     from diffusers import ModelMixin as _Mixed
 else:
     _Mixed = object
-
-StreamCache = dict[nn.Module, Tensor]
-
-
-class VideoLayer(nn.Module):
-    """Base class of layers (b, c, t, h, w) -> (b, c', t', h', w'); its attributes let `LayerStack` run it in pieces."""
-
-    values_per_position: int
-    """Largest number of values in memory per position of the input; it determines how many frames form a piece."""
-    halves_time: bool = False
-    """Whether it downsamples time by 2: then a piece must have an even number of frames, not counting frame 0."""
-    needs_whole_clip: bool = False
-    """Whether it cannot be computed in pieces."""
 
 
 def to_frames(x: Tensor) -> Tensor:
@@ -51,20 +40,6 @@ def to_frames(x: Tensor) -> Tensor:
 def from_frames(frames: Tensor, batch: int) -> Tensor:
     """(b t, c, h, w) -> (b, c, t, h, w)"""
     return frames.unsqueeze(2) if len(frames) == batch else rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
-
-
-def join_past(cache: StreamCache | None, layer: nn.Module, past: Tensor, x: Tensor, kept: int) -> Tensor:
-    """Concatenate the frames `past` and the piece x along time; the last `kept` frames are cached for the next piece.
-
-    The cache entry is allocated once, for the first piece and before the concatenation, and overwritten in place later:
-    long-lived tensors allocated between short-lived ones would fragment the memory.
-    """
-    if cache is None:
-        return torch.cat([past, x], dim=2)
-    cache.setdefault(layer, past[:, :, :kept])
-    joined = torch.cat([past, x], dim=2)
-    cache[layer].copy_(joined[:, :, joined.shape[2] - kept :])
-    return joined
 
 
 def conv3d(

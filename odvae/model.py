@@ -20,9 +20,10 @@ from torch import Tensor
 from odvae.encoder_decoder import Architecture, Decoder, Encoder
 from odvae.inflation import add_quant_convolutions, inflate_state
 from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.layers import ChannelsLastMixin, StreamCache, keep_channels_last, make_conv
+from odvae.layers import ChannelsLastMixin, keep_channels_last, make_conv
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
 from odvae.running.errors import InputError
+from odvae.streaming import StreamCache
 from odvae.tiling import TileCaches, TilingMixin
 
 if TYPE_CHECKING:

@@ -37,13 +37,39 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from odvae.layers import StreamCache, VideoLayer
-
 # Largest number of values of a piece (one frame may have more). On a CPU, pieces of this size stay in the cache, and
 # the allocator reuses memory (above 32 MiB it maps new memory for each tensor, which takes longer than computing a
 # norm). Accelerators need larger pieces to be fully used.
 PIECE_VALUES = {"cpu": 2**21}
 PIECE_VALUES_ELSEWHERE = 2**26
+
+# For each layer, the input frames that it needs again for the next piece of the same video.
+StreamCache = dict[nn.Module, Tensor]
+
+
+class VideoLayer(nn.Module):
+    """Base class of layers (b, c, t, h, w) -> (b, c', t', h', w'); its attributes let `LayerStack` run it in pieces."""
+
+    values_per_position: int
+    """Largest number of values in memory per position of the input; it determines how many frames form a piece."""
+    halves_time: bool = False
+    """Whether it downsamples time by 2: then a piece must have an even number of frames, not counting frame 0."""
+    needs_whole_clip: bool = False
+    """Whether it cannot be computed in pieces."""
+
+
+def join_past(cache: StreamCache | None, layer: nn.Module, past: Tensor, x: Tensor, kept: int) -> Tensor:
+    """Concatenate the frames `past` and the piece x along time; the last `kept` frames are cached for the next piece.
+
+    The cache entry is allocated once, for the first piece and before the concatenation, and overwritten in place later:
+    long-lived tensors allocated between short-lived ones would fragment the memory.
+    """
+    if cache is None:
+        return torch.cat([past, x], dim=2)
+    cache.setdefault(layer, past[:, :, :kept])
+    joined = torch.cat([past, x], dim=2)
+    cache[layer].copy_(joined[:, :, joined.shape[2] - kept :])
+    return joined
 
 
 class LayerStack(nn.Module):

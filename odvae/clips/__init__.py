@@ -1,4 +1,4 @@
-"""Clips for training and scoring, decoded ahead by worker processes, in an order that follows from the step.
+"""Clips for training and evaluation, decoded in advance by worker processes. Their order is a function of the step.
 
 In: shards. Out: batches of uint8 clips (b, t, h, w, 3).
 """

@@ -1,7 +1,7 @@
-"""A clip of a video: how many frames there are, which are taken, how they are brought to size.
+"""Reading of clips: number of frames of a video, which frames a clip has, resizing and cropping.
 
-A clip is `frames` frames of a video, from frame number `start` on, each `stride`-th; with `fps` set the video is first
-brought to that rate, so that numbers count frames of the new rate. An image is a video of one frame.
+A clip has `frames` frames of a video, every `stride`-th from frame number `start` on. With `fps` set, the video is
+first resampled to that rate, and frame numbers refer to the new rate. An image is a video with one frame.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from odvae.video.images import decode_image
 from odvae.video.video_io import VideoFacts, read_frames, read_frames_at
 
 CENTER = (0.5, 0.5)
-DEFAULT_FPS = 8.0  # rate at which clips are played where that of their video is unknown
+DEFAULT_FPS = 8.0  # rate at which clips are played if the rate of their video is unknown
 
 
 def frame_count(sample: Sample, fps: float | None) -> int:
-    """Frames of a sample's video, at the rate `fps` where it is given. Decodes the video where nothing is known of it.
+    """Number of frames of a sample's video, after resampling to `fps` if given.
 
-    Raises VideoError, as `load_clip` does.
+    Decodes the video if no facts are known. Raises VideoError if it is unreadable.
     """
     with decoding(sample.name):
         return frames_at_rate(known_facts(sample) or examine_sample(sample), fps)
 
 
 def frames_at_rate(facts: VideoFacts, fps: float | None) -> int:
-    """Frames of a video, at the rate `fps` where it is given. An image has one at any rate."""
+    """Number of frames of a video, after resampling to `fps` if given. An image has one frame at any rate."""
     return int(facts.seconds * fps + 1e-6) if fps and facts.seconds else facts.frames
 
 
@@ -49,7 +49,7 @@ def clip_rate(sample: Sample, settings: ClipSettings) -> float:
 
 
 def frame_size(sample: Sample) -> tuple[int, int]:
-    """Height and width of a sample's video or image, as shown; from what is known of it, else from the file itself."""
+    """Height and width of a sample's video or image as displayed, from its known facts or from the file."""
     with decoding(sample.name):
         facts = known_facts(sample) or examine_sample(sample)
         return facts.height, facts.width
@@ -60,9 +60,9 @@ def load_clip(
 ) -> Tensor:
     """One clip of a video as uint8 (frames, height, width, 3), from its frame number `start` on.
 
-    `crop` says where the kept part lies in what is too long, from (0, 0), top and left, to (1, 1). Frames are brought
-    to size one by one, so that a large video needs no more memory than a small one. Raises VideoError (an InputError)
-    where the video is unreadable or too short.
+    `crop` is the position of the crop, from (0, 0), top left, to (1, 1), bottom right. Frames are resized one by one,
+    so that memory does not depend on the video's size. Raises VideoError (an InputError) if the video is unreadable or
+    too short.
     """
     with decoding(sample.name):
         clip = torch.empty(settings.shape, dtype=torch.uint8)
@@ -72,11 +72,11 @@ def load_clip(
 
 
 def clip_frames(sample: Sample, settings: ClipSettings, start: int) -> Iterator[np.ndarray]:
-    """A clip's frames as the file has them, uint8 (h, w, 3)."""
+    """The frames of a clip in the file's size, uint8 (h, w, 3)."""
     member = sample.video_member
     if member in IMAGE_EXTENSIONS:
         if start or settings.frames > 1:
-            raise InputError(f"{sample.name} is an image, a clip of {settings.frames} frames was asked for")
+            raise InputError(f"{sample.name} is an image, but a clip of {settings.frames} frames was requested")
         return iter([decode_image(sample.read(member), sample.name)])
     facts, file = known_facts(sample), sample.open(member)
     if settings.fps is None:
@@ -90,7 +90,7 @@ def clip_frames(sample: Sample, settings: ClipSettings, start: int) -> Iterator[
 def fit_frames(
     frames: np.ndarray, height: int, width: int, resize: Resize = "bicubic", crop: tuple[float, float] = CENTER
 ) -> Tensor:
-    """uint8 (t, h, w, 3) -> uint8 (t, height, width, 3): cover the target, antialiased, and crop what is too long."""
+    """uint8 (t, h, w, 3) -> uint8 (t, height, width, 3): resize to cover the target, antialiased, then crop."""
     video = torch.from_numpy(frames)
     _, h, w, _ = video.shape
     if (h, w) == (height, width):

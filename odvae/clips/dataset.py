@@ -1,7 +1,6 @@
-"""Which clip training sample n is: a pure function of (seed, n).
+"""Training clips by sample number: video, first frame, crop and flip are functions of (seed, sample number).
 
-The video, the first frame, the crop and the flip follow from the number. So any number of ranks and workers reads the
-same clips, and a resumed run goes on with the very next one.
+So the clips do not depend on the number of ranks and workers, and a resumed run continues with the next clip.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from odvae.shards.samples import Sample
 
 
 class ClipDataset:
-    """Sample number n -> {"video": uint8 (t, h, w, 3), "number": n}. Infinite."""
+    """Infinite dataset: sample number n -> {"video": uint8 (t, h, w, 3), "number": n}."""
 
     def __init__(self, samples: Sequence[Sample], data: DataSettings, seed: int) -> None:
         self.samples, self.data, self.seed = list(samples), data, seed
@@ -28,22 +27,22 @@ class ClipDataset:
         return {"video": self.load(number, attempt=0), "number": number}
 
     def source(self, number: int, attempt: int) -> Sample:
-        """The video sample n is from; a higher attempt takes another where that one cannot be decoded."""
+        """The video of a sample; attempts above 0 give replacements for a video that cannot be decoded."""
         if attempt == 0:
             return self.samples[shuffled_index(number, len(self.samples), self.seed)]
         return self.samples[derive_seed(self.seed, "replacement", number, attempt) % len(self.samples)]
 
     def load(self, number: int, attempt: int) -> Tensor:
-        """The clip, uint8 (t, h, w, 3)."""
+        """The clip of a sample, uint8 (t, h, w, 3)."""
         return self.clip_of(self.source(number, attempt), number)
 
     def clip_of(self, sample: Sample, number: int) -> Tensor:
-        """The clip that sample n is when it is from this video."""
+        """The clip of a sample, taken from the given video. Raises UnfitError if the video is too short."""
         data = self.data
         rng = numpy_generator(self.seed, "clip", number)
         last_start = frame_count(sample, data.fps) - data.span
         if last_start < 0:
-            raise UnfitError(f"{sample.name}: is shorter than the {data.span} frames a clip spans")
+            raise UnfitError(f"{sample.name}: shorter than the {data.span} frames that a clip spans")
         anywhere = int(rng.integers(0, last_start + 1))
         start = {"random": anywhere, "first": 0, "middle": last_start // 2}[data.start]
         crop = (float(rng.random()), float(rng.random())) if data.crop == "random" else CENTER

@@ -1,4 +1,4 @@
-"""Batches of training clips, and clips one after the other, decoded ahead by guarded worker processes."""
+"""Data loaders: batches of training clips, and clips in order, decoded in advance by worker processes with limits."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from odvae.shards.samples import Sample
 
 
 def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[str, Tensor]]:
-    """Batches in the sampler's order: {"video": uint8 (b, t, h, w, 3), "number": (b,)}.
+    """Yield batches in the sampler's order: {"video": uint8 (b, t, h, w, 3), "number": (b,)}.
 
-    A video that cannot be decoded, or does something to the process that decodes it, is named once, and another takes
-    its place; which one follows from the sample's number too. Raises InputError past `data.failures_allowed`.
+    A video that cannot be decoded, or kills the worker that decodes it, is reported once and replaced by another one,
+    which is also a function of the sample number. Raises InputError after more failures than `data.failures_allowed`.
     """
     data = dataset.data
     if data.stream is not None:
@@ -60,23 +60,22 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[
             yield {"video": video, "number": torch.tensor([number for (number, _), _ in batch])}
 
 
-def each_clip(samples: Sequence[Sample], data: DataSettings, of: int) -> Iterator[tuple[int, Tensor]]:
-    """The clip from frame 0 of each of these videos: (its place among them, uint8 (t, h, w, 3), which lasts until the
-    next).
+def each_clip(samples: Sequence[Sample], data: DataSettings, total_videos: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield (index, clip from frame 0, uint8 (t, h, w, 3)) for each video; the next clip overwrites the tensor.
 
-    A video that cannot be decoded is named and left out. Raises InputError past the share `data.failures_allowed` of
-    the set's `of` videos.
+    A video that cannot be decoded is reported and left out. Raises InputError if these are more than the share
+    `data.failures_allowed` of `total_videos`.
     """
-    failures = Failures(of, data.failures_allowed, "videos")
-    for place, clip in enumerate(clips_from(((sample, 0) for sample in samples), data)):
+    failures = Failures(total_videos, data.failures_allowed, "videos")
+    for index, clip in enumerate(clips_from(((sample, 0) for sample in samples), data)):
         if isinstance(clip, Failure):
-            failures.add(samples[place].name, clip.reason, counts=clip.cause != "unfit")
+            failures.add(samples[index].name, clip.reason, counts=clip.cause != "unfit")
         else:
-            yield place, clip
+            yield index, clip
 
 
 def clips_from(chosen: Iterable[tuple[Sample, int]], data: DataSettings) -> Iterator[Tensor | Failure]:
-    """The clip of each (video, first frame), uint8 (t, h, w, 3), which lasts until the next; in order."""
+    """Yield the clip of each (video, first frame) in order, uint8 (t, h, w, 3); the next clip overwrites the tensor."""
     slots = AHEAD * max(1, data.workers)
 
     def load(task: tuple[Sample, int]) -> Tensor:

@@ -1,4 +1,4 @@
-"""Clips decoded ahead by guarded worker processes, into memory that they share with this process."""
+"""Pool of worker processes that decode clips in advance, into memory shared with this process."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from odvae.running.worker_pool import WorkerPool
 
 Task = TypeVar("Task")
 
-# Batches that are decoded while one is used.
+# Batches that are decoded in advance.
 AHEAD = 4
 
 
 @dataclass(frozen=True)
 class ClipTicket:
-    """A clip that is being decoded: the task that decodes it, where in the shared memory, and its shape."""
+    """A clip that is being decoded: the ticket of its task, its slot in the shared memory, and its shape."""
 
     task: int
     slot: int
@@ -33,10 +33,10 @@ class ClipTicket:
 
 
 class ClipPool(Generic[Task]):
-    """Guarded workers that decode clips into memory they share with this process, as `load(task)` says.
+    """Worker processes with time and memory limits that decode clips, `load(task)`, into shared memory.
 
-    `shape` is the largest clip's, (t, h, w, 3); `slots` how many clips may be submitted and not yet asked for;
-    `name_of` says in errors what a task is.
+    `shape` (t, h, w, 3) is that of the largest clip; `slots` is the maximum number of clips that are submitted and not
+    yet requested; `name_of` gives the name of a task in errors.
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class ClipPool(Generic[Task]):
         self.pool.close()
 
     def submit(self, task: Task, shape: tuple[int, ...]) -> ClipTicket:
-        """Begin to decode a clip of this shape."""
+        """Start decoding a clip of this shape."""
         slot = self.free.popleft()
         return ClipTicket(self.pool.submit((task, slot)), slot, shape)
 
     def clip(self, ticket: ClipTicket) -> Tensor | Failure:
-        """The decoded clip, which lasts until the next `submit`; each ticket gives it once."""
+        """Wait for a decoded clip. Call it once per ticket; the next `submit` may overwrite the tensor."""
         result = self.pool.result(ticket.task)
         self.free.append(ticket.slot)
         if isinstance(result, Failure):
@@ -73,7 +73,7 @@ class ClipPool(Generic[Task]):
         return torch.from_numpy(self.slots[ticket.slot, : math.prod(ticket.shape)]).view(ticket.shape)
 
     def in_order(self, tasks: Iterable[tuple[Task, tuple[int, ...]]]) -> Iterator[Tensor | Failure]:
-        """The clips of (task, shape) pairs, decoded ahead as far as there are slots; each lasts until the next."""
+        """Yield the clips of (task, shape) pairs in order, decoded in advance; the next clip overwrites the tensor."""
         tickets: deque[ClipTicket] = deque()
         for task, shape in tasks:
             if not self.free:
@@ -89,5 +89,5 @@ class ClipPool(Generic[Task]):
 
 
 def _shared_bytes(slots: int, size: int) -> np.ndarray:
-    """uint8 (slots, size) that forked processes share. It needs no room in /dev/shm, which containers keep small."""
+    """uint8 (slots, size), shared with forked processes. It is not in /dev/shm, which is small in containers."""
     return np.frombuffer(mmap.mmap(-1, slots * size), dtype=np.uint8).reshape(slots, size)

@@ -1,4 +1,4 @@
-"""Which samples a step sees, on which rank: functions of the step alone."""
+"""Batch samplers for distributed training: the samples of a step and rank, as functions of the step."""
 
 from __future__ import annotations
 
@@ -13,30 +13,31 @@ from odvae.running.seeds import numpy_generator
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How the samples of one optimizer step are divided over ranks and micro-steps; this is the plan of `rank`."""
+    """How the samples of an optimizer step are divided among ranks and micro-steps, for the rank `rank`."""
 
     batch_size: int
-    """Samples a micro-step on each rank."""
+    """Samples per micro-step and rank."""
     gradient_accumulation_steps: int = 1
-    """Micro-steps a step."""
+    """Micro-steps per step."""
     rank: int = 0
     ranks: int = 1
 
     @property
     def global_batch(self) -> int:
-        """Samples a step, over all ranks and micro-steps."""
+        """Samples per step, over all ranks and micro-steps."""
         return self.ranks * self.gradient_accumulation_steps * self.batch_size
 
     def within_step(self, micro_step: int) -> range:
-        """Which of a step's `global_batch` samples this rank sees in a micro-step (from 0)."""
+        """Indices, among a step's `global_batch` samples, of this rank's samples in a micro-step (counted from 0)."""
         first = (micro_step * self.ranks + self.rank) * self.batch_size
         return range(first, first + self.batch_size)
 
 
 class StepSampler:
-    """Sample numbers for one rank, batch by batch, from optimizer step `start` on, without end.
+    """Infinite batches of sample numbers for one rank, after `start` completed optimizer steps.
 
-    Step s sees the numbers s*B .. (s+1)*B - 1 with B = `plan.global_batch`, however B is divided.
+    The step after s completed steps has the numbers s*B .. (s+1)*B - 1 with B = `plan.global_batch`, however B is
+    divided.
     """
 
     def __init__(self, plan: BatchPlan, start: int = 0) -> None:
@@ -52,7 +53,7 @@ class StepSampler:
 
 @dataclass(frozen=True)
 class SampleIndex:
-    """One sample of a step: its number among all samples, its bucket, and its index in the bucket's endless order."""
+    """A sample of a step: its number among all samples, its bucket, and its index in the bucket's infinite sequence."""
 
     number: int
     bucket: int
@@ -60,15 +61,16 @@ class SampleIndex:
 
 
 class BucketSampler:
-    """Samples for one rank, batch by batch, from optimizer step `start` on, without end. A step has one bucket.
+    """Infinite batches of samples for one rank, after `start` completed optimizer steps. A step has one bucket.
 
-    `counts` are the buckets' sizes. An epoch gives each bucket as many steps as it fills (one at least), in an order of
-    its own; so each bucket's entries come once before any comes twice. With one bucket the numbers are StepSampler's.
+    `counts` are the buckets' sizes. In an epoch, each bucket has as many steps as its entries fill (at least one), and
+    the order of the steps is random in each epoch. So a bucket's entries are all used once before any is repeated. With
+    one bucket, the sample numbers equal those of StepSampler.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, plan: BatchPlan, start: int = 0) -> None:
         self.seed, self.plan, self.start = seed, plan, start
-        self.steps = [max(1, round(count / plan.global_batch)) for count in counts]  # of each bucket, in an epoch
+        self.steps = [max(1, round(count / plan.global_batch)) for count in counts]  # of each bucket per epoch
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
         step, size = self.start, self.plan.global_batch
@@ -80,7 +82,7 @@ class BucketSampler:
             step += 1
 
     def bucket_at(self, step: int) -> tuple[int, int]:
-        """The bucket of a step, and how many steps had that bucket before it."""
+        """The bucket of a step, and the number of earlier steps with that bucket."""
         epoch, i = divmod(step, sum(self.steps))
         order = _bucket_order(self.seed, epoch, tuple(self.steps))
         bucket = int(order[i])

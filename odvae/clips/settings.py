@@ -1,6 +1,7 @@
-"""Which clips are taken from which videos, and how they are read: the `data` section of an experiment.
+"""Data settings: which videos and clips are used and how they are read (the `data` section of a config).
 
-Each part is what one job needs; `DataSettings` is all of them, so every function that takes a part takes it too.
+Each class has the settings of one task. `DataSettings` inherits from all of them, so it can be passed to every function
+that needs one.
 """
 
 from __future__ import annotations
@@ -26,24 +27,23 @@ class SourceSettings(Settings):
 
 
 class ClipSettings(Settings):
-    """The shape of a clip, and how it is cut from a video."""
+    """The shape of a clip, and how it is read from a video."""
 
     frames: int = Field(17, ge=1)
-    """Frames a clip. A VAE takes a multiple of its temporal compression ratio, plus one (OD-VAE: 4k+1): the first frame
-    is compressed alone, the others in groups."""
+    """Frames per clip: a multiple of the VAE's temporal compression ratio plus one (OD-VAE: 4k+1), since the first
+    frame is compressed alone and the others in groups."""
     height: int = Field(48, ge=1)
     """Clip height in pixels, a multiple of the VAE's spatial compression ratio (OD-VAE: 8)."""
     width: int = Field(48, ge=1)
-    """Clip width in pixels, a multiple as the height."""
+    """Clip width in pixels, a multiple of the same ratio."""
     stride: int = Field(1, ge=1)
-    """Every stride-th frame of the video is taken."""
+    """Every stride-th frame of the video is used."""
     fps: float | None = Field(None, gt=0)
-    """Frames per second to which videos are brought first, by the frame shown at each moment; null: all frames."""
+    """Frame rate to which videos are resampled first (the frame shown at each time); null: all frames are used."""
     resize: Resize = "bicubic"
-    """Filter that brings a video to the clip's size, antialiased."""
+    """Interpolation for resizing, antialiased."""
     hdr: Literal["tone_map", "leave_out"] = "tone_map"
-    """What becomes of videos of high dynamic range (PQ, HLG): their light is brought to standard range (BT.2390), or
-    they are left out."""
+    """Videos of high dynamic range (PQ, HLG) are tone-mapped to standard range (BT.2390) or left out."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -52,33 +52,33 @@ class ClipSettings(Settings):
 
     @property
     def span(self) -> int:
-        """Video frames from a clip's first to its last, both counted."""
+        """Number of video frames from the first to the last frame of a clip, both included."""
         return (self.frames - 1) * self.stride + 1
 
 
 class AugmentationSettings(Settings):
-    """What is random about a training clip."""
+    """Random augmentation of training clips."""
 
     start: Literal["random", "first", "middle"] = "random"
-    """Where in its video a training clip begins."""
+    """Position of a training clip in its video."""
     crop: Literal["center", "random"] = "center"
-    """What is kept of the side that is too long, in training."""
+    """Position of a training clip's crop along the longer side."""
     flip: float = Field(0.0, ge=0, le=1)
-    """Share of the VAE's training clips that are mirrored, left to right. Mirrored latents: `encode.flip`."""
+    """Share of the VAE's training clips that are mirrored horizontally. Mirrored latents: `encode.flip`."""
 
 
 class SplitSettings(Settings):
-    """Which videos are kept from training."""
+    """Which videos are held out from training."""
 
     held_out: float = Field(0.05, gt=0, lt=1)
-    """Share of the videos kept from all training, chosen by the hash of their key."""
+    """Share of the videos that are never used for training, chosen by the hash of their key."""
 
 
 class LoadingSettings(Settings):
-    """How clips are decoded, and how much may go wrong."""
+    """Decoding processes, their limits, and the allowed share of failures."""
 
     workers: Annotated[int, MayChange] = Field(1, ge=0)
-    """Processes that decode clips, a rank; 0 decodes in the training process, where nothing guards it."""
+    """Decoding processes per rank; 0 decodes in the training process, without time and memory limits."""
     decode_seconds: Annotated[float, MayChange] = Field(60.0, gt=0)
     """A video that takes a worker longer than this for one clip is left out."""
     decode_gib: Annotated[float, MayChange] = Field(4.0, gt=0)
@@ -87,8 +87,8 @@ class LoadingSettings(Settings):
     """A streamed shard that sends no byte for this long is left for a later pass over the shards; where no new video
     for training comes for three times as long, the run ends. Set it higher for a slow source."""
     failures_allowed: Annotated[float, MayChange] = Field(0.05, ge=0, le=1)
-    """The run ends when more than this share of the videos could not be decoded; until then they are left out."""
+    """Videos that cannot be decoded are left out; the run ends if they are more than this share of all videos."""
 
 
 class DataSettings(LoadingSettings, SplitSettings, AugmentationSettings, ClipSettings, SourceSettings):
-    """All of an experiment's `data` section. (pydantic lists the fields of the last class first.)"""
+    """The whole `data` section of a config. (pydantic lists the fields of the last class first.)"""

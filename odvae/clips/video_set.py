@@ -1,4 +1,4 @@
-"""The usable videos of a shard folder, and which of them are held out."""
+"""The usable videos of a shard folder, split into training and held-out videos."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from odvae.video.display import HDR_NAMES
 
 
 def is_held_out(key: str, share: float) -> bool:
-    """Whether a video belongs to the held-out split: a function of its key alone, the same in every stage.
+    """Whether a video belongs to the held-out split: a function of its key, so it is the same in every stage.
 
-    All scenes of a video are in one split.
+    All scenes of a video are in the same split.
     """
     return derive_seed("held out", video_of(key)) / 2**63 < share
 
@@ -27,8 +27,8 @@ def is_held_out(key: str, share: float) -> bool:
 class VideoSet:
     """The usable videos of a shard folder, split into training and held-out ones.
 
-    `samples` are all that can be read, `train` and `held_out` those as long as a clip; `left_out` says of every other
-    one why ("name: 9 frames", "name has no video"). Raises InputError where no video is left for a split.
+    `samples` are all readable videos; `train` and `held_out` are those that are long enough for a clip. `left_out` has
+    the reasons for all others ("name: 9 frames", "name has no video"). Raises InputError if a split is empty.
     """
 
     def __init__(self, folder: str | Path, data: DataSettings, command: str) -> None:
@@ -65,7 +65,7 @@ class VideoSet:
             )
 
     def describe(self) -> str:
-        """Counts, the first videos left out, and what is odd about others."""
+        """The counts, the first videos that are left out, and notes about the others, as text."""
         text = f"{len(self.train)} training and {len(self.held_out)} held-out videos"
         if self.left_out:
             text += f"; {len(self.left_out)} left out, unusable or shorter than {self.data.span} frames: " + ", ".join(
@@ -73,14 +73,14 @@ class VideoSet:
             )
         if self.high_range:
             done = {"tone_map": "tone-mapped", "leave_out": "left out"}[self.data.hdr]
-            text += f"; of high dynamic range, {done} (data.hdr): {_counts(self.high_range)}"
+            text += f"; high dynamic range, {done} (data.hdr): {_counts(self.high_range)}"
         if self.ignored:
             text += f"; ignored in KEY.json files: {_counts(self.ignored)}"
         return text
 
 
 def examine_limits(loading: LoadingSettings) -> ExamineLimits:
-    """How samples are examined that nothing is known of."""
+    """Limits for examining videos without known facts."""
     return ExamineLimits(loading.workers, loading.decode_seconds, loading.decode_gib)
 
 

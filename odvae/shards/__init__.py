@@ -1,4 +1,4 @@
-"""WebDataset shards: packing files with captions into tars, and finding samples in tars.
+"""WebDataset shards: packing files with captions into tars, and reading samples from tars.
 
 In: folders of videos and captions. Out: KEY.mp4 KEY.txt KEY.json in numbered tars, and a report of what was left out.
 """

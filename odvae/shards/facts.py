@@ -1,10 +1,10 @@
-"""What is known of a sample's video before it is decoded: from its KEY.json, or examined once and remembered.
+"""Metadata of a sample's video (length, size, rate, keyframes): from its KEY.json, or examined once and cached.
 
-KEY.json may be by anybody. `make_shards` names a video by the hash of its bytes and notes the same hash beside what it
-found, so its own notes are known and believed. Of every other .json only the label and the like are taken, where they
-have the right type; how long and how large the video is, a guarded worker finds out once. That is kept in
-`.facts.jsonl` beside the shards (or, where they may not be written, in the user's cache), so that the second start is
-as fast as with own shards.
+KEY.json may come from other tools. `make_shards` names a video by the hash of its bytes and stores the same hash in
+KEY.json, so its files are recognized, and their metadata is trusted. From other .json files only the label and captions
+are used, if they have the right type, and a worker process examines the video once. The results are cached in
+`.facts.jsonl` next to the shards (or in the user's cache folder if they are read-only), so that later starts are as
+fast as with shards of this project.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from odvae.video.video_io import VideoFacts, examine
 
 FACTS = ".facts.jsonl"
 
-# What found the facts: another FFmpeg may count frames another way.
+# The decoder that found the facts: another version of FFmpeg may count frames differently.
 _READER = f"av {av.__version__}"
 
 
@@ -51,11 +51,11 @@ def _is_pairs(value: Any, first: Callable[[Any], bool], second: Callable[[Any], 
     )
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-# The entries of a KEY.json that are read, and when they are what they should be.
+# The entries of a KEY.json that are read, and how they are validated.
 _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "frames": _is_count,
     "height": _is_count,
@@ -63,20 +63,20 @@ _ENTRIES: dict[str, Callable[[Any], bool]] = {
     "fps": _is_amount,
     "seconds": _is_amount,
     "variable_rate": lambda value: isinstance(value, bool),
-    "keyframes": lambda value: _is_pairs(value, _is_whole, _is_whole),
+    "keyframes": lambda value: _is_pairs(value, _is_integer, _is_integer),
     "transfer": lambda value: value in get_args(Transfer),
     "time_steps": lambda value: value is None or _is_pairs(value, _is_amount, _is_count),
     "sha256": lambda value: isinstance(value, str),
-    "label": lambda value: isinstance(value, str) or _is_whole(value) or value is None,
+    "label": lambda value: isinstance(value, str) or _is_integer(value) or value is None,
     "caption": lambda value: isinstance(value, str) or value is None,
     "captions": lambda value: isinstance(value, list),
 }
 
 
 def checked_about(data: bytes) -> tuple[dict[str, Any], list[str]]:
-    """The bytes of a KEY.json -> (its entries, without those of a wrong type; what is ignored, a few words each).
+    """The bytes of a KEY.json -> (its entries without those of a wrong type, descriptions of what is ignored).
 
-    Entries that are not read here are kept as they are. A .json that is no object in UTF-8 is ignored as a whole.
+    Unknown entries are kept unchanged. A .json that is not a UTF-8 object is ignored as a whole.
     """
     try:
         about = json.loads(data.decode("utf-8-sig"))
@@ -91,39 +91,39 @@ def checked_about(data: bytes) -> tuple[dict[str, Any], list[str]]:
 
 
 def about_sample(sample: Sample) -> dict[str, Any]:
-    """The usable entries of a sample's KEY.json; empty where it has none."""
+    """The valid entries of a sample's KEY.json; empty if it has none."""
     return checked_about(sample.read("json"))[0] if "json" in sample.members else {}
 
 
 def known_facts(sample: Sample) -> VideoFacts | None:
-    """What is known of the sample's video or image without looking at it; None where it must be examined."""
+    """The facts of a sample's video or image that are known without reading it; None if it must be examined."""
     return sample.facts or own_facts(sample.key, about_sample(sample))
 
 
 def own_facts(key: str, about: dict[str, Any]) -> VideoFacts | None:
-    """The facts in a KEY.json that `make_shards` wrote; None for others, and for what is not complete.
+    """The facts in a KEY.json written by `make_shards`; None for other files, and if facts are missing.
 
-    A number that is believed decides which clips there are, so it must be one that decoding found.
+    The clips depend on these numbers, so only numbers found by decoding are trusted.
     """
     name = video_of(key).rpartition("/")[2]
     if not name or not about.get("sha256", "").startswith(name) or not about.keys() >= {"frames", "height", "width"}:
         return None
     fields = {name: about[name] for name in VideoFacts.__dataclass_fields__ if name in about}
-    still = {"fps": 0.0, "seconds": 0.0, "variable_rate": False, "keyframes": []}  # an image's
-    if about["frames"] > 1 and not fields.keys() >= still.keys():
+    image_facts = {"fps": 0.0, "seconds": 0.0, "variable_rate": False, "keyframes": []}
+    if about["frames"] > 1 and not fields.keys() >= image_facts.keys():
         return None
-    return facts_of_json(still | fields)
+    return facts_of_json(image_facts | fields)
 
 
 def facts_of_json(fields: dict[str, Any]) -> VideoFacts:
-    """VideoFacts from JSON, in which tuples have become lists."""
+    """VideoFacts from JSON, where tuples are lists."""
     pairs = {name: [tuple(pair) for pair in fields[name]] for name in ("keyframes", "time_steps") if fields.get(name)}
     return VideoFacts(**fields | pairs)
 
 
 @dataclass(frozen=True)
 class ExamineLimits:
-    """How many guarded workers examine, and what each sample may take."""
+    """Number of worker processes that examine videos, and their time and memory limits for each video."""
 
     workers: int
     seconds: float
@@ -134,7 +134,7 @@ class ExamineLimits:
 
 
 def examine_sample(sample: Sample) -> VideoFacts:
-    """The facts of a sample's video or image, from the file itself. Raises VideoError where it cannot be read."""
+    """Find the facts of a sample's video or image from the file itself. Raises VideoError if it cannot be read."""
     member = sample.video_member
     if member in IMAGE_EXTENSIONS:
         image = examine_image(sample.read(member), sample.name)
@@ -145,9 +145,10 @@ def examine_sample(sample: Sample) -> VideoFacts:
 def find_facts(
     samples: Iterable[Sample], limits: ExamineLimits, ignored: Counter[str]
 ) -> Iterator[tuple[Sample, VideoFacts | Failure]]:
-    """Each sample and its facts, in order: known, remembered, or found by guarded workers and then remembered.
+    """Yield each sample and its facts, in order: known, cached, or found by worker processes and then cached.
 
-    Samples come back with the facts that their .json does not have. What is ignored in .json files is counted.
+    Facts that are not in a sample's .json are added to the sample. Ignored entries of .json files are counted in
+    `ignored`.
     """
     files: dict[Path, FactsFile] = {}
     waiting: deque[tuple[Sample, VideoFacts | Failure | int]] = deque()  # an int: the ticket of a worker's result
@@ -186,7 +187,7 @@ def _without_examining(
     sample: Sample, file: FactsFile, ignored: Counter[str]
 ) -> tuple[Sample, VideoFacts | Failure | None]:
     try:
-        sample.video_member  # noqa: B018 - raises where there is none
+        sample.video_member  # noqa: B018 - raises InputError if there is none
         about, wrong = checked_about(sample.read("json")) if "json" in sample.members else ({}, [])
     except (InputError, OSError) as error:
         return sample, Failure(str(error))
@@ -198,9 +199,9 @@ def _without_examining(
 
 
 class FactsFile:
-    """`.facts.jsonl`: what was found of the samples in a folder's shards. Facts of a shard that changed are forgotten.
+    """`.facts.jsonl`, a cache of the facts of the samples in a folder's shards. Facts of changed shards are ignored.
 
-    It is a cache: lines that cannot be read are passed over, and where nothing can be written nothing is kept.
+    Lines that cannot be read are skipped. Without write permission, nothing is cached.
     """
 
     def __init__(self, folder: Path, limits: ExamineLimits) -> None:
@@ -216,7 +217,7 @@ class FactsFile:
                 self.rows[str(row.get("shard")), str(row.get("key"))] = row
 
     def recall(self, sample: Sample) -> VideoFacts | Failure | None:
-        """What was found of a sample; None where nothing was, or not of this shard as it is now."""
+        """The cached result of a sample; None if there is none, or if the shard has changed since."""
         row = self.rows.get((sample.shard.name, sample.key))
         if row is None or row.get("of") != self._identity(sample.shard) or row.get("reader") != _READER:
             return None
@@ -228,7 +229,7 @@ class FactsFile:
         return facts_of_json(facts) if complete else None
 
     def remember(self, sample: Sample, found: VideoFacts | Failure) -> None:
-        """Keep what was found. That a sample passed a limit holds for this limit; that its process was killed, not."""
+        """Cache a result. Exceeding a limit is cached together with the limit; a killed process is not cached."""
         if isinstance(found, Failure) and found.cause == "system":
             return
         row: dict[str, Any] = {
@@ -253,7 +254,7 @@ class FactsFile:
             self.file.close()
 
     def _open(self) -> TextIO | None:
-        """The first of the two places that can be written; a line that was cut short there is ended."""
+        """Open the first of the two files that is writable; an incomplete last line is terminated."""
         for path in self.paths if self.file is None else []:
             with contextlib.suppress(OSError):
                 path.parent.mkdir(parents=True, exist_ok=True)

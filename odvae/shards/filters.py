@@ -1,4 +1,4 @@
-"""The settings of packing, and which videos they let pass."""
+"""Settings of packing, and the filters by length, size, rate and aspect ratio."""
 
 from __future__ import annotations
 
@@ -16,48 +16,48 @@ def _cores() -> int:
 
 class PackingSettings(Settings):
     samples_per_shard: int = Field(500, ge=1)
-    """Videos a tar."""
+    """Videos per tar."""
     workers: int = Field(default_factory=_cores, ge=0)
-    """Processes that decode; 0 decodes in this one, where nothing guards it."""
+    """Decoding processes; 0 decodes in the main process, without time and memory limits."""
     captions: str | None = None
-    """Caption table (.csv, .tsv, .json, .jsonl, .parquet, .arrow), which alone is read then; null: every table in the
-    source folder that has rows for its videos, and else the .txt, .caption or .json beside each video."""
+    """Caption table (.csv, .tsv, .json, .jsonl, .parquet, .arrow), the only one that is read; null: every table in the
+    source folder that has rows for its videos, otherwise the .txt, .caption or .json file next to each video."""
     file_column: str | None = None
-    """Column of the tables that names the file; null: the usual ones (file_name, path, video, videoid, ...)."""
+    """Column of the tables with the file name; null: the usual ones (file_name, path, video, videoid, ...)."""
     text_column: str | None = None
-    """Column of the tables that holds the caption; null: the usual ones (text, caption, prompt, ...)."""
+    """Column of the tables with the caption; null: the usual ones (text, caption, prompt, ...)."""
     labels: Literal["table", "folders"] = "table"
-    """Where classes come from: a column of the table, or the name of the folder that holds the video."""
+    """Classes are a column of the table, or the names of the videos' folders."""
     min_frames: int = Field(1, ge=1)
-    """Videos with fewer frames are left out. Images have one frame, and only size and aspect are asked of them."""
+    """Videos with fewer frames are left out. Images are filtered by size and aspect only."""
     min_seconds: float = Field(0.0, ge=0)
     """Shorter videos are left out."""
     max_seconds: float | None = Field(None, gt=0)
-    """Longer videos are left out; null: none are."""
+    """Longer videos are left out; null: no limit."""
     min_side: int = Field(1, ge=1)
     """Videos whose shorter side has fewer pixels are left out."""
     min_fps: float = Field(0.0, ge=0)
-    """Videos of a lower rate are left out."""
+    """Videos with a lower frame rate are left out."""
     max_fps: float | None = Field(None, gt=0)
-    """Videos of a higher rate are left out; null: none are."""
+    """Videos with a higher frame rate are left out; null: no limit."""
     min_aspect: float = Field(0.0, ge=0)
     """Videos narrower than this (width over height) are left out."""
     max_aspect: float | None = Field(None, gt=0)
-    """Videos wider than this (width over height) are left out; null: none are."""
+    """Videos wider than this (width over height) are left out; null: no limit."""
     cut_scenes: bool = False
-    """Cut videos where the scene changes; each scene becomes a sample, encoded anew. Needs PySceneDetect."""
+    """Cut videos at scene changes; each scene is re-encoded and becomes a sample. Needs PySceneDetect."""
     seconds_per_file: float = Field(300.0, gt=0)
     """A file that takes longer to decode is left out."""
     memory_gib: float = Field(4.0, gt=0)
     """A file that needs more memory to decode is left out."""
 
     def why_not(self, about: dict) -> tuple[str, str] | None:
-        """Which filter a video does not pass (its setting), and how; None where it passes all."""
+        """The setting whose filter a video does not pass, and the details; None if it passes all filters."""
         height, width = about["height"], about["width"]
         aspect = width / height
         found = [
             (min(height, width), "pixels on its shorter side", "min_side", self.min_side, None),
-            (round(aspect, 3), "wide for its height", "aspect", self.min_aspect, self.max_aspect),
+            (round(aspect, 3), "aspect ratio", "aspect", self.min_aspect, self.max_aspect),
         ]
         if about["fps"]:
             found += [

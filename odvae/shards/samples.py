@@ -1,4 +1,4 @@
-"""One sample of a shard: where its members' bytes lie, and how they are read."""
+"""A sample of a WebDataset shard: offsets of its members in the tar, and reading of their bytes."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 if TYPE_CHECKING:
     from odvae.video.video_io import VideoFacts
 
-# Between the key of a video and the number of one of its scenes.
+# Separates the key of a video from the number of its scene.
 SCENE_MARK = "+"
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Where one sample's members lie: extension -> (offset, size) in the shard file."""
+    """A sample's key, and its members: extension -> (offset, size) in the shard file."""
 
     key: str
     shard: Path
     members: dict[str, tuple[int, int]]
     facts: VideoFacts | None = None
-    """What examining its video found, where that is not in its .json (`odvae.shards.facts`)."""
+    """Facts found by examining its video, if they are not in its .json (`odvae.shards.facts`)."""
 
     @property
     def name(self) -> str:
-        """How messages name the sample."""
+        """The sample's name in messages."""
         return printable(f"{self.shard}:{self.key}")
 
     @property
     def video_member(self) -> str:
-        """The extension of the sample's video or image. Raises InputError where it has none."""
+        """The extension of the sample's video or image. Raises InputError if it has none."""
         for extension in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS):
             if extension in self.members:
                 return extension
@@ -50,49 +50,49 @@ class Sample:
             return ""
         file = f"{self.key.rpartition('/')[2]}.{dotted[0]}"
         return (
-            f" (a key ends at the first dot of a member's name, as webdataset has it, so {file} is read as key "
+            f" (in webdataset, a key ends at the first dot of a member's name, so {file} is read as key "
             f"{file.partition('.')[0]!r} with a member {dotted[0]!r}; rename the files so that the only dot is before "
-            "the extension, or pack them by make_shards, which names them anew)"
+            "the extension, or pack them with make_shards, which renames them)"
         )
 
     def read(self, extension: str) -> bytes:
-        """One member's bytes. Raises InputError when the sample has no such member or the shard was cut."""
-        offset, size = self._place(extension)
+        """The bytes of a member. Raises InputError if the sample has no such member or the shard was truncated."""
+        offset, size = self._member(extension)
         data = _read_at(self.shard, size, offset)
         if len(data) < size:
-            raise InputError(f"{self.name}: the shard ends inside .{extension}; it was cut after it was indexed")
+            raise InputError(f"{self.name}: the shard ends inside .{extension}; it was truncated after it was indexed")
         return data
 
     def read_all(self) -> dict[str, bytes]:
-        """Every member's bytes, by one read."""
+        """The bytes of all members, with a single read."""
         first, end = self._extent()
         data = _read_at(self.shard, end - first, first)
         if len(data) < end - first:
-            raise InputError(f"{self.name}: the shard ends inside it; it was cut after it was indexed")
+            raise InputError(f"{self.name}: the shard ends inside it; it was truncated after it was indexed")
         return {name: data[offset - first : offset - first + size] for name, (offset, size) in self.members.items()}
 
     def prefetch(self) -> None:
-        """Have the system fetch the sample's bytes from disk in the background: `read_all` comes soon."""
+        """Let the operating system read the sample's bytes in the background, before a call of `read_all`."""
         first, end = self._extent()
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(_open_now(self.shard).fileno(), first, end - first, os.POSIX_FADV_WILLNEED)
 
     def _extent(self) -> tuple[int, int]:
-        """Where its first member begins and its last ends."""
+        """Start of its first member and end of its last one."""
         first = min(offset for offset, _ in self.members.values())
         return first, max(offset + size for offset, size in self.members.values())
 
     def open(self, extension: str) -> MemberFile:
-        """One member as a file, of which only what is asked for is read."""
-        return MemberFile(self.shard, *self._place(extension))
+        """A member as a file object; only the requested bytes are read."""
+        return MemberFile(self.shard, *self._member(extension))
 
-    def _place(self, extension: str) -> tuple[int, int]:
+    def _member(self, extension: str) -> tuple[int, int]:
         if extension not in self.members:
             raise InputError(f"{self.name} has no .{extension}, only {', '.join(sorted(self.members))}")
         return self.members[extension]
 
     def read_json(self) -> dict:
-        """The sample's .json member as this project wrote it; what others wrote is read by `odvae.shards.facts`."""
+        """The .json member of a sample written by this project (of others: `odvae.shards.facts.about_sample`)."""
         if "json" not in self.members:
             return {}
         try:
@@ -101,7 +101,7 @@ class Sample:
             raise InputError(f"{self.name}.json is not valid JSON: {error}") from None
 
     def read_text(self) -> str:
-        """The caption (.txt), or "" where the sample has none. Raises InputError where it is not UTF-8."""
+        """The caption (.txt), or "" if the sample has none. Raises InputError if it is not UTF-8."""
         if "txt" not in self.members:
             return ""
         try:
@@ -111,7 +111,7 @@ class Sample:
 
 
 class MemberFile(io.RawIOBase):
-    """The bytes from `offset` on of a file, `size` of them, as a file of their own."""
+    """`size` bytes of a file from `offset` on, as a file object."""
 
     def __init__(self, path: Path, offset: int, size: int) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
@@ -148,20 +148,20 @@ def _open_file(path: Path, _identity: tuple[int, ...]) -> BinaryIO:
 
 
 def _read_at(path: Path, size: int, offset: int) -> bytes:
-    """Bytes of a file that stays open for the next read: opening one can cost more than reading it."""
+    """Read bytes of a file and keep it open for the next read: opening a file can take longer than reading it."""
     return os.pread(_open_now(path).fileno(), size, offset)
 
 
 def _open_now(path: Path) -> BinaryIO:
-    now = os.stat(path)  # a shard that was replaced is another file under the same name
+    now = os.stat(path)  # a shard that was replaced is a different file with the same name
     return _open_file(path, (now.st_dev, now.st_ino, now.st_mtime_ns))
 
 
 def scene_key(video_key: str, scene: int) -> str:
-    """The key of one scene of a video."""
+    """The key of a scene of a video."""
     return f"{video_key}{SCENE_MARK}{scene:03d}"
 
 
 def video_of(key: str) -> str:
-    """The key of the video that a scene is from; of a whole video, its own key."""
+    """The key of the video that a scene is from; for the key of a video, the key itself."""
     return key.partition(SCENE_MARK)[0]

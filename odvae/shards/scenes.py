@@ -1,4 +1,4 @@
-"""Cutting videos where the scene changes, by PySceneDetect (an optional installation)."""
+"""Cutting of videos at scene changes with PySceneDetect (an optional dependency)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSING = "cutting at scene changes needs PySceneDetect: pip install 'odvae[scen
 
 
 def check_scene_detection() -> None:
-    """Raise InputError where PySceneDetect is not installed."""
+    """Raise InputError if PySceneDetect is not installed."""
     try:
         import scenedetect  # noqa: F401 - optional
     except ImportError:
@@ -22,7 +22,7 @@ def check_scene_detection() -> None:
 
 
 def find_scenes(video: Path) -> list[tuple[int, int]]:
-    """(first frame, frame after the last) of each scene of a video, by its changes of content; at least one."""
+    """(first frame, frame after the last) of each scene of a video, found by content changes; at least one."""
     from scenedetect import ContentDetector, SceneManager, open_video
 
     stream, manager = open_video(str(video), backend="pyav"), SceneManager()
@@ -32,7 +32,7 @@ def find_scenes(video: Path) -> list[tuple[int, int]]:
 
 
 def cut_scene(video: Path, name: str, scene: tuple[int, int], fps: float) -> bytes:
-    """One scene as a video of its own, H.264 at a quality that shows no loss; an odd row or column is dropped."""
+    """A scene as a separate video, H.264 at a visually lossless quality; an odd row or column is dropped."""
     frames = itertools.islice(decode(video, name), *scene)
     first = next(frames)
     height, width = first.shape[0] // 2 * 2, first.shape[1] // 2 * 2

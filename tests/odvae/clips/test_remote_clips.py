@@ -136,7 +136,7 @@ def closed_port():
         ("pipe:sleep 6{{0..9}}", r"no new video for training came for 3 s, only 0 kB of shards"),
         ("{folder}/no-*.tar", r"no-\*\.tar: no file matches"),
         ("nosuch://bucket/0.tar", r"nosuch://bucket/0\.tar: cannot be opened"),
-        ("{folder}/pickled.tar", r"is pickled, which may hold any code"),
+        ("{folder}/pickled.tar", r"is pickled and could run code"),
     ],
 )
 def test_a_dead_stream_ends_with_each_shards_reason_said_once(shards, tmp_path, capsys, urls, reason):

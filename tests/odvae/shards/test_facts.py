@@ -206,7 +206,7 @@ def test_high_dynamic_range_is_counted_and_left_out_where_asked(tmp_path, video,
     rows[0]["facts"]["transfer"], rows[1]["facts"]["transfer"] = "pq", "hlg"
     (folder / FACTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     kept = VideoSet(folder, DATA, "?")
-    assert "of high dynamic range, tone-mapped (data.hdr): PQ (HDR10) (1), HLG (1)" in kept.describe()
+    assert "; high dynamic range, tone-mapped (data.hdr): PQ (HDR10) (1), HLG (1)" in kept.describe()
     assert len(kept.samples) == 6
     without = VideoSet(folder, DATA.model_copy(update={"hdr": "leave_out"}), "?")
     assert len(without.samples) == 4

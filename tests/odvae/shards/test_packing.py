@@ -163,20 +163,20 @@ def tar_of(path, members):
 
 @pytest.mark.parametrize("name", ["/etc/passwd.mp4", "../up.mp4", "a/../../b.mp4", "x\\..\\y.mp4"])
 def test_names_that_reach_outside_a_shard_are_refused(tmp_path, name):
-    with pytest.raises(InputError, match=r"x\.tar: member .* reaches outside"):
+    with pytest.raises(InputError, match=r"x\.tar: member .* has a path outside"):
         index_shards([tar_of(tmp_path / "x.tar", [("ok.mp4", b"1"), (name, b"2")])])
 
 
 @pytest.mark.parametrize("extension", ["pkl", "pyd", "PICKLE", "pth"])
 def test_pickled_members_are_refused_and_never_read(tmp_path, extension):
     bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "ran").encode() + b"'\ntR."
-    with pytest.raises(InputError, match="is pickled, which may hold any code"):
+    with pytest.raises(InputError, match="is pickled and could run code"):
         index_shards([tar_of(tmp_path / "x.tar", [("a.mp4", b"1"), (f"a.{extension}", bomb)])])
     assert not (tmp_path / "ran").exists()
 
 
 def test_a_member_twice_in_a_shard_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"a\.mp4 is there twice"):
+    with pytest.raises(InputError, match=r"duplicate member .*a\.mp4"):
         index_shards([tar_of(tmp_path / "x.tar", [("a.mp4", b"1"), ("b.mp4", b"1"), ("a.mp4", b"2")])])
 
 
@@ -239,7 +239,7 @@ def test_the_reports_counts_name_sizes_rates_and_durations(source, tmp_path):
         ({"max_seconds": 1.0}, "1.125 seconds, max_seconds is 1.0"),
         ({"min_side": 33}, "32 pixels on its shorter side, min_side is 33"),
         ({"min_fps": 9.0}, "8.0 frames per second, min_fps is 9.0"),
-        ({"max_aspect": 0.9}, "1.0 wide for its height, max_aspect is 0.9"),
+        ({"max_aspect": 0.9}, "1.0 aspect ratio, max_aspect is 0.9"),
     ],
 )
 def test_filters_leave_out_what_does_not_pass_and_say_which(source, tmp_path, setting, reason):

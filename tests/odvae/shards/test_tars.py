@@ -130,7 +130,7 @@ def test_the_tars_of_gnu_tar(tmp_path):
             is_sparse = tar.getmembers()[0].issparse()
         if is_sparse:  # not every file system has holes
             with pytest.raises(
-                InputError, match=r"x\.tar: member 'd\.mp4' is stored with holes.*without tar's --sparse"
+                InputError, match=r"x\.tar: member 'd\.mp4' is stored as a sparse file.*without tar's --sparse"
             ):
                 index_shard(tmp_path / "x.tar")
 
@@ -152,7 +152,7 @@ def test_compressed_shards_are_named_with_the_command_that_unpacks_them(tmp_path
     for i in range(2):
         (folder / f"0000{i}{ending}").write_bytes(pack(whole))
     (folder / "00002.tar").write_bytes(whole)
-    with pytest.raises(InputError, match=r"holds 2 shards compressed by") as error:
+    with pytest.raises(InputError, match=r"holds 2 shards compressed with") as error:
         list_shards(folder, "?")
     line = str(error.value).rpartition("with: ")[2]
     assert line == f"{command} '{folder}'/*{ending}"
@@ -163,7 +163,7 @@ def test_compressed_shards_are_named_with_the_command_that_unpacks_them(tmp_path
     hidden = folder / "00003.tar"
     hidden.write_bytes(pack(whole))
     with pytest.raises(
-        InputError, match=rf"is not a whole tar file, it is compressed by .*; unpack it with: mv .*{command}"
+        InputError, match=rf"is not a complete tar file, it is compressed with .*; decompress it with: mv .*{command}"
     ):
         index_shard(hidden)
 
@@ -184,12 +184,12 @@ def test_a_shard_that_was_cut_or_joined_is_named_wherever_that_was(tmp_path):
     whole = tar_of(tmp_path / "x.tar", TWO).read_bytes()
     for end in (0, 100, 512, 515, 1024, 1100, 3 * 512, 4 * 1024 - 1, 4 * 1024):
         (tmp_path / "cut.tar").write_bytes(whole[:end])
-        with pytest.raises(InputError, match=r"cut\.tar is (cut|not a whole tar file)"):
+        with pytest.raises(InputError, match=r"cut\.tar is (truncated|not a complete tar file)"):
             index_shard(tmp_path / "cut.tar")
     (tmp_path / "short.tar").write_bytes(whole[: 4 * 1024 + 512])  # one block of the end mark is enough for all readers
     assert contents(tmp_path / "short.tar") == PLAIN
     (tmp_path / "joined.tar").write_bytes(whole + whole.replace(b"a.", b"c.").replace(b"b.", b"d."))
-    with pytest.raises(InputError, match=r"joined\.tar goes on after its end mark at byte 4096.*tar --concatenate"):
+    with pytest.raises(InputError, match=r"joined\.tar continues after its end mark at byte 4096.*tar --concatenate"):
         index_shard(tmp_path / "joined.tar")
 
 
@@ -197,7 +197,7 @@ def test_a_shard_that_was_cut_or_joined_is_named_wherever_that_was(tmp_path):
 def test_what_is_no_tar_is_named(tmp_path, data):
     (tmp_path / "x.tar").write_bytes(data)
     if data.strip(b"\0") or not data:
-        with pytest.raises(InputError, match=r"x\.tar is not a whole tar file"):
+        with pytest.raises(InputError, match=r"x\.tar is not a complete tar file"):
             index_shard(tmp_path / "x.tar")
     else:
         assert index_shard(tmp_path / "x.tar") == []

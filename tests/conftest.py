@@ -1,4 +1,4 @@
-"""What several test files share: small networks, clips, and the reference folder where it is there."""
+"""Fixtures that several test files share: small networks, clips, and the reference folder if it is available."""
 
 import json
 import os

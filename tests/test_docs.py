@@ -1,4 +1,4 @@
-"""What documents and YAML headers name exists: links, commands, settings, error messages; the figure is the model's."""
+"""Names in documents and YAML headers exist: links, commands, settings, error messages; the figure shows the model."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The wheel in a fresh environment, away from the checkout: packages, commands, configs, templates."""
+"""The wheel in a fresh environment without the checkout: packages, commands, configs, templates."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The house: which floor imports which, and what an installation adds."""
+"""Structure of the packages: layers and their imports, sizes of files and folders, what an installation adds."""
 
 import ast
 import json
@@ -14,8 +14,8 @@ from small import REPOSITORY
 
 from odvae.running.commands import CONSOLE_COMMANDS
 
-# A floor may import itself and those before it. Rooms first: what is named by no longer name is on its package's floor.
-FLOORS = [
+# A layer may import itself and the layers before it. A module belongs to the layer with the longest matching name.
+LAYERS = [
     "odvae.running",
     "odvae.video",
     "odvae.tables",
@@ -40,10 +40,10 @@ FLOORS = [
 ]
 
 
-def floor_of(module: str) -> int | None:
-    """The level of the longest floor name that the module's begins with."""
-    floors = [floor for floor in FLOORS if module == floor or module.startswith(floor + ".")]
-    return FLOORS.index(max(floors, key=len)) if floors else None
+def layer_of(module: str) -> int | None:
+    """Index of the layer with the longest name that is a prefix of the module's name."""
+    layers = [layer for layer in LAYERS if module == layer or module.startswith(layer + ".")]
+    return LAYERS.index(max(layers, key=len)) if layers else None
 
 
 def imports(path: Path) -> set[str]:
@@ -59,10 +59,10 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", sorted([*REPOSITORY.glob("odvae/**/*.py"), *REPOSITORY.glob("ldm/**/*.py")]), ids=str)
 def test_imports_point_down(path):
-    own = floor_of(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
+    own = layer_of(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
     for module in imports(path):
-        other = floor_of(module)
-        assert other is None or other <= own, f"{path} imports {module} from a floor above"
+        other = layer_of(module)
+        assert other is None or other <= own, f"{path} imports {module} from a higher layer"
         assert module.split(".")[0] not in ("pipelines", "tools", "tests", "configs")
 
 

@@ -1,4 +1,4 @@
-"""The code in docs/your_own.md runs as it stands there, and stays short."""
+"""The code in docs/your_own.md runs and is short."""
 
 import re
 
@@ -38,7 +38,7 @@ def test_the_pieces_train_encode_and_sample(own):
     assert read_json(run / "vae/config.json")["latents_std"]
 
 
-def test_what_they_minimize_falls_and_is_logged_by_its_name(own):
+def test_the_custom_loss_falls_and_is_logged_by_its_name(own):
     for folder, name in (("ldm", "loss"), ("ldm_huber", "loss"), ("vae_charbonnier", "charbonnier")):
         values = [row[name] for row in read_json_lines(own["folder"] / folder / "metrics.jsonl") if name in row]
         assert values
@@ -51,7 +51,7 @@ def test_what_they_minimize_falls_and_is_logged_by_its_name(own):
     assert losses[1]["held_out_loss"] < losses[0]["held_out_loss"]  # Huber's is the smaller measure
 
 
-def test_a_run_does_not_go_on_with_another_loss(own):
+def test_a_run_does_not_resume_with_another_loss(own):
     record = yaml.safe_load((own["folder"] / "ldm_huber/experiment.yaml").read_text())
     assert record["own"] == {"make_network": "your_own.ConvNet", "loss": "your_own.huber"}
     run = own["folder"]

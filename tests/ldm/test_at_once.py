@@ -1,4 +1,4 @@
-"""Several commands in one run at the same time: samplings, evaluations and exports lose nothing of one another."""
+"""Concurrent commands in one run: samplings, evaluations and exports do not lose each other's results."""
 
 import json
 import multiprocessing

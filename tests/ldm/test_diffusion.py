@@ -1,4 +1,4 @@
-"""The objectives' identities, in float64, and a toy whose optimum is known: Gaussian data."""
+"""Identities of the diffusion objectives in float64, and samplers on Gaussian data, where the optimum is known."""
 
 import math
 
@@ -38,7 +38,7 @@ every_objective = pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda ob
 
 
 @every_objective
-def test_the_true_answer_leads_back_to_data_and_noise(objective):
+def test_the_exact_prediction_recovers_data_and_noise(objective):
     alpha, sigma = alpha_sigma(TIMES, objective)
     z, answer = add_noise(x, eps, alpha, sigma), target(x, eps, alpha, sigma, objective.prediction)
     assert torch.allclose(predict_x0(z, answer, alpha, sigma, objective.prediction), x, atol=1e-10)
@@ -88,7 +88,7 @@ def test_noise_levels_are_those_of_the_sampler(schedule, zero):
         assert torch.allclose(ours[0], alphas_cumprod(schedule, False)[0])
 
 
-def test_zero_terminal_snr_learns_from_pure_noise():
+def test_zero_terminal_snr_trains_on_pure_noise():
     alpha, sigma = alpha_sigma(torch.tensor([0.999], dtype=torch.float64), ZERO_SNR[0])
     assert alpha == 0
     assert torch.equal(add_noise(x[:1], eps[:1], alpha, sigma), eps[:1])
@@ -189,7 +189,7 @@ CASES = [
     CASES,
     ids=[f"{o.prediction}-{'zero-snr-' if o.zero_terminal_snr else ''}{o.shift:g}-{n}" for o, n in CASES],
 )
-def test_every_sampler_with_the_optimum_makes_the_datas_moments(objective, name):
+def test_every_sampler_with_the_optimal_prediction_gives_the_datas_moments(objective, name):
     """As steps grow, deterministic samplers keep (z - alpha m) / sqrt(alpha^2 s^2 + sigma^2) along the path.
 
     It is known at the beginning, pure noise, and so at the end. Where the noisiest level still holds signal
@@ -225,7 +225,7 @@ def test_a_sampler_of_another_objective_is_refused_by_name_and_by_setting():
             check_scheduler(make_scheduler(name, objective), objective)
 
 
-def test_ddim_refuses_steps_that_it_would_place_wrongly():
+def test_ddim_refuses_numbers_of_steps_with_wrong_timesteps():
     v = OBJECTIVES[2]
     with pytest.raises(InputError, match="steps that divide 1000, found 30; nearest: 25 or 40"):
         schedule_steps(make_scheduler("ddim", v), 30, 1, v, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Scoring of generated videos: which are compared, and what is refused."""
+"""Evaluation of generated videos: which are compared, and what is refused."""
 
 import json
 import types
@@ -36,7 +36,7 @@ def test_equal_samples_are_counted_named_and_warned_of(capsys):
     assert "warning: 2 samples have the same pixels as another: 0.mp4, 3.mp4" in capsys.readouterr().out
 
 
-def test_an_unconditional_run_has_no_prompts_to_obey():
+def test_an_unconditional_run_has_no_prompt_accuracy():
     rows = [{"group": "held_out", "prompt": None}]
     reconstructed = [{"caption": "a large red circle moves left", "verdict": vars(Verdict("red", "circle", "left"))}]
     parts = accuracy_parts(rows, reconstructed)

@@ -1,4 +1,4 @@
-"""The scores in a model card."""
+"""Scores in the model card."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Distances of distributions by what is known of them in closed form, and by golden values."""
+"""Distances of distributions: closed forms and golden values."""
 
 import json
 
@@ -69,7 +69,7 @@ def test_frechet_distance_of_covariances_as_steep_as_i3ds_is_the_closed_form():
     assert found == pytest.approx(expected, rel=1e-6)
 
 
-def test_frechet_distance_is_symmetric_turns_with_the_axes_and_stays_real_where_covariances_are_singular():
+def test_frechet_distance_is_symmetric_rotation_invariant_and_real_for_singular_covariances():
     x, y = rng.normal(size=(30, 6)), rng.normal(size=(40, 6)) * np.linspace(0.5, 2, 6) + 0.3
     turn = np.linalg.qr(rng.normal(size=(6, 6)))[0]
     distance = frechet_distance(*gaussian(x), *gaussian(y))
@@ -79,7 +79,7 @@ def test_frechet_distance_is_symmetric_turns_with_the_axes_and_stays_real_where_
     assert frechet_distance(*gaussian(few), *gaussian(few)) == pytest.approx(0, abs=1e-4)
 
 
-def test_the_kernel_distance_of_pairs_does_not_compare_a_sample_with_what_was_made_from_it():
+def test_the_paired_kernel_distance_does_not_compare_a_sample_with_its_reconstruction():
     x = np.random.default_rng(0).normal(size=(40, 5))
     assert kernel_distance(x, x) < -1e-2
     assert kernel_distance(x, x, paired=True) == pytest.approx(0, abs=1e-9)
@@ -114,7 +114,7 @@ def test_arrays_that_make_no_sense_are_errors(call):
 
 
 @pytest.mark.parametrize("cuts", [[1], [7, 8], [10, 20, 30]])
-def test_sums_of_parts_join_to_the_whole_however_far_from_zero_features_lie(cuts):
+def test_statistics_of_parts_combine_exactly_for_features_far_from_zero(cuts):
     features = rng.normal(size=(40, 6)) + 1e5
     parts = [GaussianSums.of(part) for part in np.split(features, cuts)]
     joined = parts[0]

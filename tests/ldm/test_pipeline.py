@@ -54,7 +54,7 @@ def generate(pipeline, prompts, seeds, **options):
     return pipeline(prompts, generator=generators, **{"num_inference_steps": 2, **options}).frames
 
 
-def test_it_makes_videos_of_the_trained_size_and_of_any_asked_for(pipeline):
+def test_videos_have_the_trained_size_or_any_requested_size(pipeline):
     assert generate(pipeline, PROMPTS[:2], [0, 1]).shape == (2, 9, 32, 32, 3)
     frames = generate(pipeline, PROMPTS[0], [0], num_frames=5, height=16, width=48, output_type="pt")
     assert frames.shape == (1, 5, 3, 16, 48)
@@ -106,7 +106,7 @@ def test_class_labels_are_names_or_indices_and_guidance_leads_away_from_no_class
             one(unknown)
 
 
-def test_a_network_that_is_told_nothing_makes_as_many_videos_as_asked(vae):
+def test_an_unconditional_network_generates_the_requested_number_of_videos(vae):
     pipeline = make_pipeline(vae)
     assert generate(pipeline, None, [0, 1], num_videos=2).shape == (2, 9, 32, 32, 3)
     with pytest.raises(InputError, match="prompt was given, but this network does not take one"):
@@ -178,7 +178,7 @@ def test_saved_and_loaded_by_either_class_it_gives_bit_identical_videos(pipeline
     assert np.array_equal(generate(foreign, PROMPTS, [0, 1, 2]), expected)
 
 
-def test_a_text_encoder_named_by_reference_is_loaded_when_needed_and_must_be_the_same(vae, text, tmp_path):
+def test_a_text_encoder_stored_as_a_reference_is_loaded_when_needed_and_must_be_unchanged(vae, text, tmp_path):
     full = make_pipeline(vae, text)
     bare = TextToVideoPipeline(
         vae, full.transformer, full.scheduler, None, None, text.name, weights_fingerprint(text.model)
@@ -195,7 +195,7 @@ def test_a_text_encoder_named_by_reference_is_loaded_when_needed_and_must_be_the
         generate(again, PROMPTS[0], [0])
 
 
-def test_published_it_has_its_own_card_and_the_file_that_names_its_class(pipeline, monkeypatch):
+def test_a_published_pipeline_has_a_model_card_and_the_file_of_its_class(pipeline, monkeypatch):
     uploaded = {}
 
     def upload(repo_id, folder_path, **_):
@@ -232,7 +232,7 @@ def test_published_it_has_its_own_card_and_the_file_that_names_its_class(pipelin
         ({"num_videos": 2}, "num_videos is for unconditional networks"),
     ],
 )
-def test_what_it_cannot_make_is_an_error_that_says_what_it_can(pipeline, options, message):
+def test_impossible_requests_are_errors_that_name_what_is_allowed(pipeline, options, message):
     with pytest.raises(InputError, match=message):
         pipeline(PROMPTS[0], **options)
 
@@ -252,7 +252,7 @@ def test_a_wrong_number_of_generators_is_an_error(pipeline):
         pipeline(PROMPTS[:2], generator=[torch.Generator()])
 
 
-def test_parts_of_other_runs_are_refused(vae, text):
+def test_components_of_other_runs_are_refused(vae, text):
     other = make_dit(latent_channels=8, text_width=16, text_tokens=8)
     with pytest.raises(InputError, match="the VAE has 4 latent channels, the network was trained on 8"):
         TextToVideoPipeline(vae, other, make_scheduler("euler", ObjectiveSettings()), text.model, text.tokenizer)

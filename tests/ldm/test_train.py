@@ -1,4 +1,4 @@
-"""Training of the LDM: every condition learns and samples, averages, no waiting, what a run logs and refuses."""
+"""Training of the LDM: conditioning, EMA, no synchronization, logging, errors."""
 
 import itertools
 import json
@@ -114,7 +114,7 @@ def test_validation_times_lie_in_the_quarters_of_trainings_times(ldm_run):
         assert (batch.time <= edges[quarter + 1]).all()
 
 
-def test_batches_are_drawn_anew_each_time_a_clip_comes_and_conditions_drop_by_their_share(ldm_run):
+def test_noise_differs_each_time_a_clip_is_used_and_conditions_drop_by_their_share(ldm_run):
     data = data_of(ldm_run, kind="class", cond_dropout=0.5, first_frame=0.25)
     batches = list(itertools.islice(data.training_batches(BatchPlan(8), seed=1), 40))
     labels = torch.cat([batch.condition.label for batch in batches])
@@ -129,7 +129,7 @@ def test_batches_are_drawn_anew_each_time_a_clip_comes_and_conditions_drop_by_th
     assert torch.allclose(alpha + sigma, torch.ones_like(alpha))
 
 
-def test_ranks_and_accumulation_share_out_the_same_samples(ldm_run):
+def test_ranks_and_accumulation_divide_the_same_samples(ldm_run):
     data = data_of(ldm_run)
     whole = next(data.training_batches(BatchPlan(8), seed=0, start_step=3))
     parts = [
@@ -149,7 +149,7 @@ def test_every_rank_validates_as_many_batches_and_every_clip_once():
         assert sorted(numbers) == list(range(count))
 
 
-def test_averages_are_exponential_and_lend_their_weights():
+def test_ema_is_exponential_and_can_be_swapped_into_the_network():
     layer = torch.nn.Linear(1, 1, bias=False)
     average = EMA(layer, decay=0.5)
     expected = 0.0
@@ -165,7 +165,7 @@ def test_averages_are_exponential_and_lend_their_weights():
     assert layer.training
 
 
-def test_further_averages_are_saved_beside_the_first_and_can_be_sampled(ldm_run, tmp_path):
+def test_further_ema_weights_are_saved_and_can_be_sampled_from(ldm_run, tmp_path):
     train(ldm_run, tmp_path / "ldm", settings(optimization={"extra_ema_decays": (0.0, 0.5)}))
     main, last = load_file(tmp_path / "ldm" / WEIGHTS), load_file(tmp_path / "ldm/ema_0" / WEIGHTS)
     assert main.keys() == last.keys()
@@ -240,7 +240,7 @@ def test_the_matmul_rate_is_a_plausible_number():
     assert 1e8 < matmul_rate(CPU, torch.float32) < 1e14
 
 
-def test_what_the_latents_cannot_teach_is_refused_before_training(ldm_run, tmp_path, monkeypatch):
+def test_latents_without_captions_or_held_out_clips_are_refused_before_training(ldm_run, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"patch_size=\(1, 3, 2\)"):
         train(ldm_run, tmp_path / "a", settings(dit=DiTSettings(width=32, depth=1, heads=2, patch_size=(1, 3, 2))))
     with pytest.raises(InputError, match="xformers needs a CUDA device"):

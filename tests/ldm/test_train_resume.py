@@ -1,4 +1,4 @@
-"""A training that stops goes on to the same weights: after a signal, on other numbers of ranks, sharded; or refuses."""
+"""Resuming of a training, after a signal, on another number of ranks, and sharded, gives the same weights."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from odvae.running.errors import InputError
 from odvae.running.settings import load_settings
 
 
-def test_sigterm_saves_and_ends_and_the_same_command_ends_in_the_same_bits(ldm_run, tmp_path, monkeypatch):
+def test_sigterm_saves_and_a_resumed_run_is_bitwise_equal(ldm_run, tmp_path, monkeypatch):
     expected = train(ldm_run, tmp_path / "whole", settings(optimization={"extra_ema_decays": (0.5,)}))
     row = Accelerator.log
 
@@ -40,7 +40,7 @@ def test_sigterm_saves_and_ends_and_the_same_command_ends_in_the_same_bits(ldm_r
     assert (tmp_path / "ldm" / half).read_bytes() == (tmp_path / "whole" / half).read_bytes()
 
 
-def test_a_run_goes_on_only_with_the_same_global_batch_and_says_what_else_differs(ldm_run, tmp_path):
+def test_a_run_resumes_only_with_the_same_global_batch_and_the_error_lists_other_differences(ldm_run, tmp_path):
     train(ldm_run, tmp_path / "ldm", settings(steps=2))
     for _ in range(2):  # a refused command leaves no trace that the next one takes for a finished run
         with pytest.raises(InputError, match=r"4 samples a step \(1 ranks\), this run would go on with 8"):
@@ -49,7 +49,7 @@ def test_a_run_goes_on_only_with_the_same_global_batch_and_says_what_else_differ
         train(ldm_run, tmp_path / "ldm", settings(steps=4, conditioning=ConditioningSettings(kind="none")))
 
 
-def test_a_run_does_not_go_on_with_other_latents(ldm_run, tmp_path):
+def test_a_run_does_not_resume_with_other_latents(ldm_run, tmp_path):
     shutil.copytree(ldm_run / "latents", tmp_path / "latents")
     train_ldm(settings(steps=2), ldm_run / "vae", tmp_path / "latents", tmp_path / "ldm", 0)
     manifest = json.loads((tmp_path / "latents/manifest.json").read_text())
@@ -99,7 +99,7 @@ def one_rank(ldm_run, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_a_run_killed_on_one_rank_goes_on_on_two_to_the_same_weights(one_rank, tmp_path):
+def test_a_run_killed_on_one_rank_resumes_on_two_with_the_same_weights(one_rank, tmp_path):
     folder, expected = one_rank
     shutil.copytree(folder, tmp_path / "run")
     stop_at(tmp_path / "run", 4)

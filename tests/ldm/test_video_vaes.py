@@ -1,4 +1,4 @@
-"""diffusers' own video VAEs through every stage, from taking them as they are to an exported pipeline."""
+"""diffusers' video VAEs in every stage, from loading to an exported pipeline."""
 
 import diffusers
 import pytest

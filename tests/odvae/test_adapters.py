@@ -1,4 +1,4 @@
-"""diffusers' own video VAEs behind ODVAE's interface: the same numbers, the same folders, their quirks handled."""
+"""Adapters of diffusers' video VAEs: the same results, the same folders, special cases."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -68,7 +68,7 @@ def test_it_encodes_and_decodes_as_diffusers_class_alone_does(adapted, k):
 
 
 @torch.no_grad()
-def test_an_even_number_of_cogvideox_latents_is_decoded_as_if_the_last_came_twice():
+def test_an_even_number_of_cogvideox_latents_is_padded_with_the_last_one():
     vae = make_adapted("AutoencoderKLCogVideoX")
     latents = torch.randn(1, 4, 4, 2, 2, generator=torch.Generator().manual_seed(0))
     longer = vae.decode(torch.cat([latents, latents[:, :, -1:]], dim=2)).sample
@@ -76,7 +76,7 @@ def test_an_even_number_of_cogvideox_latents_is_decoded_as_if_the_last_came_twic
 
 
 @torch.no_grad()
-def test_several_threads_encode_at_once_as_one_does(adapted):
+def test_several_threads_encode_with_the_result_of_one(adapted):
     clips = [clip_for(adapted, 2, seed) for seed in range(6)]
     alone = [adapted.encode(clip).latent_dist.mean for clip in clips]
     with ThreadPoolExecutor(3) as threads:
@@ -85,7 +85,7 @@ def test_several_threads_encode_at_once_as_one_does(adapted):
 
 
 @torch.no_grad()
-def test_an_ltx_decoder_that_is_told_a_noise_level_and_adds_noise_gives_the_same_video_again():
+def test_an_ltx_decoder_with_timestep_and_noise_injection_is_deterministic():
     vae = make_adapted("AutoencoderKLLTXVideo", timestep_conditioning=True, decoder_inject_noise=(True,) * 5)
     for name, parameter in vae.named_parameters():
         if "per_channel_scale" in name:  # how much noise; a new network adds none
@@ -111,7 +111,7 @@ def test_a_wan_2_2_vae_works_on_patches():
     assert reconstruction.shape == (1, 3, 5, 16, 32)
 
 
-def test_its_folder_is_one_of_diffusers_and_loads_as_either(adapted, tmp_path):
+def test_its_folder_can_be_loaded_with_the_adapter_and_with_diffusers(adapted, tmp_path):
     adapted.save_pretrained(tmp_path / "pipeline/vae")
     name = type(adapted).__name__
     theirs = getattr(diffusers, name).from_pretrained(tmp_path / "pipeline/vae")
@@ -138,7 +138,7 @@ def test_a_pretrained_image_vae_works_frame_by_frame(image_vae, tmp_path):
 
 
 @torch.no_grad()
-def test_what_it_cannot_take_is_said(adapted):
+def test_unsupported_inputs_are_errors(adapted):
     r, s = compression_of(adapted)
     with pytest.raises(InputError, match=rf"frames must be {r}k\+1, as the VAE compresses time by {r}; found {r}"):
         adapted.encode(torch.zeros(1, 3, r, s, s))
@@ -155,7 +155,7 @@ def test_what_it_cannot_take_is_said(adapted):
 
 
 @pytest.mark.parametrize("given", ["nowhere", "other"])
-def test_a_name_that_holds_no_vae_is_an_error(tmp_path, monkeypatch, given):
+def test_a_name_without_a_vae_is_an_error(tmp_path, monkeypatch, given):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text('{"_class_name": "UNet2DModel"}')

@@ -1,4 +1,4 @@
-"""The VAE's evaluation: what a reconstruction depends on, and which modes a model can go."""
+"""Evaluation of the VAE: reconstructions, and which modes a model supports."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def evaluation(vae, data=None, **settings):
 
 
 @torch.no_grad()
-def test_a_sampled_reconstruction_follows_from_seed_and_clip_number(vae):
+def test_a_sampled_reconstruction_is_a_function_of_seed_and_clip_index(vae):
     torch.manual_seed(0)
     video = torch.rand(1, 3, 9, 16, 16) * 2 - 1
     sampling = evaluation(vae, latents="sample")
@@ -52,7 +52,7 @@ def test_streamed_equals_whole_and_tiled_does_not(vae, samples, tmp_path):
     assert not vae.use_tiling
 
 
-def test_a_model_that_needs_the_whole_clip_says_so_in_place_of_a_number(image_vae, samples, tmp_path):
+def test_a_model_that_needs_the_whole_clip_has_the_reason_in_place_of_a_score(image_vae, samples, tmp_path):
     clips, data = samples
     leaky = ODVAE.from_image_vae(image_vae, norm="clip").eval()
     modes = compare_modes(evaluation(leaky, data), clips, tmp_path)

@@ -1,4 +1,4 @@
-"""Temporal flicker by what is known of it."""
+"""Temporal flicker metrics in cases with known values."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from odvae.flicker import added_flicker, seam_ratio, steadiness
 from odvae.running.errors import InputError
 
 
-def test_flicker_is_what_is_added_to_the_changes_and_not_the_motion_itself():
+def test_added_flicker_measures_added_changes_and_not_motion():
     video = torch.rand(2, 3, 9, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert added_flicker(video, video).abs().max() == 0
     assert added_flicker(video + 0.3, video).abs().max() < 1e-4  # a constant error does not flicker
@@ -19,7 +19,7 @@ def test_flicker_is_what_is_added_to_the_changes_and_not_the_motion_itself():
         added_flicker(video, video[:, :, :5])
 
 
-def test_seams_are_found_between_latent_frames():
+def test_seams_between_latent_frames_are_found():
     video = torch.zeros(1, 3, 9, 8, 8)
     stepping = video.clone()
     stepping[:, :, 1:5] += 0.1

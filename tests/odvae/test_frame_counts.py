@@ -1,4 +1,4 @@
-"""Which frame counts and picture sizes a VAE takes follows from its compression ratios."""
+"""Frame counts and frame sizes that a VAE accepts, by its compression ratios."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from odvae.video_vae import compression_of
 
 
 @pytest.mark.parametrize("ratio", [1, 2, 4, 8])
-def test_just_the_multiples_of_the_ratio_plus_one_are_frame_counts(ratio):
+def test_valid_frame_counts_are_multiples_of_the_ratio_plus_one(ratio):
     accepted = []
     for frames in range(-3, 4 * ratio + 2):
         try:
@@ -35,7 +35,7 @@ def experiment(*overrides):
     return make_settings(Experiment, {}, overrides, "test")
 
 
-def test_the_settings_know_the_ratios_of_the_vaes_they_make(vae):
+def test_the_settings_give_the_compression_ratios_of_their_vaes(vae):
     assert experiment().vae.compression == compression_of(vae)
     settings = experiment("vae.video_phase=null").vae
     assert settings.compression == compression_of(make_image_vae(settings.model))

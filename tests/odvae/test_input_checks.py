@@ -1,4 +1,4 @@
-"""Input that `encode` and `decode` cannot mean is refused in the user's words; legitimate input is not."""
+"""Invalid inputs of `encode` and `decode` are refused with a clear message; valid inputs are not."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def with_value(x: torch.Tensor, value: float) -> torch.Tensor:
         (torch.zeros(1, 3, 5, 225, 231), "height must be a multiple of 8, .*found 225"),
     ],
 )
-def test_a_video_that_cannot_be_meant_is_an_error(vae, video, message):
+def test_an_invalid_video_is_an_error(vae, video, message):
     with pytest.raises(InputError, match=message):
         vae.encode(video)
 
@@ -49,7 +49,7 @@ def test_streams_check_their_chunks(vae):
         (torch.full((1, 4, 2, 2, 2), float("inf")), "NaN or infinite"),
     ],
 )
-def test_latents_that_cannot_be_meant_are_an_error(vae, latents, message):
+def test_invalid_latents_are_an_error(vae, latents, message):
     with pytest.raises(InputError, match=message):
         vae.decode(latents)
 

@@ -1,4 +1,4 @@
-"""3D convolutions on a CPU: by oneDNN wherever nothing is trained, with the result of torch's own choice of kernel."""
+"""3D convolutions on a CPU use oneDNN without gradients, with the same results as torch's kernels."""
 
 import copy
 
@@ -52,7 +52,7 @@ def test_where_torch_chooses_onednn_too_the_result_is_the_same_to_the_last_bit()
         assert torch.equal(conv3d(x, weight, bias), F.conv3d(x, weight, bias))
 
 
-def test_nothing_of_a_video_goes_through_torchs_naive_convolution_but_where_gradients_are_kept(vae):
+def test_torchs_naive_convolution_is_used_only_with_gradients(vae):
     video, latents = torch.randn(1, 3, 9, 16, 16), torch.randn(1, 4, 3, 2, 2)
 
     def infer():

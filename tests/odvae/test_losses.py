@@ -1,4 +1,4 @@
-"""The VAE's loss terms: LPIPS, wavelet, KL, and the 3D patch GAN with its adaptive weight."""
+"""Loss terms of the VAE: LPIPS, wavelet, KL, and the 3D PatchGAN with its adaptive weight."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_lpips_is_zero_for_equal_frames_and_has_finite_gradients_on_blank_ones(b
     assert blank.grad.isfinite().all()
 
 
-def test_lpips_without_its_weights_says_what_to_do(tmp_path, backbone_file):
+def test_lpips_without_its_weights_is_an_error_that_says_what_to_do(tmp_path, backbone_file):
     with pytest.raises(InputError, match=r"vae.loss.lpips.weights or eval_vae.lpips.weights: .* does not exist"):
         LPIPS("squeeze", tmp_path / "nowhere.pth")
     (tmp_path / "text.pth").write_text("no weights")
@@ -85,14 +85,14 @@ def test_the_discriminator_has_the_papers_size_and_takes_images():
     assert network(torch.zeros(2, 3, 1, 32, 32)).shape == (2, 1, 1, 4, 4)
 
 
-def test_a_sample_is_judged_by_itself():
+def test_the_logits_of_a_sample_do_not_depend_on_the_batch():
     torch.manual_seed(0)
     network, video = PatchDiscriminator(8), torch.randn(3, 3, 5, 16, 16)
     alone = network(video[:1])
     assert torch.allclose(network(video)[:1], alone, atol=1e-5)
 
 
-def test_hinge_loss_stops_pushing_beyond_the_margin():
+def test_hinge_loss_has_no_gradient_beyond_the_margin():
     assert hinge_loss(torch.tensor([1.0, 3.0]), torch.tensor([-1.0, -2.0])) == 0
     assert hinge_loss(torch.tensor([0.0]), torch.tensor([0.0])) == 1
 
@@ -133,7 +133,7 @@ def test_the_objective_has_the_gradient_of_the_sum_of_its_terms(backbone_file):
     assert parts["loss"] == pytest.approx(float(total.detach()), rel=1e-5)
 
 
-def test_the_adaptive_weight_is_the_ratio_of_both_gradients_a_step_before_and_has_a_ceiling():
+def test_the_adaptive_weight_is_the_ratio_of_both_gradients_of_the_previous_step_and_has_a_maximum():
     settings = {"width": 8, "weight": 0.5}
     network, objective = make_objective(gan=settings, kl=0.0)
     gan = objective.gan
@@ -156,7 +156,7 @@ def test_the_adaptive_weight_is_the_ratio_of_both_gradients_a_step_before_and_ha
     assert gan.state.adaptive_weight == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_the_adaptive_weight_has_a_ceiling_and_forgets_a_broken_step():
+def test_the_adaptive_weight_has_a_maximum_and_ignores_steps_that_are_not_finite():
     _, objective = make_objective(gan={"width": 8, "adaptive_ceiling": 3.0})
     gan = objective.gan
     gan.gradients[0], gan.gradients[1] = 1.0, 1e-6
@@ -167,7 +167,7 @@ def test_the_adaptive_weight_has_a_ceiling_and_forgets_a_broken_step():
     assert gan.state.adaptive_weight == 3
 
 
-def test_the_discriminator_learns_to_tell_noise_from_smooth_videos():
+def test_the_discriminator_learns_to_distinguish_noise_from_smooth_videos():
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     weight = nn.Parameter(torch.zeros(3, 3, 3, 3, 3))

@@ -1,4 +1,4 @@
-"""Reconstruction metrics by what is known of them in closed form, and by golden values."""
+"""Reconstruction metrics: closed forms and golden values."""
 
 import json
 
@@ -21,7 +21,7 @@ BACKBONES = {
 }
 
 
-def test_psnr_and_ssim_meet_their_formulas_and_lpips_its_authors_package(tmp_path):
+def test_psnr_and_ssim_equal_their_formulas_and_lpips_its_authors_package(tmp_path):
     reference, golden = published_vae_values()["input_9"], golden_values()
     video = degraded(reference)
     assert psnr(video, reference).item() == pytest.approx(golden["psnr"], abs=1e-5)

@@ -1,4 +1,4 @@
-"""OD-VAE's promises: causality, streaming, initialization from an image VAE, shapes, errors."""
+"""OD-VAE: causality, streaming, initialization from an image VAE, shapes, errors."""
 
 import gc
 
@@ -38,7 +38,7 @@ def test_latent_frame_has_no_gradient_from_later_frames(vae):
         assert grad[:, :, : 4 * i + 1].abs().sum() > 0  # the test can fail
 
 
-def test_the_released_mode_does_leak_the_future(image_vae):
+def test_the_released_mode_depends_on_later_frames(image_vae):
     leaky = ODVAE.from_image_vae(image_vae, norm="clip", temporal_upsample="trilinear")
     video = torch.randn(1, 3, 9, 16, 16, requires_grad=True)
     (grad,) = torch.autograd.grad(leaky.encode(video).latent_dist.mean[:, :, 0].sum(), video)

@@ -77,7 +77,7 @@ def test_training_from_a_published_file_keeps_its_norm_and_upsampling(original, 
         ("small_v110_keys.txt", "v110_1x9x64x64", 9, None),
     ],
 )
-def test_the_published_function_gives_the_original_values(tmp_path, keys, golden, frames, group):
+def test_the_published_modes_give_the_original_values(tmp_path, keys, golden, frames, group):
     state = {name: known_vae_tensor(name, shape) for name, shape in read_keys(GOLDEN / keys).items()}
     torch.save(state, tmp_path / "checkpoint.pt")
     vae = ODVAE.from_opensora_plan(tmp_path / "checkpoint.pt")
@@ -100,7 +100,7 @@ def test_the_published_function_gives_the_original_values(tmp_path, keys, golden
         ("small_v110_keys.txt", (32, 64, 128, 128), None),
     ],
 )
-def test_every_tensor_of_a_released_checkpoint_finds_its_place(keys, widths, parameters):
+def test_every_tensor_of_a_released_checkpoint_is_loaded(keys, widths, parameters):
     state = {name: torch.empty(shape, device="meta") for name, shape in read_keys(GOLDEN / keys).items()}
     with torch.device("meta"):
         vae = ODVAE(**infer_settings(state, keys))
@@ -115,7 +115,7 @@ def test_every_tensor_of_a_released_checkpoint_finds_its_place(keys, widths, par
 # --- names
 
 
-def test_some_tensors_under_their_published_names():
+def test_published_names_of_some_tensors():
     with torch.device("meta"):
         joint, separate = (published_names(ODVAE(temporal_resampling=way)) for way in ("joint", "separate"))
     assert len(joint) == 248
@@ -274,7 +274,7 @@ def test_a_checkpoint_without_weights_is_an_error(tmp_path, content):
         ODVAE.from_opensora_plan(tmp_path / "model.pt")
 
 
-def test_an_own_folder_is_an_error_that_says_how_to_load_it(vae, tmp_path):
+def test_a_diffusers_folder_is_an_error_that_says_how_to_load_it(vae, tmp_path):
     vae.save_pretrained(tmp_path)
     with pytest.raises(InputError, match=r"ODVAE\.from_pretrained"):
         ODVAE.from_opensora_plan(tmp_path)
@@ -283,7 +283,7 @@ def test_an_own_folder_is_an_error_that_says_how_to_load_it(vae, tmp_path):
 # --- time by its own layers (v1.1.0) is causal and streams like the rest
 
 
-def test_separate_time_layers_stream_exactly_in_the_causal_mode():
+def test_separate_temporal_layers_stream_exactly_in_the_causal_mode():
     torch.manual_seed(0)
     vae = ODVAE((8, 16, 16, 16), layers_per_block=1, norm_num_groups=4, temporal_resampling="separate").eval()
     video = torch.rand(1, 3, 13, 16, 16) * 2 - 1
@@ -296,7 +296,7 @@ def test_separate_time_layers_stream_exactly_in_the_causal_mode():
         assert relative_error(torch.cat(list(pieces), dim=2), vae.decode(whole).sample) < 1e-5
 
 
-def test_separate_time_layers_do_not_see_later_frames():
+def test_separate_temporal_layers_do_not_depend_on_later_frames():
     torch.manual_seed(0)
     vae = ODVAE((8, 16, 16, 16), layers_per_block=1, norm_num_groups=4, temporal_resampling="separate").eval()
     video = (torch.rand(1, 3, 9, 16, 16) * 2 - 1).requires_grad_()

@@ -1,4 +1,4 @@
-"""Tiling: one tile is the whole, several are the paper's approximation, no tile is narrow, blending is even."""
+"""Tiling: one tile equals the whole, several tiles approximate it, tiles have equal size, blending weights."""
 
 from itertools import pairwise
 
@@ -46,7 +46,7 @@ def test_a_video_of_one_tile_is_bit_equal_to_the_whole(tiled, frames):
     assert torch.equal(tiled.decode(latents).sample, decoded)
 
 
-def test_without_tiling_the_whole_goes_to_the_network_at_once(vae, monkeypatch):
+def test_without_tiling_the_network_gets_the_whole_video(vae, monkeypatch):
     for name in ("_encode_tiled", "_decode_tiled", "_encode_in_space", "_decode_in_space", "_tiles"):
         monkeypatch.setattr(vae, name, None)
     video = random_video(1, 3, 5, 16, 16)
@@ -68,7 +68,7 @@ def test_groups_share_a_frame_and_drop_its_second_copy(tiled):
     assert decoded.shape == video.shape
 
 
-def test_several_groups_are_near_the_whole_but_not_equal_and_disabling_ends_it(tiled):
+def test_several_temporal_tiles_approximate_the_whole_until_tiling_is_disabled(tiled):
     video = random_video(1, 3, 17, 16, 16)
     latents = encode(tiled, video)
     decoded = tiled.decode(latents).sample
@@ -82,7 +82,7 @@ def test_several_groups_are_near_the_whole_but_not_equal_and_disabling_ends_it(t
     assert torch.equal(tiled.decode(latents).sample, decoded)
 
 
-def test_time_groups_cover_every_length_once():
+def test_temporal_tiles_cover_every_length_once():
     for frames in range(1, 40):
         x = torch.arange(frames).view(1, 1, frames, 1, 1)
         for group in (2, 3, 9, None):
@@ -104,7 +104,7 @@ def calls_of(module: torch.nn.Module, monkeypatch, out_channels: int, result_sha
     return seen
 
 
-def test_one_pass_a_time_group_where_the_picture_is_one_tile(tiled, monkeypatch):
+def test_one_network_call_per_temporal_tile_if_the_frame_is_one_spatial_tile(tiled, monkeypatch):
     encoder = calls_of(tiled.encoder, monkeypatch, 8, lambda t, h, w: ((t - 1) // 4 + 1, h // 8, w // 8))
     decoder = calls_of(tiled.decoder, monkeypatch, 3, lambda t, h, w: ((t - 1) * 4 + 1, h * 8, w * 8))
     tiled.enable_tiling(tile_sample_min_height=256, tile_sample_min_width=256, tile_sample_min_num_frames=33)
@@ -115,7 +115,7 @@ def test_one_pass_a_time_group_where_the_picture_is_one_tile(tiled, monkeypatch)
 
 
 @pytest.mark.parametrize("width", [8, 224, 232, 256, 264, 456, 1000])
-def test_encoder_and_decoder_see_the_same_tiles_all_of_full_size(tiled, monkeypatch, width):
+def test_encoder_and_decoder_use_the_same_tiles_all_of_full_size(tiled, monkeypatch, width):
     encoder = calls_of(tiled.encoder, monkeypatch, 8, lambda t, h, w: (t, h // 8, w // 8))
     decoder = calls_of(tiled.decoder, monkeypatch, 3, lambda t, h, w: (t, h * 8, w * 8))
     tiled.enable_tiling()
@@ -162,7 +162,7 @@ def test_the_overlap_is_a_straight_line_from_one_tile_to_the_next():
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), size=st.integers(1, 6), data=st.data())
-def test_a_network_that_looks_no_further_than_a_position_is_tiled_exactly(height, width, size, data):
+def test_a_pointwise_network_is_tiled_exactly(height, width, size, data):
     stride = data.draw(st.integers(1, size))
     rows, columns = (place_tiles(8 * length, 8 * size, 8 * stride) for length in (height, width))
     video = torch.randn(2, 3, 2, 8 * height, 8 * width, dtype=torch.float64)
@@ -178,7 +178,7 @@ def test_a_network_that_looks_no_further_than_a_position_is_tiled_exactly(height
     assert torch.allclose(run_in_tiles(up, latents, rows, columns, 8, 1), up(latents, None), rtol=0, atol=1e-12)
 
 
-def test_a_network_that_looks_one_position_around_differs_only_near_the_tiles_borders():
+def test_a_network_with_a_3x3_receptive_field_differs_only_near_the_tiles_borders():
     x = torch.randn(1, 1, 1, 48, 48, dtype=torch.float64)
     kernel = torch.ones(1, 1, 1, 3, 3, dtype=torch.float64)
 
@@ -194,7 +194,7 @@ def test_a_network_that_looks_one_position_around_differs_only_near_the_tiles_bo
     assert difference[~inside].max() > 1e-3
 
 
-def test_spatial_tiles_are_near_the_whole_and_more_overlap_is_nearer(tiled):
+def test_spatial_tiles_approximate_the_whole_better_with_more_overlap(tiled):
     video = F.interpolate(random_video(1, 3, 5, 8, 8), size=(5, 64, 64), mode="trilinear")  # smooth, as pictures are
     latents = encode(tiled, video)
     errors = []

@@ -1,4 +1,4 @@
-"""A run of the smallest config, for every test of the scripts."""
+"""A run of the smallest config, for all tests of the scripts."""
 
 from pathlib import Path
 

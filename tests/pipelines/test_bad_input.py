@@ -1,4 +1,4 @@
-"""What a stage refuses, in one clear line."""
+"""Invalid inputs of the stages give one clear line."""
 
 import shutil
 

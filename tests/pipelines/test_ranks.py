@@ -1,4 +1,4 @@
-"""Two ranks make what one rank makes."""
+"""Two ranks give the results of one rank."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Stages that are killed, interrupted or out of disk, and go on."""
+"""Stages that are killed, interrupted or out of disk space can be resumed."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def kill_after(words, checkpoint: Path):
 
 
 @pytest.mark.parametrize("phase", ["image_vae/checkpoints/step_00000001", "checkpoints/step_00000002"])
-def test_vae_training_killed_and_started_again_ends_in_the_same_bits(run, tmp_path, phase):
+def test_killed_and_resumed_vae_training_is_bitwise_equal(run, tmp_path, phase):
     shutil.copytree(run / "shards", tmp_path / "run/shards")
     kill_after(command("train_vae", tmp_path / "run"), tmp_path / "run/vae" / phase)
     assert not (tmp_path / "run/vae" / WEIGHTS).exists()
@@ -30,7 +30,7 @@ def test_vae_training_killed_and_started_again_ends_in_the_same_bits(run, tmp_pa
     assert rows[0] == rows[1]
 
 
-def test_ldm_training_killed_and_started_again_ends_in_the_same_bits(run, tmp_path):
+def test_killed_and_resumed_ldm_training_is_bitwise_equal(run, tmp_path):
     for stage in ("vae", "latents"):
         shutil.copytree(run / stage, tmp_path / "run" / stage)
     kill_after(command("train_ldm", tmp_path / "run"), tmp_path / "run/ldm/checkpoints/step_00000002")
@@ -39,7 +39,7 @@ def test_ldm_training_killed_and_started_again_ends_in_the_same_bits(run, tmp_pa
     assert (tmp_path / "run/ldm" / WEIGHTS).read_bytes() == (run / "ldm" / WEIGHTS).read_bytes()
 
 
-def test_ctrl_c_saves_a_checkpoint_says_so_and_the_same_command_goes_on(run, tmp_path):
+def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(run, tmp_path):
     shutil.copytree(run / "shards", tmp_path / "run/shards")
     words = command("train_vae", tmp_path / "run", "vae.video_phase.checkpoint_every=1000")
     script = Script(words)
@@ -52,7 +52,7 @@ def test_ctrl_c_saves_a_checkpoint_says_so_and_the_same_command_goes_on(run, tmp
     assert (tmp_path / "run/vae" / WEIGHTS).read_bytes() == (run / "vae" / WEIGHTS).read_bytes()
 
 
-def test_a_full_disk_ends_with_a_clear_error_and_what_was_there_stays(run, tmp_path):
+def test_a_full_disk_is_a_clear_error_and_existing_files_stay(run, tmp_path):
     shutil.copytree(run / "shards", tmp_path / "run/shards")
     # No file may grow beyond 40 kB: the first checkpoint does not fit.
     message = fail(*command("train_vae", tmp_path / "run"), file_size=40_000)

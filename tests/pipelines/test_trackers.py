@@ -1,4 +1,4 @@
-"""Trackers get numbers, pictures and videos."""
+"""Trackers get metrics, images and videos."""
 
 import shutil
 
@@ -9,7 +9,7 @@ from stages import command
 pytestmark = pytest.mark.slow
 
 
-def test_a_tracker_gets_numbers_and_pictures(run, tmp_path):
+def test_a_tracker_gets_metrics_and_images(run, tmp_path):
     shutil.copytree(run / "shards", tmp_path / "board/shards")
     succeed(*command("train_vae", tmp_path / "board", "tracker=tensorboard"))
     events = sorted((tmp_path / "board/vae").rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_size)

@@ -1,4 +1,4 @@
-"""The whole pipeline as the README says, and what it leaves behind."""
+"""The whole pipeline as in the README, and the files it writes."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from odvae.video.video_io import write_video
 pytestmark = pytest.mark.slow
 
 
-def test_the_stages_leave_what_the_design_promises(run):
+def test_the_stages_write_all_documented_files(run):
     for name in ("shards/00000.tar", "vae/config.json", f"vae/{WEIGHTS}", "vae/experiment.yaml", "vae/metrics.jsonl"):
         assert (run / name).is_file()
     for name in ("latents/00000.tar", "latents/manifest.json", "ldm/config.json", "ldm/metrics.jsonl"):
@@ -70,7 +70,7 @@ def test_a_prompt_makes_its_video_and_the_same_seed_the_same_file(run, tmp_path)
     assert path.read_bytes() == first
 
 
-def test_the_exported_pipeline_makes_the_very_videos_of_the_sampling_stage(run):
+def test_the_exported_pipeline_generates_the_same_videos_as_the_sampling_stage(run):
     printed = succeed(*command("export_pipeline", run))
     folder = run / "pipeline"
     assert f"output: {folder}" in printed
@@ -109,7 +109,7 @@ def test_running_a_finished_stage_again_changes_nothing(run):
     assert (run / "vae" / WEIGHTS).stat().st_mtime_ns == before
 
 
-def test_an_image_vae_stands_in_for_the_video_vae_in_every_stage(run, tmp_path):
+def test_an_image_vae_replaces_the_video_vae_in_every_stage(run, tmp_path):
     folder = tmp_path / "frames"
     shutil.copytree(run / "shards", folder / "shards")
     for name in STAGES:

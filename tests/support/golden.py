@@ -1,4 +1,4 @@
-"""The golden values in tests/golden, and what they were computed of."""
+"""The golden values in tests/golden, and the inputs they were computed from."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Weights that follow from tensor names alone: a network of any size travels as a list of names and shapes."""
+"""Weights that are functions of the tensors' names, so that a network can be stored as a list of names and shapes."""
 
 import ast
 import hashlib

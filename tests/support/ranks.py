@@ -1,4 +1,4 @@
-"""The ranks of a launch as forked processes of a test: quicker than torchrun, which starts Python anew."""
+"""Ranks of a launch as forked processes of a test; faster than torchrun, which starts Python again."""
 
 import multiprocessing
 import os

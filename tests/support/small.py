@@ -1,4 +1,4 @@
-"""What tests of several folders share: where the checkout is, the sizes of a small VAE, how far two tensors differ."""
+"""Common helpers of tests: the path of the checkout, sizes of a small VAE, differences of tensors."""
 
 from pathlib import Path
 

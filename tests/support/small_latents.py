@@ -1,4 +1,4 @@
-"""Encoding of a few small videos, for tests: its settings and its call."""
+"""Encoding of a few small videos for tests: settings and call."""
 
 from ldm.encode import encode_latents
 from ldm.encoding.settings import EncodeSettings

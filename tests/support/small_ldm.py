@@ -1,4 +1,4 @@
-"""A small latent diffusion model for tests: its settings, and a training on the latents of a run folder."""
+"""A small latent diffusion model for tests: settings, and a training on the latents of a run folder."""
 
 from safetensors.torch import load_file
 

@@ -1,4 +1,4 @@
-"""Small networks for tests, and how they look after some training."""
+"""Small networks for tests, also with weights as after some training."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A small network with parameters of all kinds, steps on it, and steps on its shards in processes of their own."""
+"""A small network with all kinds of parameters, optimizer steps on it, and steps on its shards in processes."""
 
 import torch
 from torch import nn

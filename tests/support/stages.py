@@ -1,4 +1,4 @@
-"""The stages of the smallest config as words of a command line."""
+"""Command-line arguments of the stages with the smallest config."""
 
 import sys
 from pathlib import Path

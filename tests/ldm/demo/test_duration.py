@@ -1,4 +1,4 @@
-"""What `make demo` says about its time: scaled from a run that was measured, by this machine's speed."""
+"""Time estimate of `make demo`: scaled from a measured run by this machine's speed."""
 
 import json
 
@@ -13,12 +13,12 @@ REFERENCE = Reference(
 )
 
 
-def test_before_the_first_stage_a_machine_half_as_fast_takes_twice_as_long():
+def test_before_the_first_stage_a_machine_half_as_fast_is_estimated_at_twice_the_time():
     left = seconds_left(REFERENCE, {}, probed=0.04)
     assert left == {stage: 2 * seconds for stage, seconds in REFERENCE.seconds.items()}
 
 
-def test_later_the_finished_stages_say_how_fast_the_machine_is_and_only_the_others_are_left():
+def test_later_the_estimate_uses_the_speed_of_finished_stages_for_the_others():
     left = seconds_left(REFERENCE, {"vae": 4.5, "latents": 1.5}, probed=0.02)
     assert left == {"ldm": 600, "samples": 180, "report": 90}
     assert describe(left) == ("about 14 minutes (training the diffusion model 10, generating videos 3.0, scores 1.5)")
@@ -37,5 +37,5 @@ def test_references_have_every_stage(name):
     assert list(REFERENCES[name].seconds) == list(REFERENCES[name].minutes) == list(NAMES)
 
 
-def test_the_probe_is_a_moment_s_work():
+def test_the_speed_probe_takes_a_moment():
     assert 0 < probe() < 1

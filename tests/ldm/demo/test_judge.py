@@ -1,4 +1,4 @@
-"""The judge reads what was rendered, and says "unclear" where a person would not know either."""
+"""The demo's judge reads rendered videos correctly, and returns "unclear" for videos that people cannot read."""
 
 from __future__ import annotations
 

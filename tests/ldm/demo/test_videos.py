@@ -1,4 +1,4 @@
-"""The demo's videos show what their captions say, the same for a seed every time."""
+"""The demo's videos show what their captions describe, and are a function of the seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which clips are encoded at which size, and how batches of one size come out again."""
+"""Planning of encoding: which clips are encoded at which size, and batches of one size."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ BUCKETS = (
 )
 
 
-def test_a_video_goes_to_the_longest_bucket_it_fills_and_there_to_the_nearest_shape():
+def test_a_video_gets_the_longest_bucket_it_fills_with_the_nearest_shape():
     def name(frames, height, width):
         bucket = choose_bucket(frames, height, width, (*BUCKETS, BucketSettings(frames=5, height=64, width=64)), DATA)
         return bucket and bucket.name
@@ -51,7 +51,7 @@ def bucketed(tmp_path_factory, vae):
     return folder
 
 
-def test_buckets_have_shards_of_their_own_and_images_are_clips_of_one_frame(bucketed):
+def test_buckets_have_separate_shards_and_images_are_clips_of_one_frame(bucketed):
     manifest = load_manifest(bucketed / "latents")
     assert manifest.buckets == {"5x32x32": (4, 2, 4, 4), "5x16x64": (4, 2, 2, 8), "1x32x32": (4, 1, 4, 4)}
     counts = {name: 0 for name in manifest.buckets}
@@ -61,7 +61,7 @@ def test_buckets_have_shards_of_their_own_and_images_are_clips_of_one_frame(buck
     assert counts == {"5x32x32": 9, "5x16x64": 6, "1x32x32": 6}
 
 
-def test_every_batch_of_a_step_is_of_one_bucket_on_every_rank_and_resumes_exactly(bucketed):
+def test_all_batches_of_a_step_have_one_bucket_on_every_rank_and_resume_exactly(bucketed):
     latents = open_latents(bucketed / "latents", load_manifest(bucketed / "latents"))
     ranks = [latent_batches(latents, 7, BatchPlan(1, 2, rank, ranks=2)) for rank in range(2)]
     shapes = set()

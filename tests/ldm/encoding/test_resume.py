@@ -1,4 +1,4 @@
-"""Encoding as users start it: killed at a bad moment, gone on with on another number of processes, the same bytes."""
+"""Resuming of an encoding that was killed, on another number of processes: the same bytes."""
 
 import json
 from pathlib import Path
@@ -53,7 +53,7 @@ def comparable(path: Path) -> bytes | dict:
 
 
 @pytest.mark.slow
-def test_an_encoding_killed_on_one_process_goes_on_with_two_and_ends_in_the_same_bytes(runs):
+def test_an_encoding_killed_on_one_process_resumes_on_two_with_the_same_bytes(runs):
     words = ["pipelines/encode_latents.py", "--config", str(runs / "config.yaml")]
     script = Script(words)
     script.until(lambda: len(list((runs / "latents/shards").glob("*.json"))) >= 2)

@@ -1,4 +1,4 @@
-"""CLIP score by a small CLIP."""
+"""CLIP score with a small CLIP model."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Feature networks: what they see, and which videos they take."""
+"""Feature networks: preprocessing, results, and which videos they accept."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""I3D: the published network, and which files hold it."""
+"""I3D: the published network, and the files it is loaded from."""
 
 import json
 

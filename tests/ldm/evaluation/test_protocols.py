@@ -1,4 +1,4 @@
-"""Which frames and clips a protocol scores."""
+"""Evaluation protocols: which frames and clips are scored."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The cache of references."""
+"""Cache of reference features."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Samples as the scorers read them."""
+"""Reading of samples for scoring."""
 
 import numpy as np
 import pytest

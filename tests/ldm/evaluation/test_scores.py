@@ -1,4 +1,4 @@
-"""A distance with its baselines and warnings."""
+"""Distances with their baselines and warnings."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Captions in latents: the share with one is said; of several all are embedded, and training draws one by number."""
+"""Captions in latents: captioned clips are counted, all captions embedded, one is chosen by sample number."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def entries_of(folder):
     return [entry for split in (latents.train, latents.held_out) for entries in split.values() for entry in entries]
 
 
-def test_all_captions_are_embedded_each_as_it_is_alone(source):
+def test_all_captions_are_embedded_independently(source):
     entries = entries_of(source / "latents")
     several = [entry for entry in entries if caption_count(entry) > 1]
     assert [caption_count(entry) for entry in several] == [3, 3, 3]
@@ -84,7 +84,7 @@ def test_the_draw_is_a_function_of_the_sample_number_and_draws_all(source):
     assert len(drawn) == 3
 
 
-def test_the_manifest_and_the_account_say_how_many_clips_have_a_caption(source, capsys):
+def test_the_manifest_and_the_account_have_the_number_of_captioned_clips(source, capsys):
     manifest = load_manifest(source / "latents")
     entries = manifest.train_entries + manifest.held_out_entries
     assert (entries, manifest.captioned_entries, manifest.captions) == (16, 15, 21)
@@ -107,7 +107,7 @@ def without_captions(source, folder):
 
 
 @pytest.mark.parametrize("encoder", ["learned", "pretrained"])
-def test_videos_without_captions_teach_no_text_whatever_the_encoder(source, tmp_path, encoder):
+def test_text_conditioning_without_captions_is_refused_for_every_text_encoder(source, tmp_path, encoder):
     folder = without_captions(source, tmp_path)
     name = "learned" if encoder == "learned" else str(source / "latents/text_encoder")
     text = TextSettings(encoder=name, max_tokens=8, width=16, steps=3)

@@ -1,4 +1,4 @@
-"""Latent shards and their manifest: what they hold, what is refused, that an interrupted encoding goes on."""
+"""Latent shards and their manifest: content, what is refused, resuming an interrupted encoding."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def entries_of(folder):
     return latents.train[bucket], latents.held_out[bucket]
 
 
-def test_every_declared_clip_is_there_with_its_posterior_caption_and_start(encoded, vae):
+def test_every_planned_clip_is_stored_with_its_posterior_caption_and_start(encoded, vae):
     train, held_out = entries_of(encoded / "latents")
     assert len(train) + len(held_out) == 24
     videos = VideoSet(encoded / "shards", DATA, "?")
@@ -73,7 +73,7 @@ def relabel(shard, labels):
             writer.write({"__key__": sample.key, **members, "json": json.dumps(about).encode()})
 
 
-def test_class_names_become_places_in_the_sorted_list_of_classes(encoded, tmp_path):
+def test_class_names_become_indices_in_the_sorted_list_of_classes(encoded, tmp_path):
     for name in ("shards", "vae"):
         shutil.copytree(encoded / name, tmp_path / name)
     relabel(tmp_path / "shards/00000.tar", ["walk", "run", None, "walk", "archery"])
@@ -85,7 +85,7 @@ def test_class_names_become_places_in_the_sorted_list_of_classes(encoded, tmp_pa
     assert [load_entry(entry, 0, manifest.classes)["label"] for entry in entries] == [2, 1, -1, 2, 0]
 
 
-def test_means_alone_take_half_the_room_and_have_no_spread(encoded, tmp_path):
+def test_means_without_std_take_half_the_space(encoded, tmp_path):
     encode(encoded, tmp_path / "latents", encode=EncodeSettings(batch_size=3, clips_per_video=2, posterior="mean"))
     manifest = load_manifest(tmp_path / "latents")
     means, moments = (entries_of(folder)[0][3] for folder in (tmp_path / "latents", encoded / "latents"))
@@ -123,7 +123,7 @@ def test_all_clips_of_a_video_are_in_one_split(encoded):
     assert all(is_held_out(key, DATA.held_out) for key in keys[1])
 
 
-def test_an_encoding_that_was_stopped_goes_on_and_ends_in_the_same_bytes(encoded, tmp_path):
+def test_an_interrupted_encoding_resumes_with_the_same_bytes(encoded, tmp_path):
     shutil.copytree(encoded / "latents", tmp_path / "latents")
     for name in ("00001.tar", "shards/00001.json", "manifest.json"):  # as if killed within the second shard
         (tmp_path / "latents" / name).unlink()
@@ -234,7 +234,7 @@ def test_one_flipped_bit_in_a_shard_is_refused_by_the_trainer_and_found_by_verif
     assert "00001.tar was changed" in problem
 
 
-def test_a_vae_of_the_same_weights_and_another_mode_is_refused_by_the_field_s_name(encoded, tmp_path):
+def test_a_vae_with_the_same_weights_and_another_mode_is_refused_with_the_name_of_the_field(encoded, tmp_path):
     shutil.copytree(encoded / "vae", tmp_path / "vae")
     config = json.loads((tmp_path / "vae/config.json").read_text())
     (tmp_path / "vae/config.json").write_text(json.dumps({**config, "norm": "clip"}))
@@ -244,7 +244,7 @@ def test_a_vae_of_the_same_weights_and_another_mode_is_refused_by_the_field_s_na
 
 
 @pytest.mark.slow
-def test_verify_encodes_again_and_tells_by_its_exit_status(encoded, tmp_path):
+def test_verify_encodes_again_and_its_exit_status_has_the_result(encoded, tmp_path):
     manifest = load_manifest(encoded / "latents")
     again = list(reencode(encoded / "latents", manifest, encoded / "vae", count=5, seed=0))
     assert len(again) == 5
@@ -261,7 +261,7 @@ def test_verify_encodes_again_and_tells_by_its_exit_status(encoded, tmp_path):
     assert "00000.tar" in bad.stdout
 
 
-def test_verify_sees_a_wrong_entry_under_right_hashes(encoded, tmp_path):
+def test_verify_finds_a_wrong_entry_with_correct_hashes(encoded, tmp_path):
     for name in ("shards", "vae"):
         shutil.copytree(encoded / name, tmp_path / name)
     encode(tmp_path, tmp_path / "latents")
@@ -276,13 +276,13 @@ def test_verify_sees_a_wrong_entry_under_right_hashes(encoded, tmp_path):
     assert sum(one.error > TOLERANCE for one in again) == 10
 
 
-def test_two_writers_into_one_folder_are_refused(encoded, tmp_path):
+def test_a_second_writer_of_a_folder_is_refused(encoded, tmp_path):
     (tmp_path / "latents/.text_encoder.partial").mkdir(parents=True)  # as a kill may leave it: it keeps nobody out
     with sole_writer(tmp_path / "latents"), pytest.raises(InputError, match="is being written by another process"):
         encode(encoded, tmp_path / "latents")
 
 
-def test_going_on_after_the_videos_changed_is_refused(encoded, tmp_path):
+def test_resuming_after_the_videos_changed_is_refused(encoded, tmp_path):
     shutil.copytree(encoded, tmp_path / "run")
     relabel(tmp_path / "run/shards/00000.tar", ["walk"] * 5)
     (tmp_path / "run/latents/manifest.json").unlink()
@@ -290,7 +290,7 @@ def test_going_on_after_the_videos_changed_is_refused(encoded, tmp_path):
         encode(tmp_path / "run", tmp_path / "run/latents")
 
 
-def test_a_video_that_cannot_be_decoded_is_left_out_and_stands_in_the_manifest(encoded, tmp_path):
+def test_a_video_that_cannot_be_decoded_is_left_out_and_listed_in_the_manifest(encoded, tmp_path):
     for name in ("shards", "vae"):
         shutil.copytree(encoded / name, tmp_path / name)
     shard = tmp_path / "shards/00001.tar"
@@ -308,7 +308,7 @@ def test_a_video_that_cannot_be_decoded_is_left_out_and_stands_in_the_manifest(e
         encode(tmp_path, tmp_path / "strict")
 
 
-def test_videos_without_captions_are_encoded_for_networks_that_are_not_told_text(encoded, tmp_path):
+def test_videos_without_captions_are_encoded_for_networks_without_text_conditioning(encoded, tmp_path):
     for name in ("vae", "shards"):
         (tmp_path / name).mkdir()
     shutil.copytree(encoded / "vae", tmp_path / "vae", dirs_exist_ok=True)
@@ -323,7 +323,7 @@ def test_videos_without_captions_are_encoded_for_networks_that_are_not_told_text
     assert set(map(int, captions)) == {2}  # begin and end
 
 
-def test_a_manifest_that_a_kill_left_behind_is_written_anew(encoded, tmp_path):
+def test_a_manifest_left_by_a_killed_process_is_rewritten(encoded, tmp_path):
     shutil.copytree(encoded / "latents", tmp_path / "latents")
     manifest = load_manifest(tmp_path / "latents")
     dataclasses.replace(manifest, shards=manifest.shards[:-1]).save(tmp_path / "latents")

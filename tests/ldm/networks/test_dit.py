@@ -1,4 +1,4 @@
-"""The networks' promises: identity at start, conditions that matter, relative positions, sizes, switches, errors."""
+"""DiT and UNet: identity at initialization, conditioning, relative positions, sizes, options, errors."""
 
 import pytest
 import torch
@@ -78,7 +78,7 @@ def test_padding_tokens_change_nothing_and_real_ones_do(make):
 
 
 @pytest.mark.parametrize("make", [make_dit, make_unet])
-def test_classes_differ_and_no_class_is_another(make):
+def test_different_classes_and_no_class_give_different_predictions(make):
     model = awake(make(text_width=None, class_names=CLASSES))
     latents, time, _ = inputs(batch=1, text=False)
     outs = [model(latents, time, Condition(label=torch.tensor([label]))) for label in (-1, 0, 1, 2)]
@@ -97,7 +97,7 @@ def test_a_first_frame_matters_where_given_and_only_there(make):
     assert torch.equal(before[1], after[1])
 
 
-def test_the_networks_input_holds_the_given_frame_and_says_so():
+def test_the_networks_input_contains_the_given_frame_and_its_mask():
     latents, _, condition = inputs(first_frame=True)
     x = concat_first_frame(latents, condition)
     assert torch.equal(x[:, :4], latents)
@@ -118,7 +118,7 @@ def test_dropped_conditions_are_the_empty_caption_and_no_class_and_a_first_frame
 
 
 @every_attention
-def test_samples_of_a_batch_do_not_see_each_other(attention):
+def test_samples_of_a_batch_do_not_influence_each_other(attention):
     model = awake(make_dit(attention=attention))
     latents, time, condition = inputs()
     together = model(latents, time, condition)
@@ -126,7 +126,7 @@ def test_samples_of_a_batch_do_not_see_each_other(attention):
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
-def test_factorized_blocks_see_their_frame_then_their_place():
+def test_factorized_blocks_attend_within_a_frame_then_at_a_position_over_time():
     model = awake(make_dit(attention="factorized", text_width=None, patch_size=(1, 1, 1), depth=1))
     latents, time, condition = inputs(batch=1, text=False)
     latents.requires_grad_()
@@ -149,7 +149,7 @@ def test_other_lengths_and_sizes_than_trained_work(shape, attention):
 
 
 @pytest.mark.parametrize("patch_size", [(1, 1, 1), (1, 2, 2), (3, 2, 2), (1, 4, 2)])
-def test_every_patch_size_sees_and_makes_every_latent_value(patch_size):
+def test_every_patch_size_reads_and_predicts_every_latent_value(patch_size):
     model = awake(make_dit(patch_size=patch_size))
     latents, time, condition = inputs()
     out = model(latents.requires_grad_(), time, condition)

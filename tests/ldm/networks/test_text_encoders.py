@@ -1,4 +1,4 @@
-"""Text encoders: one learned from captions, and any transformers folder."""
+"""Text encoders: one trained on the captions, and any transformers folder."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The table of numbers."""
+"""The flat table of all results."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""How the page shows numbers."""
+"""Number formatting of the report page."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The study: equal budgets, one thing varied at a time, restarts, and claims that are judged by the numbers."""
+"""The compression study: equal budgets, one variable at a time, resuming, and claims tested by the results."""
 
 import json
 import sys

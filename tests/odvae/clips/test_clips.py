@@ -1,4 +1,4 @@
-"""Which clip sample n is: a function of (seed, n) alone, whoever reads it."""
+"""Training clips are a function of (seed, sample number)."""
 
 from itertools import islice
 from types import SimpleNamespace
@@ -41,11 +41,11 @@ def numbers_seen(batch, micro_steps, ranks, steps, start=0):
 
 
 @pytest.mark.parametrize(("ranks", "micro_steps", "batch"), [(1, 1, 4), (1, 2, 2), (2, 2, 1), (2, 1, 2), (4, 1, 1)])
-def test_a_step_sees_the_same_samples_however_the_batch_is_made_up(ranks, micro_steps, batch):
+def test_a_step_has_the_same_samples_however_the_batch_is_divided(ranks, micro_steps, batch):
     assert numbers_seen(batch, micro_steps, ranks, steps=3) == [[4 * s + i for i in range(4)] for s in range(3)]
 
 
-def test_a_resumed_run_goes_on_with_the_next_samples():
+def test_a_resumed_run_continues_with_the_next_samples():
     assert numbers_seen(2, 2, 2, steps=2, start=5) == numbers_seen(2, 2, 2, steps=7)[5:]
 
 
@@ -86,7 +86,7 @@ def test_starts_crops_and_flips_follow_from_the_sample_number(shards):
         assert torch.equal(ClipDataset(videos.train, data, 7)[3]["video"], load_clip(dataset.source(3, 0), data, start))
 
 
-def test_a_rate_is_reached_by_frames_shown_at_its_moments(shards):
+def test_resampling_to_a_rate_takes_the_frame_shown_at_each_time(shards):
     slow = DATA.model_copy(update={"fps": 4.0, "frames": 1})
     (source, *_) = VideoSet(shards, slow, "?").samples
     assert (frame_count(source, None), frame_count(source, slow.fps)) == (9, 4)  # 9 frames at 8 a second
@@ -94,7 +94,7 @@ def test_a_rate_is_reached_by_frames_shown_at_its_moments(shards):
     assert torch.equal(load_clip(source, slow.model_copy(update={"frames": 4}), 0), every_second)
 
 
-def test_a_clip_has_the_rate_of_its_video_or_of_the_settings_over_the_stride(shards):
+def test_a_clip_has_the_rate_of_its_video_or_of_the_settings_divided_by_the_stride(shards):
     (source, *_) = VideoSet(shards, DATA, "?").samples  # of 8 frames a second
     assert clip_rate(source, DATA) == 8.0
     assert clip_rate(source, DATA.model_copy(update={"stride": 2})) == 4.0
@@ -103,7 +103,7 @@ def test_a_clip_has_the_rate_of_its_video_or_of_the_settings_over_the_stride(sha
     assert clip_rate(image, DATA) == DEFAULT_FPS
 
 
-def test_bucket_steps_visit_every_entry_once_an_epoch_and_one_bucket_is_the_plain_order():
+def test_bucket_steps_visit_every_entry_once_per_epoch_and_one_bucket_gives_the_plain_order():
     counts = [40, 12, 4]
     draws = [draw for batch in islice(BucketSampler(counts, 5, BatchPlan(4)), 14) for draw in batch]
     assert [draw.number for draw in draws] == list(range(56))
@@ -114,13 +114,13 @@ def test_bucket_steps_visit_every_entry_once_an_epoch_and_one_bucket_is_the_plai
     assert [[draw.index for draw in batch] for batch in single] == list(plain)
 
 
-def test_another_seed_takes_other_clips(shards):
+def test_another_seed_gives_other_clips(shards):
     videos = VideoSet(shards, DATA, "?")
     a, b = (torch.stack([ClipDataset(videos.train, DATA, seed)[n]["video"] for n in range(6)]) for seed in (0, 1))
     assert not torch.equal(a, b)
 
 
-def test_the_split_depends_on_the_key_alone_and_has_the_share_asked_for(shards):
+def test_the_split_is_a_function_of_the_key_and_has_the_requested_share(shards):
     share = np.mean([is_held_out(f"key{i}", 0.2) for i in range(5000)])
     assert abs(share - 0.2) < 0.02
     videos = VideoSet(shards, DATA, "?")

@@ -1,4 +1,4 @@
-"""The account that every stage ends with: nothing is lost unsaid."""
+"""The account that every stage ends with: every input is counted and named."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def example() -> Account:
     return account
 
 
-def test_found_is_used_and_left_out_and_the_table_says_each():
+def test_found_items_are_used_or_left_out_and_the_table_has_both():
     account = example()
     assert (account.found, account.used, account.count_left_out, account.captioned) == (14, 8, 6, 6)
     assert account.table().splitlines() == [
@@ -32,13 +32,13 @@ def test_found_is_used_and_left_out_and_the_table_says_each():
     ]
 
 
-def test_a_thing_left_out_twice_for_one_reason_counts_once():
+def test_an_item_left_out_twice_for_one_reason_counts_once():
     account = example()
     account.leave_out("s.mp4", TOO_SHORT, "3 frames")
     assert account.found == 14
 
 
-def test_the_file_has_every_name_and_gives_the_account_back(tmp_path):
+def test_the_account_file_has_every_name_and_can_be_loaded(tmp_path):
     account = example()
     account.leave_out(os.fsdecode(b"\xff.mp4"), UNREADABLE, "nothing\nat all")
     account.save(tmp_path)

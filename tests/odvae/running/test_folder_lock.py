@@ -1,4 +1,4 @@
-"""Folder locks: on file systems that have none, in worker processes, against waiting for ever."""
+"""Folder locks: file systems without locks, worker processes, timeouts."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from odvae.running.folder_lock import exclusive_update, sole_writer
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK])
 @pytest.mark.parametrize("lock", [sole_writer, exclusive_update])
-def test_a_file_system_without_locks_is_said_once_and_does_not_stop_the_work(tmp_path, monkeypatch, capsys, code, lock):
+def test_a_file_system_without_locks_gives_one_warning_and_no_error(tmp_path, monkeypatch, capsys, code, lock):
     def no_locks(*_):
         raise OSError(code, os.strerror(code))
 
@@ -45,7 +45,7 @@ def test_a_lock_that_is_held_is_an_error_that_names_its_holder(tmp_path, monkeyp
     assert (tmp_path / ".lock").read_text() == "process 17 on node3\n"
 
 
-def test_any_other_refusal_is_an_error_of_its_own(tmp_path, monkeypatch):
+def test_any_other_locking_error_is_raised(tmp_path, monkeypatch):
     def broken(*_):
         raise OSError(errno.EIO, "Input/output error")
 
@@ -54,7 +54,7 @@ def test_any_other_refusal_is_an_error_of_its_own(tmp_path, monkeypatch):
         pass
 
 
-def test_an_update_waits_for_the_one_before_but_not_for_ever(tmp_path, monkeypatch):
+def test_an_update_waits_for_another_one_until_a_timeout(tmp_path, monkeypatch):
     monkeypatch.setattr(folder_lock, "TIMEOUT", 0.3)
     started = time.monotonic()
     with exclusive_update(tmp_path):
@@ -74,7 +74,7 @@ def hold_with_a_worker(folder, sender):
         time.sleep(60)
 
 
-def test_the_lock_of_a_killed_command_is_free_though_a_worker_of_it_lives_on(tmp_path):
+def test_the_lock_of_a_killed_command_is_free_even_if_its_worker_still_runs(tmp_path):
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe()
     command = fork.Process(target=hold_with_a_worker, args=(tmp_path, sender))

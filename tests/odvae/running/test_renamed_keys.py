@@ -96,7 +96,7 @@ def test_an_override_with_an_old_key_names_the_new_one(tmp_path):
         load_settings(Experiment, tmp_path / "x.yaml", ["samples.steps=5"])
 
 
-def test_old_keys_stand_beside_other_mistakes(tmp_path):
+def test_renamed_keys_and_other_errors_are_reported_together(tmp_path):
     (tmp_path / "x.yaml").write_text("sample: {guidance: 2}\nldm: {dit: {attention: factorised, widht: 3}}\nseed: one")
     with pytest.raises(InputError) as error:
         load_settings(Experiment, tmp_path / "x.yaml")

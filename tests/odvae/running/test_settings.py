@@ -1,4 +1,4 @@
-"""Settings: strict, explained, and every shipped file loads."""
+"""Settings: strict, documented, and every shipped config loads."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A stage on its folder: one writer, the same settings, finished or not, a clock that adds up, an orderly stop."""
+"""Stages: one writer, the same settings, finished or not, total time, stop signals."""
 
 import json
 import multiprocessing
@@ -51,7 +51,7 @@ def record(folder):
     return json.loads((folder / "stage.json").read_text())
 
 
-def test_a_block_that_ends_well_makes_the_stage_finished_and_one_that_fails_does_not(tmp_path):
+def test_a_stage_is_finished_after_a_successful_block_and_not_after_a_failed_one(tmp_path):
     with pytest.raises(ZeroDivisionError), Stage(tmp_path, {"seed": 0}):
         1 / (0 if not record(tmp_path)["finished"] else 1)
     assert not record(tmp_path)["finished"]
@@ -111,7 +111,7 @@ def test_another_setting_is_refused_by_name_and_nothing_changes(tmp_path, chosen
         Chosen(several=(Part(every=7), Part(width=2))),
     ],
 )
-def test_a_marked_field_may_change_wherever_it_is_and_the_stage_goes_on(tmp_path, chosen):
+def test_a_marked_field_may_change_in_any_section_when_a_stage_is_resumed(tmp_path, chosen):
     run(tmp_path)
     assert not run(tmp_path, chosen)
     assert run(tmp_path, chosen)
@@ -131,7 +131,7 @@ def test_help_says_which_settings_may_change():
     assert "optional.every  [int, default 1, may change on resume]" in text
 
 
-def test_a_second_writer_is_refused_at_once_and_may_come_afterwards(tmp_path):
+def test_a_second_writer_is_refused_until_the_first_has_finished(tmp_path):
     with Stage(tmp_path, {"seed": 0}):
         started = time.monotonic()
         with pytest.raises(InputError, match=rf"is being written by another process \(process {os.getpid()} on"):
@@ -141,7 +141,7 @@ def test_a_second_writer_is_refused_at_once_and_may_come_afterwards(tmp_path):
         pass
 
 
-def test_what_a_killed_writer_left_is_removed_and_whole_files_stay(tmp_path):
+def test_incomplete_files_of_a_killed_writer_are_removed_and_complete_files_stay(tmp_path):
     (tmp_path / "deep").mkdir()
     leftovers = [temporary_path(tmp_path / "a.mp4"), temporary_path(tmp_path / "deep/b.tar"), tmp_path / ".old.partial"]
     for leftover in leftovers:
@@ -152,7 +152,7 @@ def test_what_a_killed_writer_left_is_removed_and_whole_files_stay(tmp_path):
     assert (tmp_path / "deep/whole.tar").exists()
 
 
-def test_where_several_write_only_what_a_dead_process_of_this_machine_left_is_removed(tmp_path):
+def test_with_several_writers_only_leftovers_of_ended_processes_of_this_machine_are_removed(tmp_path):
     child = multiprocessing.get_context("fork").Process(target=lambda: None)
     child.start()
     child.join()
@@ -177,7 +177,7 @@ def append_rows(folder, name, count, ready):
             path.write_text(json.dumps([*rows, f"{name} {i}"]))
 
 
-def test_commands_that_add_to_one_folder_at_once_wait_for_one_another_and_lose_no_row(tmp_path):
+def test_concurrent_updates_of_one_folder_wait_for_each_other_and_lose_no_row(tmp_path):
     fork = multiprocessing.get_context("fork")
     ready = fork.Barrier(3)
     processes = [fork.Process(target=append_rows, args=(tmp_path, name, 6, ready)) for name in "abc"]
@@ -192,7 +192,7 @@ def test_commands_that_add_to_one_folder_at_once_wait_for_one_another_and_lose_n
     assert record(tmp_path)["minutes"] > 18 * 0.005 / 60 / 2, "the clock counts every command's time"
 
 
-def test_a_folder_that_is_replaced_as_a_whole_is_locked_from_beside_and_keeps_no_record(tmp_path):
+def test_a_replaced_folder_has_its_lock_next_to_it_and_no_record(tmp_path):
     out = tmp_path / "pipeline"
     with Stage(out, replaces_folder=True):
         assert not out.exists()
@@ -204,7 +204,7 @@ def test_a_folder_that_is_replaced_as_a_whole_is_locked_from_beside_and_keeps_no
         pass
 
 
-def test_a_signal_in_the_steps_of_a_loop_waits_until_they_have_saved(tmp_path):
+def test_a_signal_in_a_loop_over_steps_is_deferred_until_the_loop_has_saved(tmp_path):
     done = []
 
     def loop():
@@ -254,7 +254,7 @@ def test_ctrl_c_interrupts_outside_of_the_steps_and_a_second_one_within(tmp_path
         loop()
 
 
-def test_signals_do_afterwards_what_they_did_before(tmp_path):
+def test_signal_handlers_are_restored(tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     run(tmp_path)
     with pytest.raises(InputError), Stage(tmp_path, {"seed": 1}):
@@ -283,7 +283,7 @@ def test_ranks_stop_after_the_same_step_whichever_of_them_got_the_signal(tmp_pat
     assert not record(tmp_path / "stage")["finished"]
 
 
-def test_ranks_of_slow_steps_ask_each_other_after_every_one(tmp_path, monkeypatch):
+def test_ranks_with_slow_steps_check_for_signals_after_every_step(tmp_path, monkeypatch):
     """Not every tenth: a launcher may kill half a minute after the signal."""
 
     def train(rank):
@@ -317,7 +317,7 @@ def test_a_signal_that_comes_while_ranks_wait_for_each_other_is_not_lost(tmp_pat
     assert [status for status, _ in results] == [128 + signal.SIGTERM] * 2
 
 
-def test_what_the_main_process_finds_decides_for_every_rank_and_it_alone_says_what_is_wrong(tmp_path):
+def test_the_main_process_decides_for_all_ranks_and_alone_prints_the_error(tmp_path):
     run(tmp_path / "finished")
 
     def begin(rank):

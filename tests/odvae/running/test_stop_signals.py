@@ -1,4 +1,4 @@
-"""Worker processes outlive stop signals that go to the whole process group, as Ctrl-C and SLURM's do, and no longer."""
+"""Worker processes ignore stop signals sent to the process group (by Ctrl-C or SLURM), and end with their parent."""
 
 import multiprocessing
 import os
@@ -68,7 +68,7 @@ def is_alive(process):
 
 @pytest.mark.parametrize("number", STOPPING, ids=lambda number: number.name)
 @pytest.mark.parametrize("workers", [pool_of_squares, loader_of_squares])
-def test_a_signal_to_the_whole_group_costs_no_worker_until_the_command_has_saved(tmp_path, workers, number):
+def test_a_signal_to_the_process_group_ends_no_worker_before_the_command_has_saved(tmp_path, workers, number):
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe()
     command = fork.Process(target=train_among_signals, args=(tmp_path, workers, sender))
@@ -93,7 +93,7 @@ def sleep_for_long(seconds):
     time.sleep(seconds)
 
 
-def test_a_worker_ends_when_its_parent_says_so(tmp_path):
+def test_a_worker_ends_on_sigterm_from_its_parent(tmp_path):
     worker = multiprocessing.get_context("fork").Process(target=sleep_for_long, args=(60,))
     with stop_signals_blocked():
         worker.start()
@@ -111,7 +111,7 @@ def leave_a_pool_open(sender):
 kept = []
 
 
-def test_a_command_that_does_not_close_its_workers_ends_all_the_same():
+def test_a_command_that_does_not_close_its_workers_still_ends():
     fork = multiprocessing.get_context("fork")
     receiver, sender = fork.Pipe()
     command = fork.Process(target=leave_a_pool_open, args=(sender,))

@@ -1,4 +1,4 @@
-"""Text files and names as the world has them: what is read, and what is said of the rest."""
+"""Reading of text files and names with any encoding: results and errors."""
 
 import os
 import socket
@@ -14,7 +14,7 @@ from odvae.running.text import check_is_file, normalize_unicode, printable, read
 TEXT = "run: runs/près\nseed: 3\n"
 
 
-def test_a_mark_at_the_beginning_is_no_part_of_the_text(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
     (tmp_path / "x").write_text(TEXT, encoding="utf-8-sig")
     assert read_text_file(tmp_path / "x") == TEXT
     assert load_settings(Experiment, tmp_path / "x").run == "runs/près"
@@ -42,13 +42,13 @@ def test_any_other_encoding_is_an_error_that_names_the_file(tmp_path, encoding, 
 @pytest.mark.parametrize(
     "text", ["run: !!set {a}", "seed: 2024-01-01: x", "seed: " + "9" * 5000, "[" * 5000, "a: [1, 2\n"]
 )
-def test_a_config_that_is_no_config_is_an_error_that_names_the_file(tmp_path, text):
+def test_an_invalid_config_is_an_error_that_names_the_file(tmp_path, text):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(InputError, match=r"x\.yaml"):
         load_settings(Experiment, tmp_path / "x.yaml")
 
 
-def test_a_path_that_is_no_file_is_named_with_what_it_is(tmp_path):
+def test_a_path_that_is_not_a_file_is_an_error_that_names_what_it_is(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
@@ -71,14 +71,14 @@ def test_a_path_that_is_no_file_is_named_with_what_it_is(tmp_path):
         load_settings(Experiment, tmp_path / "folder")
 
 
-def test_a_file_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+def test_an_unreadable_file_is_named(tmp_path, monkeypatch):
     (tmp_path / "x").write_text("secret")
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
     with pytest.raises(InputError, match="x cannot be read"):
         check_is_file(tmp_path / "x")
 
 
-def test_names_are_shown_on_one_line_and_lose_nothing():
+def test_printable_names_are_on_one_line_and_lose_nothing():
     name = os.fsdecode(b"caf\xe9 \n\x1b[31m.mp4")
     assert printable(name) == "caf\\xe9 \\n\\x1b[31m.mp4"
     assert valid_unicode(name) == "caf\\xe9 \n\x1b[31m.mp4"

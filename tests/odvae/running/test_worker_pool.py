@@ -1,4 +1,4 @@
-"""Workers that crash, hang or eat memory cost one result each; the share of failures ends a run."""
+"""Workers that crash, hang or use too much memory cost one result each; too many failures end a run."""
 
 import ctypes
 import os
@@ -39,7 +39,7 @@ def misbehave(task):
     return task
 
 
-def test_a_crash_a_hang_and_a_glutton_cost_one_result_each_and_order_is_kept():
+def test_a_crash_a_hang_and_a_memory_hog_cost_one_result_each_and_keep_the_order():
     tasks = [0, "crash", 1, "hang", 2, "eat memory", "bad input", 3]
     begin = time.monotonic()
     with WorkerPool(misbehave, workers=2, seconds=0.5, memory_gib=0.25) as pool:
@@ -56,7 +56,7 @@ def test_a_crash_a_hang_and_a_glutton_cost_one_result_each_and_order_is_kept():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bug_is_raised_with_its_trace_and_the_name_of_what_it_was_met_at(workers):
+def test_a_bug_is_raised_with_its_traceback_and_the_name_of_the_task(workers):
     with (
         WorkerPool(misbehave, workers, seconds=5, name_of=lambda task: f"clip {task}") as pool,
         pytest.raises(RuntimeError, match=r"at clip bug:(?s:.*)a bug of ours"),
@@ -119,7 +119,7 @@ def batches(dataset, workers, steps=4):
     return torch.stack([next(loader)["video"] for _ in range(steps)]).flatten(0, 1)
 
 
-def test_training_goes_on_with_another_clip_where_one_kills_its_decoder(videos, capsys):
+def test_training_continues_with_another_clip_if_one_kills_its_decoder(videos, capsys):
     dataset = Deadly(videos.train, DATA, seed=0)
     healthy = batches(dataset, workers=2)
     dataset.deadly = {dataset.source(3, 0).key}
@@ -132,7 +132,7 @@ def test_training_goes_on_with_another_clip_where_one_kills_its_decoder(videos, 
     assert f"{dataset.source(3, 0).name}: crashed its process (SIGSEGV) (1 of {len(videos.train)} training" in errors
 
 
-def test_training_ends_past_the_share_of_failures(videos):
+def test_training_ends_after_too_many_failures(videos):
     dataset = Deadly(videos.train, DATA, seed=0)
     dataset.deadly = {sample.key for sample in videos.train[:4]}
     with pytest.raises(InputError, match=r"of 1?[0-9] training videos could not be used"):

@@ -1,4 +1,4 @@
-"""What others wrote into KEY.json is checked, and what they left out is found once and kept."""
+"""KEY.json files of other tools are validated, and missing facts are found once and cached."""
 
 import io
 import json

@@ -296,7 +296,7 @@ def test_a_packing_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, t
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 
-def test_two_writers_into_one_folder_are_refused(source, tmp_path):
+def test_a_second_writer_of_a_folder_is_refused(source, tmp_path):
     with sole_writer(tmp_path / ".out.packing"), pytest.raises(InputError, match="being written by another process"):
         pack_folder(source, tmp_path / "out")
 

@@ -1,4 +1,4 @@
-"""Tars of every maker: their samples, or what is wrong and the command that mends it."""
+"""Tars of various tools: their samples, or an error with the command that repairs them."""
 
 import bz2
 import gzip

@@ -1,4 +1,4 @@
-"""What both training loops share (steps that are not finite, the learning rate), and where the VAE's begins."""
+"""Common code of both trainings (nonfinite steps, learning rate, optimizers), and the VAE's initial weights."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(tmp_path, opti
     assert torch.equal(*weights)
 
 
-def test_long_gradients_are_shortened_alike_whether_the_optimizer_is_fused_or_not():
+def test_gradient_clipping_is_the_same_for_fused_and_other_optimizers():
     weights = []
     for fused in (True, False):
         torch.manual_seed(0)
@@ -73,13 +73,13 @@ def test_torchs_optimizers_are_made_as_timms_factory_makes_them(name, weight_dec
         assert a == b
 
 
-def test_an_optimizer_there_is_not_is_an_error_that_names_it():
+def test_an_unknown_optimizer_is_an_error_that_names_it():
     for optimizer in ("no_such", "lookahead_no_such"):
         with pytest.raises(InputError, match=optimizer):
             make_optimizer(nn.Linear(2, 2), OptimizationSettings(optimizer=optimizer))
 
 
-def test_too_many_broken_steps_in_a_row_end_the_run_and_say_what_broke(tmp_path):
+def test_too_many_nonfinite_steps_in_a_row_end_the_run_and_name_the_values(tmp_path):
     state = make_state(tmp_path, max_nonfinite_steps=2)
     for step, value in enumerate((float("inf"), float("inf"), 1.0, float("nan"), float("nan")), start=1):
         train_step(state, step, value)
@@ -98,14 +98,14 @@ def test_the_count_of_skipped_steps_survives_a_resume(tmp_path):
     assert again.guard.report(1) == 1
 
 
-def test_single_frames_of_a_step_are_shared_out_evenly_or_refused():
+def test_single_frames_of_a_step_are_divided_evenly_or_refused():
     phase = VideoPhaseSettings(image_every=2, images_per_step=8, gradient_accumulation_steps=2)
     plan = BatchPlan(8, gradient_accumulation_steps=2, ranks=3)
     with pytest.raises(InputError, match=r"images_per_step=8 is not divisible by 3 ranks times 2 micro-steps"):
         next(Batches(None, phase, plan, torch.device("cpu"), seed=0).from_step(0))
 
 
-def test_the_learning_rate_rises_stays_and_falls():
+def test_the_learning_rate_warms_up_stays_constant_and_decays():
     settings = OptimizationSettings(
         steps=100, learning_rate=1.0, warmup_steps=10, lr_schedule="cosine", lr_decay_start=0.5
     )
@@ -121,7 +121,7 @@ def make_run_settings(**vae):
     return VAESettings(model=ModelSettings(**sizes), **vae)
 
 
-def test_training_begins_from_an_image_vae_s_folder_or_its_pipeline_s(tmp_path, image_vae):
+def test_training_starts_from_an_image_vaes_folder_or_a_pipelines(tmp_path, image_vae):
     image_vae.save_pretrained(tmp_path / "alone")
     image_vae.save_pretrained(tmp_path / "pipeline/vae")
     settings = make_run_settings(init_image_vae="unused", image_phase=None)
@@ -157,6 +157,6 @@ def test_a_second_phase_begins_from_another_odvae_as_it_was_trained_unless_the_s
         ({"init": "random", "image_phase": None, "video_phase": None}, "nothing to train"),
     ],
 )
-def test_impossible_beginnings_are_refused(given, message):
+def test_impossible_initial_weights_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         make_run_settings(**given)

@@ -1,4 +1,4 @@
-"""Videos as players show them: the right stream, upright, with square pixels, in colors of standard range."""
+"""Videos are decoded as players show them: stream, orientation, square pixels, standard dynamic range."""
 
 import io
 from fractions import Fraction
@@ -49,7 +49,7 @@ def write(path, frames, codec="ffv1", pixels="bgr0", change=lambda stream: None,
         (Fraction(1, 100), (96, 128)),  # nonsense
     ],
 )
-def test_pixels_that_are_not_square_are_shown_as_wide_as_they_are(tmp_path, aspect, shown):
+def test_non_square_pixels_are_resampled_to_square_ones(tmp_path, aspect, shown):
     def stretched(stream):
         stream.codec_context.sample_aspect_ratio = aspect
 
@@ -73,7 +73,7 @@ def test_pixels_that_are_not_square_are_shown_as_wide_as_they_are(tmp_path, aspe
         ((0, 1, 1, 0), [[1, 4], [2, 5], [3, 6]]),
     ],
 )
-def test_turned_and_mirrored_videos_are_upright(tmp_path, matrix, expected):
+def test_rotated_and_mirrored_videos_are_upright(tmp_path, matrix, expected):
     """A stored picture of 2 x 3 fields, numbered by brightness, shown by a display matrix."""
     fields = np.array([[1, 2, 3], [4, 5, 6]], np.uint8) * 40
     picture = np.repeat(np.repeat(fields, 16, axis=0), 16, axis=1)
@@ -90,7 +90,7 @@ def test_turned_and_mirrored_videos_are_upright(tmp_path, matrix, expected):
     assert (facts.height, facts.width) == frame.shape[:2]
 
 
-def test_a_cover_picture_is_not_the_video(tmp_path):
+def test_a_cover_image_is_not_the_video(tmp_path):
     """In mp4 it says what it is; in Matroska it may be the first, larger stream and say nothing."""
     for name in ("x.mp4", "x.mkv"):
         with av.open(str(tmp_path / name), "w") as container:
@@ -107,7 +107,7 @@ def test_a_cover_picture_is_not_the_video(tmp_path):
         assert (facts.frames, facts.height, facts.width) == (5, 48, 64)
 
 
-def test_of_several_videos_the_default_one_counts_and_else_the_largest(tmp_path):
+def test_of_several_streams_the_default_one_is_used_otherwise_the_largest(tmp_path):
     for default, expected in ((0, (32, 32)), (1, (64, 64)), (None, (64, 64))):
         path = tmp_path / "x.mkv"
         with av.open(str(path), "w") as container:
@@ -208,7 +208,7 @@ def test_high_dynamic_range_is_named(tmp_path, transfer, name):
             list(decode(path, "x", hdr="leave_out"))
 
 
-def test_pq_is_toned_by_its_light_with_reference_white_near_white_and_no_step_back(tmp_path):
+def test_pq_tone_mapping_is_monotonic_with_reference_white_near_white(tmp_path):
     def gray(light):
         luma = 64 + round(876 * float(pq_code(np.array(light))))
         return next(decode(high_range(tmp_path / "x.mkv", PQ, luma), "x"))[8, 8].astype(int)
@@ -222,7 +222,7 @@ def test_pq_is_toned_by_its_light_with_reference_white_near_white_and_no_step_ba
     assert 220 <= levels[4] < 250
 
 
-def test_hlg_is_brighter_than_it_would_be_as_if_it_were_sdr_and_colors_keep_their_hue(tmp_path):
+def test_hlg_is_brighter_than_when_read_as_sdr_and_colors_keep_their_hue(tmp_path):
     def decoded(transfer, **color):
         return next(decode(high_range(tmp_path / "x.mkv", transfer, **color), "x"))[8, 8].astype(int)
 
@@ -247,7 +247,7 @@ def plain_bt709(frame):
     return 255 * np.array([y + 1.5748 * v, y - 0.1873 * u - 0.4681 * v, y + 1.8556 * u])
 
 
-def test_written_videos_say_what_their_colors_are_and_every_reader_agrees_within_three_levels():
+def test_written_videos_are_tagged_with_their_colors_and_readers_agree_within_three_levels():
     colors = np.random.default_rng(0).integers(0, 256, (150, 3), dtype=np.uint8)
     colors[:8] = [[255 * (i >> bit & 1) for bit in range(3)] for i in range(8)]
     frames = np.broadcast_to(colors[:, None, None, :], (150, 32, 32, 3))

@@ -1,4 +1,4 @@
-"""Pictures of every kind: read as a viewer shows them, or named with the reason."""
+"""Image files of every kind are decoded as displayed, or are errors with the reason."""
 
 import io
 import struct
@@ -35,7 +35,7 @@ FIELDS = np.array([[1, 2, 3], [4, 5, 6]], np.uint8) * 40
         (77, [[1, 2, 3], [4, 5, 6]]),
     ],
 )
-def test_every_orientation_is_turned_upright_and_nonsense_is_none(orientation, expected):
+def test_every_orientation_is_applied_and_invalid_ones_are_ignored(orientation, expected):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = saved(Image.fromarray(FIELDS), "PNG", exif=exif)
@@ -61,7 +61,7 @@ def test_odd_exif_does_not_matter(tag):
     assert decode_image(data, "x").shape == (6, 8, 3)
 
 
-def test_transparency_is_laid_on_white_in_every_mode():
+def test_transparency_is_on_white_in_every_mode():
     clear = [
         Image.new("RGBA", (4, 4), (9, 9, 9, 0)),
         Image.new("LA", (4, 4), (9, 0)),
@@ -82,7 +82,7 @@ def test_sixteen_bits_are_scaled_to_eight(kind):
     assert np.array_equal(pixels, np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2))
 
 
-def test_fractions_are_taken_to_reach_from_black_to_white_and_unknown_ranges_are_named():
+def test_floats_in_0_to_1_are_scaled_and_unknown_ranges_are_errors():
     half = np.full((4, 4), 0.5, np.float32)
     assert (decode_image(saved(Image.fromarray(half), "TIFF"), "x") == 127).all()
     assert (decode_image(saved(Image.fromarray(half * 200), "TIFF"), "x") == 100).all()
@@ -121,7 +121,7 @@ def test_palettes_are_looked_up():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
-def test_an_animation_is_its_first_picture_and_says_how_many_it_has(kind):
+def test_an_animation_is_its_first_frame_with_the_number_of_frames(kind):
     pictures = [Image.new("RGB", (16, 16), (color, 0, 0)) for color in (250, 10, 120)]
     options = {"lossless": True} if kind == "WEBP" else {}
     data = saved(pictures[0], kind, save_all=True, append_images=pictures[1:], **options)
@@ -130,7 +130,7 @@ def test_an_animation_is_its_first_picture_and_says_how_many_it_has(kind):
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"II*\0\xff\xff\xff\x7f"])
-def test_what_is_no_image_is_named_in_words_that_do_not_change(data):
+def test_a_file_that_is_not_an_image_is_a_reproducible_error(data):
     with pytest.raises(VideoError, match=r"^x\.png: cannot be read as an image \(") as error:
         decode_image(data, "x.png")
     assert "0x" not in str(error.value)
@@ -138,7 +138,7 @@ def test_what_is_no_image_is_named_in_words_that_do_not_change(data):
         examine_image(data, "x.png")
 
 
-def test_a_picture_that_is_cut_is_named():
+def test_a_truncated_image_is_named():
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     for kind in ("PNG", "JPEG", "TIFF", "WEBP"):
         data = saved(Image.fromarray(noise), kind)

@@ -1,4 +1,4 @@
-"""Videos and images of every kind: read as they are shown, or named with the reason."""
+"""Video files of every kind are decoded as displayed, or are errors with the reason."""
 
 import io
 import struct
@@ -76,7 +76,7 @@ def test_widths_that_decoders_pad_are_read(tmp_path, width, name, codec, pixels)
     assert all(frame.flags.c_contiguous for frame in frames)
 
 
-def test_a_variable_rate_is_noticed_and_brought_to_a_constant_one_by_what_is_shown_when(tmp_path):
+def test_a_variable_rate_is_detected_and_resampled_by_the_frame_shown_at_each_time(tmp_path):
     times = [0, 100, 200, 600, 700, 800]
     path = make_video(tmp_path / "x.mkv", "ffv1", "bgr0", grey_frames([10, 20, 30, 40, 50, 60]), times)
     facts = examine(path, "x")
@@ -102,7 +102,7 @@ def test_a_frame_in_the_middle_is_the_same_by_seeking_as_by_decoding_from_the_st
         assert np.array_equal(timed, whole[start : start + 5])
 
 
-def test_the_last_frame_is_shown_as_long_as_one_at_the_files_rate_where_nobody_says_how_long(tmp_path):
+def test_the_last_frame_is_shown_for_one_frame_period_by_default(tmp_path):
     write_video(tmp_path / "x.mp4", np.stack(grey_frames([10, 20, 30])), 12)
     twice = shown(read_frames_at(tmp_path / "x.mp4", "x", [i / 24 for i in range(6)]))
     assert twice == pytest.approx([10, 10, 20, 20, 30, 30], abs=2)
@@ -110,7 +110,7 @@ def test_the_last_frame_is_shown_as_long_as_one_at_the_files_rate_where_nobody_s
         list(read_frames_at(tmp_path / "x.mp4", "x", [7 / 24]))
 
 
-def test_a_wrong_list_of_keyframes_costs_time_and_no_correctness(tmp_path):
+def test_a_wrong_list_of_keyframes_costs_time_but_frames_are_correct(tmp_path):
     write_video(tmp_path / "x.mp4", np.stack(grey_frames(range(0, 240, 8))), 8)
     expected = shown(read_frames(tmp_path / "x.mp4", "x", 20, 3))
     assert shown(read_frames(tmp_path / "x.mp4", "x", 20, 3, keyframes=[(0, 0), (15, 777)])) == expected
@@ -127,7 +127,7 @@ def test_a_video_of_one_frame_is_one_and_one_of_none_is_named(tmp_path):
         examine(tmp_path / "none.mkv", "none.mkv")
 
 
-def test_sound_without_pictures_is_named(tmp_path):
+def test_audio_without_video_is_named(tmp_path):
     with av.open(str(tmp_path / "song.mp4"), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
@@ -157,7 +157,7 @@ def test_images_are_upright_rgb_with_transparency_on_white():
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
-def test_a_video_that_says_it_lies_turned_is_shown_upright(tmp_path, quarters):
+def test_a_video_with_a_rotation_tag_is_shown_upright(tmp_path, quarters):
     frames = np.zeros((3, 32, 48, 3), np.uint8)
     frames[:, :16, :24] = 255  # upright, its upper left quarter is white
     write_video(tmp_path / "upright.mp4", frames, 8)
@@ -179,7 +179,7 @@ def turn_in_header(path, quarters):
     path.write_bytes(data)
 
 
-def test_turned_real_videos_are_shown_upright(shared):
+def test_rotated_real_videos_are_shown_upright(shared):
     """The same picture, stored in three turns: corners agree once all are upright."""
     upright = {}
     for turn in (90, 180, 270):

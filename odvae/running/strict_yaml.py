@@ -9,8 +9,8 @@ import yaml
 
 from odvae.running.errors import InputError
 
-# More values than any config has; each may come many times by an alias.
-_MOST_VALUES = 1_000_000
+# More values than any config has, with each alias (*name) counted as the values it stands for.
+_MAX_VALUES = 1_000_000
 
 
 class _StrictLoader(yaml.SafeLoader):
@@ -44,14 +44,14 @@ def read_yaml(text: str, name: str) -> Any:
         return value
     except InputError as error:
         raise InputError(f"{name}, {error}") from None
-    except Exception as error:  # a tag that does not fit its value (!!timestamp x) gives an error of any type
+    except Exception as error:  # a tag that does not fit its value (!!timestamp x) raises errors of various types
         raise InputError(f"{name} is not valid YAML: {error}") from None
 
 
 def _count_values(value: Any, counts: dict[int, int]) -> int:
-    """The values in a value, those under aliases (*name) each time. Raises InputError where they are without end.
+    """The number of values in a value, with aliases expanded. Raises InputError if there are too many.
 
-    A few lines of aliases of aliases can stand for billions of values.
+    A few lines with nested aliases can expand to billions of values, and an alias of its own value to infinitely many.
     """
     if not isinstance(value, dict | list):
         return 1
@@ -60,7 +60,7 @@ def _count_values(value: Any, counts: dict[int, int]) -> int:
         inner = value.values() if isinstance(value, dict) else value
         known = counts[id(value)] = 1 + sum(_count_values(one, counts) for one in inner)
     if known < 0:
-        raise InputError("an alias: a value holds itself")
-    if known > _MOST_VALUES:
-        raise InputError(f"aliases: they stand for more than {_MOST_VALUES} values")
+        raise InputError("an alias is inside the value that it stands for")
+    if known > _MAX_VALUES:
+        raise InputError(f"its aliases expand to more than {_MAX_VALUES} values")
     return known

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there, and the way back from one.
+"""Atomic saving and loading of training checkpoints.
 
-A checkpoint holds weights and optimizer state (accelerate's format, loaded with weights_only; under FSDP2 each rank
-writes its shards), the averaged weights and other state (safetensors) and `state.json`. There is no random state and no
-data position in it: both are functions of the step.
+A checkpoint contains weights and optimizer state (accelerate's format, loaded with weights_only; under FSDP2 each rank
+writes its shards), the EMA weights and other state (safetensors) and `state.json`. It has no random state and no data
+position: both are functions of the step.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import read_json, temporary_path, write_json
 from odvae.training.ema import EMA
 
-FORMAT = 2  # of a checkpoint's files and tensors; 1, which version 0.1 wrote, says no number
+FORMAT = 2  # of a checkpoint's files and tensors; checkpoints of version 0.1 have no format number
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of one training run: `step_000500/ ...`, the newest `keep` of them."""
+    """The `checkpoints/` folder of a training run (`step_00000500/`, ...), in which the newest `keep` are kept."""
 
     def __init__(
         self, folder: Path, accelerator: Accelerator, averages: list[EMA], keep: int, global_batch: int
@@ -34,14 +34,14 @@ class Checkpoints:
         self.facts = {"ranks": accelerator.num_processes, "global_batch": global_batch, "sharded": accelerator.is_fsdp2}
 
     def remember(self, state: nn.Module) -> None:
-        """Save and restore this module's few tensors too; they are the same on every rank."""
+        """Also save and load the tensors of this small module, which must be the same on every rank."""
         self.small_states.append(state)
 
     def load_latest(self) -> int:
-        """Restore what the accelerator prepared, and the averages; returns the completed steps (0: nothing there).
+        """Load the newest checkpoint into the prepared objects and the EMA. Returns the completed steps; 0 if none.
 
-        The number of ranks may be another than when it was saved. Raises InputError where the global batch differs, or
-        sharded (FSDP2) and whole checkpoints would mix.
+        The number of ranks may have changed. Raises InputError if the global batch size has changed, or if only one of
+        checkpoint and run is sharded (FSDP2).
         """
         newest = decide_on_main_process(self._newest)
         if newest is None:
@@ -56,7 +56,7 @@ class Checkpoints:
         return step
 
     def _newest(self) -> tuple[str, int] | None:
-        """Name and completed steps of the checkpoint to go on from."""
+        """Name and completed steps of the newest checkpoint."""
         found = checkpoints_of(self.stage)
         if not found:
             return None
@@ -67,57 +67,57 @@ class Checkpoints:
     def _check_continues(self, folder: Path, state: dict) -> None:
         if state["global_batch"] != self.facts["global_batch"]:
             raise InputError(
-                f"{folder} was trained with {state['global_batch']} samples a step ({state['ranks']} ranks), this run "
-                f"would go on with {self.facts['global_batch']} ({self.facts['ranks']} ranks): ranks * batch_size * "
+                f"{folder} was trained with {state['global_batch']} samples per step ({state['ranks']} ranks), but "
+                f"this run has {self.facts['global_batch']} ({self.facts['ranks']} ranks): ranks * batch_size * "
                 "gradient_accumulation_steps must stay the same"
             )
         if state["sharded"] != self.facts["sharded"]:
-            kinds = {True: "sharded (FSDP2)", False: "whole"}
+            kinds = {True: "sharded (FSDP2)", False: "not sharded"}
             raise InputError(
-                f"{folder} is {kinds[state['sharded']]}, this run's state is {kinds[self.facts['sharded']]}: go on "
-                "with the accelerate config it began with"
+                f"{folder} is {kinds[state['sharded']]}, but this run is {kinds[self.facts['sharded']]}: resume with "
+                "the accelerate config that the run was started with"
             )
 
     def save(self, step: int) -> None:
-        """Write the state after `step` completed steps; an interrupted write leaves no checkpoint behind."""
+        """Write a checkpoint after `step` completed steps, atomically."""
         final = self.folder / f"step_{step:08d}"
         name = decide_on_main_process(lambda: None if final.exists() else temporary_path(final).name)
         if name is None:
             return
-        aside = self.folder / name
+        temporary = self.folder / name
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
         self.accelerator.wait_for_everyone()
-        with write_errors_named(aside):
-            self.accelerator.save_state(str(aside))
+        with write_errors_named(temporary):
+            self.accelerator.save_state(str(temporary))
             for number, average in enumerate(self.averages):
-                average.save(aside / f"ema_{number}.safetensors", self.accelerator.is_main_process)
+                average.save(temporary / f"ema_{number}.safetensors", self.accelerator.is_main_process)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             for number, small in enumerate(self.small_states):
-                save_model(small, str(aside / f"state_{number}.safetensors"))
-            write_json(aside / "state.json", {"format": FORMAT, "step": step, **self.facts})
-            aside.rename(final)
+                save_model(small, str(temporary / f"state_{number}.safetensors"))
+            write_json(temporary / "state.json", {"format": FORMAT, "step": step, **self.facts})
+            temporary.rename(final)
             for old in checkpoints_of(self.stage)[: -self.keep]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
-    """The checkpoints of the training in a stage's folder, the newest last."""
+    """The checkpoints in a stage's folder, newest last."""
     return sorted((folder / "checkpoints").glob("step_*"))
 
 
 def checkpoint_facts(checkpoint: Path) -> dict:
-    """Its completed `step`s, `ranks`, `global_batch` and whether it is `sharded`.
+    """The state.json of a checkpoint: completed `step`s, `ranks`, `global_batch`, and whether it is `sharded`.
 
-    Raises InputError for one in another format.
+    Raises InputError for another format.
     """
     facts = read_json(checkpoint / "state.json")
     if (found := facts.get("format", 1)) != FORMAT:
         by = "version 0.1" if found == 1 else "a later version"
         raise InputError(
-            f"{checkpoint} was written by {by}, in format {found}; this version goes on from format {FORMAT}: choose "
+            f"{checkpoint} was written by {by}, in format {found}; this version resumes from format {FORMAT}: choose "
             "another run folder (run=...), or finish this one with that version (docs/changes.md)"
         )
     return facts

@@ -36,7 +36,7 @@ class ImageFacts:
 
     height: int
     width: int
-    pictures: int
+    images: int
     """Number of an animation's frames or a TIFF's pages. The first one is used."""
 
 

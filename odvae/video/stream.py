@@ -28,8 +28,8 @@ Keyframe = tuple[int, int]
 _TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
 
 # Streams of still images in a video file: a cover, a chapter's thumbnail.
-_PICTURES = Disposition.attached_pic | Disposition.timed_thumbnails
-_PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
+_STILL_IMAGES = Disposition.attached_pic | Disposition.timed_thumbnails
+_IMAGE_CODECS = {"mjpeg", "png", "bmp", "gif", "tiff", "webp"}
 
 
 class VideoStream:
@@ -74,7 +74,7 @@ class VideoStream:
         if self.container.format.name == "concat":
             raise VideoError(f"{self.name}: is a list of other files, not a video")
         streams = [stream for stream in self.container.streams.video if stream.codec_context is not None]
-        videos = [stream for stream in streams if not stream.disposition & _PICTURES]
+        videos = [stream for stream in streams if not stream.disposition & _STILL_IMAGES]
         if not videos:
             if len(streams) < len(self.container.streams.video):
                 raise VideoError(f"{self.name}: cannot be decoded as a video (its coding is not known, or encrypted)")
@@ -83,7 +83,7 @@ class VideoStream:
 
         def rank(stream: AVStream) -> tuple[bool, bool, int]:
             is_default = bool(stream.disposition & Disposition.default)
-            return stream.codec_context.name not in _PICTURE_CODECS, is_default, stream.width * stream.height
+            return stream.codec_context.name not in _IMAGE_CODECS, is_default, stream.width * stream.height
 
         return max(videos, key=rank)  # the first of equals
 

@@ -43,7 +43,7 @@ def test_sigterm_saves_and_a_resumed_run_is_bitwise_equal(ldm_run, tmp_path, mon
 def test_a_run_resumes_only_with_the_same_global_batch_and_the_error_lists_other_differences(ldm_run, tmp_path):
     train(ldm_run, tmp_path / "ldm", settings(steps=2))
     for _ in range(2):  # a refused command leaves no trace that the next one takes for a finished run
-        with pytest.raises(InputError, match=r"4 samples a step \(1 ranks\), this run would go on with 8"):
+        with pytest.raises(InputError, match=r"4 samples per step \(1 ranks\), but this run has 8"):
             train(ldm_run, tmp_path / "ldm", settings(steps=4, optimization={"gradient_accumulation_steps": 2}))
     with pytest.raises(InputError, match=r"ldm\.conditioning\.kind: was 'text', now 'none'"):
         train(ldm_run, tmp_path / "ldm", settings(steps=4, conditioning=ConditioningSettings(kind="none")))

@@ -42,7 +42,7 @@ def test_every_orientation_is_applied_and_invalid_ones_are_ignored(orientation, 
     pixels = decode_image(data, "x")
     assert (pixels[:, :, 0] // 40).tolist() == expected
     facts = examine_image(data, "x")
-    assert (facts.height, facts.width, facts.pictures) == (*pixels.shape[:2], 1)
+    assert (facts.height, facts.width, facts.images) == (*pixels.shape[:2], 1)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_an_animation_is_its_first_frame_with_the_number_of_frames(kind):
     options = {"lossless": True} if kind == "WEBP" else {}
     data = saved(pictures[0], kind, save_all=True, append_images=pictures[1:], **options)
     assert decode_image(data, "x")[8, 8].tolist() == [250, 0, 0]
-    assert examine_image(data, "x").pictures == 3
+    assert examine_image(data, "x").images == 3
 
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"II*\0\xff\xff\xff\x7f"])

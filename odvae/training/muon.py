@@ -1,8 +1,9 @@
-"""Muon and AdaMuon: the direction of a weight matrix's step is its averaged gradient, orthogonalized.
+"""Muon and AdaMuon optimizers: the update of a weight matrix is its orthogonalized momentum.
 
 Sources: Muon, Jordan et al. 2024 (kellerjordan.github.io/posts/muon); AdaMuon, Si et al. 2025 (arXiv 2507.11005); the
-step's size, which lets learning rates of AdamW be kept, Liu et al. 2025 (arXiv 2502.16982). The steps are those of
-timm's optimizers of the same names, taken in a precision that the device has, and for all matrices of a shape at once.
+size of the update, for which AdamW's learning rates can be kept, Liu et al. 2025 (arXiv 2502.16982). The updates are
+those of timm's optimizers with the same names, but are computed in a precision that the device supports natively, and
+for all matrices of the same shape at once.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-# Each row's odd polynomial a x + b x^3 + c x^5 brings singular values nearer to 1 (github.com/KellerJordan/
-# modded-nanogpt, train_gpt_medium.py). After all five they are between .85 and 1.15, from .002 of the norm on.
+# The odd polynomial a x + b x^3 + c x^5 of each row moves singular values towards 1 (github.com/KellerJordan/
+# modded-nanogpt, train_gpt_medium.py). After all five, those that were at least .002 of the norm are between .85 and
+# 1.15.
 COEFFICIENTS = (
     (4.0848, -6.8946, 2.9270),
     (3.9505, -6.3029, 2.6377),
@@ -25,20 +27,20 @@ COEFFICIENTS = (
     (2.8769, -3.1427, 1.2046),
     (2.8366, -3.0525, 1.2012),
 )
-SMALLEST_NORM = 1e-7  # matrices below are not brought to norm 1, but multiplied by as much as one of this norm
+SMALLEST_NORM = 1e-7  # lower bound of the norm by which matrices are divided
 
 
 class Muon(torch.optim.Optimizer):
     """Muon for weight matrices, AdamW for all other parameters.
 
     Args:
-        momentum: decay of the averaged gradient of matrices.
-        betas: decays of AdamW's two moments; the second is also that of AdaMuon's.
-        nesterov: look one step ahead, with NAdamW in place of AdamW.
-        adaptive: AdaMuon, which divides the orthogonalized direction by its own second moment.
+        momentum: decay of the momentum of matrices.
+        betas: decays of AdamW's two moments; the second is also that of AdaMuon's second moment.
+        nesterov: Nesterov momentum, with NAdamW in place of AdamW.
+        adaptive: AdaMuon, which divides the orthogonalized update by the root of its second moment.
 
-    The kernels of convolutions are matrices (out, in * t * h * w). `is_matrix` says what is none. Under FSDP2 each rank
-    gathers a matrix whole to orthogonalize it, and keeps its shard of the result.
+    Kernels of convolutions are matrices (out, in * t * h * w); see `is_matrix` for exceptions. Under FSDP2 each rank
+    gathers the full matrix to orthogonalize it, and keeps its shard of the result.
     """
 
     def __init__(
@@ -58,13 +60,13 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        """One step along the gradients; parameters without one stay as they are."""
+        """Update all parameters that have a gradient."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            matrices, others = defaultdict(list), defaultdict(list)  # by shape, so that each operation is one for many
+            matrices, others = defaultdict(list), defaultdict(list)  # by shape: one operation for many parameters
             for parameter in group["params"]:
                 if parameter.grad is not None and is_matrix(parameter):
                     matrices[parameter.shape, parameter.dtype, parameter.device].append(parameter)
@@ -78,7 +80,7 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, parameters: list[nn.Parameter], group: dict[str, Any]) -> None:
-        """Muon or AdaMuon, for matrices of one shape."""
+        """Muon or AdaMuon update of matrices of the same shape."""
         gradients = torch.stack([_gradient(parameter) for parameter in parameters])  # (k, out, ...)
         momenta = self._moments(parameters, "momentum_buffer")
         momenta.lerp_(gradients, 1 - group["momentum"])
@@ -95,9 +97,9 @@ class Muon(torch.optim.Optimizer):
         self._move(parameters, updates, length, group)
 
     def _step_others(self, parameters: list[nn.Parameter], step: int, group: dict[str, Any]) -> None:
-        """AdamW, or NAdamW as Dozat 2016 has it without its schedule of momenta, for parameters of one shape.
+        """AdamW update, or NAdamW (Dozat 2016, without the momentum schedule), of parameters of the same shape.
 
-        `step` is the number of this step, from 1, for all of them.
+        `step` is the number of this step (counted from 1), the same for all of them.
         """
         gradients = torch.stack([_gradient(parameter) for parameter in parameters])  # (k, ...)
         averages, squares = self._moments(parameters, "exp_avg"), self._moments(parameters, "exp_avg_sq")
@@ -109,10 +111,10 @@ class Muon(torch.optim.Optimizer):
         self._move(parameters, ahead / roots, 1 / (1 - beta1**step), group)
 
     def _moments(self, parameters: Sequence[Tensor], name: str) -> Tensor:
-        """The named moment of parameters of one shape, stacked (k, ...), from zero.
+        """The named moment of parameters of the same shape, stacked (k, ...); initially zero.
 
-        The state of each parameter is a view of the stack. Where it is not, since a checkpoint was loaded or other
-        parameters had gradients, the stack is made again from the state.
+        The state of each parameter is a view of the stack. If it is not, because a checkpoint was loaded or other
+        parameters had gradients, the stack is created again from the state.
         """
         key, states = (id(parameters[0]), name), [self.state[parameter] for parameter in parameters]
         stack, views = self._stacks.get(key, (None, ()))
@@ -129,14 +131,14 @@ class Muon(torch.optim.Optimizer):
         return stack
 
     def _count_step(self, parameter: Tensor) -> int:
-        """The number of this step for the parameter, from 1."""
+        """The number of this step for the parameter (counted from 1)."""
         state = self.state[parameter]
-        state["step"] = state.get("step", torch.zeros(())) + 1  # on the CPU: nothing waits for it
+        state["step"] = state.get("step", torch.zeros(())) + 1  # on the CPU, so that reading it does not synchronize
         return int(state["step"])
 
     @staticmethod
     def _move(parameters: list[nn.Parameter], updates: Tensor, length: float, group: dict[str, Any]) -> None:
-        """Decay the parameters, then move them by -lr * length * updates (k, ...)."""
+        """Apply weight decay, then add -lr * length * updates (k, ...) to the parameters."""
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, list(updates.unbind()), alpha=-group["lr"] * length)
@@ -148,8 +150,8 @@ def _gradient(parameter: Tensor) -> Tensor:
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether Muon moves it: at least 4 rows and columns, one at most 128 times as many as the other, and no embedding
-    or depthwise kernel (1, n, d), (c, 1, h, w).
+    """Whether Muon updates a parameter: a matrix with at least 4 rows and columns, neither number more than 128 times
+    the other, that is not a position embedding or depthwise kernel, (1, n, d) or (c, 1, h, w).
     """
     shape = parameter.shape
     if parameter.ndim < 2 or 1 in shape[:2]:
@@ -159,7 +161,7 @@ def is_matrix(parameter: Tensor) -> bool:
 
 
 def inner_dtype(device: torch.device) -> torch.dtype:
-    """bf16 on GPUs and CPUs that compute in it, several times faster than in fp32; fp32 where it is only emulated."""
+    """bf16 on GPUs and CPUs with native bf16, where it is several times faster than fp32; otherwise fp32."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -175,7 +177,7 @@ def orthogonalize_kernels(kernels: Tensor) -> Tensor:
 
 
 def orthogonalize(x: Tensor) -> Tensor:
-    """Matrices (k, m, n) -> those with the same singular vectors and singular values near 1, by Newton-Schulz steps."""
+    """Orthogonalize matrices (k, m, n) by Newton-Schulz steps: same singular vectors, singular values near 1."""
     tall = x.shape[1] > x.shape[2]
     if x.dtype == torch.float32 and max(x.shape[1:]) > 1.5 * min(x.shape[1:]):
         return _orthogonalize_by_gram(x, tall)
@@ -188,8 +190,8 @@ def orthogonalize(x: Tensor) -> Tensor:
 
 
 def _orthogonalize_by_gram(x: Tensor, tall: bool) -> Tensor:
-    """The same for matrices that are far from square with half the work, for each step is a product with a polynomial p
-    of the Gram matrix: x <- p x, gram <- p gram p. Rounding in bf16 would spoil it.
+    """`orthogonalize` for matrices that are far from square, with half the computation: each step multiplies by a
+    polynomial p of the Gram matrix, x <- p x and gram <- p gram p. In bf16 the rounding errors would be too large.
     """
     gram, product = x.mT @ x if tall else x @ x.mT, None  # on the shorter side
     norm = gram.diagonal(dim1=1, dim2=2).sum(1).view(-1, 1, 1).sqrt().clamp(min=SMALLEST_NORM)

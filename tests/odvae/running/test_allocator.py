@@ -1,4 +1,4 @@
-"""Freed memory is kept for the next tensors."""
+"""glibc keeps freed memory for the next tensors."""
 
 import multiprocessing
 import resource

@@ -1,4 +1,4 @@
-"""Muon and AdaMuon: timm's steps, in a precision the device has, for all matrices of a shape at once."""
+"""Muon and AdaMuon: the updates of timm's optimizers, in a native precision, for all matrices of a shape at once."""
 
 import functools
 

@@ -1,8 +1,8 @@
-"""Training clips from shards that are not on disk: URLs and commands (`data.stream`).
+"""Streaming of training clips from remote WebDataset shards: URLs and commands (`data.stream`).
 
-A stream has no index: every rank reads all shards, pass after pass, in an order of its own, and mixes samples in a
-buffer. So every rank takes as many steps as it likes, but order is no function of the step, and a resumed run begins
-with other samples.
+A stream has no index: every rank reads all shards again and again, in its own random order, and shuffles samples in a
+buffer. So any number of steps is possible, but the order is not a function of the step, and a resumed run gets other
+samples.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ from odvae.shards.remote_shards import expand_urls
 from odvae.shards.samples import Sample
 from odvae.video.extensions import IMAGE_EXTENSIONS
 
-# The share of failures is taken of this many samples at first, so that one early failure ends no run.
+# Minimum denominator of the share of failures, so that one early failure does not end the run.
 _FAIR_COUNT = 1000
 
-# So many videos in a row of which no clip could be had are taken for all of them.
+# The run ends after this many successive videos without a usable clip.
 _MOST_REFUSED = 1000
 
-# The run ends where no new video for training comes for so many times `data.stream_seconds`.
+# The run ends if no new video for training arrives for this many times `data.stream_seconds`.
 _PATIENCE = 3
 
-# So many shards' troubles are named when they are met, and of each kind at the end; the others are counted.
+# Number of failed shards that are printed as they occur, and of lines per kind in the final error; others are counted.
 _MOST_NAMED = 10
 
 
 @dataclass(frozen=True)
 class SpooledSample(Sample):
-    """A streamed sample that lies in a file of its own, named in messages by the shard it came from."""
+    """A streamed sample in a file of its own; messages name it by the shard it came from."""
 
     url: str = ""
 
@@ -63,15 +63,15 @@ class SpooledSample(Sample):
 
 
 def streamed_name(url: str, key: str) -> str:
-    """How messages name a streamed sample."""
+    """The name of a streamed sample in messages."""
     return printable(f"{url}:{key}")
 
 
 def streamed_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[str, Tensor]]:
-    """As `endless_loader`, with videos from `data.stream` in place of the data set's own.
+    """Same as `endless_loader`, with videos from `data.stream` in place of the data set's.
 
-    Held-out videos in the stream, known by their keys, are passed over, and so are those that are too short. Raises
-    InputError, with all that happened, where whole passes give no clip, or nothing comes for too long.
+    Held-out videos in the stream (recognized by their keys) and videos that are too short are skipped. Raises
+    InputError, with all reasons, if whole passes give no clip, or no video arrives for too long.
     """
     data, plan = dataset.data, sampler.plan
     shape, ahead = data.shape, AHEAD if data.workers else 1
@@ -109,9 +109,9 @@ def streamed_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict
 
 
 class WantedVideos:
-    """The stream's videos that training may use, as files in `spool`; what becomes of all others is counted and named.
+    """The videos of the stream that training can use, as files in `spool`; all others are counted and named.
 
-    `speaks`: whether this rank says what happens; what ends the run, every rank says.
+    `verbose`: whether this rank prints messages; errors are raised on every rank.
     """
 
     def __init__(self, data: DataSettings, seed: int, spool: Path, speaks: bool) -> None:
@@ -140,12 +140,12 @@ class WantedVideos:
             self._say(f"streamed: {self.describe()}")
 
     def next(self) -> SpooledSample:
-        """The next wanted video."""
+        """Wait for the next video for training."""
         self.waited, self.received_before = 0.0, self.reader.received
         while True:
             begin = time.monotonic()
             message = self.reader.next(seconds=1)
-            self.waited += min(time.monotonic() - begin, 2)  # where it was longer, this process itself was halted
+            self.waited += min(time.monotonic() - begin, 2)  # if it took longer, this process was suspended
             if isinstance(message, Streamed):
                 self.came += 1
                 if self.came == 1:
@@ -156,7 +156,7 @@ class WantedVideos:
                     self.failures.total += 1
                     return _spool(message, next(self.files))
                 self._drop(name, self.refused[name])
-                if self.a_pass and self.unwanted > 2 * self.a_pass + 200:  # two passes, and what is being mixed
+                if self.a_pass and self.unwanted > 2 * self.a_pass + 200:  # two passes plus the shuffle buffer
                     self._end("none of its videos gives a clip")
             elif isinstance(message, Dropped):
                 self._drop(streamed_name(message.url, message.key), message.reason)
@@ -167,7 +167,7 @@ class WantedVideos:
             self._end_where_nothing_comes()
 
     def refuse(self, sample: SpooledSample, failure: Failure) -> None:
-        """Note that a clip of this video could not be had; raises InputError past `data.failures_allowed`."""
+        """Record that no clip could be read from a video. Raises InputError after too many failures."""
         if failure.cause == "unfit":
             self.refused[sample.name] = failure.reason.removeprefix(f"{sample.name}: ")
             self._drop(sample.name, self.refused[sample.name])
@@ -184,7 +184,7 @@ class WantedVideos:
         self.refusals = 0
 
     def describe(self) -> str:
-        """What was used and what was not, by reason."""
+        """Counts of used and unused samples, by reason, as text."""
         parts = [f"{_count(self.used, 'clip')} used"]
         parts += [f"{_count(count, 'sample')} {reason}" for reason, count in self.dropped.most_common()]
         parts += (
@@ -230,7 +230,7 @@ class WantedVideos:
                 f"({_PATIENCE} times data.stream_seconds={patience:g}; set it higher where the source is as slow)"
             )
         if not self.reader.alive:
-            self._end("the process that reads it has ended, as for want of memory")
+            self._end("the process that reads it has ended, probably for lack of memory")
 
     def _end(self, what: str) -> None:
         most = _MOST_NAMED if self.speaks else 2  # the other ranks read the same shards
@@ -258,7 +258,7 @@ def _first_of(lines: Sequence[str], what: str, most: int) -> list[str]:
 
 
 def why_not(sample: dict[str, Any], data: DataSettings) -> str:
-    """Why a streamed sample is not wanted, as far as its members tell; empty where it is."""
+    """Why training does not use a streamed sample, judged by its members; empty if it does."""
     key = sample["__key__"]
     if is_held_out(key, data.held_out):
         return _HELD_OUT
@@ -275,11 +275,11 @@ def why_not(sample: dict[str, Any], data: DataSettings) -> str:
 
 
 def _spool(streamed: Streamed, path: Path) -> SpooledSample:
-    """One streamed sample as a file, where workers can read it."""
-    places, offset = {}, 0
+    """Write a streamed sample to a file that workers can read."""
+    members, offset = {}, 0
     with open(path, "wb") as file:
         for name, value in streamed.members.items():
             file.write(value)
-            places[name] = (offset, len(value))
+            members[name] = (offset, len(value))
             offset += len(value)
-    return SpooledSample(streamed.key, path, places, url=streamed.url)
+    return SpooledSample(streamed.key, path, members, url=streamed.url)

@@ -84,8 +84,8 @@ class LoadingSettings(Settings):
     decode_gib: Annotated[float, MayChange] = Field(4.0, gt=0)
     """A video that needs more memory than this to decode is left out."""
     stream_seconds: Annotated[float, MayChange] = Field(12.0, gt=0)
-    """A streamed shard that sends no byte for this long is left for a later pass over the shards; where no new video
-    for training comes for three times as long, the run ends. Set it higher for a slow source."""
+    """Seconds without a byte after which a streamed shard is postponed to a later pass. If no new video for training
+    arrives for three times as long, the run ends. Set it higher for a slow source."""
     failures_allowed: Annotated[float, MayChange] = Field(0.05, ge=0, le=1)
     """Videos that cannot be decoded are left out; the run ends if they are more than this share of all videos."""
 

@@ -1,7 +1,7 @@
-"""The process that reads streamed shards beside training: opens them, takes what is wanted, mixes it, says the rest.
+"""Reader process of streamed shards: opens shards, selects and shuffles samples, and reports the others.
 
-Each shard is tried once a pass, in an order of its own; two at a time, so that one that hangs holds nobody up. Shards
-that failed are tried again in later passes, ever more seldom. The process ends with its parent.
+Each shard is tried once per pass, in random order; two at a time, so that one that hangs does not block the others.
+Shards that failed are tried again in later passes, less and less often. The process ends with its parent.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from multiprocessing.queues import Queue
 from typing import Any
 
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
-from odvae.shards.remote_shards import ShardTrouble, read_remote_shard
+from odvae.shards.remote_shards import ShardError, read_remote_shard
 
-# Samples that a stream mixes, and from how many on it begins to give them; each is a whole video in memory.
+# Size of the shuffle buffer, and its minimum fill before samples are yielded. Each sample is a whole video in memory.
 _SHUFFLED, _FIRST = 100, 10
 
-# Samples that wait for training.
+# Samples that are ready for training.
 _AHEAD = 8
 
 
@@ -41,7 +41,7 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A sample that is not wanted, and why."""
+    """A sample that training does not use, and the reason."""
 
     key: str
     url: str
@@ -50,7 +50,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Trouble:
-    """A shard that gave nothing, or not all."""
+    """A shard that could not be read, or not completely."""
 
     url: str
     reason: str
@@ -58,7 +58,7 @@ class Trouble:
 
 @dataclass(frozen=True)
 class PassEnded:
-    """Every shard of a pass was tried; what it gave. A shard that takes long is left out of the passes meanwhile."""
+    """Every shard of a pass was tried; its counts. A shard that takes long is left out of passes in the meantime."""
 
     number: int
     wanted: int = 0
@@ -69,24 +69,24 @@ Message = Streamed | Dropped | Trouble | PassEnded
 
 
 class StreamReader:
-    """The messages of a reading process, one after the other, without end.
+    """Starts a reader process and receives its messages, without end.
 
-    `why_not(sample)` says of a sample, as `read_remote_shard` gives it, why it is not wanted; empty: it is.
+    `why_not(sample)`, with a sample of `read_remote_shard`, returns why it is not used; empty if it is used.
     """
 
     def __init__(
-        self, urls: Sequence[str], seed: int, patience: float, why_not: Callable[[dict[str, Any]], str]
+        self, urls: Sequence[str], seed: int, timeout: float, why_not: Callable[[dict[str, Any]], str]
     ) -> None:
         fork = get_context("fork")
         self.messages: Queue[Message] = fork.Queue(_AHEAD)
         self._received = fork.Value("Q", 0, lock=False)  # a lock would outlive a process that is killed holding it
-        arguments = (list(urls), seed, patience, why_not, self.messages, self._received, os.getpid())
+        arguments = (list(urls), seed, timeout, why_not, self.messages, self._received, os.getpid())
         self.process = fork.Process(target=_read, args=arguments, daemon=True)
         with stop_signals_blocked():
             self.process.start()
 
     def next(self, seconds: float) -> Message | None:
-        """The next message, or None where none comes within `seconds`, or no more can come."""
+        """The next message; None if none arrives within `seconds`."""
         try:
             return self.messages.get(timeout=seconds)
         except queue.Empty:
@@ -94,7 +94,7 @@ class StreamReader:
 
     @property
     def received(self) -> int:
-        """Bytes of shards that came so far."""
+        """Number of bytes received from shards so far."""
         return self._received.value
 
     @property
@@ -102,7 +102,7 @@ class StreamReader:
         return self.process.is_alive()
 
     def close(self) -> None:
-        """End the process and the programs it reads from."""
+        """End the process and the programs from which it reads."""
         self.process.terminate()
         self.process.join(timeout=5)
         self.process.kill()
@@ -113,13 +113,13 @@ class StreamReader:
 def _read(
     urls: list[str],
     seed: int,
-    patience: float,
+    timeout: float,
     why_not: Callable[[dict[str, Any]], str],
     messages: Queue[Message],
     received: ctypes.c_ulonglong,
     parent: int,
 ) -> None:
-    """The life of the process."""
+    """Main function of the reader process."""
     leave_stop_signals_to_parent(end=_end)
     found: queue.Queue[Message] = queue.Queue(_AHEAD)
     passes = _Passes(urls, random.Random(seed), found)
@@ -130,7 +130,7 @@ def _read(
             received.value += size
 
     for _ in range(min(2, len(urls))):
-        threading.Thread(target=_read_shards, args=(passes, patience, why_not, found, count), daemon=True).start()
+        threading.Thread(target=_read_shards, args=(passes, timeout, why_not, found, count), daemon=True).start()
     messages.cancel_join_thread()
     for message in _shuffled(found, random.Random(seed + 1), parent):
         while True:
@@ -142,7 +142,7 @@ def _read(
 
 
 def _end() -> None:
-    """End this process, and the programs it started: each leads a session of its own, so all below it end too."""
+    """End this process and the programs it started: each is a session leader, so that its children end too."""
     with contextlib.suppress(OSError):
         for child in _children(os.getpid()):
             for kill in (os.killpg, os.kill):
@@ -152,7 +152,7 @@ def _end() -> None:
 
 
 def _children(process: int) -> list[int]:
-    """The processes that a process started."""
+    """The child processes of a process."""
     tasks = f"/proc/{process}/task"
     found = []
     for task in os.listdir(tasks):
@@ -163,7 +163,7 @@ def _children(process: int) -> list[int]:
 
 @dataclass
 class _Pass:
-    """One round over the shards: those not read yet, how many are being read, and what came."""
+    """A pass over the shards: those not read yet, the number of those being read, and counts of samples."""
 
     waiting: list[int]
     at_work: int = 0
@@ -172,9 +172,9 @@ class _Pass:
 
 
 class _Passes:
-    """Which shard comes next, by its place among `urls`, where one may be named twice.
+    """Chooses the next shard, by its index in `urls`, which may have duplicates.
 
-    A pass has each in a new order, but those being read and those that failed lately.
+    A pass has all shards in a new random order, except those being read and those that failed recently.
     """
 
     def __init__(self, urls: list[str], rng: random.Random, found: queue.Queue[Message]) -> None:
@@ -199,11 +199,11 @@ class _Passes:
                     self.at_work.add(shard)
                     current.at_work += 1
                     return shard, self.number
-            time.sleep(0.1)  # all are being read
+            time.sleep(0.1)  # all shards are being read
 
     def _begin_pass(self) -> _Pass:
         if self.pause:
-            time.sleep(1)  # a source that is away for a moment is not asked a thousand times
+            time.sleep(1)  # do not send many requests to a source that is unavailable for a moment
         free = [shard for shard in range(len(self.urls)) if shard not in self.at_work]
         due = [shard for shard in free if self.not_before[shard] <= self.number + 1] or free
         if due:
@@ -213,7 +213,7 @@ class _Passes:
         return self.passes.get(self.number) or _Pass([])
 
     def finished(self, shard: int, number: int, wanted: int, dropped: int, failed: bool) -> None:
-        """A shard was read as far as it goes."""
+        """Record that a shard was read, to its end or up to an error."""
         with self.lock:
             one = self.passes[number]
             self.at_work.remove(shard)
@@ -229,7 +229,7 @@ class _Passes:
 
 def _read_shards(
     passes: _Passes,
-    patience: float,
+    timeout: float,
     why_not: Callable[[dict[str, Any]], str],
     found: queue.Queue[Message],
     count: Callable[[int], None],
@@ -238,7 +238,7 @@ def _read_shards(
         (shard, number), wanted, dropped, trouble = passes.next(), 0, 0, ""
         url = passes.urls[shard]
         try:
-            for sample in read_remote_shard(url, patience, count):
+            for sample in read_remote_shard(url, timeout, count):
                 key = sample.pop("__key__")
                 reason = why_not({"__key__": key, **sample})
                 wanted, dropped = wanted + (not reason), dropped + bool(reason)
@@ -248,7 +248,7 @@ def _read_shards(
                     found.put(Streamed(key, sample.pop("__url__"), sample))
             if not wanted + dropped:
                 trouble = "holds no sample"
-        except ShardTrouble as error:
+        except ShardError as error:
             trouble = str(error)
         if trouble:
             found.put(Trouble(url, trouble))
@@ -256,7 +256,7 @@ def _read_shards(
 
 
 def _shuffled(found: queue.Queue[Message], rng: random.Random, parent: int) -> Iterator[Message]:
-    """The messages; samples mixed among the last ones, which are not kept back where nothing else comes."""
+    """Yield the messages, with samples shuffled in a buffer, which is emptied while nothing new arrives."""
     buffer: list[Streamed] = []
     while True:
         try:

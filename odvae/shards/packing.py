@@ -264,7 +264,7 @@ def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict
     if member_kind(name) != "mp4":
         data = path.read_bytes()
         height, width, _ = decode_image(data, name).shape
-        pictures = examine_image(data, name).pictures
+        pictures = examine_image(data, name).images
         several = {"pictures": pictures} if pictures > 1 else {}
         return [{"key": key, "about": about | {"frames": 1, "height": height, "width": width, "fps": 0.0} | several}]
     facts = examine(path, name)

@@ -1,7 +1,7 @@
-"""Shards that are not on disk: named by URLs or commands, read as a stream from their first byte to their last.
+"""Reading of remote WebDataset shards (URLs, commands, files) as streams.
 
-Whatever answers may be dead, slow or cut: every read has a time limit, and every trouble becomes a `ShardTrouble` that
-says what happened to which shard.
+Sources may be unavailable, slow or truncated: every read has a time limit, and every failure becomes a `ShardError`
+with the reason.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from typing import IO, Any
 from odvae.running.errors import InputError
 from odvae.shards.tars import COMPRESSIONS, check_member_name, saw_end_mark, split_member_name
 
-# What programs end with when nobody reads on: by SIGPIPE, the same through a shell, and curl's own.
+# Exit statuses of a program whose output is not read any more: success, SIGPIPE, SIGPIPE in a shell, curl's status.
 _NOBODY_READS = (0, -signal.SIGPIPE, 128 + signal.SIGPIPE, 23)
 
-# What may follow a tar's end mark: padding.
+# Maximum padding after a tar's end mark.
 _MOST_PADDING = 1 << 20
 
 
-class ShardTrouble(InputError):
-    """A shard that gave nothing, or not all: the message says why, without the shard's name."""
+class ShardError(InputError):
+    """A shard could not be read, or not completely; the message has the reason, without the shard's name."""
 
 
 def expand_urls(urls: str) -> list[str]:
-    """The shards that a text with braces and `::` names, as webdataset has it, and with `*` for files.
+    """Expand braces and `::` in a text to the names of shards, as in webdataset, and `*` to files.
 
-    Raises InputError for bad braces, and where no file matches.
+    Raises InputError for invalid braces, and if no file matches.
     """
     from webdataset.shardlists import expand_urls as expand
 
@@ -49,7 +49,7 @@ def expand_urls(urls: str) -> list[str]:
 
 
 def _matching_files(url: str) -> list[str]:
-    """What a pattern of files matches; a URL or a command as it is."""
+    """The files that match a pattern; a URL or a command is returned unchanged."""
     if re.match(r"\w+:", url) or not any(mark in url for mark in "*?[") or Path(url).exists():
         return [url]
     found = sorted(glob.glob(url))
@@ -59,85 +59,85 @@ def _matching_files(url: str) -> list[str]:
 
 
 def read_remote_shard(
-    url: str, patience: float, count: Callable[[int], None] = lambda _: None
+    url: str, timeout: float, count: Callable[[int], None] = lambda _: None
 ) -> Iterator[dict[str, Any]]:
-    """The samples of a shard, {"__key__": key, "__url__": url, extension: bytes}, as far as they come.
+    """Yield the samples of a shard, {"__key__": key, "__url__": url, extension: bytes}, up to the first error.
 
-    Raises ShardTrouble where it cannot be opened, gives no byte for `patience` seconds, ends too early or holds what
-    shards are refused for; what came before was given. `count` is called with the size of whatever is received.
+    Raises ShardError if it cannot be opened, gives no byte for `timeout` seconds, ends too early or has unsafe members;
+    samples before the error have been yielded. `count` is called with the size of all received data.
     """
-    with _opened(url, patience, count) as source:
+    with _opened(url, timeout, count) as source:
         try:
             with tarfile.open(fileobj=source, mode="r|*", bufsize=1 << 18) as tar:
                 yield from _grouped(tar, url)
                 if not saw_end_mark(tar):
                     raise tarfile.ReadError("it ends without an end mark")
                 source.read_to_end(_MOST_PADDING)
-        except ShardTrouble:
+        except ShardError:
             raise
         except InputError as error:
-            raise ShardTrouble(str(error)) from None
+            raise ShardError(str(error)) from None
         except Exception as error:  # tarfile's, zlib's, the system's
-            raise ShardTrouble(source.explain(error)) from None
+            raise ShardError(source.explain(error)) from None
 
 
 def _grouped(tar: tarfile.TarFile, url: str) -> Iterator[dict[str, Any]]:
-    """Members that follow each other and have one key."""
+    """Group successive members with the same key."""
     sample: dict[str, Any] = {}
     for member in tar:
-        place = split_member_name(member.name)
-        if place is None or not (member.isfile() or member.islnk() or member.issym()):
+        split = split_member_name(member.name)
+        if split is None or not (member.isfile() or member.islnk() or member.issym()):
             continue
         check_member_name(member.name, url)
-        key, extension = place
+        key, extension = split
         if sample.get("__key__") != key:
             if sample:
                 yield sample
             sample = {"__key__": key, "__url__": url}
         if extension in sample:
-            raise ShardTrouble(f"member {member.name} is there twice")
+            raise ShardError(f"duplicate member {member.name}")
         if not member.isfile():
-            raise ShardTrouble(f"member {member.name} is a link; pack the files themselves (tar --hard-dereference -h)")
+            raise ShardError(f"member {member.name} is a link; pack the files themselves (tar --hard-dereference -h)")
         file = tar.extractfile(member)
         assert file is not None  # it is a file
         sample[extension] = file.read()
         if len(sample[extension]) < member.size:
-            raise ShardTrouble(f"ends inside {member.name}")
+            raise ShardError(f"ends inside {member.name}")
     if sample:
         yield sample
 
 
 @contextlib.contextmanager
-def _opened(url: str, patience: float, count: Callable[[int], None]) -> Iterator[_TimedSource]:
+def _opened(url: str, timeout: float, count: Callable[[int], None]) -> Iterator[_TimedSource]:
     try:
-        source = _TimedSource(*_open(url, patience), patience, count)
+        source = _TimedSource(*_open(url, timeout), timeout, count)
     except FileNotFoundError as error:
         missing = "" if error.filename in (None, url) else f"{error.filename} "
-        raise ShardTrouble(f"{missing}does not exist") from None
-    except ShardTrouble:
+        raise ShardError(f"{missing}does not exist") from None
+    except ShardError:
         raise
-    except Exception as error:  # of whatever library a URL's scheme needs
-        raise ShardTrouble(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
+    except Exception as error:  # from the library that a URL's scheme needs
+        raise ShardError(f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
     with source:
         yield source
 
 
-def _open(url: str, patience: float) -> tuple[IO[bytes], subprocess.Popen | None, IO[bytes] | None]:
-    """What to read from; where that is another program, the program and what it says of errors."""
+def _open(url: str, timeout: float) -> tuple[IO[bytes], subprocess.Popen | None, IO[bytes] | None]:
+    """(the stream, the process that writes it or None, its stderr or None)."""
     scheme, colon, rest = url.partition(":")
     if scheme == "pipe":
         return _started(rest, shell=True)
     if scheme in ("http", "https", "ftp") and colon:
-        limit = str(max(1, round(patience)))
+        limit = str(max(1, round(timeout)))
         return _started(["curl", "-fsSL", "--connect-timeout", limit, "--retry", "2", url])
     if colon and scheme not in ("file",) and "/" not in scheme and not Path(url).exists():
         from webdataset.gopen import gopen
 
-        found = gopen(url)  # s3, gs, hf and what is registered there
+        found = gopen(url)  # s3, gs, hf and other registered schemes
         return (found.stream, found.proc, None) if hasattr(found, "proc") else (found, None, None)
     path = Path(rest.removeprefix("//") if scheme == "file" and colon else url)
     if path.is_dir():
-        raise ShardTrouble("is a folder; name its shards, as FOLDER/{00000..00009}.tar")
+        raise ShardError("is a folder; name its shards, as FOLDER/{00000..00009}.tar")
     return open(path, "rb", buffering=0), None, None
 
 
@@ -151,17 +151,17 @@ def _started(command: str | list[str], shell: bool = False) -> tuple[IO[bytes], 
 
 
 class _TimedSource(io.RawIOBase):
-    """A file or a program's output, whose reads wait at most `patience` seconds."""
+    """A file or a program's output with a timeout for each read."""
 
     def __init__(
         self,
         file: IO[bytes],
         process: subprocess.Popen | None,
         errors: IO[bytes] | None,
-        patience: float,
+        timeout: float,
         count: Callable[[int], None],
     ) -> None:
-        self.file, self.process, self.errors, self.patience, self.count = file, process, errors, patience, count
+        self.file, self.process, self.errors, self.timeout, self.count = file, process, errors, timeout, count
         self.beginning = b""
 
     def readable(self) -> bool:
@@ -178,35 +178,35 @@ class _TimedSource(io.RawIOBase):
     def _read(self, size: int) -> bytes:
         try:
             descriptor = self.file.fileno()
-        except (OSError, AttributeError):  # a library's own file object
+        except (OSError, AttributeError):  # a file object of a library
             return self.file.read(size)
-        if not select.select([descriptor], [], [], self.patience)[0]:
-            raise ShardTrouble(f"gave nothing for {self.patience:g} s (data.stream_seconds)")
+        if not select.select([descriptor], [], [], self.timeout)[0]:
+            raise ShardError(f"gave nothing for {self.timeout:g} s (data.stream_seconds)")
         return os.read(descriptor, size)
 
     def read_to_end(self, most: int) -> None:
-        """Let the program write out its padding, so that it ends well."""
-        with contextlib.suppress(ShardTrouble):
+        """Read the padding, so that the program that writes it can end normally."""
+        with contextlib.suppress(ShardError):
             while most > 0 and (data := self._read(1 << 16)):
                 most -= len(data)
 
     def explain(self, error: Exception) -> str:
-        """Why a tar could not be read to its end: what its program says, or the error itself."""
+        """Why a tar could not be read to its end: the last error line of its program, or the error itself."""
         status = self._status()
         if status is not None and status not in _NOBODY_READS:
             words = self._said()
             ended = f"its command ended with status {status}" + (f" ({words})" if words else "")
-            return ended if not self.beginning else f"{ended} before the shard was whole"
+            return ended if not self.beginning else f"{ended} before the end of the shard"
         if not self.beginning:
             return "is empty (0 bytes)"
         for mark, (kind, unpack, _) in COMPRESSIONS.items():
             if self.beginning.startswith(mark):
                 way = f"pipe:COMMAND | {unpack.split()[0]} -dc"
-                return f"is compressed by {kind} ({error}); unpack it on the way, as {way}"
-        return f"is not a whole tar ({error})"
+                return f"is compressed with {kind} ({error}); decompress it while streaming: {way}"
+        return f"is not a complete tar ({error})"
 
     def _status(self) -> int | None:
-        """How the program ended; None where there is none, or it goes on."""
+        """The exit status of the program; None if there is none, or it is still running."""
         if self.process is None:
             return None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -214,7 +214,7 @@ class _TimedSource(io.RawIOBase):
         return None
 
     def _said(self) -> str:
-        """The last line of the program's errors."""
+        """The last line of the program's stderr."""
         if self.errors is None:
             return ""
         self.errors.seek(0)
@@ -233,7 +233,7 @@ class _TimedSource(io.RawIOBase):
 
 
 def end_process(process: subprocess.Popen) -> None:
-    """End a program and whatever it started, at once where it does not end by itself."""
+    """End a program and the programs it started, with SIGKILL if it does not end by itself."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=0.2)
     if process.poll() is None:

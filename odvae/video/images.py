@@ -59,7 +59,7 @@ def examine_image(data: bytes | BinaryIO, name: str) -> ImageFacts:
     with _opened(data, name) as image:
         width, height = image.size
         turned = _orientation(image) in (5, 6, 7, 8)
-        return ImageFacts(width if turned else height, height if turned else width, _pictures(image))
+        return ImageFacts(width if turned else height, height if turned else width, _image_count(image))
 
 
 @contextlib.contextmanager
@@ -75,13 +75,14 @@ def _opened(data: bytes | BinaryIO, name: str) -> Iterator[Image.Image]:
             yield image
 
 
-def _pictures(image: Image.Image) -> int:
-    """How many pictures a file holds. Those that a photo has beside it (MPO: a preview, a depth map) do not count."""
+def _image_count(image: Image.Image) -> int:
+    """The number of frames or pages of an image file. Additional images of a photo (MPO: preview, depth map) do not
+    count."""
     if image.format == "MPO":
         return 1
     try:
         return getattr(image, "n_frames", 1)
-    except Exception:  # a later picture is damaged, which does not matter for the first
+    except Exception:  # a later frame is damaged, which does not matter for the first
         return 1
 
 

@@ -130,7 +130,7 @@ def closed_port():
         ("pipe:true", r"is empty \(0 bytes\)"),
         ("{folder}/empty.tar", r"empty\.tar: is empty \(0 bytes\)"),
         ("{folder}/nothing.tar", r"nothing\.tar: holds no sample"),
-        ("{folder}/text.tar", r"text\.tar: is not a whole tar"),
+        ("{folder}/text.tar", r"text\.tar: is not a complete tar"),
         ("{folder}", r"is a folder; name its shards"),
         ("pipe:sleep 60", r"gave nothing for 1 s \(data\.stream_seconds\)"),
         ("pipe:sleep 6{{0..9}}", r"no new video for training came for 3 s, only 0 kB of shards"),
@@ -204,7 +204,7 @@ def test_half_of_a_shard_is_used_and_its_end_is_named(shards, tmp_path, capsys):
     whole = (shards / "00000.tar").read_bytes()
     (tmp_path / "half.tar").write_bytes(whole[: len(whole) * 3 // 5])
     assert len(stream(shards, f"{tmp_path}/half.tar", 3)) == 3
-    assert "half.tar: is not a whole tar" in capsys.readouterr().err
+    assert "half.tar: is not a complete tar" in capsys.readouterr().err
     command = f"pipe:head -c {len(whole) * 3 // 5} {shards}/00000.tar; echo broken pipe >&2; exit 9"
     assert len(stream(shards, command, 3)) == 3
     assert "status 9 (broken pipe) before the shard was whole" in capsys.readouterr().err
@@ -214,7 +214,7 @@ def test_compressed_shards_are_streamed_and_those_that_cannot_be_are_named(shard
     subprocess.run(f"gzip -c {shards}/00000.tar > {tmp_path}/0.tar.gz", shell=True, check=True)
     assert len(stream(shards, f"{tmp_path}/0.tar.gz", 2)) == 2
     (tmp_path / "0.tar.lz4").write_bytes(b"\x04\x22\x4d\x18" + bytes(600))
-    with pytest.raises(InputError, match=r"is compressed by lz4 .*pipe:COMMAND \| lz4 -dc"):
+    with pytest.raises(InputError, match=r"is compressed with lz4 .*pipe:COMMAND \| lz4 -dc"):
         stream(shards, f"{tmp_path}/0.tar.lz4")
 
 

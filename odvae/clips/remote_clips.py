@@ -26,7 +26,7 @@ from odvae.clips.dataset import ClipDataset
 from odvae.clips.pool import AHEAD, ClipPool, ClipTicket
 from odvae.clips.samplers import StepSampler
 from odvae.clips.settings import DataSettings
-from odvae.clips.stream_reader import Dropped, PassEnded, Streamed, StreamReader, Trouble
+from odvae.clips.stream_reader import Dropped, PassEnded, ShardFailed, Streamed, StreamReader
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
@@ -45,7 +45,7 @@ _FAIR_COUNT = 1000
 _MOST_REFUSED = 1000
 
 # The run ends if no new video for training arrives for this many times `data.stream_seconds`.
-_PATIENCE = 3
+_MAX_TIMEOUTS = 3
 
 # Number of failed shards that are printed as they occur, and of lines per kind in the final error; others are counted.
 _MOST_NAMED = 10
@@ -83,7 +83,7 @@ def streamed_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict
     with (
         tempfile.TemporaryDirectory(prefix="odvae-") as spool,
         ClipPool(load, shape, ahead * plan.batch_size, data, lambda task: task[0].name) as pool,
-        WantedVideos(data, seed, Path(spool), speaks=plan.rank == 0) as videos,
+        WantedVideos(data, seed, Path(spool), verbose=plan.rank == 0) as videos,
     ):
         pending: deque[tuple[list[int], list[tuple[SpooledSample, ClipTicket]]]] = deque()
 
@@ -114,21 +114,21 @@ class WantedVideos:
     `verbose`: whether this rank prints messages; errors are raised on every rank.
     """
 
-    def __init__(self, data: DataSettings, seed: int, spool: Path, speaks: bool) -> None:
+    def __init__(self, data: DataSettings, seed: int, spool: Path, verbose: bool) -> None:
         assert data.stream is not None
-        self.data, self.speaks = data, speaks
+        self.data, self.verbose = data, verbose
         self.files = (spool / str(i) for i in itertools.count())
-        self.failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos", prints=speaks)
-        self.refused: dict[str, str] = {}  # name -> why its clip could not be had; not tried again
-        self.troubles: dict[str, str] = {}  # shard -> what happened to it first
-        self.troubles_said = 0
+        self.failures = Failures(_FAIR_COUNT, data.failures_allowed, "streamed videos", prints=verbose)
+        self.refused: dict[str, str] = {}  # name -> why no clip could be read; not tried again
+        self.failed_shards: dict[str, str] = {}  # shard -> its first failure
+        self.failures_printed = 0
         self.dropped: Counter[str] = Counter()
         self.used = 0
-        self.came = self.a_pass = 0
+        self.received_videos = self.videos_per_pass = 0
         self.unwanted = self.refusals = 0  # in a row
         self.waited, self.received_before = 0.0, 0  # seconds since the last new video; bytes received until then
         self.urls = expand_urls(data.stream)
-        self._say(f"streaming {data.stream} ({_count(len(self.urls), 'shard')}): order and resume are approximate")
+        self._print(f"streaming {data.stream} ({_count(len(self.urls), 'shard')}): order and resume are approximate")
         self.reader = StreamReader(self.urls, seed, data.stream_seconds, lambda sample: why_not(sample, data))
 
     def __enter__(self) -> WantedVideos:
@@ -137,7 +137,7 @@ class WantedVideos:
     def __exit__(self, *_: object) -> None:
         self.reader.close()
         if self.used:
-            self._say(f"streamed: {self.describe()}")
+            self._print(f"streamed: {self.describe()}")
 
     def next(self) -> SpooledSample:
         """Wait for the next video for training."""
@@ -147,24 +147,25 @@ class WantedVideos:
             message = self.reader.next(seconds=1)
             self.waited += min(time.monotonic() - begin, 2)  # if it took longer, this process was suspended
             if isinstance(message, Streamed):
-                self.came += 1
-                if self.came == 1:
-                    self._say_troubles()
+                self.received_videos += 1
+                if self.received_videos == 1:
+                    self._print_failures()
                 name = streamed_name(message.url, message.key)
                 if name not in self.refused:
                     self.unwanted = 0
                     self.failures.total += 1
                     return _spool(message, next(self.files))
                 self._drop(name, self.refused[name])
-                if self.a_pass and self.unwanted > 2 * self.a_pass + 200:  # two passes plus the shuffle buffer
+                two_passes = 2 * self.videos_per_pass + 200  # plus the shuffle buffer
+                if self.videos_per_pass and self.unwanted > two_passes:
                     self._end("none of its videos gives a clip")
             elif isinstance(message, Dropped):
                 self._drop(streamed_name(message.url, message.key), message.reason)
-            elif isinstance(message, Trouble):
-                self._note_trouble(message)
+            elif isinstance(message, ShardFailed):
+                self._add_failure(message)
             elif isinstance(message, PassEnded):
                 self._end_of_pass(message)
-            self._end_where_nothing_comes()
+            self._end_after_timeout()
 
     def refuse(self, sample: SpooledSample, failure: Failure) -> None:
         """Record that no clip could be read from a video. Raises InputError after too many failures."""
@@ -190,57 +191,57 @@ class WantedVideos:
         parts += (
             [f"{_count(len(self.failures.reasons), 'video')} could not be decoded"] if self.failures.reasons else []
         )
-        parts += [f"trouble with {len(self.troubles)} of {len(self.urls)} shards"] if self.troubles else []
+        parts += [f"{len(self.failed_shards)} of {len(self.urls)} shards failed"] if self.failed_shards else []
         return "; ".join(parts)
 
     def _drop(self, name: str, reason: str) -> None:
         if not self.dropped[reason] and reason != _HELD_OUT:
-            self._say(f"left out: {name}: {reason} (others for this reason are counted)")
+            self._print(f"left out: {name}: {reason} (others for this reason are counted)")
         self.dropped[reason] += 1
         self.unwanted += 1
 
-    def _note_trouble(self, trouble: Trouble) -> None:
-        if trouble.url not in self.troubles:
-            self.troubles[trouble.url] = trouble.reason
-            if self.came:  # before that, the error may be all there is to say, and names them
-                self._say_troubles()
+    def _add_failure(self, failure: ShardFailed) -> None:
+        if failure.url not in self.failed_shards:
+            self.failed_shards[failure.url] = failure.reason
+            if self.received_videos:  # before that, the final error may follow, which lists them
+                self._print_failures()
 
-    def _say_troubles(self) -> None:
-        """Name the shards with trouble that were not named yet."""
-        said, self.troubles_said = self.troubles_said, len(self.troubles)
-        for url, reason in list(self.troubles.items())[said:_MOST_NAMED]:
-            self._say(f"trouble with a streamed shard: {url}: {reason}")
-        if said <= _MOST_NAMED < self.troubles_said:
-            self._say("trouble with more streamed shards, which are counted")
+    def _print_failures(self) -> None:
+        """Print the failed shards that were not printed yet."""
+        printed, self.failures_printed = self.failures_printed, len(self.failed_shards)
+        for url, reason in list(self.failed_shards.items())[printed:_MOST_NAMED]:
+            self._print(f"streamed shard failed: {url}: {reason}")
+        if printed <= _MOST_NAMED < self.failures_printed:
+            self._print("more streamed shards failed, which are only counted")
 
     def _end_of_pass(self, ended: PassEnded) -> None:
         if ended.wanted:
-            if not self.a_pass:
-                self._say(f"first pass over the stream: {ended.wanted} videos for training; {self.describe()}")
-            self.a_pass = ended.wanted
-        elif not self.a_pass and not self.came and ended.number == 1:
+            if not self.videos_per_pass:
+                self._print(f"first pass over the stream: {ended.wanted} videos for training; {self.describe()}")
+            self.videos_per_pass = ended.wanted
+        elif not self.videos_per_pass and not self.received_videos and ended.number == 1:
             self._end("a whole pass over its shards gives no video for training")
 
-    def _end_where_nothing_comes(self) -> None:
-        patience = self.data.stream_seconds
-        if self.waited > _PATIENCE * patience:
+    def _end_after_timeout(self) -> None:
+        timeout = self.data.stream_seconds
+        if self.waited > _MAX_TIMEOUTS * timeout:
             received = (self.reader.received - self.received_before) / 1000
             self._end(
-                f"no new video for training came for {_PATIENCE * patience:g} s, only {received:.0f} kB of shards "
-                f"({_PATIENCE} times data.stream_seconds={patience:g}; set it higher where the source is as slow)"
+                f"no new video for training arrived for {_MAX_TIMEOUTS * timeout:g} s, only {received:.0f} kB of shards "
+                f"({_MAX_TIMEOUTS} times data.stream_seconds={timeout:g}; set it higher if the source is that slow)"
             )
         if not self.reader.alive:
             self._end("the process that reads it has ended, probably for lack of memory")
 
     def _end(self, what: str) -> None:
-        most = _MOST_NAMED if self.speaks else 2  # the other ranks read the same shards
-        listed = _first_of([f"{url}: {reason}" for url, reason in self.troubles.items()], "shard", most)
+        most = _MOST_NAMED if self.verbose else 2  # the other ranks read the same shards
+        listed = _first_of([f"{url}: {reason}" for url, reason in self.failed_shards.items()], "shard", most)
         listed += [f"{_count(count, 'sample')}: {reason}" for reason, count in self.dropped.most_common()]
         listed += _first_of(list(self.failures.reasons.values()), "video", most)
         raise InputError(f"data.stream={self.data.stream}: {what}" + "".join(f"\n  {line}" for line in listed))
 
-    def _say(self, text: str) -> None:
-        if self.speaks:
+    def _print(self, text: str) -> None:
+        if self.verbose:
             print(text, file=sys.stderr, flush=True)
 
 
@@ -252,7 +253,7 @@ def _count(count: int, what: str) -> str:
 
 
 def _first_of(lines: Sequence[str], what: str, most: int) -> list[str]:
-    """The first lines, and how many more there are."""
+    """The first lines, and the number of the others."""
     more = len(lines) - most
     return [*lines[:most], *([f"and {_count(more, 'more ' + what)}"] if more > 0 else [])]
 

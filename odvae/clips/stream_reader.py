@@ -49,7 +49,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class ShardFailed:
     """A shard that could not be read, or not completely."""
 
     url: str
@@ -65,7 +65,7 @@ class PassEnded:
     dropped: int = 0
 
 
-Message = Streamed | Dropped | Trouble | PassEnded
+Message = Streamed | Dropped | ShardFailed | PassEnded
 
 
 class StreamReader:
@@ -235,7 +235,7 @@ def _read_shards(
     count: Callable[[int], None],
 ) -> None:
     while True:
-        (shard, number), wanted, dropped, trouble = passes.next(), 0, 0, ""
+        (shard, number), wanted, dropped, failure = passes.next(), 0, 0, ""
         url = passes.urls[shard]
         try:
             for sample in read_remote_shard(url, timeout, count):
@@ -247,12 +247,12 @@ def _read_shards(
                 else:
                     found.put(Streamed(key, sample.pop("__url__"), sample))
             if not wanted + dropped:
-                trouble = "holds no sample"
+                failure = "holds no sample"
         except ShardError as error:
-            trouble = str(error)
-        if trouble:
-            found.put(Trouble(url, trouble))
-        passes.finished(shard, number, wanted, dropped, failed=bool(trouble) and not wanted)
+            failure = str(error)
+        if failure:
+            found.put(ShardFailed(url, failure))
+        passes.finished(shard, number, wanted, dropped, failed=bool(failure) and not wanted)
 
 
 def _shuffled(found: queue.Queue[Message], rng: random.Random, parent: int) -> Iterator[Message]:

@@ -133,7 +133,7 @@ def closed_port():
         ("{folder}/text.tar", r"text\.tar: is not a complete tar"),
         ("{folder}", r"is a folder; name its shards"),
         ("pipe:sleep 60", r"gave nothing for 1 s \(data\.stream_seconds\)"),
-        ("pipe:sleep 6{{0..9}}", r"no new video for training came for 3 s, only 0 kB of shards"),
+        ("pipe:sleep 6{{0..9}}", r"no new video for training arrived for 3 s, only 0 kB of shards"),
         ("{folder}/no-*.tar", r"no-\*\.tar: no file matches"),
         ("nosuch://bucket/0.tar", r"nosuch://bucket/0\.tar: cannot be opened"),
         ("{folder}/pickled.tar", r"is pickled and could run code"),
@@ -148,7 +148,7 @@ def test_a_dead_stream_ends_with_each_shards_reason_said_once(shards, tmp_path, 
     with pytest.raises(InputError, match=f"data.stream=(?s:.*){reason}"):
         stream(shards, urls.format(folder=tmp_path, port=closed_port()))
     assert time.monotonic() - begin < 20
-    assert "trouble with a streamed shard" not in capsys.readouterr().err  # else each would be named twice
+    assert "streamed shard failed" not in capsys.readouterr().err  # else each would be named twice
 
 
 def test_a_shard_that_hangs_holds_nobody_up_and_one_that_is_missing_is_said_once(shards, capsys):
@@ -163,7 +163,7 @@ def test_a_shard_that_hangs_holds_nobody_up_and_one_that_is_missing_is_said_once
 def test_a_source_that_is_too_slow_is_named_with_what_came(shards, tmp_path):
     tar_of(tmp_path / "large.tar", [("a.mp4", bytes(1_000_000))])
     begin = time.monotonic()
-    with Server(tmp_path) as url, pytest.raises(InputError, match=r"came for 3 s, only \d\d kB of shards \(3 times"):
+    with Server(tmp_path) as url, pytest.raises(InputError, match=r"arrived for 3 s, only \d\d kB of shards \(3 times"):
         stream(shards, f"{url}/slow{{0..1}}.tar")
     assert time.monotonic() - begin < 20
 
@@ -171,7 +171,7 @@ def test_a_source_that_is_too_slow_is_named_with_what_came(shards, tmp_path):
 def test_many_dead_shards_end_the_run_as_soon_as_few_and_are_counted(shards, capsys):
     """Each fails a little later than the one before, so that a whole pass would take minutes."""
     begin = time.monotonic()
-    with pytest.raises(InputError, match=r"came for 3 s(?s:.*)status 1\n  and \d+ more shards$"):
+    with pytest.raises(InputError, match=r"arrived for 3 s(?s:.*)status 1\n  and \d+ more shards$"):
         stream(shards, "pipe:sleep 0.1; exit 1 # {000..999}")
     assert time.monotonic() - begin < 20
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -180,9 +180,9 @@ def test_many_dead_shards_end_the_run_as_soon_as_few_and_are_counted(shards, cap
 def test_of_many_dead_shards_beside_a_healthy_one_the_first_are_named_and_the_others_counted(shards, capsys):
     assert len(stream(shards, f"{shards}/{{00000,gone-{{00..29}}}}.tar", 8)) == 8
     errors = capsys.readouterr().err
-    assert errors.count("trouble with a streamed shard") == 10
+    assert errors.count("streamed shard failed") == 10
     assert errors.count("more streamed shards, which are counted") == 1
-    assert "trouble with 30 of 31 shards" in errors
+    assert "30 of 31 shards failed" in errors
 
 
 def test_a_shard_may_be_named_twice_and_by_a_pattern(shards, capfd):

@@ -227,8 +227,9 @@ class WantedVideos:
         if self.waited > _MAX_TIMEOUTS * timeout:
             received = (self.reader.received - self.received_before) / 1000
             self._end(
-                f"no new video for training arrived for {_MAX_TIMEOUTS * timeout:g} s, only {received:.0f} kB of shards "
-                f"({_MAX_TIMEOUTS} times data.stream_seconds={timeout:g}; set it higher if the source is that slow)"
+                f"no new video for training arrived for {_MAX_TIMEOUTS * timeout:g} s, only {received:.0f} kB of "
+                f"shards ({_MAX_TIMEOUTS} times data.stream_seconds={timeout:g}; set it higher if the source is that "
+                "slow)"
             )
         if not self.reader.alive:
             self._end("the process that reads it has ended, probably for lack of memory")

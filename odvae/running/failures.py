@@ -1,4 +1,4 @@
-"""What could not be used, and why: counted, printed, and an error if too many have failed."""
+"""Failures of tasks and their reasons: counted, printed, and an error if there are too many."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Failure:
 class Failures:
     """Which of `total` things (such as videos) could not be used, and why; each is printed as it occurs.
 
-    `add` raises InputError if more than `share` (`data.failures_allowed`) of them have failed. With `prints` false it
-    prints nothing, for a rank whose failures another rank meets and prints as well.
+    `add` raises InputError if more than `share` (`data.failures_allowed`) of them have failed. `prints` False: nothing
+    is printed, for a rank whose failures another rank has and prints too.
     """
 
     def __init__(self, total: int, share: float, what: str, prints: bool = True) -> None:

@@ -42,7 +42,7 @@ class ClipDataset:
         rng = numpy_generator(self.seed, "clip", number)
         last_start = frame_count(sample, data.fps) - data.span
         if last_start < 0:
-            raise UnfitError(f"{sample.name}: shorter than the {data.span} frames that a clip spans")
+            raise UnfitError(f"{sample.name}: is shorter than the {data.span} frames a clip spans")
         anywhere = int(rng.integers(0, last_start + 1))
         start = {"random": anywhere, "first": 0, "middle": last_start // 2}[data.start]
         crop = (float(rng.random()), float(rng.random())) if data.crop == "random" else CENTER

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from ldm.study.costs import training_cost, vae_cost
 from ldm.study.page import write_study
-from ldm.study.plan import StudySettings
 from ldm.study.results import collect
 from ldm.study.runner import OutOfTime, Runner
+from ldm.study.settings import StudySettings
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import write_json

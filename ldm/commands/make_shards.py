@@ -17,7 +17,7 @@ from ldm.arguments import settings_help
 from odvae.running.commands import command_line
 from odvae.running.errors import readable_errors
 from odvae.running.settings import make_settings
-from odvae.shards.filters import PackingSettings
+from odvae.shards.settings import PackingSettings
 
 
 @readable_errors()

@@ -9,7 +9,7 @@ from pathlib import Path
 from ldm.report import charts
 from ldm.report.flat_table import flatten, to_csv
 from ldm.report.page import data_uri, describe_condition, render_page, video_uri
-from ldm.study.plan import StudySettings
+from ldm.study.settings import StudySettings
 from odvae.running.files import read_json_lines, write_json, write_text
 
 NUM_VISUALIZED = 8  # captions per generator

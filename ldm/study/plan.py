@@ -9,66 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
-
 from ldm.experiment import Experiment
-from ldm.training.settings import LDMSettings
-from odvae.frame_counts import check_frame_count, check_tile_frames
-from odvae.running.settings import Settings
+from ldm.study.settings import LongClipSettings, StudySettings, variant_name
 from odvae.settings import Init
 
-Variant = Literal[1, 2, 3, 4]
 Budget = Literal["steps", "time"]
 IMAGE = "image_vae"
-
-
-class LongClipSettings(Settings):
-    frames: int = Field(33, ge=2)
-    """Frames of the clips that are encoded whole, streamed and tiled, a count that the VAE takes (OD-VAE: 4k+1)."""
-    count: int = Field(24, ge=2)
-    """Demo videos rendered for this comparison; half of them are held out and scored."""
-    tile_frames: int = Field(9, ge=2)
-    """Frames per tile of temporal tiling (OD-VAE: 4m+1)."""
-
-
-class StudySettings(Settings):
-    run: str = "runs/study"
-    """Folder of the study: a run folder for each run, and the page."""
-    experiment: Experiment = Experiment()
-    """Settings that all runs share: an experiment as in configs/*.yaml. Its `run` and `ldm` are not used."""
-    variants: tuple[Variant, ...] = (1, 2, 3, 4)
-    """a. Variants to train; the one in `experiment.vae.model` always is."""
-    initializations: tuple[Init, ...] = ("tail", "average", "random")
-    """b. Initializations to train; tail always is."""
-    long_clips: LongClipSettings | None = LongClipSettings()
-    """c. Whole, streamed and tiled clips; null: not compared."""
-    generators: dict[str, LDMSettings] = Field(default_factory=dict)
-    """d. Generators trained on image-VAE latents and on OD-VAE latents: a name and an `ldm` section each."""
-    measured_steps: int = Field(8, ge=2)
-    """Training steps that are timed for the cost of a generator."""
-    processes: int = Field(1, ge=1)
-    """Processes of each stage."""
-
-    @model_validator(mode="after")
-    def _there_is_something_to_compare(self) -> StudySettings:
-        if self.experiment.vae.init != "tail" or self.experiment.vae.video_phase is None:
-            raise ValueError("experiment.vae must have init=tail and a video_phase: the other runs vary it")
-        if self.experiment.vae.init_from is not None:
-            raise ValueError("experiment.vae.init_from must be null: all runs begin from one image VAE")
-        if self.long_clips is not None and self.experiment.vae.compression is not None:
-            ratio, _ = self.experiment.vae.compression
-            check_frame_count(self.long_clips.frames, ratio, "long_clips.frames")
-            check_tile_frames(self.long_clips.tile_frames, ratio, "long_clips.tile_frames")
-        return self
-
-    @property
-    def folder(self) -> Path:
-        return Path(self.run)
-
-    @property
-    def main_vae(self) -> str:
-        """The run whose VAE represents OD-VAE in the comparisons."""
-        return variant_name(self.experiment.vae.model.variant)
 
 
 @dataclass(frozen=True)
@@ -79,10 +25,6 @@ class Run:
     experiment: Experiment
     scripts: tuple[str, ...]
     borrowed: dict[str, str] = field(default_factory=dict)  # stage folder -> run that wrote it
-
-
-def variant_name(variant: int) -> str:
-    return f"variant_{variant}"
 
 
 def vae_runs(settings: StudySettings) -> list[Run]:

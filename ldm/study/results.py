@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ldm.study.claims import ATTRIBUTES, claims
-from ldm.study.plan import IMAGE, Budget, StudySettings, generator_name, init_name, variant_name
+from ldm.study.plan import IMAGE, Budget, generator_name, init_name
+from ldm.study.settings import StudySettings, variant_name
 from odvae.running.files import read_json, read_json_lines
 from odvae.running.run_folder import code_version
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import yaml
 
 from ldm.experiment import Experiment
-from ldm.study.plan import IMAGE, Run, StudySettings, generator_run, vae_runs
+from ldm.study.plan import IMAGE, Run, generator_run, vae_runs
+from ldm.study.settings import StudySettings
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_json, write_text
 from odvae.running.resume_check import differing_keys

@@ -27,10 +27,10 @@ from odvae.running.hashing import file_fingerprint
 from odvae.running.text import valid_unicode
 from odvae.running.worker_pool import WorkerPool
 from odvae.shards.captions import CaptionReader
-from odvae.shards.filters import PackingSettings
 from odvae.shards.report import PackingReport, list_rejects
 from odvae.shards.samples import scene_key
 from odvae.shards.scenes import check_scene_detection, cut_scene, find_scenes
+from odvae.shards.settings import PackingSettings
 from odvae.shards.source_folder import SourceFolder, extension_of, list_source, member_kind
 from odvae.shards.tars import shard_writer
 from odvae.shards.texts_beside import Description

@@ -23,8 +23,8 @@ from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
-from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
+from odvae.shards.settings import PackingSettings
 from odvae.shards.tars import index_shards, shard_writer
 from odvae.video.pixels import to_float
 

@@ -10,9 +10,10 @@ from small import REPOSITORY
 from ldm.report.page import data_uri
 from ldm.study.claims import claims
 from ldm.study.page import NUM_VISUALIZED, same_captions
-from ldm.study.plan import IMAGE, StudySettings, generator_run, vae_runs
+from ldm.study.plan import IMAGE, generator_run, vae_runs
 from ldm.study.results import collect
 from ldm.study.runner import OutOfTime, Runner, record_experiment
+from ldm.study.settings import StudySettings
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_json, write_text
 from odvae.running.settings import load_settings

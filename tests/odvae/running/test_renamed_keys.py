@@ -17,7 +17,7 @@ from ldm.experiment import Experiment
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import TextSettings
 from ldm.sampling.sample_table import add_sample_rows, read_sample_rows
-from ldm.study.plan import StudySettings
+from ldm.study.settings import StudySettings
 from ldm.training.settings import LDMSettings
 from odvae.clips.settings import DataSettings
 from odvae.report_file import read_report

@@ -9,8 +9,9 @@ from small import REPOSITORY
 
 from ldm.arguments import settings_help
 from ldm.experiment import Experiment
-from ldm.study.plan import IMAGE, StudySettings, generator_run, vae_runs
+from ldm.study.plan import IMAGE, generator_run, vae_runs
 from ldm.study.runner import record_experiment
+from ldm.study.settings import StudySettings
 from odvae.running.errors import InputError
 from odvae.running.settings import find_config, load_settings
 from odvae.running.strict_yaml import read_yaml

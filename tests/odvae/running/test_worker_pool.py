@@ -19,8 +19,8 @@ from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError, UnfitError
 from odvae.running.failures import Failure
 from odvae.running.worker_pool import WorkerPool
-from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
+from odvae.shards.settings import PackingSettings
 from odvae.video.decoding import decoding
 from odvae.video.video_io import write_video
 

@@ -18,9 +18,9 @@ from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.shards import packing
-from odvae.shards.filters import PackingSettings
 from odvae.shards.packing import pack_folder
 from odvae.shards.report import describe
+from odvae.shards.settings import PackingSettings
 from odvae.shards.tars import index_shards, list_shards, shard_writer
 from odvae.video.video_io import VideoError, decode, examine, read_frames, write_video
 

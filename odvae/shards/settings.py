@@ -1,4 +1,4 @@
-"""Settings of packing, and the filters by length, size, rate and aspect ratio."""
+"""Settings of packing, with the filters that videos must pass."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class GANSettings(Settings):
 
 
 class LossSettings(Settings):
-    renamed_keys: ClassVar = {"adversary": "gan"}
+    renamed_keys: ClassVar[dict[str, str]] = {"adversary": "gan"}
 
     reconstruction: Literal["l1", "l2"] = "l1"
     """Mean absolute or mean squared error of pixels in [-1, 1]."""
@@ -134,7 +134,7 @@ class LossSettings(Settings):
 
 
 class VAESettings(Settings):
-    renamed_keys: ClassVar = {"image_vae": "init_image_vae", "begin_from": "init_from"}
+    renamed_keys: ClassVar[dict[str, str]] = {"image_vae": "init_image_vae", "begin_from": "init_from"}
 
     pretrained: str | None = None
     """A pretrained VAE that is used without training: folder or hub name of a VAE or of a pipeline with one (ODVAE,
@@ -207,8 +207,8 @@ class VAESettings(Settings):
 
 
 class EvalVAESettings(Settings):
-    renamed_section: ClassVar = "reconstruction"
-    renamed_keys: ClassVar = {"ways": "modes", "shown": "num_visualized"}
+    renamed_section: ClassVar[str] = "reconstruction"
+    renamed_keys: ClassVar[dict[str, str]] = {"ways": "modes", "shown": "num_visualized"}
 
     clips: int = Field(96, ge=1)
     """Held-out clips that are reconstructed and scored; fewer where there are fewer."""

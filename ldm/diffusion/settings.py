@@ -13,7 +13,7 @@ NoiseSchedule = Literal["linear", "scaled_linear", "cosine"]
 
 
 class ObjectiveSettings(Settings):
-    renamed_keys: ClassVar = {
+    renamed_keys: ClassVar[dict[str, str]] = {
         "times": "timestep_sampling",
         "time_mean": "logit_mean",
         "time_std": "logit_std",

@@ -44,8 +44,8 @@ class BucketSettings(Settings):
 
 
 class EncodeSettings(Settings):
-    renamed_section: ClassVar = "latents"
-    renamed_keys: ClassVar = {"stored": "posterior"}
+    renamed_section: ClassVar[str] = "latents"
+    renamed_keys: ClassVar[dict[str, str]] = {"stored": "posterior"}
 
     buckets: tuple[BucketSettings, ...] = ()
     """Clip sizes. Each video goes to the bucket that fits it best, images to a bucket of 1 frame. Empty: one bucket

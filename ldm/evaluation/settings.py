@@ -13,8 +13,8 @@ ProtocolName = Literal["clip", "stylegan-v-16f", "stylegan-v-128f", "stylegan-v-
 
 
 class EvalLDMSettings(Settings):
-    renamed_section: ClassVar = "report"
-    renamed_keys: ClassVar = {"shown": "num_visualized"}
+    renamed_section: ClassVar[str] = "report"
+    renamed_keys: ClassVar[dict[str, str]] = {"shown": "num_visualized"}
 
     clips: int = Field(96, ge=2)
     """Videos of each kind (generated, real, reconstructed) that distances compare (all, if there are fewer)."""

@@ -15,7 +15,7 @@ SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 
 
 
 class DiTSettings(Settings):
-    renamed_keys: ClassVar = {"attention: factorised": "attention: factorized"}
+    renamed_keys: ClassVar[dict[str, str]] = {"attention: factorised": "attention: factorized"}
 
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Latent positions a token covers, along time, height and width."""
@@ -76,7 +76,7 @@ class UNetSettings(Settings):
 
 
 class ConditioningSettings(Settings):
-    renamed_keys: ClassVar = {"dropout": "cond_dropout"}
+    renamed_keys: ClassVar[dict[str, str]] = {"dropout": "cond_dropout"}
 
     kind: Literal["text", "class", "none"] = "text"
     """What the network is conditioned on: the caption's embedding, the label's class, or nothing."""

@@ -12,8 +12,8 @@ SamplerName = Literal["euler", "heun", "ddim", "dpmsolver++", "unipc"]
 
 
 class SampleSettings(Settings):
-    renamed_section: ClassVar = "samples"
-    renamed_keys: ClassVar = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+    renamed_section: ClassVar[str] = "samples"
+    renamed_keys: ClassVar[dict[str, str]] = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
 
     sampler: SamplerName | None = None
     """diffusers' scheduler: euler, heun, dpmsolver++ or unipc for rectified flow; ddim, dpmsolver++ or unipc for

@@ -14,7 +14,7 @@ from odvae.training.settings import OptimizationSettings
 
 
 class LDMSettings(Settings):
-    renamed_keys: ClassVar = {
+    renamed_keys: ClassVar[dict[str, str]] = {
         "network": "dit or ldm.unet, whichever section is given",
         "model": "dit",
         "show_every": "sample_every",

@@ -13,7 +13,7 @@ Tracker = Literal["none", "wandb", "tensorboard"]
 
 
 class OptimizationSettings(Settings):
-    renamed_keys: ClassVar = {
+    renamed_keys: ClassVar[dict[str, str]] = {
         "accumulate": "gradient_accumulation_steps",
         "decay": "lr_schedule",
         "decay_start": "lr_decay_start",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
+from av.video.reformatter import ColorRange, Colorspace, VideoReformatter
 
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
@@ -266,10 +266,6 @@ def encode_video(frames: Iterator[np.ndarray], height: int, width: int, fps: flo
 
 
 # Accurate conversion; swscale's default flags cause errors of up to two color levels.
-_EXACT = (
-    Interpolation.BICUBIC
-    | Interpolation.ACCURATE_RND
-    | Interpolation.BITEXACT
-    | Interpolation.FULL_CHR_H_INP
-    | Interpolation.FULL_CHR_H_INT
-)
+# In order: BICUBIC, ACCURATE_RND, BITEXACT, FULL_CHR_H_INP, FULL_CHR_H_INT (libswscale/swscale.h), for which PyAV has
+# names only from version 18 on.
+_EXACT = 0x4 | 0x40000 | 0x80000 | 0x4000 | 0x2000

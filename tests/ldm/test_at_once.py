@@ -16,9 +16,9 @@ from ldm.sample import sample_videos
 from ldm.sampling import sample_table
 from ldm.sampling.requests import evaluation_requests, user_requests
 from ldm.sampling.settings import SampleSettings
+from odvae import report_file
 from odvae.clips.video_set import VideoSet
 from odvae.evaluate import evaluate_vae
-from odvae.running import report_file
 from odvae.running.errors import InputError
 from odvae.running.run_folder import RunFolder
 from odvae.settings import EvalVAESettings

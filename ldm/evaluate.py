@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from ldm.demo.judge import Verdict, prompt_accuracy
 from ldm.evaluation.clip_score import CLIPScorer
 from ldm.evaluation.features import FeatureNetwork, load_networks
 from ldm.evaluation.protocols import PROTOCOLS
+from ldm.evaluation.real_clips import decodable_clips
 from ldm.evaluation.reference_cache import cached_features, describe_clips, given_features
 from ldm.evaluation.scorers import Scorers, measure_real, measure_reconstructions, measure_samples
 from ldm.evaluation.scores import distance_part
@@ -34,6 +36,7 @@ from odvae.measuring import forbid_tf32
 from odvae.report_file import read_report, update_report
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
+from odvae.running.failures import Failures
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.run_folder import RunFolder
 from odvae.running.stage import Stage
@@ -73,7 +76,7 @@ def evaluate_ldm(
     protocol.check(data.frames)
     read_report(folders)  # raises where it cannot be added to
     rows = read_samples(folders.samples)
-    sets = choose_video_sets(settings, data, videos, rows, seed)
+    sets = without_broken_videos(choose_video_sets(settings, data, videos, rows, seed), data, len(videos.samples))
     with Stage(folders.report) as stage:
         device = stage.state.device
         vae = load_vae(folders.vae).to(device)
@@ -173,6 +176,20 @@ def choose_video_sets(
         return [(sample, start(sample, first + i)) for i, sample in enumerate(samples[:n])]
 
     return VideoSets(held_out[:n], clips(videos.held_out, 0), clips(videos.train, n))
+
+
+def without_broken_videos(sets: VideoSets, data: DataSettings, total_videos: int) -> VideoSets:
+    """The sets without real videos that cannot be decoded, which are listed; all of the same, smaller, size.
+
+    Raises InputError for fewer than two of a kind, and for more failures than `data.failures_allowed` permits.
+    """
+    failures = Failures(total_videos, data.failures_allowed, "videos", prints=PartialState().is_main_process)
+    reference, other_real = (decodable_clips(clips, data, failures) for clips in (sets.reference, sets.other_real))
+    n = min(len(reference), len(other_real))
+    if n < 2:
+        counts = {"held-out videos": len(reference), "training videos": len(other_real)}
+        raise InputError(f"distances need at least 2 videos of each kind, of which can be decoded: {counts}")
+    return VideoSets(sets.generated[:n], reference[:n], other_real[:n])
 
 
 def measure_real_sets(

@@ -148,3 +148,5 @@ def captions_of(sample: Sample) -> tuple[str, ...] | Failure:
         return captions_in(sample)
     except InputError as error:
         return Failure(str(error))
+    except OSError as error:
+        return Failure(f"{sample.name}: its caption cannot be read ({error.strerror})")

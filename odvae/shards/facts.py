@@ -26,6 +26,7 @@ from odvae.running.errors import InputError
 from odvae.running.failures import Failure
 from odvae.running.worker_pool import WorkerPool
 from odvae.shards.samples import Sample, video_of
+from odvae.video.decoding import decoding
 from odvae.video.extensions import IMAGE_EXTENSIONS
 from odvae.video.hdr import Transfer
 from odvae.video.images import examine_image
@@ -136,10 +137,11 @@ class ExamineLimits:
 def examine_sample(sample: Sample) -> VideoFacts:
     """Find the facts of a sample's video or image from the file itself. Raises VideoError if it cannot be read."""
     member = sample.video_member
-    if member in IMAGE_EXTENSIONS:
-        image = examine_image(sample.read(member), sample.name)
-        return VideoFacts(1, image.height, image.width, 0.0, 0.0, False, [])
-    return examine(sample.open(member), sample.name)
+    with decoding(sample.name):
+        if member in IMAGE_EXTENSIONS:
+            image = examine_image(sample.read(member), sample.name)
+            return VideoFacts(1, image.height, image.width, 0.0, 0.0, False, [])
+        return examine(sample.open(member), sample.name)
 
 
 def find_facts(

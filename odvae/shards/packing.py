@@ -12,46 +12,27 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from odvae.running.account import BAD_CAPTION, COPY, NOT_A_FILE, UNREADABLE
 from odvae.running.errors import InputError
-from odvae.running.failures import Failure
-from odvae.running.files import make_output_folder, read_json, read_json_lines, write_json
+from odvae.running.files import make_output_folder, read_json, write_json
 from odvae.running.folder_lock import LOCK, sole_writer
-from odvae.running.hashing import file_fingerprint
-from odvae.running.text import valid_unicode
-from odvae.running.worker_pool import WorkerPool
+from odvae.running.text import printable, valid_unicode
 from odvae.shards.captions import CaptionReader
+from odvae.shards.examining import JOURNAL, Examined, examine_files
 from odvae.shards.report import PackingReport, list_rejects
-from odvae.shards.samples import scene_key
-from odvae.shards.scenes import check_scene_detection, cut_scene, find_scenes
+from odvae.shards.scenes import check_scene_detection, cut_scene
 from odvae.shards.settings import PackingSettings
-from odvae.shards.source_folder import SourceFolder, extension_of, list_source, member_kind
+from odvae.shards.source_folder import SourceFolder, list_source, member_kind
 from odvae.shards.tars import shard_writer
 from odvae.shards.texts_beside import Description
 from odvae.tables.columns import Columns
 from odvae.tables.rows import column_name
-from odvae.video.images import decode_image, examine_image
-from odvae.video.video_io import examine
 
 REPORT = "packing.json"
-_JOURNAL = "examined.jsonl"
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What decoding one file found, or why it is left out; `scene` numbers the scenes of a file that was cut."""
-
-    name: str
-    key: str = ""
-    reason: str = ""
-    about: dict | None = None
-    scene: tuple[int, int] | None = None
 
 
 def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings | None = None) -> PackingReport:
@@ -83,7 +64,7 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
         if report.videos + report.images == 0:
             raise InputError(f"none of the {len(folder.media)} files in {root} can be used:\n{list_rejects(report)}")
         write_json(aside / REPORT, asdict(report))
-        for name in (_JOURNAL, "input.json", LOCK):
+        for name in (JOURNAL, "input.json", LOCK):
             (aside / name).unlink()
         if out.exists():
             out.rmdir()
@@ -144,9 +125,10 @@ def _shard_sample(source: Path, sample: Examined) -> dict:
     """A sample as the shard writer takes it."""
     assert sample.about is not None
     path = source / sample.name
-    data = (
-        path.read_bytes() if sample.scene is None else cut_scene(path, sample.name, sample.scene, sample.about["fps"])
-    )
+    if sample.scene is None:
+        data = _unchanged_bytes(path, sample)
+    else:
+        data = cut_scene(path, sample.name, sample.scene, sample.about["fps"])
     caption = sample.about["caption"].encode()
     return {
         "__key__": sample.key,
@@ -156,13 +138,26 @@ def _shard_sample(source: Path, sample: Examined) -> dict:
     }
 
 
+def _unchanged_bytes(path: Path, sample: Examined) -> bytes:
+    """A file's bytes, which must be those that were examined."""
+    assert sample.about is not None
+    again = "leave the folder alone and run the command again"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{printable(str(path))} cannot be read any more ({error.strerror}): {again}") from None
+    if hashlib.sha256(data).hexdigest() != sample.about["sha256"]:
+        raise InputError(f"{printable(str(path))} has changed while the folder was packed: {again}")
+    return data
+
+
 def _accepted(
     folder: SourceFolder, captions: CaptionReader, settings: PackingSettings, out: Path, report: PackingReport
 ) -> Iterator[Examined]:
     """Samples that belong into the shards, in order; the others go into the report with their reasons."""
     first_with_hash: dict[str, Examined] = {}
     uncaptioned: set[str] = set()
-    for one in _examine_files(folder, settings, out):
+    for one in examine_files(folder, settings, out):
         name = one.name if one.scene is None else f"{one.name}, frames {one.scene[0]} to {one.scene[1] - 1}"
         if one.reason:
             report.reject(name, UNREADABLE, one.reason)
@@ -224,62 +219,3 @@ def _label(name: str, description: Description, settings: PackingSettings) -> st
         return description.label
     folder = Path(name).parent.name
     return folder or None
-
-
-def _examine_files(folder: SourceFolder, settings: PackingSettings, out: Path) -> Iterator[Examined]:
-    """What each file is, in order; what an earlier, stopped run found out is not found out again."""
-    journal = out / _JOURNAL
-    known: dict[str, list[dict]] = {}
-    if journal.is_file():
-        known = {row["name"]: row["found"] for row in read_json_lines(journal)}
-        write_whole = [json.dumps({"name": name, "found": found}) for name, found in known.items()]
-        journal.write_text("".join(f"{line}\n" for line in write_whole))  # without a last line that was cut
-    unknown = [name for name in folder.media if name not in known]
-    limits = settings.workers, settings.seconds_per_file, settings.memory_gib
-    with (
-        WorkerPool(lambda name: _examine_file(folder.root, name, settings), *limits) as pool,
-        open(journal, "a") as file,
-        tqdm(total=len(folder.media), initial=len(known), desc="packing", unit="file", mininterval=1) as bar,
-    ):
-        results = pool.map(unknown, ahead=4 * settings.workers)
-        for name in folder.media:
-            if name in known:
-                found = known[name]
-            else:
-                result = next(results)
-                found = [{"reason": result.reason}] if isinstance(result, Failure) else result
-                file.write(json.dumps({"name": name, "found": found}) + "\n")
-                file.flush()
-                bar.update()
-            for one in found:
-                scene = tuple(one["scene"]) if one.get("scene") else None
-                yield Examined(name, one.get("key", ""), one.get("reason", ""), one.get("about"), scene)
-
-
-def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict]:
-    """In a worker: the facts of a file, one entry a sample. Raises VideoError where it cannot be used."""
-    path = root / name
-    digest = file_fingerprint(path)
-    key, about = digest[:16], {"sha256": digest, "container": extension_of(name)}
-    if member_kind(name) != "mp4":
-        data = path.read_bytes()
-        height, width, _ = decode_image(data, name).shape
-        pictures = examine_image(data, name).images
-        several = {"pictures": pictures} if pictures > 1 else {}
-        return [{"key": key, "about": about | {"frames": 1, "height": height, "width": width, "fps": 0.0} | several}]
-    facts = examine(path, name)
-    scenes = find_scenes(path) if settings.cut_scenes else []
-    if len(scenes) < 2:
-        return [{"key": key, "about": about | asdict(facts)}]
-    whole = asdict(facts) | {"height": facts.height // 2 * 2, "width": facts.width // 2 * 2, "keyframes": []}
-    return [
-        {
-            "key": scene_key(key, number),
-            "scene": scene,
-            "about": about
-            | whole
-            | {"frames": scene[1] - scene[0], "seconds": (scene[1] - scene[0]) / facts.fps, "variable_rate": False}
-            | {"scene": scene},
-        }
-        for number, scene in enumerate(scenes)
-    ]

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from odvae.running.errors import InputError
-from odvae.shards import packing
+from odvae.shards import examining, packing
 from odvae.shards.packing import PackingSettings, pack_folder
 from odvae.shards.report import describe
 from odvae.shards.tars import index_shards, list_shards
@@ -196,7 +196,7 @@ def test_no_caption_at_all_is_said(tmp_path):
 def test_a_broken_table_is_an_error_before_anything_is_decoded(tmp_path, monkeypatch):
     clip(tmp_path / "source/a.mp4", 1)
     (tmp_path / "source/mine.csv").write_text("file,text\na.mp4,a dog, running\n")
-    monkeypatch.setattr(packing, "examine", lambda *_: pytest.fail("a video was decoded"))
+    monkeypatch.setattr(examining, "examine", lambda *_: pytest.fail("a video was decoded"))
     with pytest.raises(InputError, match=r"mine\.csv, line 2: 3 cells, but the header has 2"):
         pack_folder(tmp_path / "source", tmp_path / "out", PackingSettings(workers=0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["source"]

@@ -17,7 +17,7 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
-from odvae.shards import packing
+from odvae.shards import examining, packing
 from odvae.shards.packing import pack_folder
 from odvae.shards.report import describe
 from odvae.shards.settings import PackingSettings
@@ -287,7 +287,7 @@ def test_a_packing_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, t
         pack_folder(source, tmp_path / "out", settings)
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr(packing, "shard_writer", lambda path: written.append(path.name) or shard_writer(path))
-    monkeypatch.setattr(packing, "examine", lambda path, name: examined.append(name) or examine(path, name))
+    monkeypatch.setattr(examining, "examine", lambda path, name: examined.append(name) or examine(path, name))
     report = pack_folder(source, tmp_path / "out", settings)
     assert written == ["00000.tar", "00001.tar", "00002.tar"]  # each once
     assert "a.mp4" not in examined

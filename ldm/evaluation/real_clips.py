@@ -1,0 +1,33 @@
+"""The real clips that an evaluation compares with, without those of videos that cannot be decoded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from odvae.clips.loader import clips_from
+from odvae.clips.settings import DataSettings
+from odvae.running.failures import Failure, Failures
+from odvae.shards.samples import Sample
+
+
+def decodable_clips(
+    clips: Sequence[tuple[Sample, int]], data: DataSettings, failures: Failures
+) -> list[tuple[Sample, int]]:
+    """Those of the clips, given as (video, first frame), that can be decoded; ranks share the work.
+
+    The others are added to `failures`, which raises InputError if there are too many.
+    """
+    state = PartialState()
+    mine = clips[state.process_index :: state.num_processes]
+    found = [clip.reason if isinstance(clip, Failure) else "" for clip in clips_from(mine, data)]
+    by_rank = gather_object([found])
+    decodable = []
+    for i, clip in enumerate(clips):
+        if reason := by_rank[i % state.num_processes][i // state.num_processes]:
+            failures.add(clip[0].name, reason)
+        else:
+            decodable.append(clip)
+    return decodable

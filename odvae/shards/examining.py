@@ -1,0 +1,97 @@
+"""Examines the files of a folder: guarded workers decode each once, and a journal keeps what they found over a stop."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from odvae.running.failures import Failure
+from odvae.running.files import read_json_lines
+from odvae.running.hashing import file_fingerprint
+from odvae.running.worker_pool import WorkerPool
+from odvae.shards.samples import scene_key
+from odvae.shards.scenes import find_scenes
+from odvae.shards.settings import PackingSettings
+from odvae.shards.source_folder import SourceFolder, extension_of, member_kind
+from odvae.video.decoding import decoding
+from odvae.video.images import decode_image, examine_image
+from odvae.video.video_io import examine
+
+JOURNAL = "examined.jsonl"
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What decoding one file found, or why it is left out; `scene` numbers the scenes of a file that was cut."""
+
+    name: str
+    key: str = ""
+    reason: str = ""
+    about: dict | None = None
+    scene: tuple[int, int] | None = None
+
+
+def examine_files(folder: SourceFolder, settings: PackingSettings, out: Path) -> Iterator[Examined]:
+    """What each file is, in order; what an earlier, stopped run found out is not found out again."""
+    journal = out / JOURNAL
+    known: dict[str, list[dict]] = {}
+    if journal.is_file():
+        known = {row["name"]: row["found"] for row in read_json_lines(journal)}
+        write_whole = [json.dumps({"name": name, "found": found}) for name, found in known.items()]
+        journal.write_text("".join(f"{line}\n" for line in write_whole))  # without a last line that was cut
+    unknown = [name for name in folder.media if name not in known]
+    limits = settings.workers, settings.seconds_per_file, settings.memory_gib
+    with (
+        WorkerPool(lambda name: _examine_file(folder.root, name, settings), *limits) as pool,
+        open(journal, "a") as file,
+        tqdm(total=len(folder.media), initial=len(known), desc="packing", unit="file", mininterval=1) as bar,
+    ):
+        results = pool.map(unknown, ahead=4 * settings.workers)
+        for name in folder.media:
+            if name in known:
+                found = known[name]
+            else:
+                result = next(results)
+                found = [{"reason": result.reason}] if isinstance(result, Failure) else result
+                file.write(json.dumps({"name": name, "found": found}) + "\n")
+                file.flush()
+                bar.update()
+            for one in found:
+                scene = tuple(one["scene"]) if one.get("scene") else None
+                yield Examined(name, one.get("key", ""), one.get("reason", ""), one.get("about"), scene)
+
+
+def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict]:
+    """In a worker: the facts of a file, one entry a sample. Raises VideoError where it cannot be used."""
+    path = root / name
+    with decoding(name, "read"):
+        digest = file_fingerprint(path)
+    key, about = digest[:16], {"sha256": digest, "container": extension_of(name)}
+    if member_kind(name) != "mp4":
+        with decoding(name, "read"):
+            data = path.read_bytes()
+        height, width, _ = decode_image(data, name).shape
+        pictures = examine_image(data, name).images
+        several = {"pictures": pictures} if pictures > 1 else {}
+        return [{"key": key, "about": about | {"frames": 1, "height": height, "width": width, "fps": 0.0} | several}]
+    facts = examine(path, name)
+    with decoding(name, "searched for scenes"):
+        scenes = find_scenes(path) if settings.cut_scenes else []
+    if len(scenes) < 2:
+        return [{"key": key, "about": about | asdict(facts)}]
+    whole = asdict(facts) | {"height": facts.height // 2 * 2, "width": facts.width // 2 * 2, "keyframes": []}
+    return [
+        {
+            "key": scene_key(key, number),
+            "scene": scene,
+            "about": about
+            | whole
+            | {"frames": scene[1] - scene[0], "seconds": (scene[1] - scene[0]) / facts.fps, "variable_rate": False}
+            | {"scene": scene},
+        }
+        for number, scene in enumerate(scenes)
+    ]

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from odvae.model import ODVAE
+from odvae.model_folders import load_checked
 from odvae.per_frame import PerFrameVAE
-from odvae.running.errors import InputError
+from odvae.running.errors import InputError, loading_model
 from odvae.settings import ModelSettings
 from odvae.video_vae import VideoVAE
 
@@ -52,13 +53,11 @@ def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
 
     Raises InputError where there is none, or its sizes differ from those in `model`.
     """
-    try:
+    with loading_model(f"vae.init_image_vae={name!r}", "an AutoencoderKL"):
         try:
-            image_vae = PerFrameVAE.from_pretrained(name)
+            image_vae = load_checked(PerFrameVAE, name)
         except OSError:  # not a model folder; in a pipeline (such as Stable Diffusion) the VAE is in `vae`
-            image_vae = PerFrameVAE.from_pretrained(name, subfolder="vae")
-    except (OSError, ValueError) as error:
-        raise InputError(f"vae.init_image_vae={name!r} cannot be loaded as an AutoencoderKL: {error}") from None
+            image_vae = load_checked(PerFrameVAE, name, subfolder="vae")
     _check_sizes(image_vae, model, f"the image VAE {name}")
     return image_vae
 
@@ -70,11 +69,9 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
     Raises InputError where there is none, its sizes differ from those in `model`, or it has separate temporal layers.
     """
     path = Path(name)
-    try:
+    with loading_model(f"vae.init_from={name!r}", "an OD-VAE"):
         ours = (path / "config.json").is_file() or not path.exists()
-        source = ODVAE.from_pretrained(name) if ours else ODVAE.from_opensora_plan(path)
-    except (OSError, ValueError) as error:
-        raise InputError(f"vae.init_from={name!r} cannot be loaded as an OD-VAE: {error}") from None
+        source = load_checked(ODVAE, name) if ours else ODVAE.from_opensora_plan(path)
     _check_sizes(source, model, f"the OD-VAE {name}", "variant")
     if source.config.temporal_resampling != "joint":
         raise InputError(

@@ -21,8 +21,9 @@ from odvae.encoder_decoder import Architecture, Decoder, Encoder
 from odvae.inflation import add_quant_convolutions, inflate_state
 from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.layers import ChannelsLastMixin, keep_channels_last, make_conv
+from odvae.model_folders import check_sizes
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
-from odvae.running.errors import InputError
+from odvae.running.errors import InputError, loading_model
 from odvae.streaming import StreamCache
 from odvae.tiling import TileCaches, TilingMixin
 
@@ -132,10 +133,13 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         Raises InputError for a file that is missing, broken or contains Python objects, and for a tensor that is
         missing, unexpected or of another shape, with its name.
         """
-        published = read_checkpoint(path)
-        with torch.device("meta"):
-            vae = cls(**infer_settings(published, path))
-        vae.load_state_dict(rename_tensors(published, vae, path), assign=True)
+        with loading_model(path):
+            published = read_checkpoint(path)
+            settings = infer_settings(published, path)
+            check_sizes(settings, path)
+            with torch.device("meta"):
+                vae = cls(**settings)
+            vae.load_state_dict(rename_tensors(published, vae, path), assign=True)
         keep_channels_last(vae)
         return vae.eval()
 

@@ -12,9 +12,9 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
+from odvae.model_folders import load_checked, read_model_config
 from odvae.running.commands import command_line
-from odvae.running.errors import InputError
-from odvae.running.files import read_json
+from odvae.running.errors import InputError, loading_model
 
 if TYPE_CHECKING:  # what VideoVAEMixin is mixed into
     from diffusers import ModelMixin as _Mixed
@@ -138,8 +138,9 @@ def load_vae(folder: Path) -> VideoVAE:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} contains no trained VAE; train one with: {command_line('train_vae')}")
-    kind = _class_named(read_json(folder / "config.json").get("_class_name"), folder / "config.json")
-    return kind.from_pretrained(folder).eval().requires_grad_(False)
+    kind = _class_named(read_model_config(folder / "config.json").get("_class_name"), folder / "config.json")
+    with loading_model(folder):
+        return kind.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def load_pretrained_vae(name: str) -> VideoVAE:
@@ -152,17 +153,15 @@ def load_pretrained_vae(name: str) -> VideoVAE:
     if Path(name).is_file():
         return ODVAE.from_opensora_plan(name).requires_grad_(False)
     setting = f"vae.pretrained={name!r}"
-    for where in ({}, {"subfolder": "vae"}):  # a VAE's folder, then a pipeline's
-        with contextlib.suppress(OSError):
-            config = ODVAE.load_config(name, **where)
-            break
-    else:
-        raise InputError(f"{setting}: found neither a VAE's config.json nor a pipeline with a folder `vae`")
-    try:
-        vae = _class_named(config.get("_class_name"), setting).from_pretrained(name, **where)
-    except OSError as error:
-        raise InputError(f"{setting} cannot be loaded: {error}") from None
-    return vae.eval().requires_grad_(False)
+    with loading_model(setting):
+        for where in ({}, {"subfolder": "vae"}):  # a VAE's folder, then a pipeline's
+            with contextlib.suppress(OSError):
+                config = ODVAE.load_config(name, **where)
+                break
+        else:
+            raise InputError("found neither a VAE's config.json nor a pipeline with a folder `vae`")
+        kind = _class_named(config.get("_class_name"), "its config.json")
+        return load_checked(kind, name, **where).eval().requires_grad_(False)
 
 
 def _class_named(name: object, source: object) -> Any:
@@ -172,6 +171,6 @@ def _class_named(name: object, source: object) -> Any:
             '"PerFrameVAE", the weights are the same'
         )
     classes = vae_classes()
-    if name not in classes:
+    if not isinstance(name, str) or name not in classes:
         raise InputError(f"{source}: _class_name is {name!r}; allowed are {', '.join(classes)}")
     return classes[name]

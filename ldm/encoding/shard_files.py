@@ -26,6 +26,7 @@ from odvae.running.account import Account
 from odvae.running.failures import Failures
 from odvae.running.files import write_json
 from odvae.running.hashing import file_fingerprint
+from odvae.shards.facts import about_sample
 from odvae.shards.samples import Sample
 from odvae.shards.tars import shard_writer
 from odvae.video_vae import VideoVAE
@@ -201,5 +202,5 @@ def write_record(
 
 def class_name(sample: Sample) -> str | None:
     """A video's class from its .json (`label`, a name or an integer); None where it has none."""
-    label = sample.read_json().get("label")
+    label = about_sample(sample).get("label")
     return None if label is None else str(label)

@@ -6,11 +6,17 @@ from collections.abc import Sequence
 
 from ldm.fuzzing.captions import CAPTION, TABLE
 from ldm.fuzzing.kind import Kind
+from ldm.fuzzing.latents import ENTRY, MANIFESTS
 from ldm.fuzzing.media import IMAGE, VIDEO
+from ldm.fuzzing.models import CHECKPOINT, NETWORK, PUBLISHED, TEXT_ENCODER, VAE
+from ldm.fuzzing.shards import MEMBER, SHARD
 from ldm.fuzzing.texts import CONFIG, PROMPTS
 from odvae.running.errors import InputError
 
-KINDS = (VIDEO, IMAGE, TABLE, CAPTION, CONFIG, PROMPTS)
+KINDS = (
+    *(VIDEO, IMAGE, TABLE, CAPTION, CONFIG, PROMPTS, SHARD, MEMBER, ENTRY, MANIFESTS),
+    *(VAE, NETWORK, TEXT_ENCODER, PUBLISHED, CHECKPOINT),
+)
 
 
 def choose_kinds(names: Sequence[str]) -> list[Kind]:

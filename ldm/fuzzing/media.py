@@ -95,7 +95,12 @@ def _read_video(context: Path, name: str, data: bytes, folder: Path, rng: Random
 def random_clips(rng: Random) -> DataSettings:
     """Settings of clips of a few frames, by number or by time."""
     return DataSettings(
-        frames=rng.randrange(1, 4), height=SIZE, width=SIZE, stride=rng.randrange(1, 3), fps=rng.choice((None, 10, 60))
+        frames=rng.randrange(1, 4),
+        height=SIZE,
+        width=SIZE,
+        fps=rng.choice((None, 15, 60)),
+        held_out=0.5,
+        workers=0,
     )
 
 

@@ -8,7 +8,6 @@ are the embeddings of the others, so that a reader reads only the one it needs. 
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
@@ -28,8 +26,10 @@ from odvae.clips.samplers import BatchPlan, BucketSampler, SampleIndex
 from odvae.clips.video_set import is_held_out
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
+from odvae.running.files import parse_json
 from odvae.running.seeds import derive_seed
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
+from odvae.running.text import decode_text
 from odvae.shards.samples import Sample
 from odvae.shards.tars import index_shard
 
@@ -68,8 +68,54 @@ def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
     """The tensors of `pack_entry`. Raises InputError with `name` where the bytes cannot be read."""
     try:
         return load_safetensors(data)
-    except SafetensorError as error:
+    except Exception as error:  # safetensors has errors of several types: KeyError for a type that torch lacks
         raise InputError(f"{name}.safetensors cannot be read: {error}") from None
+
+
+def check_text(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise InputError unless there are an embedding `text` (m, d) and its mask `text_mask` (m,)."""
+    text, mask = tensors.get("text"), tensors.get("text_mask")
+    if text is None or mask is None or not text.is_floating_point() or mask.dtype != torch.bool:
+        raise InputError(f"{name}.safetensors must have the tensors text, of floats, and text_mask, of booleans")
+    if text.ndim != 2 or mask.shape != text.shape[:1]:
+        raise InputError(f"{name}.safetensors: text {tuple(text.shape)} and text_mask {tuple(mask.shape)} do not fit")
+
+
+def _check_entry(tensors: Mapping[str, Tensor], name: str) -> None:
+    """Raise InputError unless these are the tensors of `pack_entry`."""
+    check_text(tensors, name)
+    mean = tensors.get("mean")
+    std = tensors.get("std", mean)
+    if mean is None or std is None or not (mean.is_floating_point() and std.is_floating_point()):
+        raise InputError(f"{name}.safetensors must have the tensor mean, and may have std, both of floats")
+    if mean.ndim != 4 or std.shape != mean.shape:
+        raise InputError(
+            f"{name}.safetensors: mean {tuple(mean.shape)} and std {tuple(std.shape)} must be (c, k, h, w)"
+        )
+
+
+def _read_about(data: bytes, name: str) -> dict[str, Any]:
+    """An entry's .json. Raises InputError where it is no object."""
+    about = parse_json(decode_text(data, f"{name}.json"), f"{name}.json")
+    if not isinstance(about, dict):
+        raise InputError(f"{name}.json: expected an object, found {type(about).__name__}")
+    return about
+
+
+def entry_rate(entry: Sample) -> float | None:
+    """Frames per second of an entry's clip; None where its .json does not say. Raises InputError where it is broken."""
+    rate = _read_about(entry.read("json"), entry.name).get("fps")
+    if rate is not None and not (isinstance(rate, int | float) and 0 < rate < 1e6):
+        raise InputError(f"{entry.name}.json: fps is {rate!r:.100}, not a number of frames per second")
+    return rate
+
+
+def _label_index(data: bytes, classes: Sequence[str], name: str) -> int:
+    """The index of an entry's class, -1 for none."""
+    label = _read_about(data, name).get("label")
+    if label is not None and label not in classes:
+        raise InputError(f"{name}.json: label {label!r:.100} is none of the manifest's {len(classes)} classes")
+    return -1 if label is None else classes.index(label)
 
 
 def load_entries(
@@ -87,28 +133,40 @@ def load_entries(
     ]
     members = [_read_members(entry, caption) for entry, caption in zip(entries, captions, strict=True)]
     loaded = [_unpack_members(member, entry.name) for member, entry in zip(members, entries, strict=True)]
+    _check_alike(loaded, entries)
     batch = {name: torch.stack([tensors[name] for tensors in loaded]) for name in loaded[0]}
     batch = {name: tensor if tensor.dtype == torch.bool else tensor.float() for name, tensor in batch.items()}
     batch.setdefault("std", torch.zeros_like(batch["mean"]))
-    labels = [json.loads(member["json"])["label"] for member in members]
-    batch["label"] = torch.tensor([-1 if label is None else classes.index(label) for label in labels])
+    labels = [_label_index(member["json"], classes, entry.name) for member, entry in zip(members, entries, strict=True)]
+    batch["label"] = torch.tensor(labels)
     batch["number"] = torch.tensor(list(numbers))
     return batch
 
 
 def _read_members(entry: Sample, caption: int) -> dict[str, bytes]:
     """An entry's members; of the further captions, only the one with index `caption`."""
-    if caption_count(entry) == 1:
-        return entry.read_all()
     needed = ("safetensors", "json", *([text_member(caption)] if caption else []))
+    if caption_count(entry) == 1 and entry.members.keys() == set(needed):
+        return entry.read_all()
     return {name: entry.read(name) for name in needed}
 
 
 def _unpack_members(members: dict[str, bytes], name: str) -> Mapping[str, Tensor]:
     tensors = dict(unpack_entry(members["safetensors"], name))
     for member in members.keys() - {"safetensors", "json"}:
-        tensors |= unpack_entry(members[member], f"{name}.{member.partition('.')[0]}")
-    return tensors
+        further = unpack_entry(members[member], f"{name}.{member.partition('.')[0]}")
+        check_text(further, f"{name}.{member.partition('.')[0]}")
+        tensors |= {key: further[key] for key in ("text", "text_mask")}
+    _check_entry(tensors, name)
+    return {key: tensors[key] for key in ("mean", "std", "text", "text_mask") if key in tensors}
+
+
+def _check_alike(loaded: Sequence[Mapping[str, Tensor]], entries: Sequence[Sample]) -> None:
+    """Raise InputError where the tensors of two entries are of different shapes, or one lacks a std."""
+    shapes = [{key: tuple(tensor.shape) for key, tensor in tensors.items()} for tensors in loaded]
+    for one, entry in zip(shapes, entries, strict=True):
+        if one != shapes[0]:
+            raise InputError(f"{entry.name} has tensors of shapes {one}, {entries[0].name} of {shapes[0]}")
 
 
 def load_entry(entry: Sample, number: int, classes: Sequence[str]) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from accelerate import PartialState
 
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
-from odvae.running.files import read_json, write_json
+from odvae.running.files import parse_record, read_object, write_json
 from odvae.running.hashing import HashCache
 from odvae.running.progress import progress_bar
 
@@ -21,6 +22,9 @@ FORMAT = 3  # 2: of version 0.1, with `stored` for `posterior`
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
 TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was trained on the captions
+
+# No side of a latent or of a text embedding is larger.
+_LARGEST_SIDE = 1 << 16
 
 # Cache of the files' hashes, so that the trainer need not read all files at every start.
 HASHES = ".hashes.json"
@@ -105,7 +109,7 @@ def load_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{path} does not exist: the latents are not (completely) encoded; run: {encode_command()}")
-    values = read_json(path)
+    values = read_object(path)
     found = values.get("format")
     if found != FORMAT:
         again = f"move {folder} away and run: {encode_command()}"
@@ -118,12 +122,37 @@ def load_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"{path}: format {found!r}, this version reads {FORMAT}; {'update this project' if newer else again}"
         )
-    names = {field.name for field in fields(Manifest)}
-    if values.keys() != names:
-        raise InputError(f"{path}: keys differ: {', '.join(sorted(values.keys() ^ names))}")
-    values["buckets"] = {name: tuple(shape) for name, shape in values["buckets"].items()}
-    values["shards"] = [ShardRecord(**record) for record in values["shards"]]
-    return Manifest(**values)
+    manifest = parse_record(Manifest, values, path)
+    for problem in _inconsistencies(manifest):
+        raise InputError(
+            f"{path} was damaged: {problem}; restore it, or move {folder} away and run: {encode_command()}"
+        )
+    return manifest
+
+
+def _inconsistencies(manifest: Manifest) -> Iterator[str]:
+    """What in a manifest cannot be, one sentence each."""
+    if not manifest.buckets or any(min(shape) < 1 or max(shape) > _LARGEST_SIDE for shape in manifest.buckets.values()):
+        yield f"the shapes of its buckets are {str(manifest.buckets)[:200]}"
+        return
+    channels = {shape[0] for shape in manifest.buckets.values()} | {
+        len(manifest.latents_mean),
+        len(manifest.latents_std),
+    }
+    if len(channels) > 1:
+        yield "its buckets, latents_mean and latents_std are of different numbers of channels"
+    if not all(map(math.isfinite, (*manifest.latents_mean, *manifest.latents_std))) or min(manifest.latents_std) <= 0:
+        yield "latents_mean and latents_std must be finite, and latents_std above 0"
+    for key in ("text_width", "text_tokens"):
+        if not 1 <= getattr(manifest, key) <= _LARGEST_SIDE:
+            yield f"{key} is {getattr(manifest, key)}"
+    if not 0 < manifest.held_out < 1:
+        yield f"held_out is {manifest.held_out}"
+    for record in manifest.shards:
+        if record.bucket not in manifest.buckets:
+            yield f"{record.name} is in bucket {record.bucket!r}, which is not listed"
+        if "/" in record.name or not 0 <= record.bytes < 2**63:
+            yield f"no shard has the name {record.name!r} and {record.bytes} bytes"
 
 
 def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder: Path) -> None:
@@ -156,7 +185,7 @@ def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any,
     The weights' hash alone does not identify a VAE: `norm` and `temporal_upsample` change what it computes, but no
     tensor.
     """
-    now = read_json(vae_folder / "config.json")
+    now = read_object(vae_folder / "config.json")
     before = json.loads(json.dumps(manifest.vae_config))
     return {
         key: (before[key], now[key])

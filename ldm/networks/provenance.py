@@ -9,7 +9,7 @@ from typing import Any
 
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest
 from odvae.running.errors import InputError
-from odvae.running.files import read_json, write_json
+from odvae.running.files import parse_record, read_object, write_json
 
 PROVENANCE = "trained_on.json"
 
@@ -37,11 +37,7 @@ class Provenance:
     @classmethod
     def load(cls, folder: Path) -> Provenance:
         """Read the provenance of the network in `folder`. Raises InputError where it is missing or has other keys."""
-        values = read_json(folder / PROVENANCE)
-        if values.keys() != cls.__dataclass_fields__.keys():
-            differing = ", ".join(sorted(values.keys() ^ cls.__dataclass_fields__.keys()))
-            raise InputError(f"{folder / PROVENANCE}: keys differ: {differing}")
-        return cls(**values)
+        return parse_record(cls, read_object(folder / PROVENANCE), folder / PROVENANCE)
 
     def save(self, folder: Path) -> None:
         write_json(folder / PROVENANCE, asdict(self))

@@ -28,7 +28,8 @@ from transformers import (
 )
 
 from ldm.networks.settings import TextSettings
-from odvae.running.errors import InputError
+from odvae.model_folders import check_sizes
+from odvae.running.errors import InputError, loading_model
 from odvae.running.files import atomic_folder, read_json
 from odvae.running.progress import progress_over
 from odvae.running.seeds import torch_generator
@@ -91,17 +92,16 @@ def check_max_tokens(encoder: TextEncoder, max_tokens: int) -> None:
 
 def load_text_encoder(name: str | Path) -> TextEncoder:
     """A text encoder from a transformers folder or hub name. Raises InputError where it cannot be loaded."""
-    try:
-        with quiet_transformers(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # tensors that a checkpoint lacks and we do not use (a pooler) are reproducible
-            return TextEncoder(*_load(str(name)), str(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"text.encoder={str(name)!r} cannot be loaded as a text encoder: {error}") from None
+    loading = loading_model(f"text.encoder={str(name)!r}", "a text encoder")
+    with loading, quiet_transformers(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # tensors that a checkpoint lacks and we do not use (a pooler) are reproducible
+        return TextEncoder(*_load(str(name)), str(name))
 
 
 def _load(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     tokenizer = AutoTokenizer.from_pretrained(name)
     config = AutoConfig.from_pretrained(name)
+    check_sizes(config.to_dict(), name)
     if config.model_type == "clip":  # a full CLIP model: its text encoder alone
         return tokenizer, AutoModelForTextEncoding.from_pretrained(name, config=config.text_config)
     if type(config) in AutoModelForTextEncoding._model_mapping:

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from ldm.diffusion.objective import add_noise, alpha_sigma, min_snr_weight, shift_for, target, training_time
 from ldm.diffusion.settings import ObjectiveSettings
-from ldm.latents.entries import latent_batches, load_entries, open_latents, unpack_entry
+from ldm.latents.entries import check_text, entry_rate, latent_batches, load_entries, open_latents, unpack_entry
 from ldm.latents.manifest import EMPTY_TEXT, Manifest
 from ldm.networks.conditioning import Condition
 from ldm.networks.settings import ConditioningSettings
 from odvae.clips.clip import DEFAULT_FPS
 from odvae.clips.samplers import BatchPlan
+from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
 
 
@@ -53,10 +54,14 @@ class LatentData:
         self.conditioning, self.objective, self.device = conditioning, objective, device
         self.mean = torch.tensor(manifest.latents_mean, device=device).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(manifest.latents_std, device=device).view(1, -1, 1, 1, 1)
+        self.folder, self.shapes = folder, set(manifest.buckets.values())
+        self.text_shape = (manifest.text_tokens, manifest.text_width)
         self.empty_text: Tensor | None = None  # (m, d)
         self.empty_mask: Tensor | None = None  # (m,)
         if conditioning.kind == "text":
-            empty = unpack_entry((folder / EMPTY_TEXT).read_bytes(), str(folder / EMPTY_TEXT))
+            name = str(folder / EMPTY_TEXT).removesuffix(".safetensors")
+            empty = unpack_entry((folder / EMPTY_TEXT).read_bytes(), name)
+            check_text(empty, name)
             self.empty_text, self.empty_mask = empty["text"].float().to(device), empty["text_mask"].to(device)
 
     def training_batches(self, plan: BatchPlan, seed: int, start_step: int = 0, workers: int = 0) -> Iterator[Batch]:
@@ -102,7 +107,7 @@ class LatentData:
     def frame_rate(self) -> float:
         """Frames per second of the first held-out clip."""
         first = next(entries[0] for entries in self.latents.held_out.values() if entries)
-        return first.read_json().get("fps", DEFAULT_FPS)
+        return entry_rate(first) or DEFAULT_FPS
 
     def unconditional(self, condition: Condition) -> Condition:
         """The condition without text and class, for guidance."""
@@ -117,6 +122,7 @@ class LatentData:
             name: value.to(self.device, non_blocking=True) for name, value in entries.items() if name != "number"
         }
         mean, std = on_device["mean"], on_device["std"]
+        self._check_shapes(mean, on_device["text"])
         z = mean + std * normal_per_sample(mean.shape[1:], seed, "posterior", numbers, self.device)
         x = (z - self.mean) / self.std
         text, label, first = self.conditioning.kind == "text", self.conditioning.kind == "class", None
@@ -129,6 +135,17 @@ class LatentData:
             first_frame=None if first is None else x[:, :, :1],
             first_frame_given=first,
         )
+
+    def _check_shapes(self, mean: Tensor, text: Tensor) -> None:
+        """Raise InputError for latents or embeddings of other shapes than the manifest has."""
+        found, expected = tuple(mean.shape[1:]), list(self.shapes)
+        if found not in expected:
+            raise InputError(f"{self.folder}: entries have latents {found}, the manifest's are {expected}")
+        if self.empty_text is not None and not text.shape[1:] == self.empty_text.shape == self.text_shape:
+            raise InputError(
+                f"{self.folder}: entries have embeddings {tuple(text.shape[1:])}, the empty caption's is "
+                f"{tuple(self.empty_text.shape)}, the manifest's are {self.text_shape}"
+            )
 
     def _noised(self, x: Tensor, u: Tensor, condition: Condition, numbers: Sequence[int], seed: int) -> Batch:
         """The batch of x at the training timesteps of u (b,) in [0, 1]."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import glob
 import json
 import os
@@ -12,10 +13,14 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from odvae.running.errors import InputError, write_errors_named
-from odvae.running.text import decode_text
+from odvae.running.text import check_is_file, decode_text
+
+T = TypeVar("T")
+
+_ERRORS_SHOWN = 10  # keys of a damaged record
 
 
 def temporary_path(path: Path) -> Path:
@@ -136,16 +141,57 @@ def parse_json(text: str, name: str) -> Any:
         raise InputError(f"{name} is not valid JSON: {error}") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError where there is no such file, or it holds something else."""
+    check_is_file(path)
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def parse_record(kind: type[T], values: dict[str, Any], source: object) -> T:
+    """A dataclass from the values of a JSON object. Raises InputError, which names `source` and every wrong key."""
+    if values.keys() != (names := kind.__dataclass_fields__.keys()):  # type: ignore[attr-defined]
+        raise InputError(
+            f"{source}: keys differ: {', '.join(map(repr, sorted(values.keys() ^ names)[:_ERRORS_SHOWN]))}"
+        )
+    from pydantic import ValidationError  # here, for models are imported without pydantic
+
+    try:
+        return _adapter(kind).validate_json(json.dumps(values), strict=True)  # JSON mode: lists fill tuples
+    except RecursionError:
+        raise InputError(f"{source}: its values are nested too deeply") from None
+    except ValidationError as error:
+        lines = [_describe(problem) for problem in error.errors()[:_ERRORS_SHOWN]]
+        raise InputError("\n  ".join([f"{source} was damaged:", *lines])) from None
+
+
+@functools.cache
+def _adapter(kind: type) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _describe(problem: Any) -> str:
+    return f"{'.'.join(map(str, problem['loc']))}: found {problem['input']!r:.100}; {problem['msg']}"
+
+
 def read_json_lines(path: str | Path) -> list[dict]:
     """The rows of a .jsonl file; an incomplete last line, left by a killed process, is ignored."""
     rows = []
     lines = decode_text(Path(path).read_bytes(), str(path)).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise InputError(f"{path}, line {number} is not valid JSON") from None
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines):
+                break
+            raise InputError(f"{path}, line {number} is not valid JSON") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
+        rows.append(row)
     return rows
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_json
 
 
@@ -30,6 +31,16 @@ def file_fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _readable(path: Path) -> dict[str, list]:
+    """The entries of a cache's file; none where it was damaged, for everything can be hashed again."""
+    try:
+        found = read_json(path) if path.is_file() else {}
+    except InputError:
+        return {}
+    entries = found.items() if isinstance(found, dict) else ()
+    return {key: one for key, one in entries if isinstance(one, list) and len(one) == 3 and isinstance(one[2], str)}
+
+
 class HashCache:
     """Hashes a file only if its size or modification time has changed since it was last hashed.
 
@@ -38,7 +49,7 @@ class HashCache:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[str, list] = read_json(path) if path.is_file() else {}
+        self.known = _readable(path)
 
     def sha256(self, file: Path) -> str:
         key, state = str(file.resolve()), [file.stat().st_size, file.stat().st_mtime_ns]

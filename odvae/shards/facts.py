@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -38,12 +37,16 @@ FACTS = ".facts.jsonl"
 _READER = f"av {av.__version__}"
 
 
+# No video has more frames (38 days of 30 fps), lasts for more seconds, or has more of anything else.
+_MOST = 10**8
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return _is_integer(value) and 0 < value <= _MOST
 
 
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
 def _is_pairs(value: Any, first: Callable[[Any], bool], second: Callable[[Any], bool]) -> bool:
@@ -53,7 +56,7 @@ def _is_pairs(value: Any, first: Callable[[Any], bool], second: Callable[[Any], 
 
 
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
 
 
 # The entries of a KEY.json that are read, and how they are validated.
@@ -111,9 +114,15 @@ def own_facts(key: str, about: dict[str, Any]) -> VideoFacts | None:
         return None
     fields = {name: about[name] for name in VideoFacts.__dataclass_fields__ if name in about}
     image_facts = {"fps": 0.0, "seconds": 0.0, "variable_rate": False, "keyframes": []}
-    if about["frames"] > 1 and not fields.keys() >= image_facts.keys():
+    if (about["frames"] > 1 and not fields.keys() >= image_facts.keys()) or not _steps_fit(fields):
         return None
     return facts_of_json(image_facts | fields)
+
+
+def _steps_fit(fields: dict[str, Any]) -> bool:
+    """Whether there are as many steps between frame times as there are frames, less one; or none are given."""
+    steps = fields.get("time_steps")
+    return steps is None or sum(repeats for _, repeats in steps) == fields["frames"] - 1
 
 
 def facts_of_json(fields: dict[str, Any]) -> VideoFacts:
@@ -227,7 +236,7 @@ class FactsFile:
             other_limit = row.get("limits") is not None and row["limits"] != self.limits
             return None if other_limit else Failure(f"{sample.name}: {row['reason']}")
         facts, ignored = checked_about(json.dumps(row.get("facts")).encode())
-        complete = not ignored and facts.keys() == VideoFacts.__dataclass_fields__.keys()
+        complete = not ignored and facts.keys() == VideoFacts.__dataclass_fields__.keys() and _steps_fit(facts)
         return facts_of_json(facts) if complete else None
 
     def remember(self, sample: Sample, found: VideoFacts | Failure) -> None:

@@ -8,6 +8,7 @@ position: both are functions of the step.
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -15,8 +16,8 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from odvae.running.distributed import decide_on_main_process
-from odvae.running.errors import InputError, write_errors_named
-from odvae.running.files import read_json, temporary_path, write_json
+from odvae.running.errors import InputError, loading_model, write_errors_named
+from odvae.running.files import parse_record, read_object, temporary_path, write_json
 from odvae.training.ema import EMA
 
 FORMAT = 2  # of a checkpoint's files and tensors; checkpoints of version 0.1 have no format number
@@ -48,11 +49,12 @@ class Checkpoints:
             return 0
         name, step = newest
         folder = self.folder / name
-        self.accelerator.load_state(str(folder))
-        for number, average in enumerate(self.averages):
-            average.load(folder / f"ema_{number}.safetensors")
-        for number, small in enumerate(self.small_states):
-            load_model(small, folder / f"state_{number}.safetensors")
+        with loading_model(f"checkpoint {folder} (remove it to go on from the one before it)"):
+            self.accelerator.load_state(str(folder))
+            for number, average in enumerate(self.averages):
+                average.load(folder / f"ema_{number}.safetensors")
+            for number, small in enumerate(self.small_states):
+                load_model(small, folder / f"state_{number}.safetensors")
         return step
 
     def _newest(self) -> tuple[str, int] | None:
@@ -113,11 +115,22 @@ def checkpoint_facts(checkpoint: Path) -> dict:
 
     Raises InputError for another format.
     """
-    facts = read_json(checkpoint / "state.json")
+    facts = read_object(checkpoint / "state.json")
     if (found := facts.get("format", 1)) != FORMAT:
         by = "version 0.1" if found == 1 else "a later version"
         raise InputError(
             f"{checkpoint} was written by {by}, in format {found}; this version resumes from format {FORMAT}: choose "
             "another run folder (run=...), or finish this one with that version (docs/changes.md)"
         )
-    return facts
+    return asdict(parse_record(_Facts, facts, checkpoint / "state.json"))
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """`state.json`."""
+
+    format: int
+    step: int
+    ranks: int
+    global_batch: int
+    sharded: bool

@@ -137,8 +137,8 @@ def read_frames_at(
 
 def _numbers_at(times: Sequence[float], tail: float | None, known: VideoFacts, name: str) -> list[int]:
     """The number of the frame shown at each of `times`."""
-    steps = [step for step, repeats in known.time_steps or () for _ in range(repeats)]
-    shown_at = np.concatenate([[0.0], np.cumsum(steps)])
+    steps, repeats = zip(*known.time_steps, strict=True) if known.time_steps else ((), ())
+    shown_at = np.concatenate([[0.0], np.cumsum(np.repeat(np.array(steps, np.float64), np.array(repeats, np.int64)))])
     rate = known.fps
     tail, rounding = 1 / rate if tail is None else tail, _rounding(rate)
     for time in times:

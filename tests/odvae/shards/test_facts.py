@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldm.encoding.shard_files import class_name
 from odvae.clips.clip import frame_count, frame_size, load_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
@@ -19,7 +20,7 @@ from odvae.shards import facts as facts_module
 from odvae.shards.facts import FACTS, ExamineLimits, FactsFile, about_sample, checked_about, own_facts
 from odvae.shards.packing import PackingSettings, pack_folder
 from odvae.shards.tars import index_shards, list_shards
-from odvae.video.video_io import write_video
+from odvae.video.video_io import VideoFacts, write_video
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.5, workers=0)
 
@@ -219,3 +220,32 @@ def test_a_sample_without_a_video_says_so_once_it_is_asked(tmp_path, video):
     with pytest.raises(InputError, match="both splits need one"):
         VideoSet(folder, DATA.model_copy(update={"frames": 99}), "?")
     assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seconds": 10**400},
+        {"seconds": 1e308},
+        {"frames": 2**62},
+        {"fps": float("inf")},
+        {"keyframes": [[2**70, 0]]},
+        {"time_steps": [[0.1, 10**9]]},
+        {"time_steps": [[0.1, 3]]},
+    ],
+)
+def test_numbers_that_no_video_has_are_not_believed(changes):
+    about = {"sha256": "0123", "frames": 3, "height": 8, "width": 8, "fps": 10.0, "seconds": 0.3}
+    about |= {"variable_rate": False, "keyframes": [[0, 0]], "time_steps": [[0.1, 2]]}
+    good, _ = checked_about(json.dumps(about).encode())
+    assert own_facts("0123", good) == VideoFacts(3, 8, 8, 10.0, 0.3, False, [(0, 0)], "sdr", [(0.1, 2)])
+    broken, wrong = checked_about(json.dumps(about | changes).encode())
+    assert wrong == [f"its {name}" for name in changes] or own_facts("0123", broken) is None
+
+
+def test_a_class_is_read_from_whatever_stands_in_a_foreign_json(tmp_path, video):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for key, about in enumerate((b'{"label": 3}', b"[]", b"\xff", b"{", b'{"label": ["a"]}')):
+            add(tar, f"{key}.mp4", video)
+            add(tar, f"{key}.json", about)
+    assert [class_name(sample) for sample in index_shards([tmp_path / "x.tar"])] == ["3", None, None, None, None]

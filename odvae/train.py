@@ -111,7 +111,7 @@ def open_pretrained(name: str, data: DataSettings) -> VideoVAE:
         vae = load_pretrained_vae(name)
     check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")
     if PartialState().is_main_process:
-        print(f"vae.pretrained={name} is not trained (to train an OD-VAE further: vae.init_from)", flush=True)
+        print(f"vae.pretrained={name} is used without training (vae.init_from trains an OD-VAE further)", flush=True)
     return vae
 
 

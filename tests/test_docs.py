@@ -26,7 +26,7 @@ COMMENT = re.compile(r"(^|\s)#.*$")
 OTHER_PROGRAMS = {"git", "cd", "source", "export", "pip", "pre-commit", "pytest", "ruff", "sbatch"}
 LAUNCHERS = {"python", "accelerate", "torchrun", "srun"}
 SECTIONS, OLD_SECTIONS = "|".join(Experiment.model_fields), "latents|samples|report"
-FILES = (".html", ".json", ".jsonl", ".py")
+FILES = (".ckpt", ".html", ".json", ".jsonl", ".pt", ".pth", ".py", ".safetensors", ".tar", ".yaml")
 
 
 def named(path: Path) -> str:

@@ -80,7 +80,7 @@ def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict
         return [{"key": key, "about": about | {"frames": 1, "height": height, "width": width, "fps": 0.0} | several}]
     facts = examine(path, name)
     with decoding(name, "searched for scenes"):
-        scenes = find_scenes(path) if settings.cut_scenes else []
+        scenes = find_scenes(path, name, facts.fps) if settings.cut_scenes else []
     if len(scenes) < 2:
         return [{"key": key, "about": about | asdict(facts)}]
     whole = asdict(facts) | {"height": facts.height // 2 * 2, "width": facts.width // 2 * 2, "keyframes": []}

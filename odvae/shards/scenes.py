@@ -10,6 +10,9 @@ import numpy as np
 from odvae.running.errors import InputError
 from odvae.video.video_io import decode, encode_video
 
+# Scenes are looked for in frames about this large: details do not matter, and noise does not either.
+_LONGEST_SIDE = 256
+
 MISSING = "cutting at scene changes needs PySceneDetect: pip install 'odvae[scenes]'"
 
 
@@ -21,14 +24,21 @@ def check_scene_detection() -> None:
         raise InputError(MISSING) from None
 
 
-def find_scenes(video: Path) -> list[tuple[int, int]]:
-    """(first frame, frame after the last) of each scene of a video, found by content changes; at least one."""
-    from scenedetect import ContentDetector, SceneManager, open_video
+def find_scenes(video: Path, name: str, fps: float) -> list[tuple[int, int]]:
+    """(first frame, frame after the last) of each scene of a video, found by content changes; at least one.
 
-    stream, manager = open_video(str(video), backend="pyav"), SceneManager()
-    manager.add_detector(ContentDetector())
-    manager.detect_scenes(stream, show_progress=False)
-    return [(start.frame_num, end.frame_num) for start, end in manager.get_scene_list(start_in_scene=True)]
+    Frames are those of `decode`, which PySceneDetect's own readers number by time and take from any stream.
+    """
+    from scenedetect import ContentDetector, FrameTimecode
+
+    detector, cuts, count = ContentDetector(), [], 0
+    for frame in decode(video, name):
+        step = max(1, max(frame.shape) // _LONGEST_SIDE)
+        small = np.ascontiguousarray(frame[::step, ::step, ::-1])  # OpenCV's order of channels
+        cuts += detector.process_frame(FrameTimecode(count, fps), small)
+        count += 1
+    cuts += detector.post_process(FrameTimecode(count - 1, fps))
+    return list(itertools.pairwise([0, *(cut.frame_num for cut in cuts), count]))
 
 
 def cut_scene(video: Path, name: str, scene: tuple[int, int], fps: float) -> bytes:

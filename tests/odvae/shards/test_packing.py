@@ -5,7 +5,9 @@ import json
 import os
 import shutil
 import tarfile
+from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import webdataset as wds
@@ -20,6 +22,7 @@ from odvae.running.folder_lock import sole_writer
 from odvae.shards import examining, packing
 from odvae.shards.packing import pack_folder
 from odvae.shards.report import describe
+from odvae.shards.scenes import find_scenes
 from odvae.shards.settings import PackingSettings
 from odvae.shards.tars import index_shards, list_shards, shard_writer
 from odvae.video.video_io import VideoError, decode, examine, read_frames, write_video
@@ -315,6 +318,24 @@ def test_scenes_become_samples_of_one_split(source, tmp_path):
         frames = np.stack(list(decode(scene.open("mp4"), scene.name)))
         assert len(frames) == scene.read_json()["frames"] == 40
         assert np.abs(frames.astype(int) - half).mean() < 3
+
+
+def test_scenes_are_numbered_as_frames_are_decoded_also_where_the_rate_varies_and_a_cover_comes_first(tmp_path):
+    pytest.importorskip("scenedetect", reason="needs PySceneDetect")
+    with av.open(str(tmp_path / "x.mkv"), "w") as container:
+        cover = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 320, 320, "yuvj420p"
+        video = container.add_stream("ffv1", rate=25)
+        video.width, video.height, video.pix_fmt = 50, 32, "bgr0"
+        video.time_base = video.codec_context.time_base = Fraction(1, 1000)
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((320, 320, 3), np.uint8), "rgb24")))
+        container.mux(cover.encode(None))
+        for i, gray in enumerate([30] * 40 + [200] * 40):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 50, 3), gray, np.uint8), "rgb24")
+            frame.pts, frame.time_base = 40 * i + 2000 * (i > 20), Fraction(1, 1000)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    assert find_scenes(tmp_path / "x.mkv", "x.mkv", examine(tmp_path / "x.mkv", "x.mkv").fps) == [(0, 40), (40, 80)]
 
 
 def test_a_written_video_reads_back_nearly_the_same(tmp_path):

@@ -133,6 +133,19 @@ def test_no_file_is_read_by_unpickling():
         assert "weights_only=False" not in path.read_text()
 
 
+def test_one_module_opens_videos_and_one_opens_images():
+    """Others would show the same file otherwise: turned, squeezed, in other colors, or with an error of their own."""
+    openers = {"av": ("av.open(",), "scenedetect": ("open_video(",), "cv2": ("cv2.",), "PIL": ("Image.open(",)}
+    found = {
+        (str(path.relative_to(REPOSITORY)), library)
+        for folder in ("odvae", "ldm", "pipelines")
+        for path in (REPOSITORY / folder).glob("**/*.py")
+        for library, calls in openers.items()
+        if any(call in line and '"w"' not in line for call in calls for line in path.read_text().splitlines())
+    }
+    assert found == {("odvae/video/stream.py", "av"), ("odvae/video/images.py", "PIL")}
+
+
 # What is longer or fuller than the rules of CONTRIBUTING.md have it, and why.
 LONGER_FILES: dict[str, str] = {}
 LONGER_FUNCTIONS: dict[str, str] = {}

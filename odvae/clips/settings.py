@@ -83,7 +83,7 @@ class LoadingSettings(Settings):
     """A video that takes a worker longer than this for one clip is left out."""
     decode_gib: Annotated[float, MayChange] = Field(4.0, gt=0)
     """A video that needs more memory than this to decode is left out."""
-    stream_seconds: Annotated[float, MayChange] = Field(12.0, gt=0)
+    stream_seconds: Annotated[float, MayChange] = Field(10.0, gt=0)
     """Seconds without a byte after which a streamed shard is postponed to a later pass. If no new video for training
     arrives for three times as long, the run ends. Set it higher for a slow source."""
     failures_allowed: Annotated[float, MayChange] = Field(0.05, ge=0, le=1)

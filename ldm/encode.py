@@ -100,6 +100,8 @@ def account_of(videos: VideoSet, jobs: Sequence[ShardJob], folder: Path, flip: b
         account.add(Account.from_json(read_json(job.record(folder))["account"]))
     clips = [clip for job in jobs for clip in job.clips]
     encoded = {clip.sample.key for clip in clips}
+    for sample, reason, details in videos.unusable:
+        account.leave_out(sample.key, reason, details)
     for sample in videos.samples:
         if sample.key not in encoded:
             account.leave_out(sample.key, TOO_SHORT)

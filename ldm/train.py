@@ -20,7 +20,7 @@ from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import log_samples, validate
 from odvae.measuring import matmul_rate
-from odvae.running.account import UNREADABLE, Account
+from odvae.running.account import NOT_ENCODED, Account
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.hashing import weights_fingerprint
@@ -102,7 +102,7 @@ def account_of(manifest: Manifest, conditioning: ConditioningSettings) -> Accoun
     """Account of the encoded clips: their number, those without the network's condition, videos that failed."""
     account = Account("encoded clips", used=manifest.train_entries + manifest.held_out_entries)
     for video, reason in manifest.failed.items():
-        account.leave_out(video, UNREADABLE, reason)
+        account.leave_out(video, NOT_ENCODED, reason)
     if conditioning.kind == "text":
         account.without_caption = account.used - manifest.captioned_entries
     if conditioning.kind == "class":

@@ -85,7 +85,7 @@ class Batches:
         data = self.videos.data
         if frames is not None:
             data = data.model_copy(update={"frames": frames})
-        clips = ClipDataset(self.videos.train, data, self.seed)
+        clips = ClipDataset(self.videos.train, data, self.seed, self.videos.failed)
         for batch in endless_loader(clips, StepSampler(self.plan, done)):
             video = batch["video"].to(self.device, non_blocking=True)
             yield Batch(to_float(video), "posterior", batch["number"].tolist())
@@ -101,7 +101,7 @@ class Batches:
         if frames == 1:
             samples = [sample for sample in self.videos.samples if not is_held_out(sample.key, data.held_out)]
         data = data.model_copy(update={"frames": frames, "stride": max(1, data.span // frames)})
-        clips = ClipDataset(samples, data, derive_seed(self.seed, "images"))
+        clips = ClipDataset(samples, data, derive_seed(self.seed, "images"), self.videos.failed)
         for batch in endless_loader(clips, StepSampler(replace(self.plan, batch_size=batch_size), done)):
             video = batch["video"].to(self.device, non_blocking=True)
             numbers = [number * frames + i for number in batch["number"].tolist() for i in range(frames)]

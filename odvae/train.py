@@ -100,9 +100,12 @@ def train_vae(
         if pretrained is None or vae.config.get("latents_mean", "no such entry") is None:
             mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
             vae.register_to_config(latents_mean=mean, latents_std=std)
+        account = videos.account()
         if state.is_main_process:
             with install_folder(folder) as temporary:
                 vae.save_pretrained(temporary)
+            account.save(folder)
+            print(account.table(), flush=True)
 
 
 def open_pretrained(name: str, data: DataSettings) -> VideoVAE:
@@ -260,7 +263,7 @@ def held_out_clips(run: VAERun, accelerator: Accelerator) -> list[Tensor]:
     """
     chosen = run.videos.held_out[: run.settings.validation_clips]
     mine = chosen[accelerator.process_index :: accelerator.num_processes]
-    clips = [clip.clone() for _, clip in each_clip(mine, run.data, len(run.videos.samples))]
+    clips = [clip.clone() for _, clip in each_clip(mine, run.data, len(run.videos.samples), run.videos.failed)]
     if not accelerator.reduce(torch.tensor(len(clips), device=accelerator.device), "sum"):
         raise InputError(f"none of the {len(chosen)} held-out videos for validation could be decoded")
     return clips

@@ -20,8 +20,11 @@ from odvae.shards.samples import Sample
 class ClipDataset:
     """Infinite dataset: sample number n -> {"video": uint8 (t, h, w, 3), "number": n}."""
 
-    def __init__(self, samples: Sequence[Sample], data: DataSettings, seed: int) -> None:
+    def __init__(
+        self, samples: Sequence[Sample], data: DataSettings, seed: int, failed: dict[str, str] | None = None
+    ) -> None:
         self.samples, self.data, self.seed = list(samples), data, seed
+        self.failed = {} if failed is None else failed  # by those who load: name of the video -> why
 
     def __getitem__(self, number: int) -> dict:
         return {"video": self.load(number, attempt=0), "number": number}

@@ -53,23 +53,29 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[
             batch = pending.popleft()
             for i, ((number, attempt), ticket) in enumerate(batch):
                 while isinstance(clip := pool.clip(ticket), Failure):
-                    failures.add(dataset.source(number, attempt).name, clip.reason, counts=clip.cause != "unfit")
+                    name = dataset.source(number, attempt).name
+                    dataset.failed[name] = clip.reason
+                    failures.add(name, clip.reason, counts=clip.cause != "unfit")
                     number, attempt = first_attempt(number, attempt)
                     ticket = pool.submit((number, attempt), shape)
                 video[i] = clip
             yield {"video": video, "number": torch.tensor([number for (number, _), _ in batch])}
 
 
-def each_clip(samples: Sequence[Sample], data: DataSettings, total_videos: int) -> Iterator[tuple[int, Tensor]]:
+def each_clip(
+    samples: Sequence[Sample], data: DataSettings, total_videos: int, failed: dict[str, str] | None = None
+) -> Iterator[tuple[int, Tensor]]:
     """Yield (index, clip from frame 0, uint8 (t, h, w, 3)) for each video; the next clip overwrites the tensor.
 
-    A video that cannot be decoded is reported and left out. Raises InputError if these are more than the share
-    `data.failures_allowed` of `total_videos`.
+    A video that cannot be decoded is reported, added to `failed` (name -> why), and left out. Raises InputError if
+    these are more than the share `data.failures_allowed` of `total_videos`.
     """
     failures = Failures(total_videos, data.failures_allowed, "videos")
     for index, clip in enumerate(clips_from(((sample, 0) for sample in samples), data)):
         if isinstance(clip, Failure):
             failures.add(samples[index].name, clip.reason, counts=clip.cause != "unfit")
+            if failed is not None:
+                failed[samples[index].name] = clip.reason
         else:
             yield index, clip
 

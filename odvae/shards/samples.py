@@ -44,6 +44,10 @@ class Sample:
                 return extension
         raise InputError(f"{self.name} has no video, only {', '.join(sorted(self.members))}{self._dots_explained()}")
 
+    @property
+    def has_video(self) -> bool:
+        return any(extension in self.members for extension in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS))
+
     def _dots_explained(self) -> str:
         dotted = [name for name in self.members if name.rpartition(".")[2] in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)]
         if not dotted:

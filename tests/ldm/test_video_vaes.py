@@ -22,6 +22,7 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.evaluate import evaluate_vae
 from odvae.running.errors import InputError
+from odvae.running.files import read_json
 from odvae.running.run_folder import RunFolder
 from odvae.settings import EvalVAESettings, VAESettings
 from odvae.train import train_vae
@@ -37,6 +38,7 @@ def test_a_video_vae_of_diffusers_goes_through_every_stage(ldm_run, tmp_path, na
     original = make_adapted(name)
     original.save_pretrained(tmp_path / "published")
     train_vae(VAESettings(pretrained=str(tmp_path / "published"), statistics_clips=2), DATA, videos, folders.vae, 0)
+    assert read_json(folders.vae / "account.json")["used"] == len(videos.train) + len(videos.held_out)
     theirs = getattr(diffusers, name).from_pretrained(folders.vae)
     assert all(torch.equal(tensor, original.state_dict()[key]) for key, tensor in theirs.state_dict().items())
     if name == "AutoencoderKLCogVideoX":  # it has a place for them, which was empty

@@ -143,9 +143,15 @@ def test_a_caption_that_cannot_be_read_costs_its_video_and_is_named_so(source, t
         for sample in samples:
             members = {extension: sample.read(extension) for extension in sample.members}
             writer.write({"__key__": sample.key, **members, **({"txt": b"pr\xe8s"} if sample.key == bad else {})})
+        writer.write({"__key__": "lonely", "txt": b"of no video"})
     data = DataSettings(**{**DATA.model_dump(), "failures_allowed": 0.5})
     encode(tmp_path, tmp_path / "latents", data=data)
     account = json.loads((tmp_path / "latents/account.json").read_text())
     assert list(account["left_out"]["caption cannot be read"]["names"]) == [bad]
+    assert list(account["left_out"]["holds no video"]["names"]) == ["lonely"]
+    assert account["found"] == 17
     assert load_manifest(tmp_path / "latents").failed.keys() == {bad}
+    train(tmp_path, tmp_path / "ldm", settings(steps=1))
+    account = json.loads((tmp_path / "ldm/account.json").read_text())
+    assert "is not UTF-8" in account["left_out"]["could not be encoded"]["names"][bad]
     assert len(VideoSet(tmp_path / "shards", data, "?").samples) == 16

@@ -144,6 +144,32 @@ def test_training_validation_statistics_and_both_evaluations_go_on_and_name_the_
     assert f"left out: {broken.name}: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("raises", [KeyError("rotate")], indirect=True)
+def test_the_account_of_training_has_what_failed_later_too(folder, shards, raises, tmp_path):
+    out = foreign_shards(folder, tmp_path / "shards")
+    with tarfile.open(out / "1.tar", "w") as tar:
+        for name in ("lonely.txt", "cut.mp4"):
+            tar.add(__file__, name)
+    write_video(tmp_path / "short.mp4", np.full((4, 32, 32, 3), 9, np.uint8), 8)
+    with tarfile.open(out / "2.tar", "w") as tar:
+        tar.add(tmp_path / "short.mp4", "short.mp4")
+    raises["raise_at"] = 99  # beyond its frames: examining finds nothing wrong
+    data = DATA.model_copy(update={"held_out": 0.6})
+    videos = VideoSet(out, data, "?")
+    raises["raise_at"] = 2
+    loader = endless_loader(ClipDataset(videos.samples[:8], data, 0, videos.failed), StepSampler(BatchPlan(8)))
+    next(loader)
+    assert list(each_clip(videos.samples[3:4], data, 8, videos.failed)) == []
+    account = videos.account()
+    assert (account.found, account.used) == (11, 7)
+    names = {reason: [name.rpartition("/")[2] for name in names] for reason, names in account.left_out.items()}
+    assert names == {
+        "holds no video": ["1.tar:lonely"],
+        "cannot be decoded": ["1.tar:cut", "0.tar:3"],
+        "shorter than a clip": ["2.tar:short"],
+    }
+
+
 def test_a_stream_goes_on_and_names_the_video(folder, shards, raises, tmp_path, capfd):
     foreign_shards(folder, tmp_path / "streamed")
     data = DATA.model_copy(update={"stream": str(tmp_path / "streamed/0.tar"), "held_out": 0.0, "stream_seconds": 30.0})

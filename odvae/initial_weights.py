@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from odvae.model import ODVAE
-from odvae.model_folders import load_checked
 from odvae.per_frame import PerFrameVAE
-from odvae.running.errors import InputError, loading_model
+from odvae.running.errors import InputError
 from odvae.settings import ModelSettings
-from odvae.video_vae import VideoVAE
+from odvae.video_vae import VideoVAE, read_vae_config
+from odvae.weights.pretrained import load_model, loading
 
 
 @torch.no_grad()
@@ -53,11 +55,10 @@ def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
 
     Raises InputError where there is none, or its sizes differ from those in `model`.
     """
-    with loading_model(f"vae.init_image_vae={name!r}", "an AutoencoderKL"):
-        try:
-            image_vae = load_checked(PerFrameVAE, name)
-        except OSError:  # not a model folder; in a pipeline (such as Stable Diffusion) the VAE is in `vae`
-            image_vae = load_checked(PerFrameVAE, name, subfolder="vae")
+    setting = f"vae.init_image_vae={name!r}"
+    config, where = read_vae_config(name, setting, "an AutoencoderKL")
+    _check_class(config, ("AutoencoderKL", "PerFrameVAE", "FrameVAE"), setting)
+    image_vae = load_model(PerFrameVAE, name, setting, "an AutoencoderKL", **where)
     _check_sizes(image_vae, model, f"the image VAE {name}")
     return image_vae
 
@@ -68,10 +69,14 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
 
     Raises InputError where there is none, its sizes differ from those in `model`, or it has separate temporal layers.
     """
-    path = Path(name)
-    with loading_model(f"vae.init_from={name!r}", "an OD-VAE"):
-        ours = (path / "config.json").is_file() or not path.exists()
-        source = load_checked(ODVAE, name) if ours else ODVAE.from_opensora_plan(path)
+    path, setting = Path(name), f"vae.init_from={name!r}"
+    if (path / "config.json").is_file() or not path.exists():
+        config, where = read_vae_config(name, setting, "an OD-VAE")
+        _check_class(config, ("ODVAE",), setting)
+        source = load_model(ODVAE, name, setting, "an OD-VAE", **where)
+    else:
+        with loading(setting, name, "an OD-VAE"):
+            source = ODVAE.from_opensora_plan(path)
     _check_sizes(source, model, f"the OD-VAE {name}", "variant")
     if source.config.temporal_resampling != "joint":
         raise InputError(
@@ -81,6 +86,11 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
     vae = ODVAE(**model.arguments(loaded=source.config))
     vae.load_state_dict(source.state_dict())
     return vae
+
+
+def _check_class(config: Mapping[str, Any], allowed: Sequence[str], setting: str) -> None:
+    if (found := config.get("_class_name")) not in allowed:
+        raise InputError(f"{setting} is a {found} by its config.json; needed is {allowed[0]}")
 
 
 def _check_sizes(vae: VideoVAE, model: ModelSettings, name: str, *more: str) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from odvae.running.errors import InputError
 from odvae.settings import Backbone
+from odvae.weights.pretrained import not_reached
+from odvae.weights.weights_files import read_weights, why_not_whole
 
 _HUB_WEIGHTS = {
     "vgg": torchvision.models.VGG16_Weights.IMAGENET1K_V1,
@@ -83,24 +85,25 @@ def _load_backbone(net: nn.Module, network: Backbone, weights: str | Path | None
 
 
 def _hub_state(network: Backbone) -> dict[str, Tensor]:
+    url = _HUB_WEIGHTS[network].url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if file.exists():
+        if problem := why_not_whole(file):
+            raise InputError(f"LPIPS: {file} {problem}; remove it and run the same command again")
+        return read_weights(file, "LPIPS:")
     try:
         return dict(_HUB_WEIGHTS[network].get_state_dict(progress=True, check_hash=True))
-    except OSError as error:  # URLError is one
-        raise InputError(
-            f"LPIPS needs torchvision's {network} weights, which cannot be downloaded ({error}). Give a file with them "
-            "(vae.loss.lpips.weights, eval_vae.lpips.weights), or switch LPIPS off (vae.loss.lpips=null, "
-            "eval_vae.lpips=null)"
-        ) from None
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: another hash
+        remedy = (
+            "Download it elsewhere and name the file (vae.loss.lpips.weights, eval_vae.lpips.weights), "
+            "or put it there; or switch LPIPS off (vae.loss.lpips=null, eval_vae.lpips=null)"
+        )
+        here = f"torchvision's {network} weights are not at {file} (TORCH_HOME)"
+        raise not_reached("LPIPS", here, url, error, remedy) from None
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise InputError(f"vae.loss.lpips.weights or eval_vae.lpips.weights: {path} does not exist")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises various types for a broken file
-        raise InputError(f"{path} cannot be read as a PyTorch state dict: {str(error).splitlines()[0]}") from None
+    state = read_weights(path, "vae.loss.lpips.weights or eval_vae.lpips.weights:")
+    if not isinstance(state, dict):
+        raise InputError(f"{path} contains no tensors by name, but a {type(state).__name__}")
+    return state

@@ -15,17 +15,19 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from odvae.encoder_decoder import Architecture, Decoder, Encoder
 from odvae.inflation import add_quant_convolutions, inflate_state
 from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.layers import ChannelsLastMixin, keep_channels_last, make_conv
-from odvae.model_folders import check_sizes
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
-from odvae.running.errors import InputError, loading_model
+from odvae.running.errors import InputError
 from odvae.streaming import StreamCache
 from odvae.tiling import TileCaches, TilingMixin
+from odvae.weights.model_sizes import check_sizes
+from odvae.weights.pretrained import loading
 
 if TYPE_CHECKING:
     from odvae.settings import Init
@@ -133,7 +135,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         Raises InputError for a file that is missing, broken or contains Python objects, and for a tensor that is
         missing, unexpected or of another shape, with its name.
         """
-        with loading_model(path):
+        with loading(str(path), path, "a published OD-VAE"):
             published = read_checkpoint(path)
             settings = infer_settings(published, path)
             check_sizes(settings, path)
@@ -143,6 +145,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         keep_channels_last(vae)
         return vae.eval()
 
+    @apply_forward_hook
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Video (b, 3, 4k+1, h, w) -> `.latent_dist` over latents (b, c, k+1, h/8, w/8).
 
@@ -154,6 +157,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         distribution = DiagonalGaussianDistribution(moments)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
+    @apply_forward_hook
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """Latents (b, c, k+1, h, w) -> `.sample`, a video (b, 3, 4k+1, 8h, 8w), not clipped to [-1, 1].
 
@@ -183,6 +187,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
     def _to_pixels(self, latents: Tensor, cache: StreamCache | None = None) -> Tensor:
         return self.decoder(self.post_quant_conv(latents, cache), cache)
 
+    @apply_forward_hook
     @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
         """Encode a video that arrives in chunks (b, 3, t_i, h, w) of any lengths, with 4k+1 frames in total.
@@ -212,6 +217,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
                 f"the stream must have {ratio}k+1 frames, but ended {waiting.shape[2]} frames after a complete group"
             )
 
+    @apply_forward_hook
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Decode latents that arrive in chunks (b, c, k_i, h, w); yields video (b, 3, t_j, 8h, 8w) for each.

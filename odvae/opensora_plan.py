@@ -7,39 +7,33 @@ config.json is needed. Pickled objects are never loaded.
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from odvae.layers import CausalConv3d, FrameConv2d
 from odvae.running.errors import InputError
+from odvae.running.text import check_is_file
+from odvae.weights.pretrained import shorten
+from odvae.weights.weights_files import WEIGHTS, read_weights
 
-PICKLED = (".ckpt", ".pt", ".pth")
+_ENDINGS = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
 NORM_GROUPS = 32  # a constant in the published code; it cannot be inferred from the tensors' shapes
 LEVELS = 4
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The VAE's tensors, by their published names, from a .ckpt, .pt, .pth or .safetensors file or a folder with one.
+    """The VAE's tensors, by their published names, from a .safetensors, .ckpt, .pt, .pth or .bin file or its folder.
 
     From a training checkpoint the EMA weights (`ema_state_dict`) are taken if there are any, otherwise the generator's
     (`state_dict.gen_model`). Tensors of the training loss (`loss.*`) are left out. Raises InputError for a file that
     is missing, broken, or contains anything but plain values and tensors (loading Python objects could run code).
     """
     file = _find_file(Path(path))
-    if file.suffix == ".safetensors":
-        try:
-            state: Mapping[str, Any] = load_file(file)
-        except SafetensorError as error:
-            raise InputError(f"{file} is not a complete safetensors file: {error}") from None
-    else:
-        state = _weights_of(_load_without_code(file), file)
+    state = _weights_of(read_weights(file), file)
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return {name: tensor for name, tensor in state.items() if not name.startswith("loss.")}
 
@@ -92,7 +86,7 @@ def rename_tensors(state: Mapping[str, Tensor], vae: nn.Module, source: str | Pa
     if expected != state.keys():
         missing, extra = sorted(expected - state.keys()), sorted(state.keys() - expected)
         raise InputError(
-            f"{source} is not a published OD-VAE: missing tensors {_shorten(missing)}; not expected {_shorten(extra)}"
+            f"{source} is not a published OD-VAE: missing tensors {shorten(missing)}; not expected {shorten(extra)}"
         )
     renamed = {}
     for name, (published, shape) in names.items():
@@ -131,32 +125,15 @@ def _published_module(name: str) -> str:
 
 def _find_file(path: Path) -> Path:
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in (*PICKLED, ".safetensors"))
+        files = sorted(file for file in path.iterdir() if file.suffix in WEIGHTS)
         if len(files) != 1:
             found = ", ".join(file.name for file in files) or "none"
-            raise InputError(f"{path} must contain one .safetensors, .ckpt, .pt or .pth file, found {found}")
+            raise InputError(f"{path} must contain one {_ENDINGS} file, found {found}")
         return files[0]
-    if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist")
-    if path.suffix not in (*PICKLED, ".safetensors"):
-        raise InputError(f"{path}: a checkpoint file must end in .safetensors, .ckpt, .pt or .pth")
+    check_is_file(path, "checkpoint")
+    if path.suffix not in WEIGHTS:
+        raise InputError(f"{path}: a checkpoint file must end in {_ENDINGS}")
     return path
-
-
-def _load_without_code(file: Path) -> object:
-    """Load a torch.save file of tensors and plain values; memory-mapped, so the optimizer's state is never read."""
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except OSError:
-        raise  # a fault of the disk, not of the file's content
-    except Exception as error:  # torch raises various types for a broken file: UnpicklingError, EOFError, ...
-        refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:
-            raise InputError(
-                f"{file} contains a Python object ({refused[1]}), not only tensors. Loading it could run code, so it "
-                "is refused; save its tensors as .safetensors first"
-            ) from None
-        raise InputError(f"{file} cannot be read as a PyTorch checkpoint: {str(error).splitlines()[0]}") from None
 
 
 def _weights_of(checkpoint: object, file: Path) -> Mapping[str, Tensor]:
@@ -173,7 +150,7 @@ def _weights_of(checkpoint: object, file: Path) -> Mapping[str, Tensor]:
     if wrong:
         raise InputError(
             f"{file} contains no weights: expected ema_state_dict, state_dict.gen_model or tensors by name, found "
-            f"{_shorten(wrong)}"
+            f"{shorten(wrong)}"
         )
     return weights
 
@@ -182,8 +159,3 @@ def _tensor(state: Mapping[str, Tensor], name: str, source: str | Path) -> Tenso
     if name not in state:
         raise InputError(f"{source} is not a published OD-VAE: {name} is missing")
     return state[name]
-
-
-def _shorten(names: list[str]) -> str:
-    first = ", ".join(names[:5]) or "none"
-    return first if len(names) <= 5 else f"{first} and {len(names) - 5} more"

@@ -43,6 +43,7 @@ from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import frame_grid
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAEFactory, VideoVAE, compression_of, load_pretrained_vae
+from odvae.weights.pretrained import load_model
 
 TrainedVAE = TypeVar("TrainedVAE", bound=VideoVAE)
 
@@ -156,7 +157,7 @@ def initial_image_vae(run: VAERun) -> PerFrameVAE:
     assert settings.image_phase is not None  # checked by the settings' validator
     steps = settings.image_phase.steps
     if decide_on_main_process(lambda: image_vae_is_trained(folder, steps, run.folder)):
-        return PerFrameVAE.from_pretrained(folder)
+        return load_model(PerFrameVAE, folder, str(folder), "the image VAE")
     torch.manual_seed(run.seed)
     image_vae = fit(make_image_vae(settings.model), "image VAE", settings.image_phase, run, folder)
     if PartialState().is_main_process:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
@@ -12,9 +11,9 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
-from odvae.model_folders import load_checked, read_model_config
 from odvae.running.commands import command_line
-from odvae.running.errors import InputError, loading_model
+from odvae.running.errors import InputError
+from odvae.weights.pretrained import check_config, load_model, loading, read_config, write_again
 
 if TYPE_CHECKING:  # what VideoVAEMixin is mixed into
     from diffusers import ModelMixin as _Mixed
@@ -138,9 +137,9 @@ def load_vae(folder: Path) -> VideoVAE:
     """
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} contains no trained VAE; train one with: {command_line('train_vae')}")
-    kind = _class_named(read_model_config(folder / "config.json").get("_class_name"), folder / "config.json")
-    with loading_model(folder):
-        return kind.from_pretrained(folder).eval().requires_grad_(False)
+    kind = _class_named(read_config(folder).get("_class_name"), folder / "config.json")
+    remedy = write_again(folder, "train_vae")
+    return load_model(kind, folder, str(folder), "a VAE", remedy).eval().requires_grad_(False)
 
 
 def load_pretrained_vae(name: str) -> VideoVAE:
@@ -153,15 +152,27 @@ def load_pretrained_vae(name: str) -> VideoVAE:
     if Path(name).is_file():
         return ODVAE.from_opensora_plan(name).requires_grad_(False)
     setting = f"vae.pretrained={name!r}"
-    with loading_model(setting):
-        for where in ({}, {"subfolder": "vae"}):  # a VAE's folder, then a pipeline's
-            with contextlib.suppress(OSError):
-                config = ODVAE.load_config(name, **where)
-                break
-        else:
-            raise InputError("found neither a VAE's config.json nor a pipeline with a folder `vae`")
-        kind = _class_named(config.get("_class_name"), "its config.json")
-        return load_checked(kind, name, **where).eval().requires_grad_(False)
+    config, where = read_vae_config(name, setting)
+    kind = _class_named(config.get("_class_name"), setting)
+    return load_model(kind, name, setting, "a VAE", **where).eval().requires_grad_(False)
+
+
+def read_vae_config(name: str, setting: str, what: str = "a VAE") -> tuple[dict[str, Any], dict[str, str]]:
+    """The config of the VAE in a folder or of a hub name, its own or a pipeline's, and `subfolder` in the latter case.
+
+    Raises InputError, with `setting` in front, where neither can be read.
+    """
+    from diffusers import AutoencoderKL  # any model's class reads any config
+
+    path = Path(name)
+    with loading(setting, name, what):
+        try:
+            return check_config(AutoencoderKL.load_config(name), setting), {}
+        except OSError:  # no model there; a pipeline (Stable Diffusion's) has one in a folder of its own
+            if path.exists() and not (path / "vae").is_dir():
+                raise
+            part = {"subfolder": "vae"}
+            return check_config(AutoencoderKL.load_config(name, **part), setting), part
 
 
 def _class_named(name: object, source: object) -> Any:

@@ -7,18 +7,16 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoProcessor, CLIPModel
 
-from odvae.running.errors import InputError
+from odvae.weights.pretrained import loading
 
 
 class CLIPScorer:
     """Mean over frames of cosine(text, frame), in [-1, 1]. Scores of different CLIP models are not comparable."""
 
     def __init__(self, folder: str, device: torch.device) -> None:
-        try:
+        with loading(f"eval_ldm.clip_model={folder!r}", folder, "a CLIP model"):
             self.model = CLIPModel.from_pretrained(folder).eval().requires_grad_(False).to(device)
             self.processor = AutoProcessor.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise InputError(f"eval_ldm.clip_model={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from None
 
     @torch.no_grad()
     def score(self, video: np.ndarray, prompt: str) -> float:

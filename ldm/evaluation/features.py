@@ -21,6 +21,7 @@ from ldm.evaluation.settings import NetworkName
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.video.pixels import to_float
+from odvae.weights.pretrained import load_model
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,8 @@ def load_network(
 def _load_videomae(folder: str | None) -> FeatureNetwork:
     if folder is None:
         raise InputError("eval_ldm.networks has videomae, so eval_ldm.videomae must be its folder or hub name")
-    try:
-        network = VideoMAEForVideoClassification.from_pretrained(folder).eval().requires_grad_(False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"eval_ldm.videomae={folder!r} cannot be loaded: {str(error).splitlines()[0]}") from None
+    source = f"eval_ldm.videomae={folder!r}"
+    network = load_model(VideoMAEForVideoClassification, folder, source, "a VideoMAE").eval().requires_grad_(False)
     module, config = VideoMAEFeatures(network), network.config
     return FeatureNetwork(
         "videomae",

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
 from odvae.running.hashing import file_fingerprint
+from odvae.running.text import check_is_file
+from odvae.weights.pretrained import not_reached
+from odvae.weights.weights_files import read_weights, why_not_whole
 
 TORCHSCRIPT_URL = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
 TORCHSCRIPT_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
@@ -138,8 +141,9 @@ def load_i3d(path: str | Path | None, sha256: str | None) -> tuple[I3D | Scripte
     StyleGAN-V's file, or the given one. Raises InputError for a missing file, another hash, and other tensors.
     """
     file = download_torchscript() if path is None else Path(path)
-    if not file.is_file():
-        raise InputError(f"eval_ldm.i3d={file}: no such file; null downloads StyleGAN-V's")
+    check_is_file(file, "eval_ldm.i3d:")
+    if problem := why_not_whole(file):
+        raise InputError(f"eval_ldm.i3d: {file} {problem}")
     found = file_fingerprint(file)
     scripted = _is_torchscript(file)
     expected = sha256 or (TORCHSCRIPT_SHA256 if scripted else None)
@@ -163,10 +167,9 @@ def download_torchscript() -> Path:
                 while block := response.read(1 << 20):
                     file.write(block)
         except OSError as error:
-            raise InputError(
-                f"I3D cannot be downloaded from {TORCHSCRIPT_URL} ({error}); download it elsewhere and set "
-                "eval_ldm.i3d to the file"
-            ) from None
+            remedy = "Download it elsewhere and set eval_ldm.i3d to the file, or put it there"
+            here = f"StyleGAN-V's file is not at {path} (TORCH_HOME)"
+            raise not_reached("I3D", here, TORCHSCRIPT_URL, error, remedy) from None
     return path
 
 
@@ -179,10 +182,7 @@ def _is_torchscript(file: Path) -> bool:
 
 
 def _load_state_dict(file: Path) -> I3D:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a broken file
-        raise InputError(f"{file} cannot be read as a state dict: {str(error).splitlines()[0]}") from None
+    state = read_weights(file, "eval_ldm.i3d:")
     network = I3D()
     own = network.state_dict()
     if not isinstance(state, dict) or state.keys() != own.keys():

@@ -12,9 +12,9 @@ from ldm.networks.dit import DiT
 from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.settings import ConditioningSettings, DiTSettings, UNetSettings
 from ldm.networks.unet import UNet
-from odvae.model_folders import read_model_config
 from odvae.running.commands import command_line
-from odvae.running.errors import InputError, loading_model
+from odvae.running.errors import InputError
+from odvae.weights.pretrained import load_model, read_config, write_again
 
 # Classes that may be named in the config.json of a network's folder.
 NETWORKS = {"DiT": DiT, "UNet": UNet}
@@ -59,8 +59,8 @@ def load_network(folder: Path) -> Network:
     """A run's trained network, in eval mode. Raises InputError, with the training command, where there is none."""
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} holds no trained LDM; make it with: {command_line('train_ldm')}")
-    name = read_model_config(folder / "config.json").get("_class_name")
+    name = read_config(folder).get("_class_name")
     if not isinstance(name, str) or name not in NETWORKS:
         raise InputError(f"{folder / 'config.json'}: _class_name={name!r}; allowed are {', '.join(NETWORKS)}")
-    with loading_model(folder):
-        return NETWORKS[name].from_pretrained(folder).eval().requires_grad_(False)
+    remedy = write_again(folder, "train_ldm")
+    return load_model(NETWORKS[name], folder, str(folder), "an LDM", remedy).eval().requires_grad_(False)

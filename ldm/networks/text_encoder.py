@@ -22,18 +22,24 @@ from transformers import (
     BertConfig,
     BertForMaskedLM,
     BertModel,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from ldm.networks.settings import TextSettings
-from odvae.model_folders import check_sizes
-from odvae.running.errors import InputError, loading_model
+from odvae.running.errors import InputError
 from odvae.running.files import atomic_folder, read_json
 from odvae.running.progress import progress_over
 from odvae.running.seeds import torch_generator
+from odvae.weights.model_sizes import check_sizes
+from odvae.weights.pretrained import broken_files, loading, shorten
 
+_TOKENIZER_FILES = (
+    "A tokenizer is tokenizer.json; or spiece.model or tokenizer.model (SentencePiece: T5, Gemma); or vocab.json and "
+    "merges.txt (CLIP); or vocab.txt (BERT): copy or download what is missing"
+)
 _SPECIAL = _PAD, _UNKNOWN, _START, _END, _MASK = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"
 
 
@@ -54,16 +60,22 @@ class TextEncoder:
 
 @torch.no_grad()
 def encode_captions(
-    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, captions: Sequence[str], max_tokens: int
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    captions: Sequence[str],
+    max_tokens: int,
+    device: torch.device | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Captions -> last hidden states (b, max_tokens, d) and the mask (b, max_tokens) of real tokens.
 
-    Autocast is off in it, so that embeddings are the same in encoding, sampling and evaluation.
+    `device` is where the model computes, if that is not where its weights are now (diffusers' offloading). Autocast is
+    off in it, so that embeddings are the same in encoding, sampling and evaluation.
     """
+    device = device or model.device
     tokens = tokenizer(
         list(captions), padding="max_length", truncation=True, max_length=max_tokens, return_tensors="pt"
-    ).to(model.device)
-    with torch.autocast(model.device.type, enabled=False):
+    ).to(device)
+    with torch.autocast(device.type, enabled=False):
         hidden = model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
     return hidden, tokens.attention_mask.bool()
 
@@ -92,21 +104,53 @@ def check_max_tokens(encoder: TextEncoder, max_tokens: int) -> None:
 
 def load_text_encoder(name: str | Path) -> TextEncoder:
     """A text encoder from a transformers folder or hub name. Raises InputError where it cannot be loaded."""
-    loading = loading_model(f"text.encoder={str(name)!r}", "a text encoder")
-    with loading, quiet_transformers(), torch.random.fork_rng(devices=[]):
+    name = str(name)
+    source, what = f"text.encoder={name!r}", "a text encoder"
+    with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # tensors that a checkpoint lacks and we do not use (a pooler) are reproducible
-        return TextEncoder(*_load(str(name)), str(name))
+        with loading(source, name, what):
+            config = AutoConfig.from_pretrained(name)
+            check_sizes(config.to_dict(), name)
+        with loading(source, name, what, _TOKENIZER_FILES):
+            tokenizer = AutoTokenizer.from_pretrained(name)
+        with loading(source, name, what):
+            model = _load_model(name, config, source)
+        _check_tokenizer(tokenizer, model, Path(name), source)
+    return TextEncoder(tokenizer, model, name)
 
 
-def _load(name: str) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    config = AutoConfig.from_pretrained(name)
-    check_sizes(config.to_dict(), name)
+def _load_model(name: str, config: PretrainedConfig, source: str) -> PreTrainedModel:
+    """The model with all of its tensors, in float32, or bfloat16 where it is stored so (float16 overflows in T5)."""
+    kind, options = AutoModel, {}
     if config.model_type == "clip":  # a full CLIP model: its text encoder alone
-        return tokenizer, AutoModelForTextEncoding.from_pretrained(name, config=config.text_config)
-    if type(config) in AutoModelForTextEncoding._model_mapping:
-        return tokenizer, AutoModelForTextEncoding.from_pretrained(name)
-    return tokenizer, AutoModel.from_pretrained(name)
+        kind, options = AutoModelForTextEncoding, {"config": config.text_config}
+    elif type(config) in AutoModelForTextEncoding._model_mapping:
+        kind = AutoModelForTextEncoding
+    model, found = kind.from_pretrained(name, output_loading_info=True, **options)
+    if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
+        raise InputError(
+            f"{source} cannot be loaded as a text encoder: {type(model).__name__} needs {shorten(missing)}, which its "
+            "weights lack. Is config.json that of these weights?"
+        )
+    return model if model.dtype in (torch.float32, torch.bfloat16) else model.float()
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, folder: Path, source: str) -> None:
+    """Raise InputError for a tokenizer without words, and for another model's.
+
+    Where a folder has no tokenizer, or an empty file of one, transformers makes one without words and says nothing.
+    """
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    words = {word: number for word, number in tokenizer.get_vocab().items() if word not in added and word != "▁"}
+    if not words and not (folder / "tokenizer.json").is_file():
+        broken = f": {'; '.join(files)}" if (files := broken_files(folder)) else ""
+        raise InputError(f"{source} has no tokenizer with words in it{broken}. {_TOKENIZER_FILES}")
+    rows = model.get_input_embeddings().num_embeddings
+    if words and (largest := max(words.values())) >= rows:
+        raise InputError(
+            f"{source}: its tokenizer has tokens up to number {largest}, its model takes {rows}: they are parts of "
+            "different text encoders"
+        )
 
 
 @contextlib.contextmanager

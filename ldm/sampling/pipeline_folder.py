@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusers import DiffusionPipeline
+from torch import nn
+
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_text
+from odvae.weights.pretrained import loading, shorten
+from odvae.weights.weights_files import why_not_whole
 
 # A file in every saved pipeline, through which DiffusionPipeline.from_pretrained finds the class.
 PIPELINE_MODULE = '''"""The class of this pipeline, from the installed package odvae."""
@@ -57,11 +63,15 @@ class PipelineFolderMixin(_Mixed):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> PipelineFolderMixin:
-        """Load as diffusers does. Raises InputError for a folder with missing components, naming them."""
+        """Load as diffusers does. Raises InputError for components that are missing or not whole, naming them."""
         folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            check_parts(folder)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if folder.exists():
+            check_parts(folder, given=kwargs.keys(), allowed=(cls.__name__, "TextToVideoPipeline"))
+        with loading(str(pretrained_model_name_or_path), pretrained_model_name_or_path, "a pipeline"):
+            pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if kwargs.get("device_map") is None:
+            _check_all_there(pipeline, folder)
+        return pipeline
 
     @classmethod
     def _dict_from_json_file(cls, json_file: str | Path) -> dict:
@@ -72,12 +82,33 @@ class PipelineFolderMixin(_Mixed):
         return values
 
 
-def check_parts(folder: Path) -> None:
-    """Raise InputError for a folder that is not a pipeline's, or lacks a component of its model_index.json."""
-    if not (folder / "model_index.json").is_file():
+def check_parts(folder: Path, given: Collection[str] = (), allowed: Collection[str] = ("TextToVideoPipeline",)) -> None:
+    """Raise InputError for what is no folder of such a pipeline, or lacks a component of its model_index.json.
+
+    `given` names the components that come from elsewhere.
+    """
+    path = folder / "model_index.json"
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no pipeline folder, but a file")
+    if not path.is_file():
         raise InputError(f"{folder} is no pipeline folder: it has no model_index.json")
-    index = read_json(folder / "model_index.json")
+    if problem := why_not_whole(path):
+        raise InputError(f"{path} {problem}")
+    index = read_json(path)
+    kind = index.get("_class_name") if isinstance(index, dict) else None
+    kind = kind[-1] if isinstance(kind, list) and kind else kind
+    if kind not in allowed:
+        raise InputError(f"{path}: _class_name is {kind!r}; this class loads {' or '.join(sorted(set(allowed)))}")
     parts = [name for name, value in index.items() if isinstance(value, list) and value[0] and name != "_class_name"]
-    missing = [name for name in parts if not (folder / name).is_dir()]
+    missing = [name for name in parts if name not in given and not (folder / name).is_dir()]
     if missing:
         raise InputError(f"{folder}: missing parts: {', '.join(missing)}; export the run again")
+
+
+def _check_all_there(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Raise InputError for components whose weights lack tensors: diffusers leaves those without values."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module) and (
+            lacking := [key for key, value in part.named_parameters() if value.is_meta]
+        ):
+            raise InputError(f"{folder / name}: its weights lack {shorten(sorted(lacking))}; export the run again")

@@ -81,31 +81,6 @@ def write_errors_named(path: Path) -> Iterator[None]:
         ) from None
 
 
-@contextlib.contextmanager
-def loading_model(name: object, kind: str = "") -> Iterator[None]:
-    """Within it every exception becomes an InputError "NAME cannot be loaded as KIND: reason".
-
-    diffusers, transformers, tokenizers and safetensors answer damaged files with errors of every type.
-    """
-    try:
-        yield
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of libraries in Rust
-            raise
-        what = f"{name} cannot be loaded{f' as {kind}' if kind else ''}"
-        raise InputError(f"{what}: {_loading_problem(error)}") from error
-
-
-def _loading_problem(error: BaseException) -> str:
-    if is_out_of_memory(error):
-        return "it needs more memory than there is"
-    message = str(error).strip()
-    shown = message if len(message) < 1000 else f"{message[:1000]} ..."
-    if isinstance(error, InputError | OSError | ValueError) and shown:  # written for a person
-        return shown
-    return f"{type(error).__name__}: {shown}" if shown else type(error).__name__
-
-
 def _fail(message: str, status: int) -> None:
     print(message, file=sys.stderr, flush=True)
     raise SystemExit(status) from None

@@ -7,6 +7,7 @@ position: both are functions of the step.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,9 +17,10 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from odvae.running.distributed import decide_on_main_process
-from odvae.running.errors import InputError, loading_model, write_errors_named
-from odvae.running.files import parse_record, read_object, temporary_path, write_json
+from odvae.running.errors import InputError, write_errors_named
+from odvae.running.files import flush_to_disk, parse_record, read_object, temporary_path, write_json
 from odvae.training.ema import EMA
+from odvae.weights.pretrained import broken_files, loading
 
 FORMAT = 2  # of a checkpoint's files and tensors; checkpoints of version 0.1 have no format number
 
@@ -41,15 +43,15 @@ class Checkpoints:
     def load_latest(self) -> int:
         """Load the newest checkpoint into the prepared objects and the EMA. Returns the completed steps; 0 if none.
 
-        The number of ranks may have changed. Raises InputError if the global batch size has changed, or if only one of
-        checkpoint and run is sharded (FSDP2).
+        The number of ranks may have changed. Raises InputError if the global batch size has changed, if only one of
+        checkpoint and run is sharded (FSDP2), or if the newest is incomplete, with the way back to the one before.
         """
         newest = decide_on_main_process(self._newest)
         if newest is None:
             return 0
         name, step = newest
         folder = self.folder / name
-        with loading_model(f"checkpoint {folder} (remove it to go on from the one before it)"):
+        with loading(f"checkpoint {folder}", folder, "this run's state", way_back(folder)):
             self.accelerator.load_state(str(folder))
             for number, average in enumerate(self.averages):
                 average.load(folder / f"ema_{number}.safetensors")
@@ -64,7 +66,16 @@ class Checkpoints:
             return None
         state = checkpoint_facts(found[-1])
         self._check_continues(found[-1], state)
+        self._check_whole(found[-1])
         return found[-1].name, int(state["step"])
+
+    def _check_whole(self, folder: Path) -> None:
+        """Raise InputError with all files of a checkpoint that are missing or cut short, before any is loaded."""
+        expected = [f"ema_{number}.safetensors" for number in range(len(self.averages))]
+        expected += [f"state_{number}.safetensors" for number in range(len(self.small_states))]
+        missing = [f"{folder / name} does not exist" for name in expected if not (folder / name).exists()]
+        if problems := missing + broken_files(folder):
+            raise InputError(f"{'; '.join(problems)}. {way_back(folder)}")
 
     def _check_continues(self, folder: Path, state: dict) -> None:
         if state["global_batch"] != self.facts["global_batch"]:
@@ -99,6 +110,7 @@ class Checkpoints:
             for number, small in enumerate(self.small_states):
                 save_model(small, str(temporary / f"state_{number}.safetensors"))
             write_json(temporary / "state.json", {"format": FORMAT, "step": step, **self.facts})
+            flush_to_disk(temporary)
             temporary.rename(final)
             for old in checkpoints_of(self.stage)[: -self.keep]:
                 shutil.rmtree(old)
@@ -110,19 +122,35 @@ def checkpoints_of(folder: Path) -> list[Path]:
     return sorted((folder / "checkpoints").glob("step_*"))
 
 
+def way_back(checkpoint: Path) -> str:
+    """What to do where a checkpoint is not whole: go on from the one before it, or begin again."""
+    stage = checkpoint.parents[1]
+    before = [other for other in checkpoints_of(stage) if other < checkpoint]
+    then = f"the training goes on from {before[-1].name}, the one before" if before else "the training begins again"
+    words = shlex.join(["mv", str(checkpoint), str(stage / f"broken_{checkpoint.name}")])
+    return f"Put back a whole copy, or move it away and run the same command again ({words}): {then}"
+
+
 def checkpoint_facts(checkpoint: Path) -> dict:
     """The state.json of a checkpoint: completed `step`s, `ranks`, `global_batch`, and whether it is `sharded`.
 
-    Raises InputError for another format.
+    Raises InputError for another format, and for an incomplete record.
     """
-    facts = read_object(checkpoint / "state.json")
-    if (found := facts.get("format", 1)) != FORMAT:
+    path = checkpoint / "state.json"
+    try:
+        facts = read_object(path)
+        facts.setdefault("format", 1)  # version 0.1 wrote none
+        record = parse_record(_Facts, facts, path) if facts["format"] == FORMAT else None
+    except InputError as error:
+        raise InputError(f"{error}. {way_back(checkpoint)}") from None
+    if record is None:
+        found = facts["format"]
         by = "version 0.1" if found == 1 else "a later version"
         raise InputError(
             f"{checkpoint} was written by {by}, in format {found}; this version resumes from format {FORMAT}: choose "
             "another run folder (run=...), or finish this one with that version (docs/changes.md)"
         )
-    return asdict(parse_record(_Facts, facts, checkpoint / "state.json"))
+    return asdict(record)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from small_networks import make_dit
 from torch import nn
 
 from ldm.networks.factory import load_network
-from odvae.model_folders import check_sizes
-from odvae.running.errors import InputError, loading_model
+from odvae.running.errors import InputError
 from odvae.training.settings import OptimizationSettings
 from odvae.training.state import TrainingState
 from odvae.video_vae import load_vae
+from odvae.weights.model_sizes import check_sizes
+from odvae.weights.pretrained import loading
 
 
 class PanicException(BaseException):
@@ -22,12 +23,13 @@ class PanicException(BaseException):
 
 @pytest.mark.parametrize("error", [KeyError("x"), RuntimeError("shapes"), PanicException("index"), InputError("no")])
 def test_whatever_loading_raises_is_an_input_error_that_names_the_folder(error):
-    with pytest.raises(InputError, match=r"my/folder cannot be loaded as a VAE: "), loading_model("my/folder", "a VAE"):
+    message = r"my/folder cannot be loaded as a VAE: "
+    with pytest.raises(InputError, match=message), loading("my/folder", "my/folder", "a VAE"):
         raise error
 
 
 def test_an_interrupt_passes():
-    with pytest.raises(KeyboardInterrupt), loading_model("my/folder"):
+    with pytest.raises(KeyboardInterrupt), loading("my/folder", "my/folder", "a VAE"):
         raise KeyboardInterrupt
 
 
@@ -77,7 +79,7 @@ def training(tmp_path):
 def test_a_checkpoint_that_was_cut_short_is_named_and_so_is_the_way_on(tmp_path, training, name):
     newest = tmp_path / "checkpoints/step_00000002"
     (newest / name).write_bytes((newest / name).read_bytes()[:-30])
-    with pytest.raises(InputError, match=rf"{newest} \(remove it to go on from the one before it\) cannot be loaded"):
+    with pytest.raises(InputError, match=rf"{newest}/{name} is cut short .*goes on from step_00000001, the one before"):
         training().checkpoints.load_latest()
     shutil.rmtree(newest)
     assert training().checkpoints.load_latest() == 1

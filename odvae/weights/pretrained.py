@@ -1,0 +1,169 @@
+"""Models that others trained, from a folder or the Hugging Face hub: whole, or an error that says what to do."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from odvae.running.commands import command_line
+from odvae.running.errors import InputError, is_out_of_memory
+from odvae.running.files import read_json
+from odvae.weights.model_sizes import check_sizes
+from odvae.weights.weights_files import WEIGHTS, why_not_whole
+
+_CHECKED = (*WEIGHTS, ".json", ".model", ".txt")
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_SHOWN = 6
+
+
+@contextlib.contextmanager
+def loading(source: str, name: str | Path, what: str, remedy: str = "") -> Iterator[None]:
+    """Within it, whatever a library raises while it loads `name` is an InputError "SOURCE cannot be loaded as WHAT".
+
+    `source` is the setting with its value, or the folder; `remedy` a sentence for the end. The error says which file of
+    a folder is not whole; of a hub name, what was looked for here and why the hub does not give it. Libraries raise
+    errors of every type for a broken file.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of libraries in Rust
+            raise
+        if isinstance(error, InputError) and str(name) in str(error):
+            raise
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        problem = _explain(str(name), error).rstrip(".")
+        raise InputError(f"{source} cannot be loaded as {what}: {problem}. {remedy}".rstrip(". ")) from None
+
+
+def load_model(kind: Any, name: str | Path, source: str, what: str, remedy: str = "", **options: Any) -> Any:
+    """`kind.from_pretrained(name, **options)` of diffusers or transformers, with all of its tensors and no others.
+
+    Raises InputError as `loading` does, and where tensors are missing, or left over: then it is another model's config.
+    """
+    with loading(source, name, what, remedy):
+        if hasattr(kind, "load_config"):  # of diffusers
+            check_sizes(kind.load_config(name, **options), name)
+        model, found = kind.from_pretrained(name, output_loading_info=True, **options)
+    missing, extra = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
+    if missing or extra:
+        parts = [f"{kind.__name__} needs {shorten(missing)}, which it lacks"] if missing else []
+        parts += [f"it holds {shorten(extra)}, which {kind.__name__} has no place for"] if extra else []
+        problem = f"{'; '.join(parts)}. {_why_others(missing, extra)}"
+        raise InputError(f"{source} cannot be loaded as {what}: {problem}. {remedy}".rstrip(". "))
+    return model
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The config.json of a model's folder. Raises InputError that names it where it is not whole."""
+    path = folder / "config.json"
+    if problem := why_not_whole(path):
+        raise InputError(f"{path} {problem}")
+    config = check_config(read_json(path), str(folder))
+    check_sizes(config, path)
+    return config
+
+
+def write_again(folder: Path, command: str) -> str:
+    """What to do where a stage's own model is not whole: the stage writes it again from its last checkpoint."""
+    record = next((where / "stage.json" for where in (folder, folder.parent) if (where / "stage.json").exists()), None)
+    if record is None:
+        return ""
+    return f"To have it written again from the last checkpoint, remove {record} and run: {command_line(command)}"
+
+
+def check_config(config: Any, source: str) -> dict[str, Any]:
+    """A model's config.json as it was read. Raises InputError where it is no set of keys."""
+    if not isinstance(config, dict):
+        raise InputError(f"{source}: config.json holds no keys with values, but a {type(config).__name__}")
+    return config
+
+
+def not_reached(source: str, here: str, there: str, error: BaseException, remedy: str) -> InputError:
+    """The error for files that are neither `here` nor can be had from `there`: both, the reason, and what helps."""
+    return InputError(f"{source}: {here}, and {there} cannot be reached ({root_of(error)}). {remedy}")
+
+
+def root_of(error: BaseException) -> str:
+    """The first line of the error that the others came from."""
+    while (before := error.__cause__ or error.__context__) is not None:
+        error = before
+    first_line = next(iter(str(error).strip().splitlines()), "")
+    return f"{type(error).__name__}: {first_line[:300]}" if first_line else type(error).__name__
+
+
+def broken_files(path: Path) -> list[str]:
+    """The files of a model that are not whole, each with what it is: of a folder and its sub-folders, or the file."""
+    files = [path] if not path.is_dir() else sorted(file for folder in _with_subfolders(path) for file in _of(folder))
+    return [f"{file} {problem}" for file in files if (problem := why_not_whole(file))]
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first few names and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
+
+
+def _explain(name: str, error: BaseException) -> str:
+    path = Path(name)
+    said = _in_a_line(error)
+    if is_out_of_memory(error) or "out of memory" in said:
+        return "it needs more memory than there is"
+    if isinstance(error, InputError):
+        return str(error)
+    if path.exists():
+        if broken := broken_files(path):
+            return f"{'; '.join(broken[:_SHOWN])}"
+        if path.is_file():
+            return (
+                f"it is a file; a folder with a config.json or a hub name is needed (diffusers' from_single_file and "
+                f"save_pretrained make a folder of many published files; the library says: {said})"
+            )
+        held = shorten(entry.name for entry in sorted(path.iterdir()) if not entry.name.startswith("."))
+        if found := re.search(r"no file named (\S+?)[, ]", said):
+            return f"it has no {found[1]} ({said}), but {held or 'nothing'}: rename or add the file"
+        return f"{said}. The folder holds {held or 'nothing'}"
+    if os.path.islink(path):
+        return f"{name} is a broken link"
+    if not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        return f"there is no folder {name}, and it is not a name as the Hugging Face hub has them (OWNER/NAME)"
+    return (
+        f"there is no folder {name} in {Path.cwd()}, and the Hugging Face hub does not give it ({root_of(error)}). "
+        f"Where it can be reached (`hf download {name} --local-dir FOLDER`), download it and give the folder in "
+        "place of the name; or copy its cache of the hub, and set HF_HOME to that and HF_HUB_OFFLINE=1. A private "
+        "or gated model needs HF_TOKEN"
+    )
+
+
+def _in_a_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()).partition(" If you want to instead overwrite")[0][:400].rstrip(".")
+    return text if isinstance(error, (OSError, ValueError)) and text else f"{type(error).__name__}: {text}"
+
+
+def _why_others(missing: list[str], extra: list[str]) -> str:
+    """What tells where tensors of other names come from: a prefix that a wrapper put before them."""
+    for name in missing:
+        prefixes = {other.removesuffix(name) for other in extra if other.endswith("." + name)}
+        if len(prefixes) == 1:
+            (prefix,) = prefixes
+            return f"Their names begin with {prefix!r}, as a wrapper writes them: save them without"
+    return "Is config.json that of these weights?"
+
+
+def _with_subfolders(folder: Path) -> list[Path]:
+    return [folder, *(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))]
+
+
+def _of(folder: Path) -> list[Path]:
+    return [
+        file
+        for file in folder.iterdir()
+        if file.suffix in _CHECKED and not file.name.startswith(".") and (file.suffix in WEIGHTS or not file.is_dir())
+    ]

@@ -21,6 +21,7 @@ from odvae.running.hashing import weights_fingerprint
 from odvae.running.run_folder import RunFolder, code_version
 from odvae.running.stage import Stage
 from odvae.running.strict_yaml import read_yaml
+from odvae.running.text import read_text_file
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 
 # Scores that a model card lists, as far as they were measured: path in report.json and label.
@@ -71,7 +72,7 @@ def write_card(
     pipeline: TextToVideoPipeline, folders: RunFolder, samples: SampleSettings, name: str, copied: bool
 ) -> str:
     """The model card: what the model is, how to use it, what it was trained on, and its scores."""
-    settings_text = (folders.ldm / "experiment.yaml").read_text()
+    settings_text = read_text_file(folders.ldm / "experiment.yaml")
     optimization = read_yaml(settings_text, str(folders.ldm / "experiment.yaml"))["ldm"]["optimization"]
     provenance = Provenance.load(weights_folder(folders.ldm, samples.ema_decay))
     config, vae = pipeline.transformer.config, pipeline.vae

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from odvae.running.errors import InputError, write_errors_named
-from odvae.running.text import check_is_file, decode_text
+from odvae.running.text import check_is_file, read_text_file
 
 T = TypeVar("T")
 
@@ -114,10 +114,19 @@ def install_folder(path: str | Path) -> Iterator[Path]:
     try:
         with write_errors_named(path):
             yield temporary
+        flush_to_disk(temporary)
         for file in sorted(temporary.iterdir(), key=lambda file: file.name == "config.json"):
             file.replace(path / file.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def flush_to_disk(folder: Path) -> None:
+    """Have every file of a folder on the disk, so that a loss of power after its renaming leaves no empty ones."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -130,7 +139,8 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    return parse_json(decode_text(Path(path).read_bytes(), str(path)), str(path))
+    """The value in a JSON file. Raises InputError that names the file where there is none, or it is not valid."""
+    return parse_json(read_text_file(path), str(path))
 
 
 def parse_json(text: str, name: str) -> Any:
@@ -179,9 +189,10 @@ def _describe(problem: Any) -> str:
 
 
 def read_json_lines(path: str | Path) -> list[dict]:
-    """The rows of a .jsonl file; an incomplete last line, left by a killed process, is ignored."""
+    """The rows of a .jsonl file; an incomplete last line, left by a killed process, is ignored. Raises InputError for
+    any other line that is no JSON object."""
     rows = []
-    lines = decode_text(Path(path).read_bytes(), str(path)).splitlines()
+    lines = read_text_file(path).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

@@ -21,6 +21,7 @@ from odvae.running.precision import uses_bf16
 from odvae.running.settings import Precision
 from odvae.training.muon import Muon
 from odvae.training.settings import OptimizationSettings, Tracker
+from odvae.training.tracking import check_tracker_installed, start_tracker
 
 # torch's optimizers that update all weights in one kernel, on CPUs too. Not sgd, whose fused kernel does not support
 # FSDP2's shards.
@@ -109,7 +110,8 @@ def clipped_step(
 
 
 def make_accelerator(precision: Precision, tracker: Tracker, folder: Path, name: str) -> Accelerator:
-    """An Accelerator for one training, with its tracker started."""
+    """An Accelerator for one training, with its tracker started. Raises InputError where the tracker cannot be."""
+    check_tracker_installed(tracker)
     bf16 = uses_bf16(precision, PartialState().device)
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no",
@@ -123,8 +125,7 @@ def make_accelerator(precision: Precision, tracker: Tracker, folder: Path, name:
     if accelerator.is_main_process:
         make_output_folder(folder)
     accelerator.wait_for_everyone()
-    if tracker != "none":
-        accelerator.init_trackers("odvae", init_kwargs={"wandb": {"name": name, "dir": str(folder), "resume": "allow"}})
+    start_tracker(accelerator, tracker, {"wandb": {"name": name, "dir": str(folder), "resume": "allow"}})
     return accelerator
 
 

@@ -1,17 +1,58 @@
-"""Logging of training metrics, images and videos to files (metrics.jsonl) and to a tracker (TensorBoard, wandb)."""
+"""Logging of training metrics, images and videos to files (metrics.jsonl) and to a tracker (TensorBoard, wandb).
+
+A tracker that cannot be started is an error. If it fails later, training goes on without it: that is printed once, and
+nothing more is sent to it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import math
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
+from odvae.running.distributed import decide_on_main_process
+from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines, write_text
+from odvae.training.settings import Tracker
 from odvae.video.frame_grid import save_image
 from odvae.video.video_io import write_video
+from odvae.weights.pretrained import root_of
+
+
+def check_tracker_installed(tracker: Tracker) -> None:
+    """Raise InputError for a tracker whose package is missing: accelerate would log nothing and not say so."""
+    if tracker != "none" and importlib.util.find_spec(tracker) is None:
+        raise InputError(f"tracker={tracker}: {tracker} is not installed; pip install {tracker}, or set tracker=none")
+
+
+def start_tracker(accelerator: Accelerator, tracker: Tracker, options: dict[str, Any]) -> None:
+    """Start the tracker, on the main process; every rank calls it. Raises InputError, with the ways out."""
+    if tracker == "none":
+        return
+    decide_on_main_process(lambda: _start(accelerator, tracker, options))
+    if not accelerator.is_main_process:
+        accelerator.init_trackers("odvae", init_kwargs=options)  # starts nothing there
+
+
+def _start(accelerator: Accelerator, tracker: Tracker, options: dict[str, Any]) -> None:
+    try:
+        accelerator.init_trackers("odvae", init_kwargs=options)
+    except Exception as error:  # a tracker's own types
+        ways = {
+            "wandb": "give a key (WANDB_API_KEY=..., or `wandb login` once), or log without a connection "
+            "(WANDB_MODE=offline; `wandb sync` sends it later), or set tracker=none",
+        }
+        raise InputError(
+            f"tracker={tracker} cannot be started ({root_of(error)}): {ways.get(tracker, 'or set tracker=none')}"
+        ) from None
 
 
 class MetricsLog:
@@ -33,7 +74,8 @@ class MetricsLog:
         if self.accelerator.is_main_process:
             with open(self.path, "a") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
-        self.accelerator.log(values, step=step)
+        with self._tracker_may_fail(step):
+            self.accelerator.log(values, step=step)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Write a uint8 (h, w, 3) image to `NAME/STEP.png` and to the tracker."""
@@ -42,9 +84,10 @@ class MetricsLog:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         save_image(folder / f"{step:06d}.png", image)
-        for tracker in self.accelerator.trackers:
+        for tracker in list(self.accelerator.trackers):
             layout = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}  # its default is NCHW
-            tracker.log_images({name: image[None]}, step=step, **layout)
+            with self._tracker_may_fail(step):
+                tracker.log_images({name: image[None]}, step=step, **layout)
 
     def video(self, step: int, name: str, frames: np.ndarray, fps: float) -> None:
         """Write a uint8 (t, h, w, 3) video, h and w even, to `NAME/STEP.mp4` and to wandb (not TensorBoard)."""
@@ -53,13 +96,33 @@ class MetricsLog:
         path = self.folder / name / f"{step:06d}.mp4"
         path.parent.mkdir(exist_ok=True)
         write_video(path, frames, fps)
-        for tracker in self.accelerator.trackers:
+        for tracker in list(self.accelerator.trackers):
             if tracker.name == "wandb":
                 import wandb  # an optional dependency, installed if its tracker runs
 
-                tracker.log({name: wandb.Video(str(path), format="mp4")}, step=step)
+                with self._tracker_may_fail(step):
+                    tracker.log({name: wandb.Video(str(path), format="mp4")}, step=step)
 
     def close(self) -> None:
         """Finish the trackers. (accelerate's end_training would also destroy the process group, still in use.)"""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        for tracker in list(self.accelerator.trackers):
+            with self._tracker_may_fail(None):
+                tracker.finish()
+
+    @contextlib.contextmanager
+    def _tracker_may_fail(self, step: int | None) -> Iterator[None]:
+        """Within it, an error of the tracker's ends its records: that is said, and nothing more is sent to it."""
+        try:
+            yield
+        except Exception as error:  # a tracker's own types, a lost connection, a full disk
+            names = " and ".join(tracker.name for tracker in self.accelerator.trackers)
+            if not names:
+                raise
+            self.accelerator.trackers.clear()
+            when = "at its end" if step is None else f"at step {step}"
+            print(
+                f"warning: {names} failed {when} ({root_of(error)}) and gets nothing more; the training goes on, and "
+                f"{self.path} has every row",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
+from diffusers.video_processor import VideoProcessor
+from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,14 +27,18 @@ from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.guidance import Guidance, guided_prediction
 from ldm.sampling.pipeline_folder import PipelineFolderMixin
 from ldm.sampling.pipeline_inputs import (
-    as_list,
+    as_texts,
+    check_counts,
+    check_output_type,
     check_same_latents,
     class_indices,
     count_videos,
+    generators_of,
     latent_shape,
+    negative_prompts_of,
     one_for_each,
 )
-from ldm.sampling.schedulers import check_scheduler, sample_latents
+from ldm.sampling.schedulers import check_scheduler, check_steps, sample_latents
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.video_vae import VideoVAE
@@ -39,9 +46,10 @@ from odvae.video_vae import VideoVAE
 
 @dataclass
 class TextToVideoOutput(BaseOutput):
-    """`frames`: numpy (b, t, h, w, 3) in [0, 1], or torch (b, t, 3, h, w) in [0, 1], or latents (b, c, k, h, w)."""
+    """`frames`: numpy (b, t, h, w, 3) in [0, 1], or torch (b, t, 3, h, w) in [0, 1], or for each video a list of
+    Pillow's images, or latents (b, c, k, h, w)."""
 
-    frames: np.ndarray | Tensor
+    frames: np.ndarray | Tensor | list[list[Image]]
 
 
 class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
@@ -59,6 +67,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
     Raises InputError where scheduler, VAE and network do not belong together.
     """
 
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' name and type)
 
     def __init__(
@@ -88,7 +97,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
     def __call__(
         self,
         prompt: str | Sequence[str] | None = None,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         class_label: int | str | Sequence[int | str] | None = None,
         image: Tensor | Sequence[Tensor] | None = None,
         num_videos: int | None = None,
@@ -109,36 +118,40 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
 
         Args:
             prompt: one or several, for networks with text conditioning.
-            negative_prompt: prompt that guidance leads away from; one for all videos, or one per video.
+            negative_prompt: prompt that guidance leads away from; one for all videos, one per video, or none (None).
             class_label: a class by its name or, where no class has that name, by its index.
             image: the first frame, float (3, h, w) in [-1, 1]; one for all videos, or one per video. For networks with
                 first-frame conditioning.
             num_frames, height, width: sizes that the VAE takes (OD-VAE: 4k+1 frames, multiples of 8 pixels); by default
                 those of training.
-            guidance_scale: scale of classifier-free guidance; 1 is none.
+            guidance_scale: scale of classifier-free guidance; up to 1 there is none.
             guidance_interval, guidance_rescale: see `ldm.sampling.guidance.Guidance`.
             generator: one for all videos, or one per video, which makes each independent of the others.
             batch_size: videos computed together. More than 1 is faster for small networks, but rounding then depends on
                 a video's position in its batch. The last batch is padded to the same size.
             truncate_prompts: truncate prompts of too many tokens, as captions in training; else they are an error.
-            output_type: "np", "pt" or "latent", see `TextToVideoOutput`.
+            output_type: "np", "pt", "pil" or "latent", see `TextToVideoOutput`.
 
         Raises InputError for invalid arguments, before anything is computed.
         """
         check_scheduler(self.scheduler, self.objective)
-        if output_type not in ("np", "pt", "latent"):
-            raise InputError(f"output_type={output_type!r}: allowed are np, pt, latent")
-        count = count_videos(self.transformer, prompt, class_label, num_videos)
+        check_output_type(output_type)
+        check_counts({"num_inference_steps": num_inference_steps, "batch_size": batch_size})
+        sizes = {"num_videos": num_videos, "num_frames": num_frames, "height": height, "width": width}
+        check_counts(sizes, optional=True)
+        check_steps(self.scheduler, num_inference_steps)
+        guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale)
+        count = count_videos(self.transformer, prompt, negative_prompt, class_label, num_videos)
+        generators = generators_of(generator, count)
         shape = latent_shape(self.transformer, self.vae, num_frames, height, width)
-        self._check_prompts(prompt, negative_prompt, truncate_prompts)
+        self._check_prompts(count, prompt, negative_prompt, truncate_prompts)
         condition, unconditional = self._conditions(count, prompt, negative_prompt, class_label, image, shape)
-        low, high = guidance_interval
-        guidance = Guidance(guidance_scale, (low, high), guidance_rescale)
-        noise = self._initial_noise(count, shape, generator)
+        noise = self._initial_noise(shape, generators)
         latents = self._denoise(noise, condition, unconditional, num_inference_steps, guidance, batch_size)
         if condition.first_frame is not None and image is not None:
             latents[:, :, :1] = condition.first_frame  # exactly the given frame
         frames = latents if output_type == "latent" else self._decode(latents, output_type)
+        self.maybe_free_model_hooks()
         return TextToVideoOutput(frames=frames) if return_dict else (frames,)
 
     def _denoise(
@@ -162,11 +175,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
             )
         return torch.cat(batches)[: len(noise)]
 
-    def _initial_noise(
-        self, count: int, shape: tuple[int, ...], generator: torch.Generator | Sequence[torch.Generator] | None
-    ) -> Tensor:
-        single = generator is None or isinstance(generator, torch.Generator)
-        generators = one_for_each(generator, single, count, f"{count} videos need one generator or {count}")
+    def _initial_noise(self, shape: tuple[int, ...], generators: Sequence[torch.Generator | None]) -> Tensor:
         rows = [
             torch.randn(shape, generator=g, device=g.device if g else None).to(self._execution_device)
             for g in generators
@@ -180,9 +189,8 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         config, device = self.transformer.config, self._execution_device
         first, given = self._first_frames(count, image, shape)
         if config.text_width is not None:
-            message = f"{count} prompts need one negative_prompt or {count}"
-            negative = one_for_each(negative_prompt, isinstance(negative_prompt, str), count, message)
-            embedded = [self._encode_one_by_one(captions) for captions in (as_list(prompt), negative)]
+            negative = negative_prompts_of(negative_prompt, count)
+            embedded = [self._encode_one_by_one(captions) for captions in (as_texts(prompt, "prompt"), negative)]
             conditional, unconditional = (Condition(text, mask, None, first, given) for text, mask in embedded)
             return conditional, unconditional
         if config.class_names is not None:
@@ -191,18 +199,19 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
             return Condition(None, None, labels, first, given), Condition(None, None, none, first, given)
         return Condition(first_frame=first, first_frame_given=given), None
 
-    def _check_prompts(self, prompt: Any, negative_prompt: Any, truncate: bool) -> None:
+    def _check_prompts(self, count: int, prompt: Any, negative_prompt: Any, truncate: bool) -> None:
         if self.transformer.config.text_width is None:
             return
         self._load_text_encoder()
         limit = sys.maxsize if truncate else self.transformer.config.text_tokens
-        negative = [text for text in as_list(negative_prompt) if text]
-        check_prompts(self.tokenizer, [*as_list(prompt), *negative], limit)
+        negative = [text for text in negative_prompts_of(negative_prompt, count) if text]
+        check_prompts(self.tokenizer, [*as_texts(prompt, "prompt"), *negative], limit)
 
     def _encode_one_by_one(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Embeddings and masks; each caption is encoded alone, so that rounding does not depend on the others."""
-        tokens = self.transformer.config.text_tokens
-        unique = {c: encode_captions(self.tokenizer, self.text_encoder, [c], tokens) for c in dict.fromkeys(captions)}
+        with_what = (self.transformer.config.text_tokens, self._execution_device)
+        encode = functools.partial(encode_captions, self.tokenizer, self.text_encoder)
+        unique = {caption: encode([caption], *with_what) for caption in dict.fromkeys(captions)}
         text, masks = zip(*(unique[caption] for caption in captions), strict=True)
         return torch.cat(text), torch.cat(masks)
 
@@ -220,6 +229,8 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         if image is None:
             return torch.zeros(count, c, 1, h, w, device=device), torch.zeros(count, dtype=torch.bool, device=device)
         single = isinstance(image, Tensor) and image.ndim == 3
+        if not isinstance(image, (Tensor, Sequence)) or not all(isinstance(frame, Tensor) for frame in image):
+            raise InputError(f"image must be a tensor (3, h, w) in [-1, 1], or a list of them, found {type(image)}")
         images = one_for_each(image, single, count, f"{count} videos need one image or {count}")
         size = (3, h * self.vae.spatial_compression_ratio, w * self.vae.spatial_compression_ratio)
         for i, frame in enumerate(images):
@@ -237,11 +248,14 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         )
         return (self.vae.encode(video).latent_dist.mean.float() - mean) / std
 
-    def _decode(self, latents: Tensor, output_type: str) -> np.ndarray | Tensor:
+    def _decode(self, latents: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
         """Frames of the output type. Each video is decoded alone, so that rounding does not depend on the others."""
         videos = [torch.cat(list(self.decode_in_pieces(video[None])), dim=2) for video in latents]
         video = torch.cat(videos) / 2 + 0.5  # (b, 3, t, h, w)
-        return video.transpose(1, 2) if output_type == "pt" else video.permute(0, 2, 3, 4, 1).cpu().numpy()
+        if output_type == "pt":
+            return video.transpose(1, 2)
+        frames = video.permute(0, 2, 3, 4, 1).cpu().numpy()
+        return [VideoProcessor.numpy_to_pil(one) for one in frames] if output_type == "pil" else frames
 
     def decode_in_pieces(self, latents: Tensor) -> Iterator[Tensor]:
         """Latents (b, c, k, h, w) of output_type="latent" -> pieces (b, 3, t_j, H, W) of the videos, in [-1, 1].

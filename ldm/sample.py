@@ -139,12 +139,13 @@ def generate_latents(
 ) -> torch.Tensor:
     """Latents (b, c, k, h, w) of a batch of requests, each from the request's seed."""
     prompts = [request.prompt for request in requests]
+    negative_prompts = [request.negative_prompt for request in requests]
     labels = [request.class_label for request in requests]
     unconditional = prompts[0] is None and labels[0] is None
     images = [request.image for request in requests]
     return pipeline(
         None if prompts[0] is None else prompts,
-        [request.negative_prompt for request in requests] if prompts[0] is not None else "",
+        negative_prompts if any(negative_prompts) else None,
         None if labels[0] is None else labels,
         [_read_image(pipeline, image, settings) for image in images if image is not None] or None,
         num_videos=len(requests) if unconditional else None,

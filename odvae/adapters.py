@@ -14,6 +14,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from odvae.frame_counts import video_frames
@@ -28,6 +29,7 @@ class VideoVAEAdapter(VideoVAEMixin, ModelMixin):
     spatial compression ratios.
     """
 
+    @apply_forward_hook
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Same as ODVAE.encode, including its checks."""
         self._check_video(video)
@@ -35,6 +37,7 @@ class VideoVAEAdapter(VideoVAEMixin, ModelMixin):
         posterior = self._to_posterior(video)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
+    @apply_forward_hook
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """Same as ODVAE.decode, including its checks."""
         check_latents(latents, self.config.latent_channels)

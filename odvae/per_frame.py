@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401 (pipelines look it up in this module)
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor
 
@@ -32,6 +33,7 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
     def spatial_compression_ratio(self) -> int:
         return 2 ** (len(self.config.block_out_channels) - 1)
 
+    @apply_forward_hook
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Same as ODVAE.encode, including its checks."""
         check_video(video, 1, self.spatial_compression_ratio)
@@ -39,6 +41,7 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
         distribution = self._encode_frames(video)
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
+    @apply_forward_hook
     def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
         """Same as ODVAE.decode, including its checks."""
         check_latents(latents, self.config.latent_channels)
@@ -62,6 +65,7 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
         frames = super().decode(rearrange(latents, "b c t h w -> (b t) c h w")).sample
         return rearrange(frames, "(b t) c h w -> b c t h w", b=len(latents))
 
+    @apply_forward_hook
     @torch.no_grad()
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:
         """Yields the posterior of each chunk (b, 3, t_i, h, w)."""
@@ -69,6 +73,7 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
             if chunk.shape[2]:
                 yield self.encode(chunk, return_dict=False)[0]
 
+    @apply_forward_hook
     @torch.no_grad()
     def decode_stream(self, chunks: Iterable[Tensor]) -> Iterator[Tensor]:
         """Yields the video of each chunk of latents (b, c, t_i, h, w)."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import numbers
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from ldm.networks.conditioning import Condition
+from odvae.running.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,18 @@ class Guidance:
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
 
+    def __post_init__(self) -> None:
+        """Raises InputError for anything but such numbers, with the names of the pipeline's arguments."""
+        if not _is_number(self.scale) or self.scale < 0:
+            raise InputError(f"guidance_scale must be a number from 0, up to 1 is none; found {self.scale!r}")
+        if not _is_number(self.rescale) or not 0 <= self.rescale <= 1:
+            raise InputError(f"guidance_rescale must be a number from 0 to 1, found {self.rescale!r}")
+        bounds = self.interval
+        if not isinstance(bounds, Sequence) or len(bounds) != 2 or not all(map(_is_number, bounds)):
+            raise InputError(f"guidance_interval must be two noise levels, (lowest, highest), found {bounds!r}")
+
     def applies_at(self, time: float) -> bool:
-        return self.scale != 1 and self.interval[0] <= time <= self.interval[1]
+        return self.scale > 1 and self.interval[0] <= time <= self.interval[1]
 
     def combine(self, conditional: Tensor, unconditional: Tensor) -> Tensor:
         """unconditional + scale (conditional - unconditional), on all channels."""
@@ -35,6 +48,10 @@ class Guidance:
         axes = tuple(range(1, guided.ndim))
         matched = guided * (conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True))
         return self.rescale * matched + (1 - self.rescale) * guided
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def guided_prediction(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import numbers
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -27,7 +28,11 @@ def check_same_latents(vae: VideoVAE, transformer: Network) -> None:
 
 
 def count_videos(
-    transformer: Network, prompt: str | Sequence[str] | None, class_label: LabelInput | None, num_videos: int | None
+    transformer: Network,
+    prompt: str | Sequence[str] | None,
+    negative_prompt: str | Sequence[str] | None,
+    class_label: LabelInput | None,
+    num_videos: int | None,
 ) -> int:
     """The number of videos to generate. Raises InputError for conditions that the network needs or does not take."""
     config = transformer.config
@@ -38,12 +43,40 @@ def count_videos(
             raise InputError(f"{name} was given, but this network does not take one")
         if takes[name] and not given[name]:
             raise InputError(f"this network needs a {name}")
+    if negative_prompt and not takes["prompt"]:
+        raise InputError("negative_prompt was given, but this network does not take a prompt")
     if not any(takes.values()):
         return 1 if num_videos is None else num_videos
     if num_videos is not None:
         raise InputError("num_videos is for unconditional networks: give as many prompts or class labels")
-    conditions: Any = prompt if takes["prompt"] else class_label
-    return 1 if isinstance(conditions, (str, int)) else len(conditions)
+    return len(as_texts(prompt, "prompt") if takes["prompt"] else as_labels(class_label))
+
+
+def check_counts(given: Mapping[str, Any], optional: bool = False) -> None:
+    """Raise InputError for what is no whole number from 1 (or None, where they are `optional`), by its name."""
+    for name, value in given.items():
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+        if not whole and not (optional and value is None):
+            raise InputError(f"{name} must be a whole number from 1{' or None' if optional else ''}, found {value!r}")
+
+
+def check_output_type(output_type: Any) -> None:
+    """Raise InputError for an unknown type of frames."""
+    if output_type not in ("np", "pt", "pil", "latent"):
+        raise InputError(f"output_type={output_type!r}: allowed are np, pt, pil, latent")
+
+
+def generators_of(generator: Any, count: int) -> list[torch.Generator | None]:
+    """A generator for each video. Raises InputError for what is no torch.Generator, nor as many as videos."""
+    single = generator is None or isinstance(generator, torch.Generator)
+    several = generator if isinstance(generator, Sequence) and not isinstance(generator, str) else [generator]
+    for one in () if single else several:
+        if not isinstance(one, torch.Generator):
+            raise InputError(
+                f"generator must be a torch.Generator, or a list with one for each video, found {one!r}; for a seed: "
+                "torch.Generator().manual_seed(SEED)"
+            )
+    return one_for_each(generator, single, count, f"{count} videos need one generator or {count}")
 
 
 def latent_shape(
@@ -77,12 +110,37 @@ def class_index(label: int | str, names: Sequence[str]) -> int:
 
 def class_indices(class_label: LabelInput, names: Sequence[str]) -> list[int]:
     """`class_index` of one label or of each of several."""
-    labels = [class_label] if isinstance(class_label, (int, str)) else class_label
-    return [class_index(label, names) for label in labels]
+    return [class_index(label, names) for label in as_labels(class_label)]
 
 
-def as_list(texts: str | Sequence[str]) -> list[str]:
-    return [texts] if isinstance(texts, str) else list(texts)
+def as_labels(class_label: Any) -> list[int | str]:
+    """One label or several as a list. Raises InputError for what is none, and for an empty list."""
+    if isinstance(class_label, (str, numbers.Integral)):
+        return [class_label]  # type: ignore[list-item]  # a whole number
+    if not isinstance(class_label, Sequence) or not class_label:
+        raise InputError(f"class_label must be a name or index of a class, or a list of them, found {class_label!r}")
+    return list(class_label)
+
+
+def as_texts(texts: Any, name: str) -> list[str]:
+    """One text or several as a list. Raises InputError, which calls them `name`, for anything else."""
+    if isinstance(texts, str):
+        return [texts]
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes) or not texts:
+        raise InputError(f"{name} must be a text or a list of texts, found {texts!r}")
+    for text in texts:
+        if not isinstance(text, str):
+            raise InputError(f"{name} must be a text or a list of texts, found a list with {text!r}")
+    return list(texts)
+
+
+def negative_prompts_of(negative_prompt: Any, count: int) -> list[str]:
+    """A negative prompt for each video, None for empty ones. Raises InputError for what is no text, nor as many."""
+    if negative_prompt is None:
+        return [""] * count
+    as_texts(negative_prompt, "negative_prompt")
+    message = f"{count} prompts need one negative_prompt or {count}"
+    return one_for_each(negative_prompt, isinstance(negative_prompt, str), count, message)
 
 
 def one_for_each(value: T | Sequence[T], single: bool, count: int, message: str) -> list[T]:

@@ -14,6 +14,7 @@ from ldm.sampling.settings import SampleSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
+from odvae.running.text import check_is_file
 
 HELD_OUT, UNSEEN, USER = "held_out", "unseen", "user"  # groups of requests
 
@@ -82,8 +83,8 @@ def user_requests(
     Their seeds are `seed`, `seed + 1`, ...; a file is named after its prompt or class and its seed. Raises InputError
     for a missing image and an empty prompt.
     """
-    if image is not None and not image.is_file():
-        raise InputError(f"--image {image}: no such file")
+    if image is not None:
+        check_is_file(image, "--image")
     if any(not prompt.strip() for prompt in prompts):
         raise InputError("a prompt is empty")
     conditions: list[tuple[str, dict]] = [(prompt, {"prompt": prompt}) for prompt in prompts]

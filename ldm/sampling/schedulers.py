@@ -89,6 +89,16 @@ def _expected_config(kind: type[SchedulerMixin], objective: ObjectiveSettings) -
     return config
 
 
+def check_steps(scheduler: SchedulerMixin, steps: int) -> None:
+    """Raise InputError for a number of steps that the scheduler cannot take."""
+    if isinstance(scheduler, DDIMScheduler) and DIFFUSION_STEPS % steps:
+        # diffusers' DDIM steps by 1000 // steps between timesteps that are 1000 / steps apart.
+        divisors = [n for n in range(1, DIFFUSION_STEPS + 1) if DIFFUSION_STEPS % n == 0]
+        below = max(n for n in divisors if n < steps)
+        above = min((n for n in divisors if n > steps), default=DIFFUSION_STEPS)
+        raise InputError(f"ddim needs steps that divide 1000, found {steps}; nearest: {below} or {above}")
+
+
 def schedule_steps(
     scheduler: SchedulerMixin, steps: int, positions: int, objective: ObjectiveSettings, device: torch.device
 ) -> tuple[SchedulerMixin, Tensor]:
@@ -96,12 +106,7 @@ def schedule_steps(
 
     The timesteps (n,) are in [0, 1] and on the CPU. Raises InputError for a number of steps the scheduler cannot take.
     """
-    if isinstance(scheduler, DDIMScheduler) and DIFFUSION_STEPS % steps:
-        # diffusers' DDIM steps by 1000 // steps between timesteps that are 1000 / steps apart.
-        divisors = [n for n in range(1, DIFFUSION_STEPS + 1) if DIFFUSION_STEPS % n == 0]
-        below = max(n for n in divisors if n < steps)
-        above = min((n for n in divisors if n > steps), default=DIFFUSION_STEPS)
-        raise InputError(f"ddim needs steps that divide 1000, found {steps}; nearest: {below} or {above}")
+    check_steps(scheduler, steps)
     shift = shift_for(positions, objective)
     name = next((name for name in ("shift", "flow_shift") if name in scheduler.config), None)
     flow = objective.prediction == "flow"

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import CpuOffload
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from huggingface_hub import ModelCard
 from small_networks import CLASSES, awake, make_dit, make_unet
@@ -226,15 +227,114 @@ def test_a_published_pipeline_has_a_model_card_and_the_file_of_its_class(pipelin
         ({"num_frames": 8}, "4k\\+1, .*found 8, nearest: 5 or 9"),
         ({"height": 20}, "height must be a multiple of 8, .*found 20"),
         ({"height": 40}, "not multiples of patch_size"),
-        ({"output_type": "gif"}, "allowed are np, pt, latent"),
+        ({"num_frames": 0}, "num_frames must be a whole number from 1 or None, found 0"),
+        ({"num_frames": 9.0}, "num_frames must be a whole number from 1 or None, found 9.0"),
+        ({"height": -8}, "height must be a whole number"),
+        ({"width": "32"}, "width must be a whole number from 1 or None, found '32'"),
+        ({"output_type": "gif"}, "allowed are np, pt, pil, latent"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1, found 0"),
+        ({"num_inference_steps": None}, "num_inference_steps must be a whole number from 1, found None"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number from 1, found 2.5"),
+        ({"batch_size": 0}, "batch_size must be a whole number from 1, found 0"),
+        ({"guidance_scale": None}, "guidance_scale must be a number from 0, up to 1 is none; found None"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a number"),
+        ({"guidance_scale": True}, "guidance_scale must be a number"),
+        ({"guidance_rescale": 7}, "guidance_rescale must be a number from 0 to 1, found 7"),
+        ({"guidance_interval": 0.5}, r"guidance_interval must be two noise levels, \(lowest, highest\), found 0.5"),
+        (
+            {"generator": 5},
+            r"generator must be a torch.Generator.* found 5; for a seed: torch.Generator\(\).manual_seed",
+        ),
+        ({"generator": [5]}, "generator must be a torch.Generator.* found 5"),
+        ({"generator": [torch.Generator()] * 2}, "1 videos need one generator or 1, found 2"),
+        ({"negative_prompt": 5}, "negative_prompt must be a text or a list of texts, found 5"),
+        ({"negative_prompt": [None]}, "negative_prompt must be a text or a list of texts, found a list with None"),
+        ({"prompt": []}, r"prompt must be a text or a list of texts, found \[\]"),
+        ({"prompt": 5}, "prompt must be a text or a list of texts, found 5"),
+        ({"prompt": ["a red circle", 5]}, "prompt must be a text or a list of texts, found a list with 5"),
+        ({"prompt": None}, "this network needs a prompt"),
         ({"class_label": "run"}, "class_label was given, but this network does not take one"),
         ({"negative_prompt": ["a", "b"]}, "1 prompts need one negative_prompt or 1, found 2"),
         ({"num_videos": 2}, "num_videos is for unconditional networks"),
     ],
 )
 def test_impossible_requests_are_errors_that_name_what_is_allowed(pipeline, options, message):
+    def computed(*_):
+        raise AssertionError("something was computed before the arguments were checked")
+
+    parts = (pipeline.transformer, pipeline.vae.decoder, pipeline.text_encoder)
+    seen = [part.register_forward_pre_hook(computed) for part in parts]
+    try:
+        with pytest.raises(InputError, match=message):
+            pipeline(**{"prompt": PROMPTS[0], **options})
+    finally:
+        for hook in seen:
+            hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"class_label": []}, "class_label must be a name or index of a class, or a list of them, found "),
+        ({"class_label": 1.5}, "class_label must be a name or index of a class"),
+        ({"class_label": "run", "negative_prompt": "blurry"}, "negative_prompt was given, but this network does not"),
+        ({"class_label": "run", "prompt": "a circle"}, "prompt was given, but this network does not take one"),
+        ({}, "this network needs a class_label"),
+    ],
+)
+def test_a_network_for_classes_refuses_what_it_does_not_take(vae, options, message):
     with pytest.raises(InputError, match=message):
-        pipeline(PROMPTS[0], **options)
+        make_pipeline(vae, class_names=CLASSES)(**options)
+    counted = make_pipeline(vae, class_names=CLASSES)(class_label=np.int64(1), num_inference_steps=1).frames
+    assert counted.shape[0] == 1
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True])
+def test_a_number_of_videos_that_is_none_is_an_error(vae, number):
+    with pytest.raises(InputError, match="num_videos must be a whole number from 1 or None"):
+        make_pipeline(vae)(num_videos=number)
+
+
+def test_no_negative_prompt_is_an_empty_one_and_no_guidance_is_up_to_one(pipeline):
+    empty = generate(pipeline, PROMPTS[0], [0], negative_prompt="")
+    assert np.array_equal(generate(pipeline, PROMPTS[0], [0], negative_prompt=None), empty)
+    assert np.array_equal(generate(pipeline, PROMPTS[0], [0]), empty)
+    plain = generate(pipeline, PROMPTS[0], [0], guidance_scale=1)
+    assert np.array_equal(generate(pipeline, PROMPTS[0], [0], guidance_scale=0), plain)
+    assert np.array_equal(generate(pipeline, PROMPTS[0], [0], num_inference_steps=np.int64(2)), empty)
+
+
+def test_pictures_of_pillow_are_the_same_frames(pipeline):
+    frames = generate(pipeline, PROMPTS[:2], [0, 1])
+    pictures = generate(pipeline, PROMPTS[:2], [0, 1], output_type="pil")
+    assert [len(video) for video in pictures] == [9, 9]
+    assert np.array_equal(np.asarray(pictures[1][4]), (frames[1, 4] * 255).round().astype(np.uint8))
+
+
+def test_model_offloading_brings_each_part_to_the_device_when_it_is_called(vae, text, monkeypatch):
+    pipeline = make_pipeline(vae, text, first_frame=True)
+    image = torch.zeros(3, 32, 32)
+    expected = generate(pipeline, PROMPTS[0], [0], image=image)
+    brought, before = [], CpuOffload.pre_forward
+
+    def bring(hook, module, *arguments, **options):
+        brought.append(module)
+        return before(hook, module, *arguments, **options)
+
+    monkeypatch.setattr(CpuOffload, "pre_forward", bring)
+    pipeline.enable_model_cpu_offload(device="cpu")  # diffusers' machinery, on the one device that is always there
+    try:
+        assert np.array_equal(generate(pipeline, PROMPTS[0], [0], image=image), expected)
+        assert {*brought} == {pipeline.text_encoder, pipeline.transformer, pipeline.vae}
+        for use in (pipeline.vae.encode, lambda video: pipeline.vae.decode(torch.zeros(1, 4, 1, 4, 4))):
+            brought.clear()
+            use(image[None, :, None])
+            assert {*brought} == {pipeline.vae}
+        brought.clear()
+        list(pipeline.decode_in_pieces(torch.zeros(1, 4, 3, 4, 4)))
+        assert {*brought} == {pipeline.vae}
+    finally:
+        pipeline.remove_all_hooks()
 
 
 def test_prompts_that_are_empty_or_too_long_are_errors_and_may_be_cut_as_in_training(pipeline):
@@ -254,7 +354,7 @@ def test_a_wrong_number_of_generators_is_an_error(pipeline):
 
 def test_components_of_other_runs_are_refused(vae, text):
     other = make_dit(latent_channels=8, text_width=16, text_tokens=8)
-    with pytest.raises(InputError, match="the VAE has 4 latent channels, the network was trained on 8"):
+    with pytest.raises(InputError, match="the VAE has 4 latent channels, but the network was trained on"):
         TextToVideoPipeline(vae, other, make_scheduler("euler", ObjectiveSettings()), text.model, text.tokenizer)
     with pytest.raises(InputError, match="DDIMScheduler does not fit a network that predicts flow"):
         TextToVideoPipeline(vae, make_dit(), DDIMScheduler(), text.model, text.tokenizer)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from odvae.running.errors import InputError
 from odvae.running.strict_yaml import read_yaml
-from odvae.running.text import read_text_file
+from odvae.running.text import check_is_file, read_text_file
 
 
 class Settings(BaseModel):
@@ -58,6 +59,8 @@ def find_config(given: str | Path, shipped: Path) -> Path:
         return given
     found = shipped / (given.as_posix().removeprefix("configs/").removesuffix(".yaml") + ".yaml")
     if given.is_absolute() or not found.is_file():
+        if os.path.lexists(given):
+            check_is_file(given, "config file")
         names = sorted(str(path.relative_to(shipped).with_suffix("")) for path in shipped.rglob("*.yaml"))
         raise InputError(f"config file {given} does not exist; the configs of this project are: {', '.join(names)}")
     return found

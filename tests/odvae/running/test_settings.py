@@ -1,5 +1,6 @@
 """Settings: strict, documented, and every shipped config loads."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,17 @@ def test_a_config_is_found_by_path_or_by_the_name_of_a_shipped_one(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo.yaml").touch()
     assert find_config("demo.yaml", shipped) == Path("demo.yaml")  # a path comes before a name
+    (tmp_path / "demo").mkdir()
+    assert find_config("demo", shipped) == shipped / "demo.yaml"  # a folder of that name is no config
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "dangling.yaml").symlink_to("nowhere")
+    for name, message in {
+        "shipped": "is a folder",
+        "pipe.yaml": "is a pipe",
+        "dangling.yaml": "is a broken link",
+    }.items():
+        with pytest.raises(InputError, match=rf"config file .*{name} {message}"):
+            find_config(name, shipped)
     for missing in ("huge", "configs", str(tmp_path / "elsewhere/demo.yaml")):
         with pytest.raises(InputError, match=r"does not exist; the configs of this project are: demo, paper/big"):
             find_config(missing, shipped)

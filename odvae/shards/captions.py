@@ -1,7 +1,7 @@
-"""Captions and classes of the videos in a folder, in whatever form the folder has them (docs/data.md lists the forms).
+"""Captions and classes of the videos in a folder, from tables or text files (docs/data.md lists the formats).
 
-A video's captions come from the tables of the folder, the nearest first, and else from the text file beside it; or,
-where a table is named by the settings, from that alone. What is there and not used is named too.
+A video's captions come from the folder's tables, the nearest first, otherwise from the text file next to it; if the
+settings name a table, only from that table. Unused files are reported.
 """
 
 from __future__ import annotations
@@ -20,27 +20,28 @@ from odvae.shards.file_kinds import describe_kind
 from odvae.shards.samples import Sample
 from odvae.shards.source_folder import MEDIA_EXTENSIONS, SourceFolder, extension_of
 from odvae.shards.texts_beside import TEXT_EXTENSIONS, Description, each_once, find_texts_beside, read_text_beside
-from odvae.tables.caption_table import CaptionTable, Named, NoSuchColumnsError, is_caption_list, is_list_of_files
+from odvae.tables.caption_table import CaptionTable, CountedNames, NoSuchColumnsError, is_caption_list, is_list_of_files
 from odvae.tables.cells import is_valid_text
 from odvae.tables.columns import Columns
 from odvae.tables.formats import table_kind
 from odvae.tables.row_matching import FileIndex
 
-# Tables that come before others. One of these that is broken is an error, as is one whose columns are right.
+# Tables that are preferred to others. A broken one is an error; other broken tables are errors only if their columns
+# are those of a caption table.
 USUAL_TABLES = ("metadata.jsonl", "metadata.csv", "captions.jsonl", "captions.csv", "captions.json")
 
 # Why a file of the folder is neither packed nor read for captions.
 BROKEN_TABLE = "a table that cannot be read"
 NO_CAPTIONS = "a table without captions"
-NO_ROW = "a table without a row for a file here"
+NO_ROW = "a table without a row for these files"
 EMPTY_TEXT = "a text without a caption"
-NO_VIDEO_OF_ITS_NAME = "a text with no video of its name"
+NO_VIDEO_OF_ITS_NAME = "a text without a video of the same name"
 NOT_NEEDED = "captions that are not used"
-NOT_TAKEN = "of a kind that is not taken"
+NOT_TAKEN = "unsupported file type"
 
 
 class CaptionReader:
-    """The captions of a folder's videos. `named` is the table that the settings name, if they do."""
+    """Finds the captions of a folder's videos. `named` is the table named in the settings, if any."""
 
     def __init__(self, source: SourceFolder, named: Path | None = None, columns: Columns | None = None) -> None:
         self.source, self.named, self.columns = source, named, columns or Columns()
@@ -53,21 +54,21 @@ class CaptionReader:
         self._texts_empty: set[str] = set()
         self._texts_broken: set[str] = set()
         self._tables_before_texts: dict[str, str] = {}
-        self._other_captions: dict[str, Named] = defaultdict(Named)
+        self._other_captions: dict[str, CountedNames] = defaultdict(CountedNames)
         self._described: set[str] = set()
         if named is not None:
             check_is_file(named, "caption table")
 
     @property
     def inputs(self) -> list[Path]:
-        """The files that captions may come from."""
+        """The files from which captions may be read."""
         if self.named is not None:
             return [self.named]
         beside = {text for texts in self._beside.values() for text in texts}
         return [self.source.root / name for name in (*self._candidates(), *sorted(beside))]
 
     def open(self) -> None:
-        """Read the tables. Raises InputError where one is broken, or what the settings name is in none of them."""
+        """Read the tables. Raises InputError if one is broken, or if none has the columns named in the settings."""
         index = FileIndex(self.source.root, self.source.media, MEDIA_EXTENSIONS)
         if self.named is not None:
             table = CaptionTable(self.named, index, self.columns).read()
@@ -97,7 +98,7 @@ class CaptionReader:
             )
 
     def find(self, file: str) -> Description:
-        """The captions and the class of a video. Raises InputError where they cannot be read, or told from others'."""
+        """The captions and the class of a video. Raises InputError if they cannot be read or are ambiguous."""
         self._described.add(file)
         found, label = None, None
         for table in sorted(self._tables_of.get(file, ()), key=lambda table: _distance(table, file)):
@@ -123,7 +124,7 @@ class CaptionReader:
         return Description(found or (), label)
 
     def describe_tables(self) -> list[dict[str, Any]]:
-        """Of each table that is used: how much of it was, and which rows were not."""
+        """For each table that is read: counts of used rows, and the rows that are not used."""
         return [
             {
                 "name": valid_unicode(table.name),
@@ -139,30 +140,30 @@ class CaptionReader:
 
     @property
     def notes(self) -> list[str]:
-        """What a person should know of the tables, a sentence each."""
+        """Sentences about the tables for the reader of the report."""
         notes = []
         for table in self.tables:
             if table.rows_without_caption.count:
                 notes.append(f"{table.name}: rows without a caption: {table.rows_without_caption.shown()}")
             if others := self._other_captions[table.name]:
                 notes.append(
-                    f"{table.name}: videos that have another caption here, which is not used, for another table comes "
-                    f"first: {others.shown()}; captions=FILE names the one table that is to be read"
+                    f"{table.name}: videos with another caption in this table, which is not used, because another "
+                    f"table is preferred: {others.shown()}; captions=FILE reads only one table"
                 )
             if several := table.of_several:
                 notes.append(
-                    f"{table.name}: videos of the same name in several folders, which its rows do not tell apart, so "
-                    f"that each got the caption: {shown_names(several)}; write the folders into the rows"
+                    f"{table.name}: videos with the same name in several folders, which its rows do not distinguish, "
+                    f"so each got the caption: {shown_names(several)}; add the folders to the rows"
                 )
-            if parts := table.spoken_of_in_parts:
+            if parts := table.captioned_in_parts:
                 notes.append(
-                    f"{table.name}: whole videos whose captions are of parts of them: {len(parts)} "
-                    f"({shown_names(parts)}); cut them first, where each caption should go with its part"
+                    f"{table.name}: uncut videos whose captions describe parts of them: {len(parts)} "
+                    f"({shown_names(parts)}); cut them first to give each part its caption"
                 )
         return notes
 
     def left_over(self) -> Iterator[tuple[str, str, str]]:
-        """The folder's files that are neither videos nor gave a caption: (name, reason, what exactly)."""
+        """The folder's files that are not videos and were not used for captions: (name, reason, details)."""
         used = {os.path.realpath(table.path) for table in self.tables if table.used}
         beside = {text: file for file, texts in self._beside.items() for text in texts}
         lists_used = {os.path.dirname(path) for path in used if is_caption_list(path)}
@@ -174,7 +175,7 @@ class CaptionReader:
             if name in self._why_unused:
                 yield name, *self._why_unused[name]
             elif self.named is not None and (name in beside or self._is_table(name)):
-                yield name, NOT_NEEDED, f"is not read, since captions={self.named} is"
+                yield name, NOT_NEEDED, f"is not read, because captions={self.named} is"
             elif name in beside and beside[name] not in self._described:
                 yield name, NOT_NEEDED, f"is not needed: {printable(beside[name])} is left out"
             elif name in self._texts_empty:
@@ -186,9 +187,9 @@ class CaptionReader:
             elif name in beside or any(name == table.name for table in self.tables):
                 yield name, NOT_NEEDED, "is not needed: its videos have captions from other files, or are left out"
             elif is_caption_list(name):
-                yield name, NO_VIDEO_OF_ITS_NAME, "is a list of captions, but beside it lies no videos.txt"
+                yield name, NO_VIDEO_OF_ITS_NAME, "is a list of captions without a videos.txt in its folder"
             elif extension_of(name) in TEXT_EXTENSIONS:
-                yield name, NO_VIDEO_OF_ITS_NAME, "is a text, but no video has its name"
+                yield name, NO_VIDEO_OF_ITS_NAME, "is a text, but there is no video of the same name"
             else:
                 yield name, NOT_TAKEN, describe_kind(name)
 
@@ -218,8 +219,8 @@ class CaptionReader:
 
 
 def _distance(table: CaptionTable, file: str) -> tuple:
-    """How far a table is from a file: tables of the folders that hold the file come first, the nearest before others;
-    of one folder those of the usual names."""
+    """Sort key of tables for a file: tables in the file's parent folders first, the nearest first, then those with the
+    usual names."""
     above = not table.folder or f"{file}/".startswith(f"{table.folder}/")
     name = os.path.basename(table.name)
     usual = USUAL_TABLES.index(name) if name in USUAL_TABLES else len(USUAL_TABLES)
@@ -229,8 +230,8 @@ def _distance(table: CaptionTable, file: str) -> tuple:
 def captions_in(sample: Sample) -> tuple[str, ...]:
     """All captions of a shard's sample: its text, then those in the list `captions` of its .json.
 
-    A text that is empty says that there is none; where there is no text at all, the .json's `caption` counts. Raises
-    InputError where the text is not UTF-8.
+    An empty text means that there is no caption; without a text, the .json's `caption` is used. Raises InputError if
+    the text is not UTF-8.
     """
     text = sample.read_text() if "txt" in sample.members else None
     if text == "":

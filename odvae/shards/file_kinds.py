@@ -1,11 +1,11 @@
-"""What files are that are not taken, by the ends of their names, and what a person can do to have them taken."""
+"""Descriptions of unsupported file types by extension, with advice on how to convert them."""
 
 from __future__ import annotations
 
 import os
 
 _ADVICE = {
-    "convert it to a video that is taken: ffmpeg -i FILE FILE.mp4": (
+    "convert it to a supported format: ffmpeg -i FILE FILE.mp4": (
         "swf", "rm", "rmvb", "f4v", "ogg", "ogm", "divx", "dv", "dav", "mod", "tod", "qt", "mpe", "m1v", "mp2v", "mpv",
         "y4m", "h264", "264", "h265", "265", "hevc", "ivf", "obu", "av1", "mjpeg", "mjpg", "wtv", "nut", "amv", "r3d",
         "braw", "insv", "lrv", "apng",
@@ -16,7 +16,7 @@ _ADVICE = {
     "write its contents as JSON or Parquet; pickled files are not read, for they can run any code": (
         "pkl", "pickle", "pt", "pth", "npy", "npz", "joblib",
     ),
-    "it is sound without pictures": ("mp3", "wav", "flac", "aac", "m4a", "opus", "wma", "aif", "aiff", "mka"),
+    "it is audio without video": ("mp3", "wav", "flac", "aac", "m4a", "opus", "wma", "aif", "aiff", "mka"),
     "subtitles are not captions of the video": ("srt", "vtt", "ass", "ssa", "sub", "sbv", "lrc"),
     "its download is not finished": ("part", "crdownload", "download", "tmp", "ytdl", "aria2", "partial", "incomplete"),
 }  # fmt: skip
@@ -24,9 +24,9 @@ _ADVICE_OF = {extension: advice for advice, extensions in _ADVICE.items() for ex
 
 
 def describe_kind(name: str) -> str:
-    """What a file that is not taken is, as the end of a sentence."""
+    """Description of an unsupported file, as the end of a sentence."""
     extension = os.path.splitext(name)[1].lower().lstrip(".")
     if not extension:
-        return "is a file without extension, which is not taken"
+        return "is a file without extension, which is not supported"
     advice = _ADVICE_OF.get(extension)
-    return f"is a .{extension} file, which is not taken" + (f": {advice}" if advice else "")
+    return f"is a .{extension} file, which is not supported" + (f": {advice}" if advice else "")

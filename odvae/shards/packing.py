@@ -1,8 +1,9 @@
-"""Videos and images with captions -> WebDataset shards in video2dataset's layout (KEY.mp4 KEY.txt KEY.json).
+"""Packing of videos and images with captions into WebDataset shards: KEY.mp4 KEY.txt KEY.json, as in video2dataset.
 
-Every file is decoded once, in guarded worker processes: what cannot be read, is a second copy, or does not pass the
-filters is left out, counted and named, and so is everything else in the folder that is not used. The key is the hash of
-the file's bytes, so equal names in different folders never collide, and the same input gives the same shards.
+Every file is decoded once, in worker processes with time and memory limits. Files that cannot be read, are duplicates
+or do not pass the filters are left out, counted and named, and so are all other files of the folder that are not used.
+The key is a hash of the file's bytes, so equal names in different folders do not collide, and the same input gives the
+same shards.
 """
 
 from __future__ import annotations
@@ -36,10 +37,10 @@ REPORT = "packing.json"
 
 
 def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings | None = None) -> PackingReport:
-    """Pack every video and image below `source` into `out/00000.tar ...`; the folder appears when it is whole.
+    """Pack all videos and images below `source` into `out/00000.tar ...`; `out` appears when it is complete.
 
-    The same call again goes on where a stopped one left off; on a folder it finished, it gives the report at once.
-    Raises InputError when `source` is missing or holds nothing readable, or `out` holds anything else.
+    Repeating the call resumes an interrupted packing, or returns the report of a complete one. Raises InputError if
+    `source` is missing or has no usable file, or if `out` was not packed from this input.
     """
     root, out, settings = Path(source), Path(out), settings or PackingSettings()
     aside = out.parent / f".{out.name}.packing"
@@ -51,7 +52,10 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
     if out.exists() and any(out.iterdir()):
         if (out / REPORT).is_file() and read_json(out / REPORT)["input"] == identity:
             return PackingReport(**read_json(out / REPORT))
-        raise InputError(f"output folder {out} is not empty and holds something else: choose another, or remove it")
+        raise InputError(
+            f"output folder {out} is not empty and was not packed from this input with these settings: choose another, "
+            "or remove it"
+        )
     captions.open()
     make_output_folder(out.parent)
     with sole_writer(aside):
@@ -78,7 +82,7 @@ def _caption_reader(folder: SourceFolder, settings: PackingSettings) -> CaptionR
 
 
 def _input_identity(folder: SourceFolder, captions: CaptionReader, settings: PackingSettings) -> str:
-    """A hash over everything the shards follow from: each file's name, size and time of change, captions, settings."""
+    """A hash of everything that determines the shards: names, sizes and modification times of all files; settings."""
     digest = hashlib.sha256(settings.model_dump_json(exclude={"workers", "seconds_per_file", "memory_gib"}).encode())
     for path in [*(folder.root / name for name in folder.media), *captions.inputs]:
         name = path.name if path == captions.named else path.relative_to(folder.root)
@@ -100,7 +104,7 @@ def _start_over_unless_same_input(aside: Path, identity: str) -> None:
 def _write_shards(
     folder: SourceFolder, captions: CaptionReader, settings: PackingSettings, out: Path, report: PackingReport
 ) -> None:
-    """Write the shards that are not there yet; which sample is in which shard follows from the files alone."""
+    """Write the shards that do not exist yet; which sample is in which shard is a function of the files."""
     samples = _accepted(folder, captions, settings, out, report)
     kind_counts: dict[str, int] = {}
     sample = next(samples, None)
@@ -122,7 +126,7 @@ def _write_shards(
 
 
 def _shard_sample(source: Path, sample: Examined) -> dict:
-    """A sample as the shard writer takes it."""
+    """A sample in the form that the shard writer accepts."""
     assert sample.about is not None
     path = source / sample.name
     if sample.scene is None:
@@ -154,7 +158,7 @@ def _unchanged_bytes(path: Path, sample: Examined) -> bytes:
 def _accepted(
     folder: SourceFolder, captions: CaptionReader, settings: PackingSettings, out: Path, report: PackingReport
 ) -> Iterator[Examined]:
-    """Samples that belong into the shards, in order; the others go into the report with their reasons."""
+    """Yield the samples that belong in the shards, in order; others are added to the report with the reasons."""
     first_with_hash: dict[str, Examined] = {}
     uncaptioned: set[str] = set()
     for one in examine_files(folder, settings, out):
@@ -166,9 +170,7 @@ def _accepted(
         twin = first_with_hash.setdefault(one.key, one)
         if twin is not one:
             lost = one.key in uncaptioned and _has_caption(one.name, captions)
-            advice = (
-                ", but with a caption, which that one lacks: remove that one, or give it the caption" if lost else ""
-            )
+            advice = f", which has no caption: remove {twin.name}, or give it this file's caption" if lost else ""
             report.reject(name, COPY, f"same bytes as {twin.name}{advice}")
             continue
         if failed := settings.why_not(one.about):
@@ -193,7 +195,7 @@ def _has_caption(name: str, captions: CaptionReader) -> bool:
 
 
 def _about_sample(one: Examined, description: Description, settings: PackingSettings) -> dict:
-    """A sample's .json."""
+    """The content of a sample's .json."""
     assert one.about is not None
     about: dict[str, Any] = {"key": one.key, "source": valid_unicode(one.name), "caption": description.caption}
     if len(description.captions) > 1:
@@ -203,7 +205,7 @@ def _about_sample(one: Examined, description: Description, settings: PackingSett
 
 
 def _account_for_the_rest(folder: SourceFolder, captions: CaptionReader, report: PackingReport) -> None:
-    """Say what else is in the folder: what is no file, captions that were not used, files of other kinds."""
+    """Add all other paths of the folder to the report: those that are not files, unused captions, unsupported files."""
     for name, problem in folder.odd.items():
         report.reject(name, NOT_A_FILE, problem)
     for name, reason, exactly in captions.left_over():

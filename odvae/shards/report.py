@@ -1,4 +1,4 @@
-"""What packing found: `packing.json`, and the same for a person to read."""
+"""The report of a packing: `packing.json`, and the text that is printed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from odvae.running.account import Account, most_frequent
 from odvae.running.commands import command_line
 from odvae.running.text import counted, printable
 
-# Rejected files that a person is shown; all are in packing.json.
+# Number of rejected files that are printed; all are in packing.json.
 _SHOWN = 50
 _TABLES_SHOWN = 10
 
@@ -22,7 +22,7 @@ _NAMED = 5
 
 @dataclass
 class PackingReport:
-    """What went into the shards and what did not, and of what input (`input` is its identity)."""
+    """What is in the shards and what is not; `input` identifies the packed files and settings."""
 
     videos: int = 0
     images: int = 0
@@ -30,28 +30,28 @@ class PackingReport:
     frames: int = 0
     seconds: float = 0.0
     bytes: int = 0
-    """Of all shards."""
+    """Total size of the shards."""
     longest_seconds: float = 0.0
     shortest_seconds: float = 0.0
     median_seconds: float = 0.0
     sizes: dict[str, int] = field(default_factory=dict)
-    """Videos and images by WIDTHxHEIGHT, the most frequent first."""
+    """Number of videos and images by WIDTHxHEIGHT, most frequent first."""
     rates: dict[str, int] = field(default_factory=dict)
-    """Videos by frames per second."""
+    """Number of videos by frames per second."""
     variable_rate: int = 0
     classes: dict[str, int] = field(default_factory=dict)
     without_caption: int = 0
     several_captions: int = 0
     """Videos and images with more than one caption."""
     captioned_share: float = 0.0
-    """Share of the videos and images that have a caption."""
+    """Share of videos and images with a caption."""
     rows_without_video: int = 0
     tables: list[dict[str, Any]] = field(default_factory=list)
-    """The caption tables that were read: rows, and which of them were not used."""
+    """The caption tables that were read: their rows, and those that were not used."""
     rejected: dict[str, str] = field(default_factory=dict)
-    """File -> why it is not in the shards."""
+    """File -> the reason why it is not in the shards."""
     account: dict[str, Any] = field(default_factory=dict)
-    """All files: found, used, left out by reason with every name."""
+    """All files: found, used, and left out, by reason and with all names."""
     input: str = ""
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class PackingReport:
         self._account = Account.from_json(self.account) if self.account else Account("files")
 
     def add(self, about: dict, is_image: bool) -> None:
-        """Count one sample by its .json."""
+        """Count a sample, given its .json."""
         self.images += is_image
         self.videos += not is_image
         self.frames += about["frames"]
@@ -75,17 +75,17 @@ class PackingReport:
             _count(self.rates, f"{about['fps']:.2f}".rstrip("0").rstrip("."))
 
     def reject(self, name: str, reason: str, exactly: str) -> None:
-        """Count a file that is not in the shards; `exactly` says what is wrong, and may begin with its name."""
+        """Count a file that is not in the shards; `exactly` has the details and may start with its name."""
         exactly = exactly if exactly.startswith(name) else f"{name}: {exactly}"
         self.rejected[printable(name)] = printable(exactly)
         self._account.leave_out(name, reason, exactly)
 
     def note(self, sentence: str) -> None:
-        """Say something to the reader of the report."""
+        """Add a sentence for the reader of the report."""
         self._account.notes.append(sentence)
 
     def finish(self) -> None:
-        """Fill in what is known only at the end."""
+        """Compute the values that are known only at the end."""
         durations = sorted(self._durations)
         self.seconds = round(sum(durations), 3)
         if durations:
@@ -95,11 +95,11 @@ class PackingReport:
         self.without_caption, self.classes = account.without_caption or 0, account.classes
         self.captioned_share = round((account.captioned or 0) / account.used, 4) if account.used else 0.0
         if account.used and not account.captioned:
-            self.note("no video has a caption: from these shards nothing can learn to make videos of a text")
+            self.note("no video has a caption: a text-conditional model cannot be trained on these shards")
         if several := sorted(self._several_pictures):
             more = ", ..." if len(several) > _NAMED else ""
             self.note(
-                f"{len(several)} image files hold several pictures, an animation or pages, of which only the first is "
+                f"{len(several)} image files have several frames or pages, of which only the first is "
                 f"used; convert animations to mp4: {', '.join(several[:_NAMED])}{more}"
             )
         for name in ("sizes", "rates", "classes"):
@@ -116,7 +116,7 @@ def _count(counts: dict[str, int], name: str) -> None:
 
 
 def describe(report: PackingReport, out: Path) -> str:
-    """What a person reads after packing."""
+    """The text that is printed after packing."""
     lines = [
         f"{report.videos} videos ({report.frames} frames, {report.seconds:.0f} s) in {report.shards} shards: {out}"
     ]
@@ -137,19 +137,19 @@ def describe(report: PackingReport, out: Path) -> str:
     if len(report.tables) > _TABLES_SHOWN:
         lines.append(f"  captions of {len(report.tables) - _TABLES_SHOWN} tables more; all are in packing.json")
     lines.append(report.table())
-    lines.append(f"skipped: {len(report.rejected)}")
+    lines.append(f"left out: {len(report.rejected)}")
     return "\n".join(lines) + (f"\n{list_rejects(report)}" if report.rejected else "")
 
 
 def _use_of(table: dict[str, Any]) -> str:
-    """How much a table had, and in which column, in a few words."""
+    """The number of a table's videos and rows, and its caption columns, as text."""
     names = ", ".join(printable(name) for name in table.get("columns", ()))
     column = f" (column {names})" if names else ""
     return f"{counted(table['videos'], 'video')}, {counted(table['rows'], 'row')}{column}"
 
 
 def list_rejects(report: PackingReport) -> str:
-    """The files that are not in the shards, a line each; of very many the first."""
+    """The files that are not in the shards, one per line; at most the first `_SHOWN`."""
     lines = [f"  {reason}" for reason in list(report.rejected.values())[:_SHOWN]]
     if len(report.rejected) > _SHOWN:
         lines.append(f"  ... and {len(report.rejected) - _SHOWN} more; all are in packing.json")

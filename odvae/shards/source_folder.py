@@ -1,4 +1,4 @@
-"""What lies in a folder that is to be packed: every file of it, by what it is."""
+"""Listing of all files of a folder that is packed, by their type."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 MEDIA_EXTENSIONS = (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)
 
-# Folders in which programs keep what is not for people: thumbnails, old versions, caches, deleted files.
+# Folders that systems create for thumbnails, old versions, caches and deleted files.
 _HIDDEN = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
-# In a folder that is not looked into, no more files than this are counted.
+# Maximum number of files that are counted in a folder that is skipped.
 _COUNTED = 10_000
 
-# How a Mac's side file of a file begins, on disks and in archives that cannot keep it inside.
+# First characters of macOS's AppleDouble files, which have metadata of other files.
 _MAC_SIDE_FILE = "._"
 
 
 @dataclass
 class SourceFolder:
-    """The files below a folder, by their path from it, in a fixed order."""
+    """The files below a folder, as paths relative to it, in a fixed order."""
 
     root: Path
     media: list[str] = field(default_factory=list)
-    """Videos, then images of one kind after the other: the samples of a shard should have the same members."""
+    """Videos, then images by their extension, so that the samples of a shard have the same members."""
     others: list[str] = field(default_factory=list)
-    """Files of other kinds, captions among them."""
+    """Other files, including captions."""
     odd: dict[str, str] = field(default_factory=dict)
-    """What cannot be read as a file, and why."""
+    """Paths that cannot be read as files, and the reasons."""
 
     def kinds(self, files: Sequence[str]) -> str:
-        """Files by their extension, the most frequent first."""
+        """Counts of the files by extension, most frequent first, as text."""
         counts = Counter(f".{extension_of(file)}" if extension_of(file) else "no extension" for file in files)
         return ", ".join(f"{printable(kind)} ({count})" for kind, count in counts.most_common(10))
 
@@ -48,25 +48,25 @@ def extension_of(file: str) -> str:
 
 
 def member_kind(file: str) -> str:
-    """The member's name in the shard: mp4 for every video, whatever its container, as video2dataset has it."""
+    """The member's extension in the shard: mp4 for all videos, as in video2dataset, whatever their container."""
     return extension_of(file) if extension_of(file) in IMAGE_EXTENSIONS else "mp4"
 
 
 def list_source(root: Path, outputs: Sequence[Path] = ()) -> SourceFolder:
-    """Everything below a folder, but what lies in `outputs`. Links to folders are followed, each folder once.
+    """List everything below a folder, except in `outputs`. Links to folders are followed, each folder once.
 
-    Raises InputError where it is no folder, or holds no video or image.
+    Raises InputError if it is not a folder, or has no video or image.
     """
     if (problem := why_no_file(root)) != "is a folder, not a file":
-        raise InputError(f"source folder {root} {problem or 'is a file; give the folder it lies in'}")
+        raise InputError(f"source folder {root} {problem or 'is a file; give the folder that it is in'}")
     found, taken = SourceFolder(root), {os.path.realpath(output) for output in outputs}
     for name, is_folder in _walk(root, taken, found.odd):
         path = root / name
         if is_folder:
             if extension_of(name) in MEDIA_EXTENSIONS:
-                found.odd[name] = "is a folder, not a file; what is in it was looked at"
+                found.odd[name] = "is a folder, not a file; its files are listed too"
         elif extension_of(name) in MEDIA_EXTENSIONS and os.path.basename(name).startswith(_MAC_SIDE_FILE):
-            found.odd[name] = "is a Mac's side file, which holds no video"
+            found.odd[name] = "is a macOS AppleDouble file, which holds no video"
         elif problem := why_no_file(path):
             found.odd[name] = problem
         else:
@@ -76,7 +76,7 @@ def list_source(root: Path, outputs: Sequence[Path] = ()) -> SourceFolder:
         there = f"; there are {found.kinds(found.others)}" if found.others else ""
         there += "".join(f"\n  {printable(name)} {problem}" for name, problem in list(found.odd.items())[:20])
         raise InputError(f"source folder {root} holds no video or image ({allowed}){there}")
-    # By the parts of their paths, as a folder's listing goes; then videos first.
+    # In the order of the parts of their paths; then videos before images.
     found.media.sort(key=lambda name: Path(name).parts)
     found.media.sort(key=lambda name: (member_kind(name) != "mp4", member_kind(name)))
     found.others.sort()
@@ -84,9 +84,9 @@ def list_source(root: Path, outputs: Sequence[Path] = ()) -> SourceFolder:
 
 
 def _walk(root: Path, taken: set[str], odd: dict[str, str]) -> Iterator[tuple[str, bool]]:
-    """(path from the root, whether it is a folder) of everything below it; `odd` gets what is not walked, and why.
+    """Yield (path relative to the root, whether it is a folder); what is skipped is added to `odd` with the reason.
 
-    Folders come before links to folders, so that what lies in the tree has its own name and not a link's.
+    Folders come before links to folders, so that files in the tree get their own path and not a link's.
     """
     seen = {_identity(os.stat(root)): "the source folder itself"}
     waiting, links = [""], deque[str]()
@@ -107,7 +107,7 @@ def _walk(root: Path, taken: set[str], odd: dict[str, str]) -> Iterator[tuple[st
                 yield name, False
             elif entry.name.startswith(".") or entry.name in _HIDDEN:
                 if os.path.realpath(entry.path) not in taken:
-                    odd[name] = f"is a hidden folder ({_count_files(entry.path)}), which is not looked into"
+                    odd[name] = f"is a hidden folder ({_count_files(entry.path)}), which is skipped"
             elif os.path.realpath(entry.path) not in taken:
                 yield name, True
                 if entry.is_symlink():
@@ -118,7 +118,7 @@ def _walk(root: Path, taken: set[str], odd: dict[str, str]) -> Iterator[tuple[st
 
 
 def _count_files(folder: str) -> str:
-    """How many files are below a folder, and how many of them could be taken."""
+    """The number of files below a folder, and of videos and images among them, as text."""
     files = itertools.islice((name for *_, names in os.walk(folder) for name in names), _COUNTED)
     extensions = [extension_of(name) for name in files]
     media = sum(extension in MEDIA_EXTENSIONS for extension in extensions)
@@ -127,11 +127,11 @@ def _count_files(folder: str) -> str:
 
 
 def _is_new(root: Path, folder: str, seen: dict[tuple[int, int], str], odd: dict[str, str]) -> bool:
-    """Whether a folder, or a link to one, was not walked yet; that it is walked now is noted in `seen`."""
+    """Whether a folder, or the target of a link, has not been listed yet; it is then added to `seen`."""
     try:
         identity = _identity(os.stat(root / folder))
     except OSError as error:
-        odd[folder] = f"is a folder that cannot be looked into ({error.strerror})"
+        odd[folder] = f"is a folder that cannot be opened ({error.strerror})"
         return False
     if identity in seen:
         kind = "a link to a folder" if (root / folder).is_symlink() else "a folder"
@@ -144,7 +144,7 @@ def _is_new(root: Path, folder: str, seen: dict[tuple[int, int], str], odd: dict
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads to itself, say
+    except OSError:  # for example a link to itself
         return False
 
 

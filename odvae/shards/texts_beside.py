@@ -1,4 +1,4 @@
-"""Captions in files beside the videos: which text is of which video, and what is in it."""
+"""Captions in text files next to the videos: which file belongs to which video, and reading them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _FOLDERS = ("captions", "caption", "labels", "texts", "text", "txt", "prompts", 
 
 @dataclass(frozen=True)
 class Description:
-    """What is said of one video."""
+    """The captions and the class of a video."""
 
     captions: tuple[str, ...] = ()
-    """None of them empty, each once; the first stands for all where one is wanted."""
+    """Not empty, without duplicates; the first is used where only one is needed."""
     label: str | None = None
 
     @property
@@ -34,10 +34,10 @@ class Description:
 
 
 def find_texts_beside(source: SourceFolder) -> dict[str, list[str]]:
-    """Video -> the files that may hold its caption, by their names: the first that does counts.
+    """Video -> files that may have its caption, by their names, in order of preference.
 
-    They lie beside it, or where its path leads with a folder for texts in it or in the place of one of its folders:
-    `videos/x/a.mp4` has `videos/x/a.txt`, `videos/x/captions/a.txt`, `captions/x/a.txt`.
+    They are next to the video, or in a folder for texts that is inserted into its path or replaces one of its folders:
+    for `videos/x/a.mp4` these are `videos/x/a.txt`, `videos/x/captions/a.txt` and `captions/x/a.txt`.
     """
     there: dict[str, str] = {}
     for name in source.others:
@@ -66,8 +66,8 @@ def _places(folder: str, text_folders: Iterable[str]) -> list[str]:
 
 
 def read_text_beside(path: Path, columns: Columns | None = None) -> Description:
-    """The caption in a text file of a video, or the captions and the class in a .json; the InputError where it cannot
-    be read is the end of a sentence about the video."""
+    """The caption in a text file of a video, or the captions and the class in a .json. If it cannot be read, the
+    InputError's message continues a sentence about the video."""
     name = f"its caption {printable(path.name)}"
     try:
         text = decode_text(path.read_bytes(), name)
@@ -85,5 +85,5 @@ def read_text_beside(path: Path, columns: Columns | None = None) -> Description:
 
 
 def each_once(captions: Iterable[str]) -> tuple[str, ...]:
-    """The captions that are not empty, in order, without copies."""
+    """The captions that are not empty, in order, without duplicates."""
     return tuple(dict.fromkeys(caption for caption in captions if caption.strip()))

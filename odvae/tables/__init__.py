@@ -1,4 +1,4 @@
-"""Tables of captions as data sets come with them: CSV, JSON, Parquet and the like, whatever their columns are called.
+"""Caption tables of data sets in CSV, JSON, Parquet and similar formats, with any of the usual column names.
 
 In: a table and the names of a folder's videos. Out: the captions and the class of each video, and what was not used.
 """

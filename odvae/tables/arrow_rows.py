@@ -1,4 +1,4 @@
-"""Rows of Parquet, Arrow and Feather tables, through pyarrow, without columns of bytes, which may be whole videos."""
+"""Rows of Parquet, Arrow and Feather tables, read with pyarrow; columns of bytes, which may be videos, are skipped."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _names(schema: Any, path: Path) -> list[str]:
 
 
 def _light_columns(schema: Any, is_known: KnowsColumns) -> Iterator[str]:
-    """The columns that are read; of a video's structure, its path without its bytes."""
+    """The columns that are read; from a struct with a video, its path without its bytes."""
     import pyarrow
 
     for entry in schema:
@@ -63,7 +63,7 @@ def _light_columns(schema: Any, is_known: KnowsColumns) -> Iterator[str]:
 
 
 def _columns(batch: Any, is_known: KnowsColumns, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, column) of a batch, also of structures' parts ("video.path")."""
+    """(name, column) of a batch, also of the fields of structs ("video.path")."""
     import pyarrow
 
     for entry, column in zip(batch.schema, batch.columns, strict=True):
@@ -78,14 +78,14 @@ def _columns(batch: Any, is_known: KnowsColumns, prefix: str = "") -> Iterator[t
 
 
 def _is_wanted(entry: Any, is_known: KnowsColumns) -> bool:
-    """Whether a column may be needed: texts may be stored as bytes, where the name says that it is one."""
+    """Whether a column may be needed. Columns of bytes are read only if they have the name of a text column."""
     name = column_name(entry.name)
     is_text = is_known(["file_name", name]) or name.endswith(("name", "path", "id"))
     return _is_light(entry.type) or (_is_binary(entry.type) and is_text)
 
 
 def _is_light(kind: Any) -> bool:
-    """Whether cells can be a file's name, a caption, a class or a time: not bytes, dates or maps."""
+    """Whether cells can be a file name, a caption, a class or a time: not bytes, dates or maps."""
     from pyarrow import types
 
     return not (_is_binary(kind) or types.is_temporal(kind) or types.is_map(kind))

@@ -1,4 +1,4 @@
-"""One caption table: which of a folder's videos its rows speak of, and what they say."""
+"""A caption table: which videos of a folder its rows refer to, and the captions and classes of these videos."""
 
 from __future__ import annotations
 
@@ -20,59 +20,59 @@ from odvae.tables.rows import Row
 _FILE_LISTS = ("videos.txt", "video.txt", "images.txt", "image.txt")
 _CAPTION_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
 
-# Of the rows that no video is for, and the like, so many are named.
+# Maximum number of rows without a video (and the like) that are listed by name.
 _NAMED = 10_000
 
 
-# A column that is called as a file is: the table has no header.
+# A column with the name of a file means that the table has no header.
 _CALLED_AS_A_FILE = re.compile(r"\.(?:mp4|webm|mkv|mov|avi|m4v|gif|jpe?g|png|webp)$")
 
 
 class NoSuchColumnsError(InputError):
-    """A table whose columns name no files, or say nothing of them."""
+    """A table without a file column, or without a caption or class column."""
 
 
 @dataclass
 class _Found:
-    """What a table says of one file, so far."""
+    """The captions and the class that a table has for one file."""
 
     fit: Fit
     captions: list[str] = field(default_factory=list)
     label: str | None = None
     written: list[str] = field(default_factory=list)
-    """How rows write the file where they do not give its exact path."""
+    """The file's name in rows that do not have its exact path."""
     problem: str = ""
     rows_of_several: list[str] = field(default_factory=list)
-    """Those of its rows that fit files in other folders as well."""
+    """Its rows that also match files in other folders."""
     parts: int = 0
-    """Parts of the video that rows speak of, where the file is the whole of it."""
+    """If the file is a whole video: the number of its parts that rows describe."""
 
 
 class CaptionTable:
-    """A caption table; of its rows those are kept that speak of one of the files.
+    """A caption table; only rows that refer to one of the files are kept.
 
-    Several captions of a video (a list in a row, or several rows) are all kept. `name` is its path from the folder that
-    the index is of, where it lies below that.
+    All captions of a video are kept (a list in a row, or several rows). `name` is the table's path relative to the
+    root of the index, if it is below that.
     """
 
     def __init__(self, path: Path, index: FileIndex, columns: Columns | None = None, name: str = "") -> None:
         self.path, self.index, self.columns = path, index, columns or Columns()
         self.name, self.folder = name or path.name, os.path.dirname(name)
         self.is_known = False
-        """Whether its columns name files and say something of them."""
+        """Whether it has a file column and a caption or class column."""
         self.rows = 0
         self.used: set[str] = set()
-        self.rows_without_file = Named()
-        """Rows that name no file, or one that is not here."""
-        self.rows_without_caption = Named()
+        self.rows_without_file = CountedNames()
+        """Rows without a file name, or with the name of a file that is not in the folder."""
+        self.rows_without_caption = CountedNames()
         self.text_columns: Counter[str] = Counter()
-        """Captions by the column they are from."""
+        """Number of captions by their column."""
         self._found: dict[str, _Found] = {}
 
     def find(self, file: str) -> tuple[list[str], str | None]:
-        """The captions that the table has for a file (some may be empty, or the same), and its class.
+        """The captions of a file in this table (possibly with empty ones and duplicates), and its class.
 
-        Raises InputError where its row is not UTF-8, or several rows could be meant.
+        Raises InputError if its row is not UTF-8, or if it is ambiguous which row belongs to it.
         """
         found = self._found.get(file)
         if found is None:
@@ -86,28 +86,28 @@ class CaptionTable:
 
     @property
     def files(self) -> set[str]:
-        """Files that it says something of."""
+        """Files for which the table has rows."""
         return set(self._found)
 
     @property
     def of_several(self) -> list[str]:
-        """Files of which only the name is given, which files in other folders have as well."""
+        """Files whose rows have only the name, which files in other folders have too."""
         times_given = Counter(row for found in self._found.values() for row in found.rows_of_several)
         return [
             file for file, found in self._found.items() if any(times_given[row] > 1 for row in found.rows_of_several)
         ]
 
     def captions_of(self, file: str) -> list[str]:
-        """Its captions of a file, usable or not."""
+        """The captions of a file that are not empty, without the checks of `find`."""
         return [one for one in self._found[file].captions if one] if file in self._found else []
 
     @property
-    def spoken_of_in_parts(self) -> list[str]:
-        """Whole files that have captions of several of their parts."""
+    def captioned_in_parts(self) -> list[str]:
+        """Whole videos whose captions describe several of their parts."""
         return [file for file, found in self._found.items() if found.parts > 1]
 
     def read(self) -> CaptionTable:
-        """Read all rows. Raises InputError where the file is broken, or its columns name no file or say nothing."""
+        """Read all rows. Raises InputError if the file is broken or lacks a file, caption or class column."""
         first = None
         for row in self._rows():
             first = first or row
@@ -139,9 +139,9 @@ class CaptionTable:
         self.is_known |= self.columns.are_known(columns)
 
     def _add(self, matches: list[Match], meaning: Meaning, where: str) -> bool:
-        """Keep what a row says of the files it fits; whether it fits any."""
+        """Keep a row's captions and class for the files that it matches. Returns whether it matches any."""
         whole = any(match.is_whole for match in matches)
-        if whole and not meaning.times:  # then a list is of other words for the same
+        if whole and not meaning.times:  # then a list has alternative captions
             matches = [match for match in matches if match.is_whole]
         numbers = [match.part for match in matches if match.part is not None]
         first = 1 if numbers and 0 not in numbers and max(numbers) == len(meaning.captions) else 0
@@ -170,8 +170,8 @@ class CaptionTable:
         found.parts += len(meaning.times) if match.is_whole else 0
 
 
-class Named:
-    """Things that are counted, and named as far as that is of use."""
+class CountedNames:
+    """Counts things, and keeps the names of the first ones."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -186,7 +186,7 @@ class Named:
             self.names[name] = valid_unicode(value)
 
     def shown(self) -> str:
-        """How many, and the first few."""
+        """The count and the first few names, as text."""
         return f"{self.count} ({', '.join(list(self.names)[:3])}{', ...' if self.count > 3 else ''})"
 
     def to_json(self) -> dict[str, Any]:
@@ -194,43 +194,43 @@ class Named:
 
 
 def _of_part(match: Match, meaning: Meaning, first: int) -> list[str] | None:
-    """The captions that a row has for the part of a video that a file is; None where it speaks of other parts.
+    """A row's captions for a file that may be a part of the row's video; None if the row describes other parts.
 
-    `first` is the number that the files give to the first part.
+    `first` is the number of the first part in the files' names.
     """
     if match.times is not None:
-        for place, times in enumerate(meaning.times):
+        for i, times in enumerate(meaning.times):
             if all(abs(one - other) < 0.5 for one, other in zip(times, match.times, strict=True)):
-                return list(meaning.captions[place : place + 1] if len(meaning.times) > 1 else meaning.captions)
+                return list(meaning.captions[i : i + 1] if len(meaning.times) > 1 else meaning.captions)
         return None
     if match.part is not None:
-        place, count = match.part - first, len(meaning.captions)
-        a_caption_each = meaning.listed and len(meaning.times) in (0, count)
-        return [meaning.captions[place]] if a_caption_each and place < count else None
+        i, count = match.part - first, len(meaning.captions)
+        one_caption_per_part = meaning.listed and len(meaning.times) in (0, count)
+        return [meaning.captions[i]] if one_caption_per_part and i < count else None
     return list(meaning.captions)
 
 
 def is_caption_list(path: str | Path) -> bool:
-    """Whether a file is called as one that holds a caption a line, beside another that holds a video a line."""
+    """Whether a file has the usual name of a list with one caption per line, which belongs to a list of videos."""
     return os.path.basename(path).lower() in _CAPTION_LISTS
 
 
 def is_list_of_files(path: str | Path) -> bool:
-    """Whether a file is called as one that holds the path of a video a line."""
+    """Whether a file has the usual name of a list with one video path per line."""
     return os.path.basename(path).lower() in _FILE_LISTS
 
 
 def _rows_of_lists(captions: Path) -> Iterator[Row]:
-    """finetrainers' pair of files: the videos' paths in one, their captions in the other, line by line."""
+    """Rows of finetrainers' pair of files: one has the videos' paths, the other their captions, line by line."""
     listed = sorted(path for path in captions.parent.iterdir() if is_list_of_files(path))
     if not listed:
-        raise InputError(f"{captions}: beside it must lie the list of the videos it is of ({', '.join(_FILE_LISTS)})")
-    files = listed[-1]  # the videos', where there is one of images too
+        raise InputError(f"{captions}: needs a list of its videos in the same folder ({', '.join(_FILE_LISTS)})")
+    files = listed[-1]  # the list of videos, if there is one of images too
     videos, texts = (read_text_file(path).removesuffix("\n").split("\n") for path in (files, captions))
     if not len(_without_blank_end(texts)) <= len(_without_blank_end(videos)) <= len(texts):
         raise InputError(
             f"{files} has {len(_without_blank_end(videos))} lines and {captions} has {len(_without_blank_end(texts))}: "
-            "they must have as many, the caption of each video in the same line"
+            "they must have the same number of lines, one per video"
         )
     for number, (file, caption) in enumerate(zip(videos, texts, strict=False), start=1):
         if file.strip():

@@ -1,4 +1,4 @@
-"""What the cells of tables hold: a file's name, captions (also a list of them written as text), a class, times."""
+"""Parsing of table cells: file names, captions (also lists written as text), classes and times."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from odvae.tables.rows import is_empty
 
-# In an object that stands in a caption's place, what has the caption; the first that is there counts.
+# Keys that have the caption in an object used as a caption; the first one present is used.
 _CAPTION_KEYS = (
     "text", "caption", "captions", "cap", "prompt", "description", "content", "long", "detailed", "dense", "en",
     "english", "short", "sentence", "title",
@@ -18,18 +18,18 @@ _CAPTION_KEYS = (
 _STRING = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _CONTROL = re.compile("[\0-\x1f\x7f\ufeff]")
 
-# As NumPy prints an array of texts: without commas, where Python would join the texts into one.
+# An array of texts as printed by NumPy: without commas, so Python would concatenate the texts.
 _NUMPY_LIST = re.compile(rf"\[\s*{_STRING}(?:\s+{_STRING})+\s*\]", re.DOTALL)
 _NUMPY_ARRAY = re.compile(r"(?:np\.|numpy\.)?array\((?P<list>\[.*\])(?:,\s*dtype=[^()]*)?\)", re.DOTALL)
 
 
 def text_of(cell: Any) -> Any:
-    """Bytes as the text they hold, those that are not UTF-8 as marks; anything else as it is."""
+    """Bytes decoded as text, those that are not UTF-8 as lone surrogates; anything else unchanged."""
     return cell.decode("utf-8", errors="surrogateescape") if isinstance(cell, bytes) else cell
 
 
 def file_of(cell: Any) -> str:
-    """A file's name or id in a cell; empty where there is none. {"path": ...} is how Hugging Face has a video."""
+    """The file name or id in a cell; empty if there is none. {"path": ...} is Hugging Face's form of a video."""
     if isinstance(cell, dict):
         cell = cell.get("path")
     if isinstance(cell, list) and len(cell) == 1:
@@ -43,7 +43,7 @@ def file_of(cell: Any) -> str:
 
 
 def class_of(cell: Any) -> str | None:
-    """A class's name in a cell; None where there is none."""
+    """The class name in a cell; None if there is none."""
     cell = text_of(cell)
     if is_empty(cell):
         return None
@@ -51,9 +51,9 @@ def class_of(cell: Any) -> str | None:
 
 
 def captions_of_cell(cell: Any) -> list[str]:
-    """The captions in a cell: a text, a list of them (also written as text), or objects that hold one each.
+    """The captions in a cell: a text, a list of texts (also written as text), or objects with one caption each.
 
-    An empty one in a list keeps its place, for the list may be of the parts of a video.
+    Empty captions in a list are kept, since the list may have one per part of a video.
     """
     cell = text_of(cell)
     if is_empty(cell) or isinstance(cell, bool):
@@ -74,18 +74,18 @@ def captions_of_cell(cell: Any) -> list[str]:
 
 
 def is_list(cell: Any) -> bool:
-    """Whether a cell is a list, or a text that is one."""
+    """Whether a cell is a list, or a list written as text."""
     return isinstance(cell, list) or list_in(cell) is not None
 
 
 def list_in(cell: Any) -> list | None:
-    """The list that a cell's text is, as Panda-70M has it; None for any other text."""
+    """The list that is written as text in a cell, as in Panda-70M; None for any other text."""
     written = written_in(cell) if isinstance(cell, str) else None
     return written if isinstance(written, list) else None
 
 
 def written_in(cell: str) -> list | dict | None:
-    """The list or object that a text is in JSON's, Python's or NumPy's form; None for any other text."""
+    """The list or object that is written as text in JSON, Python or NumPy syntax; None for any other text."""
     text = cell.strip()
     if array := _NUMPY_ARRAY.fullmatch(text):
         text = array["list"]
@@ -104,12 +104,12 @@ def written_in(cell: str) -> list | dict | None:
 
 
 def one_line(text: str) -> str:
-    """A text without line breaks and control characters, blanks once."""
+    """A text without line breaks, control characters and repeated blanks."""
     return " ".join(_CONTROL.sub(" ", text).split())
 
 
 def is_valid_text(text: str) -> bool:
-    """Whether a text can be written as UTF-8: it has no lone surrogate, as bytes that are not UTF-8 are kept."""
+    """Whether a text can be encoded as UTF-8: it has no lone surrogates, which represent bytes that are not UTF-8."""
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
@@ -118,7 +118,7 @@ def _may_be_caption(one: Any) -> bool:
 
 
 def seconds(written: object) -> float | None:
-    """Seconds of a time as tables write it: 12.5, "12.5", "0:01:12.500", "00-01-12-500"; None where it is none."""
+    """Parse a time: 12.5, "12.5", "0:01:12.500" or "00-01-12-500" -> seconds; None for anything else."""
     if isinstance(written, bool) or not isinstance(written, int | float | str):
         return None
     try:
@@ -138,7 +138,7 @@ def _seconds(text: str) -> float:
 
 
 def pairs_of_times(listed: list) -> list[tuple[float, float]]:
-    """(start, end) of what is a pair of times each; none where anything else is among them."""
+    """Parse a list of pairs of times -> (start, end) in seconds; empty if it has anything else."""
     found = []
     for pair in listed:
         if not isinstance(pair, list | tuple) or len(pair) != 2:

@@ -1,4 +1,4 @@
-"""What the columns of data sets' tables are called: which of them name the file, which hold its captions, its class."""
+"""The usual column names of caption tables: columns with the file name, the captions, the class and the times."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from odvae.tables.cells import captions_of_cell, class_of, file_of, is_list, is_valid_text, list_in, pairs_of_times
 from odvae.tables.rows import is_empty
 
-# Compared without underscores: "file_name" is also "filename" and "fileName".
+# Compared without underscores: "file_name" also matches "filename" and "fileName".
 _PATHS = (
     "file_name", "file", "file_path", "path", "video", "video_path", "video_file", "video_name", "video_file_name",
     "videos", "media", "media_path", "media_file", "clip", "clip_path", "clip_name", "clip_file", "image",
@@ -31,7 +31,7 @@ _CLASSES = ("label", "class", "class_name", "class_label")
 _STARTS = ("start", "start_time", "time_start", "start_timestamp", "start_sec", "t_start", "begin")
 _ENDS = ("end", "end_time", "time_end", "end_timestamp", "end_sec", "t_end", "stop")
 _TIMES = ("timestamp", "timestamps", "clip_time", "segment", "segments")
-_FILE_NAME = re.compile(r".+filename")  # Hugging Face's: any column whose name ends so
+_FILE_NAME = re.compile(r".+filename")  # Hugging Face: any column whose name ends like this
 _NUMBERED_TEXT = re.compile(r"(?:caption|text|prompt|sentence|description)\d{1,9}")
 _OTHER_TEXT = re.compile(r".+_(?:caption|captions|prompt|description)$")
 _NO_TEXT = re.compile(r"^(?:negative|has|is|num|n|no)_")
@@ -40,38 +40,38 @@ _WEBVID = {"videoid", "page_dir"}
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a row says: of which file (the ways it may be named), its captions, its class, its parts' times."""
+    """The content of a row: possible names of its file, captions, class, and times of the video's parts."""
 
     files: tuple[str, ...]
     captions: tuple[str, ...]
-    """Some may be empty, and some the same."""
+    """May include empty ones and duplicates."""
     label: str | None
     listed: bool
-    """Whether the captions come as a list, which may be one a part of the video."""
+    """Whether the captions are a list, which may have one per part of the video."""
     times: tuple[tuple[float, float], ...] = ()
     text_columns: tuple[str, ...] = ()
-    """The columns that the captions are from."""
+    """The columns of the captions."""
 
     @property
     def is_text(self) -> bool:
-        """Whether captions and class are such that they can be written as UTF-8."""
+        """Whether captions and class can be encoded as UTF-8."""
         return is_valid_text("".join(self.captions) + (self.label or ""))
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table count; a name that is set takes the place of the usual ones."""
+    """The columns of a table that are read; a name that is set replaces the usual ones."""
 
     file: str | None = None
     text: str | None = None
 
     def are_known(self, columns: Sequence[str]) -> bool:
-        """Whether a table with these columns names files and says something of them."""
+        """Whether these include a file column and a caption or class column."""
         chosen = choose(tuple(columns), self.file, self.text)
         return bool(chosen.files and (chosen.texts or chosen.labels))
 
     def read(self, cells: Mapping[str, Any]) -> Meaning:
-        """What a row says; without files where it names none, without captions where it has none."""
+        """Read the content of a row; `files` and `captions` are empty if it has none."""
         chosen = choose(tuple(cells), self.file, self.text)
         files = [file for column in chosen.files if (file := file_of(cells[column]))]
         if cells.keys() >= _WEBVID and (page := file_of(cells["page_dir"])) and files:
@@ -85,14 +85,14 @@ class Columns:
             text_columns += [column] if any(found) else []
             listed |= is_list(cells[column])
             if any(captions) and column not in chosen.numbered:
-                break  # the others are other words for the same
+                break  # the others are alternative captions
         label = next((cells[column] for column in chosen.labels if not is_empty(cells[column])), None)
         return Meaning(
             tuple(files), tuple(captions), class_of(label), listed, _times(cells, chosen), tuple(text_columns)
         )
 
     def allowed(self) -> str:
-        """The columns that a table must have, for messages."""
+        """The columns that a table must have, as text for messages."""
         file = f"the column {self.file!r} (file_column)" if self.file else f"a file column ({_shown(_PATHS)}, or an id)"
         text = f"the column {self.text!r} (text_column)" if self.text else f"a text column ({_shown(_TEXTS)})"
         return f"{file} and {text} or a class column ({', '.join(_CLASSES[:3])})"
@@ -100,13 +100,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The columns of a table that count."""
+    """The columns of a table that are read."""
 
     files: tuple[str, ...]
     texts: tuple[str, ...]
-    """In the order in which they are looked at; the first that holds something counts."""
+    """In order of preference: the first that is not empty is used."""
     numbered: frozenset[str]
-    """Those of `texts` that count together: caption_1, caption_2, ..."""
+    """Those of `texts` that are all used: caption_1, caption_2, ..."""
     labels: tuple[str, ...]
     starts: tuple[str, ...]
     ends: tuple[str, ...]
@@ -115,9 +115,9 @@ class Chosen:
 
 @lru_cache(maxsize=1024)
 def choose(columns: tuple[str, ...], file: str | None, text: str | None) -> Chosen:
-    """The columns that count, of a table that has these; a name that is given takes the place of the usual ones.
+    """Choose the columns that are read; `file` and `text` replace the usual names.
 
-    A column within an object ("meta.path") counts where the row itself has none of its kind.
+    A column within an object ("meta.path") is used if the row itself has none of this kind.
     """
     plain = {_bare(name): name for name in reversed(columns)}  # the first of equals
     within = {_bare(name.rpartition(".")[2]): name for name in reversed(columns) if "." in name}
@@ -161,7 +161,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _times(cells: Mapping[str, Any], chosen: Chosen) -> tuple[tuple[float, float], ...]:
-    """(start, end) of the parts of a longer video that a row speaks of, in seconds."""
+    """(start, end) in seconds of the parts of a longer video that a row describes."""
     start, end = (next((cells[name] for name in names), None) for names in (chosen.starts, chosen.ends))
     if start is not None and end is not None:
         return tuple(pairs_of_times([[start, end]]))

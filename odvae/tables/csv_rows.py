@@ -1,7 +1,7 @@
-"""Rows of CSV tables, read strictly: what a parser would guess at is an error that names the line.
+"""Strict reader of CSV tables: ambiguous rows are errors that name the line.
 
-More cells than the header has, a quote that is never closed, text after a closing quote. Cells may be separated by
-commas, tabs, semicolons or bars, which the header tells.
+Errors are more cells than the header has, a quote that is never closed, and text after a closing quote. The delimiter
+(comma, tab, semicolon or bar) is detected from the header.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from odvae.tables.rows import KnowsColumns, NotesColumns, Row, check_columns, co
 
 _SEPARATOR_NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
 
-# A first line by which Excel is told what separates cells.
+# A first line that sets the delimiter for Excel.
 _SEPARATOR_HINT = re.compile(r'^\s*"?sep=([,;|\t])"?\s*$', re.IGNORECASE)
 
-# A cell over several lines, one of which begins as a row does: with a video's name and a separator.
+# A cell of several lines, one of which starts like a row: with the name of a video and a delimiter.
 _VIDEO = r"\.(?:mp4|webm|mkv|mov|avi|m4v|gif|mpe?g|m?ts|m2ts|flv|wmv|3gp|ogv|jpe?g|png|webp)"
 _SWALLOWED_ROW = re.compile(rf'[\r\n][^\r\n,;|\t"]{{1,300}}{_VIDEO}"?[,;|\t]', re.IGNORECASE)
 
@@ -51,8 +51,8 @@ def csv_rows(path: Path, is_known: KnowsColumns, note_columns: NotesColumns = la
                 note_columns(header)
             elif any(cell.strip() for cell in cells[len(header) :]):
                 raise InputError(
-                    f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}; a text that holds "
-                    f"{_SEPARATOR_NAMES[delimiter]} must stand in double quotes: {delimiter.join(cells)[:100]!r}"
+                    f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}; a text that contains "
+                    f"{_SEPARATOR_NAMES[delimiter]} must be in double quotes: {delimiter.join(cells)[:100]!r}"
                 )
             else:
                 yield Row(f"line {line}", dict(zip(header, cells, strict=False)))
@@ -60,7 +60,7 @@ def csv_rows(path: Path, is_known: KnowsColumns, note_columns: NotesColumns = la
 
 @contextmanager
 def _text_of(path: Path) -> Iterator[io.TextIOWrapper]:
-    """The file as text; bytes that are not UTF-8 are kept as marks, so that one bad row costs one video."""
+    """Open the file as text; bytes that are not UTF-8 become lone surrogates, so that a bad row costs one video."""
     with open_table(path) as file:
         if other := other_encoding(file.read(1024)):
             raise InputError(f"{path} is {other}, not UTF-8: save it as UTF-8 (iconv -f {other} -t UTF-8)")
@@ -69,7 +69,7 @@ def _text_of(path: Path) -> Iterator[io.TextIOWrapper]:
 
 
 def _delimiter(first_line: str, path: Path, is_known: KnowsColumns) -> str:
-    """What separates cells: that by which the header has columns that are known; a comma, or a tab in .tsv."""
+    """The delimiter with which the header has known columns; otherwise a comma, or a tab in .tsv."""
     usual = "\t" if re.search(r"\.(tsv|tab)(\.|$)", path.name.lower()) else ","
     for delimiter in (usual, *(other for other in _SEPARATOR_NAMES if other != usual)):
         try:
@@ -82,8 +82,8 @@ def _delimiter(first_line: str, path: Path, is_known: KnowsColumns) -> str:
 
 
 def _records(text: io.TextIOWrapper, delimiter: str, path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line where it begins, cells) of each record."""
-    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # lists of captions in a cell outgrow the usual limit
+    """(line where it starts, cells) of each record."""
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # lists of captions in a cell exceed the default limit
     try:
         reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
         line = 1
@@ -97,8 +97,8 @@ def _records(text: io.TextIOWrapper, delimiter: str, path: Path) -> Iterator[tup
             if swallowed := next((cell for cell in cells if _SWALLOWED_ROW.search(cell)), None):
                 first = swallowed.splitlines()[0][:60]
                 raise InputError(
-                    f"{path}, line {line}: the quote opened here ({first!r}) takes in the rows below it: it is not "
-                    "closed where its text ends"
+                    f"{path}, line {line}: the quote opened here ({first!r}) is not closed at the end of its text, so "
+                    "it includes the rows below it"
                 )
             yield line, cells
             line = reader.line_num + 1
@@ -107,7 +107,7 @@ def _records(text: io.TextIOWrapper, delimiter: str, path: Path) -> Iterator[tup
 
 
 def _csv_problem(path: Path, delimiter: str, first_line: int, error: str) -> str:
-    """What is wrong with the record that begins at a line, for a person: the csv module names no line of a quote."""
+    """Describe the error in the record that starts at a line; the csv module does not give the line of a quote."""
     with _text_of(path) as text:
         for _ in range(first_line - 1):
             text.readline()
@@ -130,7 +130,7 @@ def _csv_problem(path: Path, delimiter: str, first_line: int, error: str) -> str
                 character = content[position]
                 if character == '"' and cell_begins:
                     opened, inside = line, True
-                if character != " ":  # which are skipped after a separator
+                if character != " ":  # blanks are skipped after a delimiter
                     cell_begins = character in (delimiter, "\r", "\n")
                 position += 1
     return (

@@ -1,4 +1,4 @@
-"""Rows of JSON tables: an object a line, a list of objects, columns, or an object with a key a video."""
+"""Rows of JSON tables: one object per line, a list of objects, columns, or an object with one key per video."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from odvae.running.errors import InputError
 from odvae.running.text import decode_text, other_encoding
 from odvae.tables.rows import KnowsColumns, Row, column_name, named, open_table
 
-# A JSON table is read at once: beyond this it would not fit into memory, and .jsonl is the form for it.
+# Maximum size of a JSON table, which is read into memory at once; larger ones must be .jsonl.
 _LARGEST_JSON = 4 << 30
 
-# Objects within objects are looked into so deep, for rows.
+# Maximum depth of nested objects in which rows are searched.
 _DEPTH = 6
 
-# COCO's form: a list of files with their ids, and a list of captions that refer to them.
+# COCO's layout: a list of files with ids, and a list of captions that refer to the ids.
 _REFERENCES = {"images": "image_id", "videos": "video_id"}
 
 
 def json_rows(path: Path, is_known: KnowsColumns, may_be_lines: bool) -> Iterator[Row]:
-    """JSON lines, or one JSON text: which of the two it is, the text says, whatever its name."""
+    """Rows of JSON lines or of one JSON value; which one it is, is decided by the content, not by the file name."""
     with open_table(path) as file:
         beginning = file.read(1024)
     if may_be_lines and beginning.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         yield from _json_lines(path)
         return
     if path.stat().st_size > _LARGEST_JSON:
-        raise InputError(f"{path} is larger than {_LARGEST_JSON >> 30} GiB: write it as .jsonl, an object a line")
+        raise InputError(f"{path} is larger than {_LARGEST_JSON >> 30} GiB: write it as .jsonl, one object per line")
     with open_table(path) as file:
         text = _text(file.read(), path)
     try:
         value = _parse(text)
     except (ValueError, RecursionError) as error:
-        if "Extra data" in str(error) and "\n" in text.strip():  # lines under the name of .json
+        if "Extra data" in str(error) and "\n" in text.strip():  # JSON lines in a file named .json
             yield from _json_lines(path)
             return
         raise InputError(f"{path} is not valid JSON: {error}") from None
@@ -46,7 +46,7 @@ def json_rows(path: Path, is_known: KnowsColumns, may_be_lines: bool) -> Iterato
 
 def _text(data: bytes, path: Path) -> str:
     if other_encoding(data):
-        decode_text(data, str(path))  # which says what it is
+        decode_text(data, str(path))  # raises InputError with the encoding
     return data.decode("utf-8-sig", errors="surrogateescape")
 
 
@@ -55,11 +55,11 @@ def _parse(text: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object, of which JSON does not ask that its keys differ: of two captions of a video one would be lost."""
+    """A dict from an object's pairs. JSON allows duplicate keys, of which all but one would be lost: an error here."""
     found = dict(pairs)
     if len(found) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice in one object")
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r} in one object")
     return found
 
 
@@ -79,7 +79,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 
 def _rows_in(value: list | dict, is_known: KnowsColumns, depth: int) -> Iterator[Row]:
-    """The rows of a JSON value: a list of objects, lists within an object, columns, or an object with a key a video."""
+    """Rows of a JSON value: a list of objects, lists in an object, columns, or an object with one key per video."""
     if isinstance(value, list):
         for number, row in enumerate(value, start=1):
             yield Row(f"row {number}", named(row) if isinstance(row, dict) else {})
@@ -99,7 +99,7 @@ def _rows_in(value: list | dict, is_known: KnowsColumns, depth: int) -> Iterator
 
 
 def _rows_of_key(key: str, about: dict, is_known: KnowsColumns, depth: int) -> Iterator[Row]:
-    """What an object says of the file that its key names; or a row of its own, under its number, as pandas has it."""
+    """Rows of an entry of an object: its key is a file name, or a row number as in pandas, or it has nested rows."""
     cells = named(about)
     if key.isdigit() and is_known(list(cells)):
         yield Row(f"key {key!r}", cells)
@@ -110,13 +110,13 @@ def _rows_of_key(key: str, about: dict, is_known: KnowsColumns, depth: int) -> I
 
 
 def _columns_of(rows: Any) -> list[str]:
-    """The names in a list of objects, by its first few; none of anything else."""
+    """The column names of a list of objects, from its first ones; empty for anything else."""
     first = [row for row in rows[:100] if isinstance(row, dict)] if isinstance(rows, list) else []
     return list(dict.fromkeys(name for row in first for name in named(row)))
 
 
 def _with_files(value: dict) -> dict:
-    """An object's entries; in COCO's form, each caption with the name of the file whose id it refers to."""
+    """The entries of an object; in COCO's layout, the file name is added to each caption that refers to its id."""
     for files, reference in _REFERENCES.items():
         listed = value.get(files)
         rows = [row for row in listed if isinstance(row, dict)] if isinstance(listed, list) else []
@@ -134,7 +134,7 @@ def _with_file(row: Any, reference: str, names: dict[str, Any]) -> Any:
 
 
 def _rows_of_columns(value: dict) -> Iterator[Row]:
-    """{"file_name": [...], "text": [...]}, or with objects for lists, as pandas writes them; or a single row."""
+    """Rows of {"file_name": [...], "text": [...]}, also with objects in place of lists (pandas); or a single row."""
     columns = {
         column_name(key): list(cells.values()) if isinstance(cells, dict) else cells for key, cells in value.items()
     }

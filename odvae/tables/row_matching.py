@@ -1,4 +1,4 @@
-"""Which files of a folder a table's row speaks of, by path, name or id, however the table writes it."""
+"""Matching of table rows to the files of a folder, by path, name or id."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from urllib.parse import unquote
 from odvae.running.text import normalize_unicode
 from odvae.tables.cells import seconds
 
-# What comes along where a path is copied: blanks, quotes, marks of a text's beginning and direction.
+# Characters copied along with a path: blanks, quotes, byte order marks, direction marks.
 _AROUND = ' \t\r\n"\xa0\ufeff\u200b\u200e\u200f\u202a\u202b\u202c\u2066\u2067\u2068\u2069'
 
-# How well a row fits a file; the least is best, and only the best count.
+# How well a row matches a file; lower is better, and only the best matches are used.
 Fit = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Match:
-    """A file that a row speaks of, how well the two fit, and which part of the video it is (its number, or its times)
-    where the row speaks of a longer video."""
+    """A file that a row refers to, how well they match, and the file's part (number or times) of the row's video, if
+    that is longer."""
 
     file: str
     fit: Fit
@@ -32,17 +32,17 @@ class Match:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the row may speak of all of the file."""
+        """Whether the row describes the whole file."""
         return self.part is None and self.times is None
 
 
 class FileIndex:
-    """The files of a folder, found by what tables call them.
+    """Index of the files of a folder, by the names that tables use for them.
 
-    A row may give the path from the folder or from the table's own folder, an absolute path, one that ends as the
-    file's does, the bare name, or an id that is the name without its extension; in any Unicode form, with slashes or
-    backslashes. Also `ID_3`, `ID_segment_3` and `ID/3` are found under ID, as parts of a longer video. Where nothing
-    is so called, a name is taken to be written as a URL, or a number without its leading zeros.
+    A row may have the path relative to the folder or to the table's folder, an absolute path, a path with the same end
+    as the file's, the bare name, or an id that is the name without its extension; in any Unicode form, with slashes or
+    backslashes. `ID_3`, `ID_segment_3` and `ID/3` are also found as ID, as parts of a longer video. If nothing matches,
+    a name is tried as a URL, and as a number without its leading zeros.
     """
 
     def __init__(self, root: Path, files: Iterable[str], extensions: Iterable[str]) -> None:
@@ -63,9 +63,9 @@ class FileIndex:
                 self._parts[_key(base)].append((file, part, times))
 
     def find(self, written: str, beside: str = "") -> list[Match]:
-        """The files that a path, name or id in a table means: all that fit it equally well, and parts of its video.
+        """The files that a path, name or id in a table refers to: all that match equally well, and parts of its video.
 
-        `beside` is the table's folder, from the index's root.
+        `beside` is the table's folder, relative to the index's root.
         """
         if found := self._find_path(_normal(written), beside):
             return found
@@ -89,7 +89,7 @@ class FileIndex:
         return found
 
     def _fit(self, path: str, has_extension: bool, file: str, beside: str) -> Fit:
-        """(other case, other or no extension, how the folders fit, minus the names that are the same from the end)"""
+        """(case differs, extension differs or is missing, folder mismatch, minus number of equal trailing parts)"""
         plain = self.plain[file]
         if _key(path) != _key(plain) and self._stem(path).rpartition("/")[2] != self._stem(plain).rpartition("/")[2]:
             other_case = 1
@@ -109,7 +109,7 @@ class FileIndex:
         return (other_case, extension_differs, 1 if contained else 2, -same)
 
     def _stem(self, path: str) -> str:
-        """The file's name without folder and without the extension of a video or image."""
+        """The file name without folder and without a video's or image's extension."""
         name = path.rpartition("/")[2]
         return name[: -len(extension)] if (extension := self._extension(name)) else name
 
@@ -135,7 +135,7 @@ _TIMED = re.compile(r"^(?P<base>.+?)[_](?P<start>\d[\d:.\-]*)[_](?:to[_])?(?P<en
 
 
 def _as_part(plain: str, stem: str, alone: bool) -> Iterator[tuple[str, int | None, tuple[float, float] | None]]:
-    """(id of the longer video, number or None, times or None): what a file may be a part of, by its name."""
+    """(id of the longer video, number or None, times or None) of videos that a file may be a part of, by its name."""
     if timed := _TIMED.match(stem):
         start, end = seconds(timed["start"]), seconds(timed["end"])
         if start is not None and end is not None:
@@ -150,7 +150,7 @@ def _as_part(plain: str, stem: str, alone: bool) -> Iterator[tuple[str, int | No
 
 
 def _without_url(written: str) -> str:
-    """The path in a URL, its characters as in files' names: "https://x/my%20video.mp4?t=1" is "x/my video.mp4"."""
+    """The path in a URL, with unquoted characters: "https://x/my%20video.mp4?t=1" -> "x/my video.mp4"."""
     scheme, is_url, rest = written.strip().partition("://")
     if is_url and scheme.isalnum():
         written = re.split("[?#]", rest, maxsplit=1)[0]
@@ -158,13 +158,13 @@ def _without_url(written: str) -> str:
 
 
 def _number(written: str) -> int | None:
-    """The number that a name is, also one that a program has made a fraction ("42.0"); None where it is none."""
+    """The number that a name is, also as a float ("42.0"); None if it is not a number."""
     match = re.fullmatch(r"(\d{1,18})(?:\.0+)?", written, re.ASCII)
     return int(match[1]) if match else None
 
 
 def _normal(path: str) -> str:
-    """A path in the one form in which paths are compared: NFC, slashes, no ./ and no empty parts."""
+    """A path in the form in which paths are compared: NFC, slashes, no ./ and no empty parts."""
     path = normalize_unicode(path.strip(_AROUND)).replace("\\", "/").removeprefix("file://")
     absolute = path.startswith("/")
     parts: list[str] = []

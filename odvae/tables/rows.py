@@ -1,4 +1,4 @@
-"""A row of a table, and what all kinds of tables have in common: columns' names, empty cells, compressed files."""
+"""Rows of tables, and common code of all table formats: column names, empty cells, compressed files."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from typing import Any, BinaryIO
 
 from odvae.running.errors import InputError
 
-# Whether columns, by these names, are such as are looked for.
+# Whether these column names are those of a caption table.
 KnowsColumns = Callable[[Sequence[str]], bool]
 
-# The words that programs write where there is nothing.
+# What programs write for a missing value.
 _EMPTY = {"", "nan", "NaN", "NAN", "-nan", "None", "null", "Null", "NULL", "<NA>", "NA", "N/A", "n/a", "#N/A", "#NA"}
 
-# Objects within objects within a row are looked into so deep.
+# Maximum depth of nested objects in a row that are read.
 _DEPTH = 3
 
 
@@ -33,30 +33,30 @@ def _open_zst(path: Path, _mode: str) -> BinaryIO:
         return io.BytesIO(stream.read())
 
 
-# Is given the columns of a table as soon as they are known, before any row.
+# Called with the columns of a table before any row is read.
 NotesColumns = Callable[[Sequence[str]], object]
 
-_PACKED = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open, "zst": _open_zst}
+_COMPRESSED = {"gz": gzip.open, "bz2": bz2.open, "xz": lzma.open, "zst": _open_zst}
 
-# What reading a compressed file that is broken raises.
-PACKED_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+# Exceptions of reading a broken compressed file.
+COMPRESSION_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: where it is ("line 7"), and its cells by column, the column's name as `column_name` gives it."""
+    """A row: its position ("line 7"), and its cells by column name (normalized by `column_name`)."""
 
     where: str
     cells: dict[str, Any]
 
 
 def column_name(written: Any) -> str:
-    """A column's name in the one form in which they are compared: "File Name " is "file_name"."""
+    """A column name in the form in which names are compared: "File Name " -> "file_name"."""
     return re.sub(r"[\s\-]+", "_", str(written).strip().strip("\ufeff").lower())
 
 
 def named(row: Mapping[Any, Any], prefix: str = "", depth: int = _DEPTH) -> dict[str, Any]:
-    """An object's entries by their columns' names, also those of objects within it ("meta.path")."""
+    """The entries of an object by column name, also those of nested objects ("meta.path")."""
     cells: dict[str, Any] = {}
     for key, cell in row.items():
         name = prefix + column_name(key)
@@ -69,24 +69,24 @@ def named(row: Mapping[Any, Any], prefix: str = "", depth: int = _DEPTH) -> dict
 
 
 def check_columns(names: Sequence[str], where: str) -> None:
-    """Raise InputError where two columns have the same name, in the form in which names are compared."""
+    """Raise InputError if two columns have the same normalized name."""
     if repeated := sorted({name for name in names if name and list(names).count(name) > 1}):
-        raise InputError(f"{where}: column there twice: {', '.join(repeated)}")
+        raise InputError(f"{where}: duplicate column: {', '.join(repeated)}")
 
 
 def is_empty(cell: Any) -> bool:
-    """Whether a cell holds nothing: null, NaN, blanks, or the words that programs write for them."""
+    """Whether a cell is empty: null, NaN, blanks, or a text that programs write for a missing value."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return True
     return isinstance(cell, str) and cell.strip() in _EMPTY
 
 
-def is_packed(extension: str) -> bool:
-    """Whether an extension is that of a compressed file that is read as it is."""
-    return extension.lower() in _PACKED
+def is_compressed(extension: str) -> bool:
+    """Whether an extension is that of a compressed file that is decompressed when it is read."""
+    return extension.lower() in _COMPRESSED
 
 
 def open_table(path: Path) -> BinaryIO:
-    """A table's bytes, decompressed where its name says that it is compressed."""
-    opener = _PACKED.get(path.suffix.lstrip(".").lower(), open)
+    """Open a table for reading bytes; it is decompressed according to its extension."""
+    opener = _COMPRESSED.get(path.suffix.lstrip(".").lower(), open)
     return opener(path, "rb")  # type: ignore[operator]

@@ -139,7 +139,7 @@ def test_a_whole_video_has_the_captions_of_all_its_parts_and_that_is_said(tmp_pa
     row = "videoID,timestamp,caption\nvid,\"[['0:00:02', '0:00:07'], ['0:00:08', '0:00:12']]\",\"['one', 'two']\"\n"
     reader = read(folder_of(tmp_path, {"vid.mp4": b"", "panda.csv": row}))
     assert reader.find("vid.mp4").captions == ("one", "two")
-    assert "whole videos whose captions are of parts of them: 1 (vid.mp4)" in reader.notes[0]
+    assert "uncut videos whose captions describe parts of them: 1 (vid.mp4)" in reader.notes[0]
 
 
 def test_cells_longer_than_the_csv_module_allows_are_read(tmp_path):
@@ -340,8 +340,8 @@ def test_a_named_table_is_read_alone(tmp_path):
     assert [reader.find(file).captions for file in reader.source.media] == [("right",), ()]
     left = {name: exactly for name, _, exactly in reader.left_over()}
     assert left.keys() == {"metadata.csv", "a.txt", "notes.doc"}
-    assert "is not read, since captions=" in left["metadata.csv"]
-    assert left["notes.doc"] == "is a .doc file, which is not taken"
+    assert "is not read, because captions=" in left["metadata.csv"]
+    assert left["notes.doc"] == "is a .doc file, which is not supported"
 
 
 def test_what_is_there_and_not_used_is_named(tmp_path):
@@ -358,13 +358,13 @@ def test_what_is_there_and_not_used_is_named(tmp_path):
         "captions that are not used",
         "is not needed: its videos have captions from other files, or are left out",
     )
-    assert left["b.txt"][0] == "a text with no video of its name"
+    assert left["b.txt"][0] == "a text without a video of the same name"
     assert left["other.csv"] == (
-        "a table without a row for a file here",
+        "a table without a row for these files",
         "has 1 row, none of a file here (line 2: z.mp4; here is a.mp4)",
     )
     assert "needs a file column" in left["scores.csv"][1]
-    assert left["readme"][1] == "is a file without extension, which is not taken"
+    assert left["readme"][1] == "is a file without extension, which is not supported"
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,7 @@ def test_rows_of_two_extensions_are_not_both_of_a_third(tmp_path):
 def test_a_name_that_files_in_several_folders_have_is_said(tmp_path):
     reader = read(folder_of(tmp_path, {"x/a.mp4": b"", "y/a.mp4": b"", "t.csv": "path,text\na.mp4,a dog\n"}))
     assert reader.find("x/a.mp4").caption == reader.find("y/a.mp4").caption == "a dog"
-    assert "so that each got the caption: x/a.mp4, y/a.mp4" in reader.notes[0]
+    assert "so each got the caption: x/a.mp4, y/a.mp4" in reader.notes[0]
     (tmp_path / "t.csv").write_text("path,text\nx/a.mp4,a dog\na.mp4,another\n")
     reader = read(tmp_path)
     assert [reader.find(file).caption for file in reader.source.media] == ["a dog", "another"]
@@ -191,13 +191,13 @@ def test_a_name_that_files_in_several_folders_have_is_said(tmp_path):
 
 def test_a_key_twice_in_an_object_is_an_error(tmp_path):
     folder_of(tmp_path, AB | {"captions.json": b'{"a.mp4": "one", "b.mp4": "two", "a.mp4": "three"}'})
-    with pytest.raises(InputError, match=r"captions\.json is not valid JSON: key 'a\.mp4' is there twice"):
+    with pytest.raises(InputError, match=r"captions\.json is not valid JSON: duplicate key 'a\.mp4'"):
         read(tmp_path)
 
 
 def test_a_column_twice_in_parquet_is_an_error(tmp_path):
     folder_of(tmp_path, AB | {"t.parquet": parquet({"path": ["a.mp4"], "Text": ["x"], "text": ["y"]})})
-    with pytest.raises(InputError, match=r"t\.parquet: column there twice: text"):
+    with pytest.raises(InputError, match=r"t\.parquet: duplicate column: text"):
         read(tmp_path, named=tmp_path / "t.parquet")
 
 
@@ -223,7 +223,7 @@ def test_captions_of_a_table_that_comes_later_are_counted_where_they_differ(tmp_
         "metadata.csv": {"count": 0, "names": {}},
         "captions.csv": {"count": 1, "names": {"a.mp4": "other"}},
     }
-    assert "captions.csv: videos that have another caption here" in reader.notes[0]
+    assert "captions.csv: videos with another caption in this table" in reader.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -263,8 +263,8 @@ def test_a_column_that_no_table_has_is_an_error(tmp_path, columns, message):
         ("a.txt", b" \n", "a text without a caption", "is empty"),
         ("a.json", b'{"fps": 8}', "a text without a caption", "holds no caption"),
         ("a.txt", b"\xe9", "caption cannot be read", "cannot be read: a.mp4 is left out"),
-        ("prompts.txt", b"a dog\n", "a text with no video of its name", "beside it lies no videos.txt"),
-        ("t.xlsx", b"PK", "of a kind that is not taken", "save the table as CSV in UTF-8"),
+        ("prompts.txt", b"a dog\n", "a text without a video of the same name", "without a videos.txt in its folder"),
+        ("t.xlsx", b"PK", "unsupported file type", "save the table as CSV in UTF-8"),
     ],
 )
 def test_each_file_of_no_use_has_its_reason(tmp_path, name, content, reason, exactly):
@@ -299,12 +299,12 @@ def test_texts_of_other_folders_are_not_mixed_up(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("x.tar.gz", "is a .gz file, which is not taken: unpack it first"),
-        ("x.HEIC", "is a .heic file, which is not taken: convert it to JPEG or PNG"),
-        ("x.mp4.part", "is a .part file, which is not taken: its download is not finished"),
-        ("LICENSE", "is a file without extension, which is not taken"),
-        (".gitignore", "is a file without extension, which is not taken"),
-        ("x.docx", "is a .docx file, which is not taken"),
+        ("x.tar.gz", "is a .gz file, which is not supported: unpack it first"),
+        ("x.HEIC", "is a .heic file, which is not supported: convert it to JPEG or PNG"),
+        ("x.mp4.part", "is a .part file, which is not supported: its download is not finished"),
+        ("LICENSE", "is a file without extension, which is not supported"),
+        (".gitignore", "is a file without extension, which is not supported"),
+        ("x.docx", "is a .docx file, which is not supported"),
     ],
 )
 def test_a_file_of_another_kind_is_named_with_what_can_be_done(name, words):

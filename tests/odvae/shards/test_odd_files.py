@@ -63,16 +63,16 @@ def odd(tmp_path, monkeypatch):
         "z copy.mov": (whole, "same bytes as holiday.mp4"),
         "._holiday.mp4": (b"\0\5\x16\7", "Mac's side file"),
         os.fsdecode(b"\xff.webm"): (b"no", "cannot be decoded"),
-        "movie.swf": (b"FWS", "a .swf file, which is not taken: convert it"),
-        "movie.rmvb": (b".RMF", "a .rmvb file, which is not taken"),
-        "half.mp4.part": (whole[:100], "a .part file, which is not taken"),
-        "all.zip": (b"PK", "a .zip file, which is not taken: unpack it"),
-        "sound.mp3": (b"ID3", "a .mp3 file, which is not taken: it is sound"),
-        "titles.srt": (b"1", "a .srt file, which is not taken"),
-        ".DS_Store": (b"\0", "without extension, which is not taken"),
-        "Thumbs.db": (b"\0", "a .db file, which is not taken"),
-        "README.md": (b"# my videos", "a .md file, which is not taken"),
-        os.fsdecode(b"\xfe.doc"): (b"", "a .doc file, which is not taken"),
+        "movie.swf": (b"FWS", "a .swf file, which is not supported: convert it"),
+        "movie.rmvb": (b".RMF", "a .rmvb file, which is not supported"),
+        "half.mp4.part": (whole[:100], "a .part file, which is not supported"),
+        "all.zip": (b"PK", "a .zip file, which is not supported: unpack it"),
+        "sound.mp3": (b"ID3", "a .mp3 file, which is not supported: it is audio"),
+        "titles.srt": (b"1", "a .srt file, which is not supported"),
+        ".DS_Store": (b"\0", "without extension, which is not supported"),
+        "Thumbs.db": (b"\0", "a .db file, which is not supported"),
+        "README.md": (b"# my videos", "a .md file, which is not supported"),
+        os.fsdecode(b"\xfe.doc"): (b"", "a .doc file, which is not supported"),
         "lonely.txt": (b"of a video that is gone", "no video has its name"),
         "scores.csv": (b"video,score\nholiday.mp4,5\n", "needs a file column"),
         "others.csv": (b"video,caption\nz.mp4,5\n", "has 1 row, none of a file here"),
@@ -170,7 +170,7 @@ def test_a_caption_of_a_copy_alone_is_not_lost_unsaid(tmp_path):
     shutil.copy(tmp_path / "source/a.mp4", tmp_path / "source/b.mp4")
     (tmp_path / "source/b.txt").write_text("a red square")
     report = pack_folder(tmp_path / "source", tmp_path / "out", PackingSettings(workers=0))
-    assert "same bytes as a.mp4, but with a caption, which that one lacks" in report.rejected["b.mp4"]
+    assert "same bytes as a.mp4, which has no caption: remove a.mp4" in report.rejected["b.mp4"]
 
 
 def test_image_files_of_several_pictures_are_counted_and_named(tmp_path):
@@ -182,7 +182,7 @@ def test_image_files_of_several_pictures_are_counted_and_named(tmp_path):
         pictures[0].save(source / name, kind, save_all=True, append_images=pictures[1:])
     pictures[0].save(source / "one.png")
     text = describe(pack_folder(source, tmp_path / "out", PackingSettings(workers=0)), tmp_path / "out")
-    assert "2 image files hold several pictures" in text
+    assert "2 image files have several frames or pages" in text
     assert "convert animations to mp4: a.webp (3), b.tif (3)\n" in text
 
 

@@ -134,7 +134,7 @@ def test_the_tool_prints_counts_rejects_and_the_next_command(source, tmp_path):
     command = ["tools/make_shards.py", str(source), str(tmp_path / "out")]
     printed = succeed(*command)
     assert "3 videos (27 frames, 3 s) in 1 shards" in printed
-    assert "skipped: 4" in printed
+    assert "left out: 4" in printed
     assert "song.mp4" in printed
     assert "next: accelerate launch pipelines/train_vae.py" in printed
     assert "min_frame: unknown key; did you mean min_frames?" in fail(*command, "min_frame=3")

@@ -63,13 +63,13 @@ def test_what_is_no_file_is_named_for_what_it_is_and_never_opened(tmp_path, monk
     assert found.others == [".DS_Store", "notes.txt"]
     reasons = {name: reason.split(" (")[0] for name, reason in found.odd.items()}
     assert reasons == {
-        "folder.mp4": "is a folder, not a file; what is in it was looked at",
+        "folder.mp4": "is a folder, not a file; its files are listed too",
         "gone.mp4": "is a broken link",
         "loop.mp4": "cannot be opened",
         "pipe.mp4": "is a pipe, not a file",
         "socket.mp4": "is a socket, not a file",
-        "._a.mp4": "is a Mac's side file, which holds no video",
-        "__MACOSX/._a.mp4": "is a Mac's side file, which holds no video",
+        "._a.mp4": "is a macOS AppleDouble file, which holds no video",
+        "__MACOSX/._a.mp4": "is a macOS AppleDouble file, which holds no video",
     }
 
 
@@ -97,9 +97,9 @@ def test_hidden_folders_are_named_with_what_is_in_them_and_not_looked_into(tmp_p
     found = list_source(tmp_path)
     assert (found.media, found.others) == ([".hidden.mp4", "a.mp4"], [])
     assert found.odd == {
-        ".thumbnails": "is a hidden folder (1 file, 1 of them videos or images), which is not looked into",
-        ".git": "is a hidden folder (1 file, 0 of them videos or images), which is not looked into",
-        "@eaDir": "is a hidden folder (1 file, 1 of them videos or images), which is not looked into",
+        ".thumbnails": "is a hidden folder (1 file, 1 of them videos or images), which is skipped",
+        ".git": "is a hidden folder (1 file, 0 of them videos or images), which is skipped",
+        "@eaDir": "is a hidden folder (1 file, 1 of them videos or images), which is skipped",
     }
     hidden_itself = touch(tmp_path, ".videos/c.mp4") / ".videos"
     assert list_source(hidden_itself).media == ["c.mp4"]
@@ -115,7 +115,7 @@ def test_a_source_that_is_no_folder_or_holds_nothing_is_an_error_that_says_what_
     touch(tmp_path, "a.zip", "b.zip", "c.rar", "file")
     with pytest.raises(InputError, match=r"holds no video or image .*; there are \.zip \(2\), \.rar \(1\)"):
         list_source(tmp_path)
-    with pytest.raises(InputError, match="file is a file; give the folder it lies in"):
+    with pytest.raises(InputError, match="file is a file; give the folder that it is in"):
         list_source(tmp_path / "file")
     with pytest.raises(InputError, match="nowhere does not exist"):
         list_source(tmp_path / "nowhere")

@@ -61,7 +61,7 @@ def odd(tmp_path, monkeypatch):
         ),
         "broken.png": (b"\x89PNG\r\n\x1a\n...", "cannot be read as an image"),
         "z copy.mov": (whole, "same bytes as holiday.mp4"),
-        "._holiday.mp4": (b"\0\5\x16\7", "Mac's side file"),
+        "._holiday.mp4": (b"\0\5\x16\7", "macOS AppleDouble file"),
         os.fsdecode(b"\xff.webm"): (b"no", "cannot be decoded"),
         "movie.swf": (b"FWS", "a .swf file, which is not supported: convert it"),
         "movie.rmvb": (b".RMF", "a .rmvb file, which is not supported"),
@@ -207,5 +207,5 @@ def test_a_changed_caption_is_a_changed_input(tmp_path):
     (tmp_path / "source/a.caption").write_text("one")
     pack_folder(tmp_path / "source", tmp_path / "out", PackingSettings(workers=0))
     (tmp_path / "source/a.caption").write_text("another")
-    with pytest.raises(InputError, match="not empty and holds something else"):
+    with pytest.raises(InputError, match="not empty and was not packed from this input"):
         pack_folder(tmp_path / "source", tmp_path / "out", PackingSettings(workers=0))

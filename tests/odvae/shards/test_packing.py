@@ -104,7 +104,7 @@ def test_packing_what_is_packed_already_gives_the_same_report_at_once(source, tm
     before = (tmp_path / "out/00000.tar").stat().st_mtime_ns
     assert pack_folder(source, tmp_path / "out") == report
     assert (tmp_path / "out/00000.tar").stat().st_mtime_ns == before
-    with pytest.raises(InputError, match="not empty and holds something else"):
+    with pytest.raises(InputError, match="not empty and was not packed from this input"):
         pack_folder(source, tmp_path / "out", PackingSettings(min_frames=3))
 
 

@@ -58,7 +58,7 @@ def test_empty_cells_beyond_the_header_are_no_cells(tmp_path):
         ('path,text\na.mp4,"a dog" runs\n', "line 2: text follows .* opened in line 2"),
         (
             'path,text\na.mp4,"a dog\nb.mp4,x\nc.mp4,a bird"\n',
-            r"line 2: the quote opened here \('a dog'\) takes in",
+            r"line 2: the quote opened here \('a dog'\) is not closed",
         ),
         ("path,text,Text\na.mp4,x,y\n", "line 1: duplicate column: text"),
         (b"path,t\xe9xt\na.mp4,x\n", "line 1: the header is not UTF-8"),

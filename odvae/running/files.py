@@ -152,7 +152,7 @@ def parse_json(text: str, name: str) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises InputError where there is no such file, or it holds something else."""
+    """Read a JSON object from a file. Raises InputError if there is no such file, or it is not an object."""
     check_is_file(path)
     found = read_json(path)
     if not isinstance(found, dict):
@@ -161,12 +161,12 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def parse_record(kind: type[T], values: dict[str, Any], source: object) -> T:
-    """A dataclass from the values of a JSON object. Raises InputError, which names `source` and every wrong key."""
+    """A dataclass from the values of a JSON object. Raises InputError with `source` and every invalid key."""
     if values.keys() != (names := kind.__dataclass_fields__.keys()):  # type: ignore[attr-defined]
         raise InputError(
             f"{source}: keys differ: {', '.join(map(repr, sorted(values.keys() ^ names)[:_ERRORS_SHOWN]))}"
         )
-    from pydantic import ValidationError  # here, for models are imported without pydantic
+    from pydantic import ValidationError  # imported here, since models are imported without pydantic
 
     try:
         return _adapter(kind).validate_json(json.dumps(values), strict=True)  # JSON mode: lists fill tuples

@@ -32,7 +32,7 @@ def file_fingerprint(path: Path) -> str:
 
 
 def _readable(path: Path) -> dict[str, list]:
-    """The entries of a cache's file; none where it was damaged, for everything can be hashed again."""
+    """The entries of a cache file; empty if it is damaged, since all files can be hashed again."""
     try:
         found = read_json(path) if path.is_file() else {}
     except InputError:

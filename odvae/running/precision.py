@@ -8,7 +8,7 @@ from odvae.running.settings import Precision
 
 
 def uses_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether `precision` means bf16 on this device: "auto" does on GPUs that compute in it."""
+    """Whether `precision` is bf16 on this device; "auto" is bf16 on GPUs with native bf16."""
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16"

@@ -43,7 +43,7 @@ def check_not_made_by_0_1(path: Path, sections: Mapping[str, Any]) -> None:
 
 
 def _read_sections(path: Path) -> dict[Any, Any]:
-    """The sections in a run's record of its settings. Raises InputError where it holds none."""
+    """The sections in a run's record of its settings. Raises InputError if it has none."""
     found = read_yaml(read_text_file(path), str(path))
     if not isinstance(found, dict):
         raise InputError(
@@ -86,7 +86,7 @@ def differing_keys(before: Any, now: Any, prefix: str = "") -> dict[str, tuple[A
     if not (isinstance(before, dict) and isinstance(now, dict)):
         return {} if before == now else {prefix.removesuffix("."): (before, now)}
     differing: dict[str, tuple[Any, Any]] = {}
-    for key in sorted(before | now, key=str):  # a record that was damaged may have keys of any type
+    for key in sorted(before | now, key=str):  # a damaged record may have keys of any type
         differing |= differing_keys(before.get(key), now.get(key), f"{prefix}{key}.")
     return differing
 

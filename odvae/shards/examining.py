@@ -1,4 +1,4 @@
-"""Examines the files of a folder: guarded workers decode each once, and a journal keeps what they found over a stop."""
+"""Examining of the files that are packed: worker processes decode each file once, and a journal stores the results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ JOURNAL = "examined.jsonl"
 
 @dataclass(frozen=True)
 class Examined:
-    """What decoding one file found, or why it is left out; `scene` numbers the scenes of a file that was cut."""
+    """The facts of a decoded file (or of a scene of it, with its frames), or the reason why the file is left out."""
 
     name: str
     key: str = ""
@@ -36,13 +36,13 @@ class Examined:
 
 
 def examine_files(folder: SourceFolder, settings: PackingSettings, out: Path) -> Iterator[Examined]:
-    """What each file is, in order; what an earlier, stopped run found out is not found out again."""
+    """Yield the facts of each file, in order; results of an interrupted run are reused."""
     journal = out / JOURNAL
     known: dict[str, list[dict]] = {}
     if journal.is_file():
         known = {row["name"]: row["found"] for row in read_json_lines(journal)}
-        write_whole = [json.dumps({"name": name, "found": found}) for name, found in known.items()]
-        journal.write_text("".join(f"{line}\n" for line in write_whole))  # without a last line that was cut
+        complete = [json.dumps({"name": name, "found": found}) for name, found in known.items()]
+        journal.write_text("".join(f"{line}\n" for line in complete))  # without a truncated last line
     unknown = [name for name in folder.media if name not in known]
     limits = settings.workers, settings.seconds_per_file, settings.memory_gib
     with (
@@ -66,7 +66,7 @@ def examine_files(folder: SourceFolder, settings: PackingSettings, out: Path) ->
 
 
 def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict]:
-    """In a worker: the facts of a file, one entry a sample. Raises VideoError where it cannot be used."""
+    """In a worker: the facts of a file, one entry per sample. Raises VideoError if it cannot be used."""
     path = root / name
     with decoding(name, "read"):
         digest = file_fingerprint(path)

@@ -37,7 +37,7 @@ FACTS = ".facts.jsonl"
 _READER = f"av {av.__version__}"
 
 
-# No video has more frames (38 days of 30 fps), lasts for more seconds, or has more of anything else.
+# Upper limit of all numbers: more frames (38 days at 30 fps) or seconds than any video has.
 _MOST = 10**8
 
 
@@ -120,7 +120,7 @@ def own_facts(key: str, about: dict[str, Any]) -> VideoFacts | None:
 
 
 def _steps_fit(fields: dict[str, Any]) -> bool:
-    """Whether there are as many steps between frame times as there are frames, less one; or none are given."""
+    """Whether the number of time steps is the number of frames minus one, or there are none."""
     steps = fields.get("time_steps")
     return steps is None or sum(repeats for _, repeats in steps) == fields["frames"] - 1
 

@@ -155,7 +155,7 @@ def checkpoint_facts(checkpoint: Path) -> dict:
 
 @dataclass(frozen=True)
 class _Facts:
-    """`state.json`."""
+    """The content of a checkpoint's state.json."""
 
     format: int
     step: int

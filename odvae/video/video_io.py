@@ -266,6 +266,6 @@ def encode_video(frames: Iterator[np.ndarray], height: int, width: int, fps: flo
 
 
 # Accurate conversion; swscale's default flags cause errors of up to two color levels.
-# In order: BICUBIC, ACCURATE_RND, BITEXACT, FULL_CHR_H_INP, FULL_CHR_H_INT (libswscale/swscale.h), for which PyAV has
-# names only from version 18 on.
+# BICUBIC, ACCURATE_RND, BITEXACT, FULL_CHR_H_INP, FULL_CHR_H_INT (libswscale/swscale.h), in this order; PyAV has names
+# for them only since version 18.
 _EXACT = 0x4 | 0x40000 | 0x80000 | 0x4000 | 0x2000

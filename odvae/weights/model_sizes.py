@@ -7,14 +7,14 @@ from typing import Any
 
 from odvae.running.errors import InputError
 
-# Larger than any number of layers, and than any other integer in a model's config (a vocabulary, a context length).
-# A damaged one would have the library build layers until memory ends.
+# Upper limits of numbers of layers, and of all other integers in a model's config (vocabulary size, context length).
+# With a damaged value, the library would create layers until memory is exhausted.
 _MOST_LAYERS, _LARGEST = 1000, 10_000_000
 _COUNTS = ("layer", "depth", "blocks")
 
 
 def check_sizes(config: Mapping[str, Any], source: object, prefix: str = "") -> None:
-    """Raise InputError for sizes that no model has."""
+    """Raise InputError for implausible sizes."""
     for key, value in config.items():
         values = value if isinstance(value, list) else [value]
         most = _MOST_LAYERS if any(word in str(key) for word in _COUNTS) and "channels" not in str(key) else _LARGEST

@@ -53,7 +53,7 @@ def odd(tmp_path, monkeypatch):
     said = {
         "cut.mp4": (whole[:400], "cannot be decoded"),
         "empty.mp4": (b"", "0 bytes"),
-        "text.mp4": (b"<html>404</html>", "it is a web page (HTML), as of a failed download"),
+        "text.mp4": (b"<html>404</html>", "it is a web page (HTML), as from a failed download"),
         "noise.avi": (bytes(range(256)) * 8, "cannot be decoded"),
         "pointer.mp4": (
             b"version https://git-lfs.github.com/spec/v1\noid 0",
@@ -73,7 +73,7 @@ def odd(tmp_path, monkeypatch):
         "Thumbs.db": (b"\0", "a .db file, which is not supported"),
         "README.md": (b"# my videos", "a .md file, which is not supported"),
         os.fsdecode(b"\xfe.doc"): (b"", "a .doc file, which is not supported"),
-        "lonely.txt": (b"of a video that is gone", "no video has its name"),
+        "lonely.txt": (b"of a video that is gone", "no video of the same name"),
         "scores.csv": (b"video,score\nholiday.mp4,5\n", "needs a file column"),
         "others.csv": (b"video,caption\nz.mp4,5\n", "has 1 row, none of a file here"),
         "config.json": (b'{"fps": 8}', "has no rows"),

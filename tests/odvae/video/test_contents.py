@@ -17,7 +17,7 @@ CONTENTS = {
     b"PK\x03\x04" + bytes(range(99)): "it is a zip archive",
     b"\x1f\x8b" + bytes(range(99)): "it is a gzip archive",
     b"x" * 257 + b"ustar" + bytes(300): "it is a tar archive",
-    bytes(500): "it is only zeros",
+    bytes(500): "it has only zeros",
     "Ein Märchen. ".encode() * 400: "it is text",
 }
 

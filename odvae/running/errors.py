@@ -42,12 +42,16 @@ _STORAGE_ERRORS = {
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
 }  # fmt: skip
 
+# What gloo and NCCL say when another process of the launch is gone.
+_LOST_CONNECTION = ("gloo/transport", "Connection closed by peer", "remote process exited")
+
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
     """Within it, input errors, full disks and Ctrl-C end the process with one clear line in place of a traceback.
 
-    Exit status: 1 for an input or storage error, 130 for an interrupt. A bug keeps its traceback.
+    Exit status: 1 for an input or storage error and for the end of another rank, 130 for an interrupt. A bug keeps its
+    traceback.
     """
     try:
         yield
@@ -59,6 +63,14 @@ def readable_errors() -> Iterator[None]:
         where = f"{error.filename}: " if error.filename else ""
         _fail(
             f"error: {where}{error.strerror}. What was written before is intact; run the same command again to resume.",
+            1,
+        )
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _LOST_CONNECTION):
+            raise
+        _fail(
+            "error: the connection to another process of this launch was lost. If that process ended with an error, "
+            f"that error is the cause ({str(error).splitlines()[0][:200]})",
             1,
         )
     except KeyboardInterrupt:

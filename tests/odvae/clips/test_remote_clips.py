@@ -327,7 +327,7 @@ vae:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["dead", "half", "silent"])
+@pytest.mark.parametrize("kind", ["dead", "half", "silent", "one rank"])
 def test_a_training_on_a_bad_stream_ends_or_finishes_on_two_ranks(shards, tmp_path, kind):
     half = (shards / "00000.tar").read_bytes()
     (tmp_path / "half.tar").write_bytes(half[: len(half) * 4 // 5])
@@ -335,6 +335,7 @@ def test_a_training_on_a_bad_stream_ends_or_finishes_on_two_ranks(shards, tmp_pa
         "dead": f"http://127.0.0.1:{closed_port()}/{{0..3}}.tar",
         "half": f"{tmp_path}/{{gone,half,gone2}}.tar",
         "silent": "pipe:sleep 62.5{0..3}",
+        "one rank": f"pipe:test $RANK = 1 && exit 4; cat {shards}/00000.tar",
     }[kind]
     config = tmp_path / "config.yaml"
     config.write_text(TRAIN.format(run=tmp_path / "run", shards=shards, stream=source))
@@ -347,6 +348,8 @@ def test_a_training_on_a_bad_stream_ends_or_finishes_on_two_ranks(shards, tmp_pa
         assert sum(rank.stderr.count("gone.tar: does not exist") for rank in ranks) == 1
     else:
         assert statuses == [1, 1]
-        assert all("error: data.stream=" in rank.stderr for rank in ranks)
+        assert "error: data.stream=" in ranks[1].stderr
+        lost = "error: the connection to another process of this launch was lost"
+        assert ("error: data.stream=" if kind != "one rank" else lost) in ranks[0].stderr
         assert not any("Traceback" in rank.stderr for rank in ranks)
         assert processes_with("sleep 62.5") == []

@@ -40,6 +40,15 @@ _PARTS = [
     {"videoid": "7", "caption": {"en": "seven"}, "start": 0, "end": 1.5, "caption_2": None, "page_dir": None},
 ]
 
+# Lists and objects written as text, by Python, NumPy and JSON; names written as URLs, and numbers.
+_CELLS = """sep=,
+url,text
+https://host/a.mp4?x=1,"['one' 'it is two']"
+file:///d/%C3%9Cnder.mov,"array(['one', 'two'], dtype=object)"
+7.0,"{""caption"": ""seven""}"
+sub/c_0.mp4,"('one', 'two')"
+"""
+
 
 def _csv(separator: str) -> bytes:
     lines = [separator.join(_ROWS[0])]
@@ -74,6 +83,13 @@ def _arrow_tables() -> dict[str, bytes]:
     return {**written, "t.feather": buffer.getvalue()}
 
 
+def _coco() -> dict:
+    return {
+        "images": [{"id": i, "file_name": row["file_name"]} for i, row in enumerate(_ROWS)],
+        "annotations": [{"id": 7, "image_id": i, "caption": row["text"]} for i, row in enumerate(_ROWS)],
+    }
+
+
 def _make_tables(_: Path) -> Sequence[Valid]:
     lists = json.dumps(_ROWS + _PARTS).encode()
     columns = {key: [row[key] for row in _ROWS] for key in _ROWS[0]}
@@ -88,8 +104,12 @@ def _make_tables(_: Path) -> Sequence[Valid]:
         Valid("sub/columns.json", json.dumps(columns).encode(), JSON),
         Valid("keys.json", json.dumps(by_key).encode(), JSON),
         Valid("nested.json", json.dumps({"info": 1, "rows": _ROWS}).encode(), JSON),
+        Valid("coco.json", json.dumps(_coco()).encode(), JSON),
+        Valid("within.json", json.dumps({"data": {"train": by_key, "rows": [{"about": _ROWS[0]}]}}).encode(), JSON),
+        Valid("cells.csv", _CELLS.encode(), TEXT),
         Valid("metadata.jsonl", lines, JSON_LINES),
         Valid("any.jsonl.gz", gzip.compress(lines, 1), GZIP),
+        Valid("any.jsonl.zst", pyarrow.compress(lines, codec="zstd", asbytes=True), BYTES),
         Valid("prompts.txt", "\n".join(row["text"] for row in _ROWS).encode(), TEXT),
         Valid("videos.txt", "\n".join(row["file_name"] for row in _ROWS).encode(), TEXT),
         *(Valid(name, data, BYTES) for name, data in _arrow_tables().items()),

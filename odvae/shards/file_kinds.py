@@ -13,7 +13,7 @@ _ADVICE = {
     "convert it to JPEG or PNG": ("heic", "heif", "jxl", "jp2", "psd", "svg", "exr", "dng", "cr2", "nef", "arw", "raw"),
     "unpack it first": ("zip", "tar", "gz", "tgz", "bz2", "xz", "zst", "7z", "rar"),
     "save the table as CSV in UTF-8": ("xlsx", "xls", "ods", "numbers", "sqlite", "sqlite3"),
-    "write its contents as JSON or Parquet; pickled files are not read, for they can run any code": (
+    "pickled files are not read, for they can run any code": (
         "pkl", "pickle", "pt", "pth", "npy", "npz", "joblib",
     ),
     "it is audio without video": ("mp3", "wav", "flac", "aac", "m4a", "opus", "wma", "aif", "aiff", "mka"),

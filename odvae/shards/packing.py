@@ -22,7 +22,7 @@ from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json, write_json
 from odvae.running.folder_lock import LOCK, sole_writer
 from odvae.running.text import printable, valid_unicode
-from odvae.shards.captions import CaptionReader
+from odvae.shards.captions import NOT_TAKEN, CaptionReader
 from odvae.shards.examining import JOURNAL, Examined, examine_files
 from odvae.shards.report import PackingReport, list_rejects
 from odvae.shards.scenes import check_scene_detection, cut_scene
@@ -208,7 +208,7 @@ def _account_for_the_rest(folder: SourceFolder, captions: CaptionReader, report:
     """Add all other paths of the folder to the report: those that are not files, unused captions, unsupported files."""
     for name, problem in folder.odd.items():
         report.reject(name, NOT_A_FILE, problem)
-    for name, reason, exactly in captions.left_over():
+    for name, reason, exactly in sorted(captions.left_over(), key=lambda one: one[1] == NOT_TAKEN):
         report.reject(name, reason, exactly)
     report.tables = captions.describe_tables()
     report.rows_without_video = sum(table["rows_without_video"]["count"] for table in report.tables)

@@ -69,6 +69,8 @@ def _opened(data: bytes | BinaryIO, name: str) -> Iterator[Image.Image]:
         try:
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
         except UnidentifiedImageError:
+            if data == b"":
+                raise VideoError(f"{name}: the file is empty (0 bytes)") from None
             found = describe_contents(data)
             raise VideoError(f"{name}: cannot be read as an image (unknown format){found}") from None
         with image:

@@ -33,6 +33,11 @@ def test_what_is_no_video_is_named_for_what_it_is(content):
     assert CONTENTS[content] in str(caught.value)
 
 
+def test_an_empty_image_is_said_to_be_empty():
+    with pytest.raises(VideoError, match=r"^x\.png: the file is empty \(0 bytes\)$"):
+        decode_image(b"", "x.png")
+
+
 def test_of_noise_nothing_more_is_said():
     with pytest.raises(VideoError, match=r"\)$"):
         examine(bytes(range(1, 256)) * 9, "x.mp4")

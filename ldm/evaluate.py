@@ -25,7 +25,7 @@ from ldm.evaluation.scorers import Scorers, measure_real, measure_reconstruction
 from ldm.evaluation.scores import distance_part
 from ldm.evaluation.settings import EvalLDMSettings
 from ldm.report.page import render_report
-from ldm.sampling.requests import HELD_OUT, UNSEEN
+from ldm.sampling.sample_requests import HELD_OUT, UNSEEN
 from ldm.sampling.sample_table import SAMPLE_TABLE, read_sample_rows
 from odvae.clips.clip import frame_count
 from odvae.clips.settings import DataSettings

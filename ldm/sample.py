@@ -17,7 +17,7 @@ from ldm.networks.network import NetworkLoader
 from ldm.networks.provenance import Provenance, weights_folder
 from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
-from ldm.sampling.requests import USER, Request
+from ldm.sampling.sample_requests import USER, Request
 from ldm.sampling.sample_table import add_sample_rows, read_sample_rows
 from ldm.sampling.schedulers import make_scheduler
 from ldm.sampling.settings import SamplerName, SampleSettings

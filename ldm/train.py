@@ -15,7 +15,7 @@ from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.provenance import Provenance, ema_folder
 from ldm.networks.settings import ConditioningSettings
 from ldm.networks.text_encoder import has_vocabulary
-from ldm.training.batches import LatentData, SampleLoss, per_sample_mse
+from ldm.training.diffusion_batches import LatentData, SampleLoss, per_sample_mse
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import log_samples, validate

@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
-from odvae.batches import Batches
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
@@ -40,6 +39,7 @@ from odvae.training.optimization import gradients_synced_at
 from odvae.training.settings import OptimizationSettings, Tracker
 from odvae.training.state import TrainingState
 from odvae.training.tracking import MetricsLog
+from odvae.vae_batches import Batches
 from odvae.video.frame_grid import frame_grid
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAEFactory, VideoVAE, compression_of, load_pretrained_vae

@@ -31,7 +31,7 @@ from ldm.networks.conditioning import Condition
 from ldm.networks.dit import DiT
 from ldm.networks.settings import SIZES
 from ldm.train import new_network
-from ldm.training.batches import Batch, LatentData, per_sample_mse
+from ldm.training.diffusion_batches import Batch, LatentData, per_sample_mse
 from ldm.training.throughput import forward_flops
 from odvae import ODVAE
 from odvae.clips.samplers import BatchPlan

@@ -27,7 +27,7 @@ def main() -> None:
     from ldm.latents.manifest import load_manifest
     from ldm.open_videos import open_videos
     from ldm.sample import sample_videos
-    from ldm.sampling.requests import evaluation_requests, user_requests
+    from ldm.sampling.sample_requests import evaluation_requests, user_requests
 
     folders, samples = experiment.folders, experiment.sample
     prompts = options.prompt + read_prompts(options.prompts)

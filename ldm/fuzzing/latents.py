@@ -22,7 +22,7 @@ from ldm.latents.manifest import EMPTY_TEXT, HASHES, MANIFEST, Manifest, ShardRe
 from ldm.networks.provenance import PROVENANCE, Provenance
 from ldm.networks.settings import ConditioningSettings, DiTSettings
 from ldm.train import account_of, check_trainable, latents_identity, new_network
-from ldm.training.batches import LatentData
+from ldm.training.diffusion_batches import LatentData
 from ldm.training.settings import LDMSettings
 from odvae.clips.samplers import BatchPlan
 from odvae.clips.settings import DataSettings

@@ -20,7 +20,7 @@ from ldm.fuzzing.kind import Kind, NeighborLost, Valid
 from ldm.fuzzing.media import healthy_video, image_bytes, random_clips, video_bytes
 from ldm.fuzzing.mutations import BYTES, JSON, JSON_LINES, TEXT
 from ldm.networks.settings import ConditioningSettings
-from ldm.sampling.requests import evaluation_requests
+from ldm.sampling.sample_requests import evaluation_requests
 from ldm.sampling.settings import SampleSettings
 from odvae.clips.clip import clip_rate, frame_size, load_clip
 from odvae.clips.dataset import ClipDataset

@@ -13,7 +13,7 @@ from ldm.experiment import Experiment
 from ldm.fuzzing.kind import Kind, Valid
 from ldm.fuzzing.mutations import BYTES, JSON, TEXT, Mutation
 from ldm.networks.settings import ConditioningSettings
-from ldm.sampling.requests import user_requests
+from ldm.sampling.sample_requests import user_requests
 from odvae.running.resume_check import check_not_made_by_0_1, record_settings
 from odvae.running.settings import load_settings
 

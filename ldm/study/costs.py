@@ -10,7 +10,7 @@ import torch
 from ldm.latents.manifest import load_manifest
 from ldm.networks.network import Network
 from ldm.train import apply_model_options, new_network
-from ldm.training.batches import Batch, LatentData, per_sample_mse
+from ldm.training.diffusion_batches import Batch, LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings
 from odvae.clips.samplers import BatchPlan
 from odvae.clips.settings import DataSettings

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ldm.networks.network import Network
-from ldm.training.batches import Batch
+from ldm.training.diffusion_batches import Batch
 from odvae.measuring import count_flops
 
 

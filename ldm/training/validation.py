@@ -13,7 +13,7 @@ from ldm.networks.network import Network
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.guidance import Guidance, guided_prediction
 from ldm.sampling.schedulers import make_scheduler, sample_latents
-from ldm.training.batches import LatentData, SampleLoss
+from ldm.training.diffusion_batches import LatentData, SampleLoss
 from odvae.training.tracking import MetricsLog
 from odvae.video.frame_grid import frame_grid
 from odvae.video.pixels import to_uint8

@@ -14,7 +14,7 @@ from ldm.evaluation.settings import EvalLDMSettings
 from ldm.export import export_pipeline
 from ldm.sample import sample_videos
 from ldm.sampling import sample_table
-from ldm.sampling.requests import evaluation_requests, user_requests
+from ldm.sampling.sample_requests import evaluation_requests, user_requests
 from ldm.sampling.settings import SampleSettings
 from odvae import report_file
 from odvae.clips.video_set import VideoSet

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ldm.commands.sample_video import read_prompts
 from ldm.sample import _read_image
-from ldm.sampling.requests import user_requests
+from ldm.sampling.sample_requests import user_requests
 from ldm.sampling.settings import SampleSettings
 from odvae.running.errors import InputError
 

@@ -17,7 +17,7 @@ from ldm.networks.settings import TextSettings
 from ldm.networks.text_encoder import learn_text_encoder, load_text_encoder
 from ldm.sampling.decode import PIECE, decode_in_pieces
 from ldm.sampling.pipeline_inputs import class_indices
-from ldm.sampling.requests import user_requests
+from ldm.sampling.sample_requests import user_requests
 from ldm.sampling.schedulers import make_scheduler
 from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError

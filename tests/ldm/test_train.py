@@ -18,10 +18,10 @@ from ldm.latents.manifest import load_manifest
 from ldm.networks.conditioning import NO_LABEL
 from ldm.networks.settings import ConditioningSettings, DiTSettings
 from ldm.sample import load_pipeline, sample_videos
-from ldm.sampling.requests import user_requests
+from ldm.sampling.sample_requests import user_requests
 from ldm.sampling.settings import SampleSettings
 from ldm.train import new_network, train_ldm
-from ldm.training.batches import LatentData
+from ldm.training.diffusion_batches import LatentData
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import forward_flops
 from ldm.training.validation import _equal_shares
@@ -50,7 +50,7 @@ KINDS = {
 
 @pytest.mark.parametrize(("network", "kind"), [*itertools.product([{}], KINDS), ({"unet": SMALL_UNET}, "text")])
 def test_every_condition_trains_on_rendered_videos_and_samples(ldm_run, tmp_path, monkeypatch, network, kind):
-    monkeypatch.setattr("ldm.training.batches.DEFAULT_FPS", 1.0)
+    monkeypatch.setattr("ldm.training.diffusion_batches.DEFAULT_FPS", 1.0)
     conditioning, asked = KINDS[kind]
     chosen = settings(**network, conditioning=ConditioningSettings(**conditioning), sample_every=4, num_visualized=1)
     train(ldm_run, tmp_path / "ldm", chosen)
@@ -207,7 +207,7 @@ def test_steps_that_do_not_log_read_no_value_from_the_device(ldm_run, tmp_path):
 def test_a_training_step_never_waits_for_the_gpu(ldm_run, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    from ldm.training.batches import per_sample_mse
+    from ldm.training.diffusion_batches import per_sample_mse
     from odvae.training.state import TrainingState
 
     chosen, device = settings(optimizer="adamw"), torch.device("cuda")

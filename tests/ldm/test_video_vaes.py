@@ -15,7 +15,7 @@ from ldm.export import export_pipeline
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import ConditioningSettings, DiTSettings, TextSettings
 from ldm.sample import sample_videos
-from ldm.sampling.requests import evaluation_requests
+from ldm.sampling.sample_requests import evaluation_requests
 from ldm.sampling.settings import SampleSettings
 from ldm.train import train_ldm
 from odvae.clips.settings import DataSettings

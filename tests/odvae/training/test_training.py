@@ -6,7 +6,6 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 
 from odvae import ODVAE
-from odvae.batches import Batches
 from odvae.clips.samplers import BatchPlan
 from odvae.initial_weights import load_image_vae, load_video_vae
 from odvae.running.errors import InputError
@@ -14,6 +13,7 @@ from odvae.settings import ModelSettings, VAESettings, VideoPhaseSettings
 from odvae.training.optimization import clipped_step, learning_rate_at, make_optimizer
 from odvae.training.settings import OptimizationSettings
 from odvae.training.state import TrainingState
+from odvae.vae_batches import Batches
 
 
 def make_state(folder, **settings):

@@ -58,7 +58,7 @@ def change_pax_records(data: bytes, rng: Random, _: Sequence[bytes]) -> bytes:
     keys = ("size", "path", "linkpath", "mtime", "GNU.sparse.map", "GNU.sparse.size", "GNU.sparse.major", "hdrcharset")
     values = ("0", "-1", "9" * 30, "1.5", "nan", "a.mp4", "../x", "0,1,2", "é", "", "BINARY", "1", "\n")
     records = b""
-    for _ in range(rng.choice((1, 2, 3))):
+    for _count in range(rng.choice((1, 2, 3))):
         record = f" {rng.choice(keys)}={rng.choice(values)}\n".encode()
         length = len(record) + len(str(len(record) + 2))
         records += str(rng.choice((length, length, length, 0, 10**9, length + 1))).encode() + record

@@ -66,7 +66,7 @@ def healthy_video() -> bytes:
 
 
 def _make_videos(_: Path) -> Sequence[Valid]:
-    return [Valid(f"video.{end}", video_bytes(*rest), BYTES) for end, *rest in _VIDEOS]  # type: ignore[arg-type]
+    return [Valid(f"video.{end}", video_bytes(*rest), BYTES) for end, *rest in _VIDEOS]
 
 
 def _read_video(context: Path, name: str, data: bytes, folder: Path, rng: Random) -> None:

@@ -49,7 +49,7 @@ _TEXT_PIECES = (
 
 def flip_bits(data: bytes, rng: Random, _: Sequence[bytes]) -> bytes:
     changed = bytearray(data)
-    for _ in range(rng.choice((1, 1, 2, 8))):
+    for _count in range(rng.choice((1, 1, 2, 8))):
         changed[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
@@ -132,7 +132,7 @@ def change_lines(data: bytes, rng: Random, _: Sequence[bytes]) -> bytes:
 
 def insert_text(data: bytes, rng: Random, _: Sequence[bytes]) -> bytes:
     """Put in characters that have a meaning somewhere."""
-    for _ in range(rng.choice((1, 2, 3))):
+    for _count in range(rng.choice((1, 2, 3))):
         place = rng.randrange(len(data) + 1)
         data = data[:place] + rng.choice(_TEXT_PIECES).encode("utf-8", "surrogatepass") + data[place:]
     return data

@@ -245,7 +245,9 @@ def replay(kinds: Sequence[Kind], settings: FuzzSettings) -> Outcome:
 def table(counts: Mapping[str, Count]) -> str:
     """The counts by kind, and their sums."""
     columns = ("read", "refused", "escape", "hang", "neighbor")
-    rows = [("kind", "inputs", "read", "refused", "escapes", "hangs", "neighbors lost", "seconds")]
+    rows: list[tuple[str, ...]] = [
+        ("kind", "inputs", "read", "refused", "escapes", "hangs", "neighbors lost", "seconds")
+    ]
     for name, count in counts.items():
         results = [count.results[column] for column in columns]
         rows.append((name, str(sum(results)), *map(str, results), f"{count.seconds:.0f}"))

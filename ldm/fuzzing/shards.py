@@ -90,8 +90,8 @@ def _read_shard(context: Path, name: str, data: bytes, folder: Path, rng: Random
     (folder / name).write_bytes(data)
     if rng.random() < 0.4:
         settings = DataSettings(workers=0)
-        for sample in read_remote_shard(str(folder / name), 5):
-            why_not(sample, settings)
+        for streamed in read_remote_shard(str(folder / name), 5):
+            why_not(streamed, settings)
         return
     os.link(context / "neighbor.tar", folder / "neighbor.tar")
     if rng.random() < 0.5:

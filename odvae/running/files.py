@@ -169,7 +169,8 @@ def parse_record(kind: type[T], values: dict[str, Any], source: object) -> T:
     from pydantic import ValidationError  # imported here, since models are imported without pydantic
 
     try:
-        return _adapter(kind).validate_json(json.dumps(values), strict=True)  # JSON mode: lists fill tuples
+        adapter = _adapter(kind)  # type: ignore[arg-type]  # classes are hashable
+        return adapter.validate_json(json.dumps(values), strict=True)  # JSON mode: lists fill tuples
     except RecursionError:
         raise InputError(f"{source}: its values are nested too deeply") from None
     except ValidationError as error:

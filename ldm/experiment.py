@@ -40,7 +40,7 @@ class Experiment(Settings):
     """Seed of all random numbers."""
     tracker: Tracker = "none"
     """Tracker to log to besides metrics.jsonl; wandb also works offline (WANDB_MODE=offline). One that cannot start is
-    an error; one that fails later is reported once, and the training goes on without it."""
+    an error; one that fails later is reported once, and the training continues without it."""
     demo_videos: DemoVideoSettings | None = None
     """Demo videos, rendered and packed where the run folder has no shards yet; null: the shards must exist."""
     data: DataSettings = DataSettings()

@@ -137,7 +137,7 @@ def report_scores(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, float):
             scores.append((label, f"{value:.4g}"))
     for part in (report.get("distances") or {}).values():
-        if isinstance(part, Mapping):  # one per feature network, beside the command and the commit
+        if isinstance(part, Mapping):  # one per feature network; the others are the command and the commit
             label = f"{part['name']} of {part['generated']['n']} generated to {part['n']} real videos"
             values = f"{part['generated']['frechet']:.4g} (other real videos: {part['real']['frechet']:.4g})"
             scores.append((label, values))

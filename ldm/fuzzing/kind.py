@@ -11,7 +11,7 @@ from ldm.fuzzing.mutations import Mutation
 
 
 class NeighborLost(Exception):
-    """A healthy file beside a mutated one was not read, or was read as something else."""
+    """A valid file next to a mutated one was not read, or was read as something else."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Valid:
 
 @dataclass(frozen=True)
 class Kind:
-    """`make(folder)` gives the valid files; it may put what must lie beside them into the folder, for `read`.
+    """`make(folder)` gives the valid files; it may write further files that `read` needs into the folder.
 
     `read(context, name, data, folder, rng)` has the pipeline read a mutated file, from `folder`, which is empty and
     where it may write. It raises InputError where the pipeline refuses the file, NeighborLost where that costs more

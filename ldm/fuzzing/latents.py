@@ -1,4 +1,4 @@
-"""Folders of latents: entries, manifest, and the files beside them."""
+"""Folders of latents: entries, manifest, and the other files."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ def fill_range(data: bytes, rng: Random, _: Sequence[bytes]) -> bytes:
 
 
 def set_integer(data: bytes, rng: Random, _: Sequence[bytes]) -> bytes:
-    """Write an extreme number over some bytes: a size or an offset, where a header stands there."""
+    """Write an extreme number over some bytes: a size or an offset, if they are in a header."""
     size, place = rng.choice((1, 2, 4, 8)), rng.randrange(min(len(data), rng.choice((64, 512, len(data)))))
     value = rng.choice(_EDGES) % 2 ** (8 * size)
     return (data[:place] + value.to_bytes(size, rng.choice(("little", "big"))) + data[place + size :])[: len(data)]

@@ -28,7 +28,7 @@ from odvae.running.worker_pool import WorkerPool
 # How an input ended. `memory` is a refusal where the pipeline reads in guarded workers, and an escape elsewhere.
 Result = Literal["read", "refused", "escape", "hang", "neighbor"]
 
-# A message that goes on for longer than this is none that a person reads.
+# A longer message is not readable for a person.
 _LONGEST_MESSAGE = 20_000
 
 # Offending inputs that are kept of one place in the code, and lines of them that are printed.

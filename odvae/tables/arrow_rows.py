@@ -34,21 +34,21 @@ def _batches(path: Path, is_known: KnowsColumns, note_columns: NotesColumns) -> 
         file.seek(0)
         if magic.startswith(b"PAR1"):
             table = parquet.ParquetFile(file)
-            note_columns(_names(table.schema_arrow, path))
+            _note_names(table.schema_arrow, path, note_columns)
             yield from table.iter_batches(4096, columns=list(_light_columns(table.schema_arrow, is_known)))
             return
         opened = ipc.open_file(file) if magic.startswith(b"ARROW1") else ipc.open_stream(file)
-        note_columns(_names(opened.schema, path))
+        _note_names(opened.schema, path, note_columns)
         if magic.startswith(b"ARROW1"):
             yield from (opened.get_batch(i) for i in range(opened.num_record_batches))
         else:
             yield from opened
 
 
-def _names(schema: Any, path: Path) -> list[str]:
+def _note_names(schema: Any, path: Path, note_columns: NotesColumns) -> None:
     names = [column_name(name) for name in schema.names]
+    note_columns(names)
     check_columns(names, str(path))
-    return names
 
 
 def _light_columns(schema: Any, is_known: KnowsColumns) -> Iterator[str]:

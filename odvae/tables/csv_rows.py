@@ -47,8 +47,8 @@ def csv_rows(path: Path, is_known: KnowsColumns, note_columns: NotesColumns = la
                 hint = None  # the hint is no header
             elif not header:
                 header = [column_name(cell) for cell in cells]
-                _check_header(header, path, line)
                 note_columns(header)
+                _check_header(header, path, line)
             elif any(cell.strip() for cell in cells[len(header) :]):
                 raise InputError(
                     f"{path}, line {line}: {len(cells)} cells, but the header has {len(header)}; a text that contains "

@@ -32,6 +32,8 @@ def json_rows(path: Path, is_known: KnowsColumns, may_be_lines: bool) -> Iterato
         raise InputError(f"{path} is larger than {_LARGEST_JSON >> 30} GiB: write it as .jsonl, one object per line")
     with open_table(path) as file:
         text = _text(file.read(), path)
+    if not text.strip():
+        return
     try:
         value = _parse(text)
     except (ValueError, RecursionError) as error:
@@ -103,10 +105,20 @@ def _rows_of_key(key: str, about: dict, is_known: KnowsColumns, depth: int) -> I
     cells = named(about)
     if key.isdigit() and is_known(list(cells)):
         yield Row(f"key {key!r}", cells)
-    elif is_known(["file_name", *cells]):
+    elif is_known(["file_name", *cells]) and not _holds_rows(about, is_known):
         yield Row(f"key {key!r}", {**cells, "file_name": key})
     elif depth:
         yield from _rows_in(about, is_known, depth - 1)
+
+
+def _holds_rows(about: dict, is_known: KnowsColumns) -> bool:
+    """Whether an object's values are rows: each is an object, and each names its own file or there are several."""
+    values = [named(value) for value in about.values() if isinstance(value, dict)]
+    if len(values) < len(about) or is_known(["file_name", *map(column_name, about)]):
+        return False
+    return all(is_known(list(cells)) for cells in values) or (
+        len(values) > 1 and all(is_known(["file_name", *cells]) for cells in values)
+    )
 
 
 def _columns_of(rows: Any) -> list[str]:

@@ -1,12 +1,17 @@
 """Captions as people really have them: tables of other programs, names written otherwise, tables that disagree."""
 
+import contextlib
 import json
+import re
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from caption_folders import arrow, captions, folder_of, parquet, read
 
+from odvae.running import account
 from odvae.running.errors import InputError
+from odvae.shards import captions as caption_reader
 from odvae.shards.file_kinds import describe_kind
 from odvae.tables.columns import Columns
 
@@ -28,6 +33,11 @@ TABLES = {
     "json by splits": {"t.json": {"train": {"a.mp4": "a dog"}, "val": {"b.mp4": "a cat"}}},
     "json, lists by splits": {"t.json": {"train": RECORDS[:1], "val": RECORDS[1:]}},
     "json within json": {"t.json": {"version": "1.0", "data": {"items": RECORDS}}},
+    "json by clips": {"t.json": {"clips": {"x": RECORDS[0], "y": RECORDS[1]}}},
+    "json by clips and splits": {"t.json": {"val": {"a.mp4": {"cap": "a dog"}, "b.mp4": {"cap": "a cat"}}}},
+    "json of objects in objects": {
+        "t.json": {"a.mp4": {"caption": {"text": "a dog"}, "meta": {"label": "x"}}, "b": {"about": {"cap": "a cat"}}}
+    },
     "json of pandas by index": {"t.json": {"0": RECORDS[0], "1": RECORDS[1]}},
     "a path in an object": {
         "t.jsonl": "\n".join(json.dumps({"meta": {"path": r["path"]}, "cap": r["text"]}) for r in RECORDS)
@@ -195,10 +205,22 @@ def test_a_key_twice_in_an_object_is_an_error(tmp_path):
         read(tmp_path)
 
 
-def test_a_column_twice_in_parquet_is_an_error(tmp_path):
-    folder_of(tmp_path, AB | {"t.parquet": parquet({"path": ["a.mp4"], "Text": ["x"], "text": ["y"]})})
-    with pytest.raises(InputError, match=r"t\.parquet: duplicate column: text"):
-        read(tmp_path, named=tmp_path / "t.parquet")
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"t.parquet": parquet({"path": ["a.mp4"], "Text": ["x"], "text": ["y"]})},
+        {"t.csv": "path,Text,text\na.mp4,x,y\n"},
+    ],
+)
+def test_a_column_twice_is_an_error(tmp_path, table):
+    with pytest.raises(InputError, match=r"t\.\w+.*: duplicate column: text"):
+        read(folder_of(tmp_path, AB | table))
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "metadata.json", "captions.json"])
+def test_an_empty_table_is_named_and_is_no_error(tmp_path, name):
+    reader = read(folder_of(tmp_path, AB | {name: "\n"}))
+    assert list(reader.left_over()) == [(name, "a table without a row for these files", "has no rows")]
 
 
 def test_bytes_that_are_not_utf_8_cost_their_video_alone(tmp_path):
@@ -309,3 +331,31 @@ def test_texts_of_other_folders_are_not_mixed_up(tmp_path):
 )
 def test_a_file_of_another_kind_is_named_with_what_can_be_done(name, words):
     assert describe_kind(name) == words
+
+
+def documented():
+    """The tables of docs/data.md: the JSON examples of layouts, and the reasons for which files are left out."""
+    text = (Path(__file__).parents[3] / "docs/data.md").read_text()
+    layouts = text.partition("| layout |")[2].partition("\n\n")[0]
+    reasons = text.partition("| reason |")[2].partition("\n\n")[0]
+    found = []
+    for example in re.findall(r"`([\[{][^`]*[\]}])`", layouts):
+        with contextlib.suppress(ValueError):  # those with dots for the rest
+            value = json.loads(example)
+            found += [] if isinstance(value, list) and isinstance(value[0], str) else [value]
+    return found, re.findall(r"^\| ([^|]+) \|", reasons, re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", documented()[0], ids=lambda example: json.dumps(example)[:40])
+def test_the_json_examples_in_the_documentation_are_read(tmp_path, example):
+    videos = {"a.mp4": b"", "abc_000010_000020.mp4": b""}
+    reader = read(folder_of(tmp_path, videos | {"t.json": example}))
+    found = [reader.find(file) for file in reader.source.media]
+    assert "a dog runs" in found[0].captions or found[1].label == "archery"
+
+
+def test_every_reason_for_leaving_a_file_out_is_in_the_documentation():
+    reasons = [account.UNREADABLE, account.COPY, account.BAD_CAPTION, account.NOT_A_FILE, caption_reader.BROKEN_TABLE]
+    reasons += [caption_reader.NO_CAPTIONS, caption_reader.NO_ROW, caption_reader.EMPTY_TEXT, caption_reader.NOT_TAKEN]
+    reasons += [caption_reader.NO_VIDEO_OF_ITS_NAME, caption_reader.NOT_NEEDED]
+    assert set(reasons) <= set(documented()[1])

@@ -348,10 +348,13 @@ def documented():
 
 @pytest.mark.parametrize("example", documented()[0], ids=lambda example: json.dumps(example)[:40])
 def test_the_json_examples_in_the_documentation_are_read(tmp_path, example):
-    videos = {"a.mp4": b"", "abc_000010_000020.mp4": b""}
-    reader = read(folder_of(tmp_path, videos | {"t.json": example}))
-    found = [reader.find(file) for file in reader.source.media]
-    assert "a dog runs" in found[0].captions or found[1].label == "archery"
+    """As a table, as a line of one, or as the file next to the video."""
+    found = []
+    for name in ("t.json", "t.jsonl", "a.json"):
+        folder = folder_of(tmp_path / name, {"a.mp4": b"", "abc_000010_000020.mp4": b"", name: example})
+        reader = read(folder)
+        found += [reader.find(file) for file in reader.source.media]
+    assert any("a dog runs" in one.captions or one.label == "archery" for one in found)
 
 
 def test_every_reason_for_leaving_a_file_out_is_in_the_documentation():

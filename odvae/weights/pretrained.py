@@ -91,11 +91,13 @@ def not_reached(source: str, here: str, there: str, error: BaseException, remedy
 
 
 def root_of(error: BaseException) -> str:
-    """The first line of the error that the others came from."""
-    while (before := error.__cause__ or error.__context__) is not None:
-        error = before
-    first_line = next(iter(str(error).strip().splitlines()), "")
-    return f"{type(error).__name__}: {first_line[:300]}" if first_line else type(error).__name__
+    """The first line of the error that the others came from; of those, the first that says anything."""
+    root, before = error, error.__cause__ or error.__context__
+    while before is not None:
+        root = before if str(before).strip() else root
+        before = before.__cause__ or before.__context__
+    first_line = next(iter(str(root).strip().splitlines()), "")
+    return f"{type(root).__name__}: {first_line[:300]}" if first_line else type(root).__name__
 
 
 def broken_files(path: Path) -> list[str]:

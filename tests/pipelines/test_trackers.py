@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from scripts import succeed
+from scripts import fail, succeed
 from stages import command
 
 pytestmark = pytest.mark.slow
@@ -34,3 +34,14 @@ def test_wandb_gets_the_videos_of_fixed_prompts(run, tmp_path):
     offline = {"WANDB_MODE": "offline", "WANDB_SILENT": "true", "HOME": str(tmp_path)}
     succeed(*command("train_ldm", tmp_path, "tracker=wandb", "ldm.sample_every=6"), **offline)
     assert list((tmp_path / "ldm").rglob("offline-run-*/files/media/videos/*.mp4"))
+
+
+def test_wandb_without_a_key_and_a_terminal_is_an_error_with_the_ways_out(run, tmp_path):
+    pytest.importorskip("wandb", reason="needs the wandb extra")
+    shutil.copytree(run / "shards", tmp_path / "shards")
+    nobody = {"HOME": str(tmp_path), "WANDB_API_KEY": "", "WANDB_MODE": "online", "NETRC": str(tmp_path / "none")}
+    message = fail(*command("train_vae", tmp_path, "tracker=wandb"), **nobody)
+    assert "error: tracker=wandb cannot be started" in message
+    assert "WANDB_API_KEY" in message
+    assert "WANDB_MODE=offline" in message
+    assert "Traceback" not in message

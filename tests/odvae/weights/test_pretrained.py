@@ -24,6 +24,7 @@ from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
 from odvae.settings import ModelSettings
 from odvae.video_vae import load_pretrained_vae, load_vae
+from odvae.weights.pretrained import root_of
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 791656\n"
@@ -242,3 +243,18 @@ def test_a_broken_file_in_torchvisions_cache_is_named(monkeypatch, tmp_path):
 
 def test_odvae_itself_loads_a_folder_as_before(models):
     assert isinstance(ODVAE.from_pretrained(models / "vae"), ODVAE)
+
+
+def test_the_reason_is_the_first_error_of_the_chain_that_says_anything():
+    def chain():
+        try:
+            try:
+                raise TimeoutError
+            except TimeoutError:
+                raise ConnectionError("no route to host\nmore") from None
+        except ConnectionError as error:
+            raise OSError("cannot load") from error
+
+    with pytest.raises(OSError, match="cannot load") as caught:
+        chain()
+    assert root_of(caught.value) == "ConnectionError: no route to host"

@@ -2,7 +2,9 @@
 
 import importlib.util
 import json
+import types
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -11,8 +13,11 @@ from safetensors.torch import load_file
 from small_ldm import WEIGHTS, settings
 
 from ldm.train import train_ldm
+from ldm.training.diffusion_batches import LatentData
 from odvae.running.errors import InputError
 from odvae.training.optimization import make_accelerator
+from odvae.training.tracking import MetricsLog
+from odvae.video.video_io import examine
 
 
 @pytest.mark.parametrize("tracker", ["wandb", "tensorboard"])
@@ -66,3 +71,17 @@ def test_an_error_that_is_no_trackers_is_not_swallowed(ldm_run, tmp_path, monkey
     monkeypatch.setattr(Accelerator, "log", fail)
     with pytest.raises(ZeroDivisionError):
         train_ldm(settings(steps=1), ldm_run / "vae", ldm_run / "latents", tmp_path, 0, "none")
+
+
+def test_a_video_is_written_at_the_rate_that_is_given(tmp_path):
+    log = MetricsLog(tmp_path, Accelerator(cpu=True), resumed_at=0)
+    log.video(3, "videos", np.zeros((5, 16, 16, 3), np.uint8), fps=12.5)
+    assert examine(tmp_path / "videos/000003.mp4", "x").fps == pytest.approx(12.5)
+
+
+def test_the_rate_of_logged_samples_is_that_of_the_first_held_out_clip():
+    data = LatentData.__new__(LatentData)
+    about = [json.dumps({"fps": rate}).encode() for rate in (12.5, 30.0)]
+    entries = [types.SimpleNamespace(name="x", members={"json": 0}, read=lambda _, text=text: text) for text in about]
+    data.latents = types.SimpleNamespace(held_out={"empty": [], "bucket": entries})
+    assert data.frame_rate() == 12.5

@@ -17,6 +17,7 @@ from accelerate import PartialState
 from safetensors.torch import save as save_safetensors
 
 from ldm.encoding.encode_shards import captions_of, encode_shard_jobs
+from ldm.encoding.job_records import read_job_record
 from ldm.encoding.plan import ShardJob, plan_shard_jobs
 from ldm.encoding.settings import BucketSettings, EncodeSettings
 from ldm.encoding.shard_files import DTYPES, EncodingContext
@@ -30,7 +31,7 @@ from odvae.running.account import TOO_SHORT, Account
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
-from odvae.running.files import atomic_file, read_json
+from odvae.running.files import atomic_file
 from odvae.running.hashing import HashCache, file_fingerprint, weights_fingerprint
 from odvae.running.precision import uses_bf16
 from odvae.running.run_folder import code_version
@@ -97,7 +98,7 @@ def account_of(videos: VideoSet, jobs: Sequence[ShardJob], folder: Path, flip: b
     """Account of the videos: encoded ones, and the others with reasons."""
     account = Account("videos")
     for job in jobs:
-        account.add(Account.from_json(read_json(job.record(folder))["account"]))
+        account.add(Account.from_json(read_job_record(job.record(folder))["account"]))
     clips = [clip for job in jobs for clip in job.clips]
     encoded = {clip.sample.key for clip in clips}
     for sample, reason, details in videos.unusable:
@@ -157,7 +158,7 @@ def one_thread() -> Iterator[None]:
 
 def _check_same_vae(folder: Path, vae_sha256: str, vae_folder: Path) -> None:
     for path in sorted((folder / "shards").glob("*.json")):
-        record = read_json(path)
+        record = read_job_record(path)
         if record["vae_sha256"] != vae_sha256:
             raise InputError(
                 f"{folder / record['name']} was encoded by another VAE ({record['vae_sha256'][:16]}...) than "
@@ -170,7 +171,7 @@ def _check_same_videos(folder: Path, jobs: Sequence[ShardJob]) -> None:
     planned = {job.name: job for job in jobs}
     hashes = HashCache(folder / HASHES)
     for path in sorted((folder / "shards").glob("*.json")):
-        record = read_json(path)
+        record = read_job_record(path)
         again = f"remove {folder} and run the same command again"
         if record["name"] not in planned:
             raise InputError(
@@ -194,7 +195,7 @@ def _manifest_lists(jobs: Sequence[ShardJob], folder: Path) -> bool:
     """Whether there is a manifest of exactly these jobs' shards; an interrupted run may have left an older one."""
     if not (folder / MANIFEST).is_file():
         return False
-    records = [read_json(job.record(folder)) for job in jobs]
+    records = [read_job_record(job.record(folder)) for job in jobs]
     written = {record["name"]: record["sha256"] for record in records if record["entries"]}
     return written == {record.name: record.sha256 for record in load_manifest(folder).shards}
 
@@ -214,7 +215,7 @@ def _write_manifest(
     encoding: EncodingContext, jobs: Sequence[ShardJob], text: TextSettings, vae_folder: Path, folder: Path
 ) -> None:
     _write_empty_text(encoding, folder)
-    records = [read_json(job.record(folder)) for job in jobs]
+    records = [read_job_record(job.record(folder)) for job in jobs]
     parts = [ChannelSums.from_json(record["sums"]) for record in records if record["sums"]]
     if not parts:
         raise InputError("no training clip could be encoded, so the latents have no statistics")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from odvae.running.files import read_json
+from odvae.running.resume_check import read_stage_record
 
 # Names of the stages for the user, by folder, in order.
 NAMES = {
@@ -58,7 +58,7 @@ def seconds_left(reference: Reference, minutes: Mapping[str, float], probed: flo
 def finished_minutes(run: Path) -> dict[str, float]:
     """Minutes of the finished stages of a run folder, as in their `stage.json`."""
     records = {stage: run / stage / "stage.json" for stage in NAMES}
-    found = {stage: read_json(path) for stage, path in records.items() if path.exists()}
+    found = {stage: read_stage_record(path) for stage, path in records.items() if path.exists()}
     return {stage: record["minutes"] for stage, record in found.items() if record["finished"]}
 
 

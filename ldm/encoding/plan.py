@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ldm.encoding.job_records import read_job_record
 from ldm.encoding.settings import BucketSettings, EncodeSettings
 from odvae.clips.clip import frame_count, frame_size
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
-from odvae.running.files import read_json
 from odvae.shards.captions import captions_in
 from odvae.shards.samples import Sample
 
@@ -117,7 +117,7 @@ class ShardJob:
     def is_done(self, folder: Path) -> bool:
         """Whether the job's record and shard exist; a job whose clips all failed has no shard."""
         record = self.record(folder)
-        return record.is_file() and ((folder / self.name).is_file() or read_json(record)["entries"] == 0)
+        return record.is_file() and ((folder / self.name).is_file() or read_job_record(record)["entries"] == 0)
 
     def pieces(self, settings: EncodeSettings, data: DataSettings) -> list[tuple[DataSettings, int]]:
         """The pieces in which each clip is decoded: (settings, offset from the clip's first frame).

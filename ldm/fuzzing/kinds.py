@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ldm.fuzzing.captions import CAPTION, TABLE
+from ldm.fuzzing.folders import FOLDER, RECORD
 from ldm.fuzzing.kind import Kind
 from ldm.fuzzing.latents import ENTRY, MANIFESTS
 from ldm.fuzzing.media import IMAGE, VIDEO
@@ -15,7 +16,7 @@ from odvae.running.errors import InputError
 
 KINDS = (
     *(VIDEO, IMAGE, TABLE, CAPTION, CONFIG, PROMPTS, SHARD, MEMBER, ENTRY, MANIFESTS),
-    *(VAE, NETWORK, TEXT_ENCODER, PUBLISHED, CHECKPOINT),
+    *(VAE, NETWORK, TEXT_ENCODER, PUBLISHED, CHECKPOINT, FOLDER, RECORD),
 )
 
 

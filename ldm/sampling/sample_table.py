@@ -16,6 +16,11 @@ def read_sample_rows(folder: Path) -> list[dict]:
     """The rows of a samples folder; none where there is no table. Raises InputError for a table of version 0.1."""
     path = folder / SAMPLE_TABLE
     rows = read_json_lines(path) if path.is_file() else []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("file"), str):
+            raise InputError(
+                f"{path}, line {number}: `file` must be the name of a video, found {row.get('file')!r:.100}"
+            )
     if any("guidance" in row and "guidance_scale" not in row for row in rows):
         raise InputError(
             f"{path} was written by version 0.1 (its `steps` is now `num_inference_steps`, its `guidance` "

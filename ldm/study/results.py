@@ -9,6 +9,7 @@ from ldm.study.claims import ATTRIBUTES, claims
 from ldm.study.plan import IMAGE, Budget, generator_name, init_name
 from ldm.study.settings import StudySettings, variant_name
 from odvae.running.files import read_json, read_json_lines
+from odvae.running.resume_check import read_stage_record
 from odvae.running.run_folder import code_version
 
 SCORES = ("psnr", "ssim", "lpips")
@@ -102,7 +103,7 @@ def training(folder: Path) -> dict:
     logged = read_json_lines(folder / "ldm" / "metrics.jsonl")
     return {
         "steps": max(row["step"] for row in logged),
-        "minutes": read_json(folder / "ldm" / "stage.json")["minutes"],
+        "minutes": read_stage_record(folder / "ldm" / "stage.json")["minutes"],
         "held_out_loss": next((row["held_out_loss"] for row in reversed(logged) if "held_out_loss" in row), None),
         "curve": [(row["step"], row["held_out_loss"]) for row in logged if "held_out_loss" in row],
     }

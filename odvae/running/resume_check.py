@@ -10,7 +10,7 @@ import yaml
 from pydantic.fields import FieldInfo
 
 from odvae.running.errors import InputError
-from odvae.running.files import write_text
+from odvae.running.files import read_object, write_text
 from odvae.running.settings import Settings, find_renamed, settings_in
 from odvae.running.strict_yaml import read_yaml
 from odvae.running.text import read_text_file
@@ -115,3 +115,15 @@ def field_may_change(field: FieldInfo) -> bool:
 def _is_marked(annotation: Any) -> bool:
     """Whether an annotation contains `MayChange`, as in `Annotated[int, MayChange] | None`."""
     return annotation is MayChange or any(_is_marked(argument) for argument in get_args(annotation))
+
+
+def read_stage_record(path: Path) -> dict[str, Any]:
+    """`minutes` and whether the stage is `finished`, in its `stage.json`. Raises InputError where it was damaged."""
+    record = read_object(path)
+    minutes, finished = record.get("minutes"), record.get("finished")
+    if not isinstance(minutes, int | float) or not 0 <= minutes < 1e9 or not isinstance(finished, bool):
+        raise InputError(
+            f"{path} was damaged: minutes is {minutes!r:.100} and finished {finished!r:.100}; remove it, and the same "
+            "command looks at what is in the folder"
+        )
+    return {"minutes": minutes, "finished": finished}

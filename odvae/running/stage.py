@@ -14,9 +14,9 @@ from accelerate import PartialState
 
 from odvae.running.allocator import keep_freed_memory
 from odvae.running.distributed import decide_on_main_process, uses_cuda
-from odvae.running.files import make_output_folder, read_json, remove_leftovers, write_json
+from odvae.running.files import make_output_folder, remove_leftovers, write_json
 from odvae.running.folder_lock import exclusive_update, sole_writer
-from odvae.running.resume_check import check_not_made_by_0_1, record_settings
+from odvae.running.resume_check import check_not_made_by_0_1, read_stage_record, record_settings
 from odvae.running.run_folder import code_version
 from odvae.running.stop_signals import StopSignals
 
@@ -108,7 +108,7 @@ class Stage:
 
     def _last_record(self) -> dict[str, Any]:
         path = self.folder / RECORD
-        return read_json(path) if path.is_file() else {"minutes": 0.0, "finished": False}
+        return read_stage_record(path) if path.is_file() else {"minutes": 0.0, "finished": False}
 
     def record(self, finished: bool = False) -> None:
         """Add the time since the last record to `stage.json`. Only the main process writes."""

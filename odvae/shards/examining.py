@@ -13,6 +13,7 @@ from odvae.running.failures import Failure
 from odvae.running.files import read_json_lines
 from odvae.running.hashing import file_fingerprint
 from odvae.running.worker_pool import WorkerPool
+from odvae.shards.facts import checked_about
 from odvae.shards.samples import scene_key
 from odvae.shards.scenes import find_scenes
 from odvae.shards.settings import PackingSettings
@@ -40,7 +41,7 @@ def examine_files(folder: SourceFolder, settings: PackingSettings, out: Path) ->
     journal = out / JOURNAL
     known: dict[str, list[dict]] = {}
     if journal.is_file():
-        known = {row["name"]: row["found"] for row in read_json_lines(journal)}
+        known = {row["name"]: row["found"] for row in read_json_lines(journal) if _is_whole(row)}
         complete = [json.dumps({"name": name, "found": found}) for name, found in known.items()]
         journal.write_text("".join(f"{line}\n" for line in complete))  # without a truncated last line
     unknown = [name for name in folder.media if name not in known]
@@ -63,6 +64,31 @@ def examine_files(folder: SourceFolder, settings: PackingSettings, out: Path) ->
             for one in found:
                 scene = tuple(one["scene"]) if one.get("scene") else None
                 yield Examined(name, one.get("key", ""), one.get("reason", ""), one.get("about"), scene)
+
+
+def _is_whole(row: dict) -> bool:
+    """Whether a row of the journal is as it was written; what was damaged is examined again."""
+    found = row.get("found")
+    if not isinstance(row.get("name"), str) or not isinstance(found, list) or not found:
+        return False
+    return all(isinstance(one, dict) and (_is_reason(one) or _is_sample(one, row["name"])) for one in found)
+
+
+def _is_reason(one: dict) -> bool:
+    return one.keys() == {"reason"} and isinstance(one["reason"], str)
+
+
+def _is_sample(one: dict, name: str) -> bool:
+    about, scene = one.get("about"), one.get("scene")
+    if not isinstance(one.get("key"), str) or not isinstance(about, dict):
+        return False
+    if scene is not None and not (isinstance(scene, list) and len(scene) == 2 and all(type(n) is int for n in scene)):
+        return False
+    checked, wrong = checked_about(json.dumps(about).encode())
+    needed = {"sha256", "frames", "height", "width", "fps"}
+    if member_kind(name) == "mp4" or about.get("fps"):
+        needed |= {"seconds", "variable_rate"}
+    return not wrong and checked.keys() >= needed
 
 
 def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict]:

@@ -24,7 +24,7 @@ from odvae.running.folder_lock import LOCK, sole_writer
 from odvae.running.text import printable, valid_unicode
 from odvae.shards.captions import NOT_TAKEN, CaptionReader
 from odvae.shards.examining import JOURNAL, Examined, examine_files
-from odvae.shards.report import PackingReport, list_rejects
+from odvae.shards.report import PackingReport, list_rejects, read_report
 from odvae.shards.scenes import check_scene_detection, cut_scene
 from odvae.shards.settings import PackingSettings
 from odvae.shards.source_folder import SourceFolder, list_source, member_kind
@@ -50,8 +50,8 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
         check_scene_detection()
     identity = _input_identity(folder, captions, settings)
     if out.exists() and any(out.iterdir()):
-        if (out / REPORT).is_file() and read_json(out / REPORT)["input"] == identity:
-            return PackingReport(**read_json(out / REPORT))
+        if (out / REPORT).is_file() and (report := read_report(out / REPORT)).input == identity:
+            return report
         raise InputError(
             f"output folder {out} is not empty and was not packed from this input with these settings: choose another, "
             "or remove it"

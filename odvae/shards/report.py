@@ -10,6 +10,8 @@ from typing import Any
 
 from odvae.running.account import Account, most_frequent
 from odvae.running.commands import command_line
+from odvae.running.errors import InputError
+from odvae.running.files import parse_record, read_object
 from odvae.running.text import counted, printable
 
 # Number of rejected files that are printed; all are in packing.json.
@@ -109,6 +111,14 @@ class PackingReport:
     def table(self) -> str:
         """The account of all files, in a few lines."""
         return self._account.table()
+
+
+def read_report(path: Path) -> PackingReport:
+    """The report in a folder of shards. Raises InputError where it was damaged."""
+    try:
+        return parse_record(PackingReport, read_object(path), path)
+    except (KeyError, TypeError, AttributeError) as error:  # of its account
+        raise InputError(f"{path} was damaged: its account cannot be read ({error})") from None
 
 
 def _count(counts: dict[str, int], name: str) -> None:

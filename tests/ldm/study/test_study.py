@@ -91,7 +91,7 @@ def test_when_time_is_up_the_stage_is_asked_to_save_and_counts_as_unfinished(stu
 def test_equal_time_is_decided_once_from_the_measured_minutes(study):
     for name, minutes in (("slow", 6.0), ("fast", 2.0)):
         (study.folder / name / "ldm").mkdir(parents=True)
-        write_json(study.folder / name / "ldm" / "stage.json", {"minutes": minutes})
+        write_json(study.folder / name / "ldm" / "stage.json", {"minutes": minutes, "finished": True})
     runner = make_runner(study)
     assert runner.steps_in_equal_time(100, "slow", "fast") == 300
     write_json(study.folder / "fast" / "ldm" / "stage.json", {"minutes": 3.0})

@@ -345,3 +345,11 @@ def test_a_damaged_record_of_the_settings_is_an_error_that_names_it(tmp_path, re
         Stage(tmp_path / "stage", {"numbers": {"x": 1}}),
     ):
         pass
+
+
+@pytest.mark.parametrize("record", ["[]", "{", '{"minutes": "1", "finished": true}', '{"minutes": 1, "finished": 1}'])
+def test_a_damaged_record_of_the_minutes_is_an_error_that_names_it(tmp_path, record):
+    run(tmp_path)
+    (tmp_path / "stage.json").write_text(record)
+    with pytest.raises(InputError, match=r"stage\.json"):
+        run(tmp_path)

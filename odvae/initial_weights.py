@@ -70,7 +70,7 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
     Raises InputError where there is none, its sizes differ from those in `model`, or it has separate temporal layers.
     """
     path, setting = Path(name), f"vae.init_from={name!r}"
-    if (path / "config.json").is_file() or not path.exists():
+    if any((path / name).is_file() for name in ("config.json", "vae/config.json")) or not path.exists():
         config, where = read_vae_config(name, setting, "an OD-VAE")
         _check_class(config, ("ODVAE",), setting)
         source = load_model(ODVAE, name, setting, "an OD-VAE", **where)

@@ -100,9 +100,18 @@ def check_parts(folder: Path, given: Collection[str] = (), allowed: Collection[s
     if kind not in allowed:
         raise InputError(f"{path}: _class_name is {kind!r}; this class loads {' or '.join(sorted(set(allowed)))}")
     parts = [name for name, value in index.items() if isinstance(value, list) and value[0] and name != "_class_name"]
-    missing = [name for name in parts if name not in given and not (folder / name).is_dir()]
+    parts = [name for name in parts if name not in given]
+    missing = [name for name in parts if not (folder / name).is_dir()]
+    missing = missing or [
+        f"{name}/{_config_of(name)}" for name in parts if not (folder / name / _config_of(name)).exists()
+    ]
     if missing:
         raise InputError(f"{folder}: missing parts: {', '.join(missing)}; export the run again")
+
+
+def _config_of(part: str) -> str:
+    """The file that every saved component of this name has."""
+    return {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(part, "config.json")
 
 
 def _check_all_there(pipeline: DiffusionPipeline, folder: Path) -> None:

@@ -164,6 +164,24 @@ def test_every_prediction_samples_with_its_schedulers_and_refuses_the_others(vae
         generate(pipeline, None, [0])
 
 
+@pytest.mark.parametrize("part", ["vae", "transformer", "text_encoder", "tokenizer", "scheduler"])
+def test_a_component_that_is_missing_or_incomplete_is_named_with_its_file(pipeline, tmp_path, part):
+    pipeline.save_pretrained(tmp_path)
+    config = next(path for path in sorted((tmp_path / part).glob("*config.json")))
+    text = config.read_text()
+    config.unlink()
+    with pytest.raises(InputError, match=f"missing parts: {part}/{config.name}; export the run again"):
+        TextToVideoPipeline.from_pretrained(tmp_path)
+    config.write_text(text[:-10])
+    with pytest.raises(InputError, match=rf"{part}/{config.name} is not valid JSON"):
+        TextToVideoPipeline.from_pretrained(tmp_path)
+    config.write_text(text)
+    if weights := sorted((tmp_path / part).glob("*.safetensors")):
+        weights[0].write_bytes(weights[0].read_bytes()[:-10])
+        with pytest.raises(InputError, match=rf"{part}/{weights[0].name} is cut short"):
+            TextToVideoPipeline.from_pretrained(tmp_path)
+
+
 def quiet(pipeline):
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -187,6 +187,12 @@ def test_the_vae_of_a_pipelines_folder_is_found(tmp_path, image_vae):
         load_image_vae(str(tmp_path / "pipeline"), MODEL)
 
 
+def test_the_od_vae_of_a_pipelines_folder_is_found(tmp_path, vae):
+    vae.save_pretrained(tmp_path / "pipeline/vae")
+    loaded = load_video_vae(str(tmp_path / "pipeline"), MODEL)
+    assert torch.equal(loaded.quant_conv.weight, vae.quant_conv.weight)
+
+
 HUB = {
     "vae.pretrained=": load_pretrained_vae,
     "vae.init_image_vae=": partial(load_image_vae, model=MODEL),

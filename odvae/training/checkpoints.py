@@ -123,11 +123,17 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def way_back(checkpoint: Path) -> str:
-    """What to do where a checkpoint is not whole: go on from the one before it, or begin again."""
-    stage = checkpoint.parents[1]
-    before = [other for other in checkpoints_of(stage) if other < checkpoint]
-    then = f"the training goes on from {before[-1].name}, the one before" if before else "the training begins again"
-    words = shlex.join(["mv", str(checkpoint), str(stage / f"broken_{checkpoint.name}")])
+    """What to do about an incomplete checkpoint: resume from the one before it, or begin again.
+
+    The image VAE of a VAE's training, whose folder is no stage's, is not resumed once its model is there.
+    """
+    folder, then = checkpoint.parents[1], "the training begins again"
+    moved, before = checkpoint, [other for other in checkpoints_of(folder) if other < checkpoint]
+    if (folder / "config.json").exists() and not (folder / "stage.json").exists():
+        moved, then = checkpoint.parent, f"the model in {folder} is complete and used as it is"
+    elif before:
+        then = f"the training goes on from {before[-1].name}, the one before"
+    words = shlex.join(["mv", str(moved), str(folder / f"broken_{moved.name}")])
     return f"Put back a whole copy, or move it away and run the same command again ({words}): {then}"
 
 

@@ -1,7 +1,10 @@
 """Damaged folders of models and checkpoints are refused by name, whatever the libraries raise."""
 
 import json
+import re
+import shlex
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -10,6 +13,8 @@ from torch import nn
 
 from ldm.networks.factory import load_network
 from odvae.running.errors import InputError
+from odvae.train import image_vae_is_trained
+from odvae.training.checkpoints import FORMAT
 from odvae.training.settings import OptimizationSettings
 from odvae.training.state import TrainingState
 from odvae.video_vae import load_vae
@@ -90,3 +95,20 @@ def test_a_damaged_state_of_a_checkpoint_is_named(tmp_path, training, state):
     (tmp_path / "checkpoints/step_00000002/state.json").write_text(state)
     with pytest.raises(InputError, match=r"step_00000002/state\.json"):
         training().checkpoints.load_latest()
+
+
+def test_of_an_image_vae_that_is_complete_the_checkpoints_may_go(tmp_path):
+    folder, video = tmp_path / "vae/image_vae", tmp_path / "vae"
+    for step in (2, 4):
+        (folder / f"checkpoints/step_{step:08d}").mkdir(parents=True)
+        facts = {"format": FORMAT, "step": step, "ranks": 1, "global_batch": 2, "sharded": False}
+        (folder / f"checkpoints/step_{step:08d}/state.json").write_text(json.dumps(facts))
+    (video / "checkpoints/step_00000001").mkdir(parents=True)
+    (folder / "config.json").touch()
+    assert image_vae_is_trained(folder, 4, video)
+    (folder / "checkpoints/step_00000004/state.json").write_text("")
+    with pytest.raises(InputError, match=r"state\.json .*image_vae is complete and used as it is") as error:
+        image_vae_is_trained(folder, 4, video)
+    subprocess.run(shlex.split(re.search(r"\((mv .*)\)", str(error.value))[1]), check=True)
+    assert image_vae_is_trained(folder, 4, video)
+    assert (folder / "broken_checkpoints/step_00000002/state.json").is_file()

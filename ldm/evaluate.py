@@ -27,11 +27,11 @@ from ldm.evaluation.settings import EvalLDMSettings
 from ldm.report.page import render_report
 from ldm.sampling.sample_requests import HELD_OUT, UNSEEN
 from ldm.sampling.sample_table import SAMPLE_TABLE, read_sample_rows
+from odvae.architecture.frame_counts import check_clip_size
 from odvae.clips.clip import frame_count
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.flicker import seam_ratio
-from odvae.frame_counts import check_clip_size
 from odvae.measuring import forbid_tf32
 from odvae.report_file import read_report, update_report
 from odvae.running.commands import command_line

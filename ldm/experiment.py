@@ -19,8 +19,8 @@ from ldm.evaluation.settings import EvalLDMSettings
 from ldm.networks.settings import TextSettings
 from ldm.sampling.settings import SampleSettings
 from ldm.training.settings import LDMSettings
+from odvae.architecture.frame_counts import check_frame_count
 from odvae.clips.settings import DataSettings
-from odvae.frame_counts import check_frame_count
 from odvae.running.commands import command_line
 from odvae.running.run_folder import RunFolder
 from odvae.running.settings import Settings

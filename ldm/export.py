@@ -13,7 +13,7 @@ from ldm.networks.provenance import Provenance, weights_folder
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sample import load_pipeline
 from ldm.sampling.settings import SampleSettings
-from odvae.frame_counts import video_frames
+from odvae.architecture.frame_counts import video_frames
 from odvae.report_file import read_report
 from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import atomic_folder, read_json_lines

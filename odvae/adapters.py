@@ -17,8 +17,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from odvae.frame_counts import video_frames
-from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
+from odvae.architecture.frame_counts import video_frames
+from odvae.architecture.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.video_vae import VideoVAEMixin
 
 

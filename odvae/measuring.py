@@ -15,7 +15,7 @@ def count_flops(function: Callable[[], object]) -> int:
 
     `function` may run on the meta device, where nothing is computed.
     """
-    onednn = {torch.ops.aten.mkldnn_convolution: _onednn_flops}  # called directly by `odvae.layers.conv3d`
+    onednn = {torch.ops.aten.mkldnn_convolution: _onednn_flops}  # called directly by `odvae.architecture.layers.conv3d`
     with FlopCounterMode(display=False, custom_mapping=onednn) as counter:
         function()
     return counter.get_total_flops()

@@ -18,14 +18,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
-from odvae.encoder_decoder import Architecture, Decoder, Encoder
-from odvae.inflation import add_quant_convolutions, inflate_state
-from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.layers import ChannelsLastMixin, keep_channels_last, make_conv
+from odvae.architecture.encoder_decoder import Architecture, Decoder, Encoder
+from odvae.architecture.inflation import add_quant_convolutions, inflate_state
+from odvae.architecture.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
+from odvae.architecture.layers import ChannelsLastMixin, keep_channels_last, make_conv
+from odvae.architecture.streaming import StreamCache
+from odvae.architecture.tiling import TileCaches, TilingMixin
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
 from odvae.running.errors import InputError
-from odvae.streaming import StreamCache
-from odvae.tiling import TileCaches, TilingMixin
 from odvae.weights.model_sizes import check_sizes
 from odvae.weights.pretrained import loading
 
@@ -44,7 +44,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         latent_channels: c.
         norm_num_groups: groups of every group norm.
         variant: 1 to 4: which convolutions are causal 3D (paper, section 3.2;
-            `odvae.encoder_decoder.TEMPORAL_CONVS`).
+            `odvae.architecture.encoder_decoder.TEMPORAL_CONVS`).
         norm: "frame": statistics of each frame (causal, can be streamed exactly); "clip": of the whole clip (as in the
             released models).
         temporal_upsample: "nearest" (causal) or "trilinear" (as in the released models).
@@ -149,7 +149,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
         """Video (b, 3, 4k+1, h, w) -> `.latent_dist` over latents (b, c, k+1, h/8, w/8).
 
-        Raises InputError for any other shape, NaN, and pixels that cannot be in [-1, 1] (`odvae.input_checks`).
+        Raises InputError for any other shape, NaN, and pixels that cannot be in [-1, 1].
         """
         check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
         check_pixel_values(video)

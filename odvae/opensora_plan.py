@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from odvae.layers import CausalConv3d, FrameConv2d
+from odvae.architecture.layers import CausalConv3d, FrameConv2d
 from odvae.running.errors import InputError
 from odvae.running.text import check_is_file
 from odvae.weights.pretrained import shorten

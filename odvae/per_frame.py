@@ -13,8 +13,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from einops import rearrange
 from torch import Tensor
 
-from odvae.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.layers import ChannelsLastMixin
+from odvae.architecture.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
+from odvae.architecture.layers import ChannelsLastMixin
 
 
 class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):

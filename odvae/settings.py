@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
+from odvae.architecture.frame_counts import check_clip_size, check_tile_frames
 from odvae.clips.settings import DataSettings
-from odvae.frame_counts import check_clip_size, check_tile_frames
 from odvae.running.settings import Settings
 from odvae.training.settings import OptimizationSettings
 

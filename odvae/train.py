@@ -15,13 +15,13 @@ import torch
 from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
+from odvae.architecture.frame_counts import check_clip_size
+from odvae.architecture.layers import keep_channels_last
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.frame_counts import check_clip_size
 from odvae.initial_weights import initialize_from_scratch, load_image_vae, load_video_vae, make_image_vae
 from odvae.latent_statistics import latent_statistics
-from odvae.layers import keep_channels_last
 from odvae.losses import PixelLoss, VAELoss, lpips_per_frame
 from odvae.lpips import LPIPS
 from odvae.metrics import psnr, ssim

@@ -10,11 +10,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from odvae.architecture.frame_counts import latent_frames
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.video_set import VideoSet, is_held_out
-from odvae.frame_counts import latent_frames
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
 from odvae.settings import ImagePhaseSettings, PhaseSettings

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
+from odvae.architecture.frame_counts import check_frame_count, check_frame_size
 from odvae.benchmark import DTYPES, MODELS, Case, measure_alone, table
-from odvae.frame_counts import check_frame_count, check_frame_size
 from odvae.model import ODVAE
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import make_output_folder, write_json

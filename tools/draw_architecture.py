@@ -24,8 +24,8 @@ from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 from torch import nn
 
 from odvae import ODVAE
-from odvae.encoder_decoder import TEMPORAL_CONVS
-from odvae.layers import CausalConv3d
+from odvae.architecture.encoder_decoder import TEMPORAL_CONVS
+from odvae.architecture.layers import CausalConv3d
 from odvae.running.errors import readable_errors
 
 WIDTH, HEIGHT = 864, 550  # points: at the width of a README, one is about a pixel

@@ -6,8 +6,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
+from odvae.architecture.frame_counts import check_clip_size
 from odvae.clips.settings import DataSettings
-from odvae.frame_counts import check_clip_size
 from odvae.running.errors import InputError
 from odvae.running.resume_check import MayChange
 from odvae.running.settings import Precision, Settings

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 
 from ldm.networks.factory import Network
-from odvae.frame_counts import check_frame_count, check_frame_size, latent_frames
+from odvae.architecture.frame_counts import check_frame_count, check_frame_size, latent_frames
 from odvae.running.errors import InputError
 from odvae.video_vae import VideoVAE
 

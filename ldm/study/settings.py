@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from ldm.experiment import Experiment
 from ldm.training.settings import LDMSettings
-from odvae.frame_counts import check_frame_count, check_tile_frames
+from odvae.architecture.frame_counts import check_frame_count, check_tile_frames
 from odvae.running.settings import Settings
 from odvae.settings import Init
 

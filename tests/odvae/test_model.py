@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small import SMALL, relative_error
 
 from odvae import ODVAE
-from odvae.inflation import inflate
+from odvae.architecture.inflation import inflate
 from odvae.running.errors import InputError
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from odvae.frame_counts import check_frame_count, check_frame_size
+from odvae.architecture.frame_counts import check_frame_count, check_frame_size
 from odvae.running.errors import InputError
 
 # Pixels in [-1, 1] may overshoot a little (resizing, noise); pixels in 0..255 exceed this limit by far.

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from odvae.input_checks import check_pixel_values
+from odvae.architecture.input_checks import check_pixel_values
 from odvae.running.errors import InputError
 
 VIDEO = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1

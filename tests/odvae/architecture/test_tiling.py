@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from small import relative_error
 
 from odvae import ODVAE
+from odvae.architecture.tiling import blend_weights, place_tiles, run_in_groups, run_in_tiles
 from odvae.running.errors import InputError
-from odvae.tiling import blend_weights, place_tiles, run_in_groups, run_in_tiles
 
 EIGHTS = st.integers(1, 60).map(lambda n: 8 * n)
 

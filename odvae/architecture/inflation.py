@@ -6,18 +6,17 @@ have the same names in both models; only the kernels' shapes differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from odvae.running.errors import InputError
 
-if TYPE_CHECKING:
-    from odvae.settings import Init
+Kernels = Literal["tail", "average"]  # the image VAE's kernel at the last time step, or spread evenly over time
 
 
-def inflate(kernel: Tensor, slices: int, init: Init) -> Tensor:
+def inflate(kernel: Tensor, slices: int, init: Kernels) -> Tensor:
     """A 2D kernel (o, i, h, w) -> a 3D kernel (o, i, slices, h, w) (paper, equation 2)."""
     if init == "average":
         return kernel.unsqueeze(2).repeat(1, 1, slices, 1, 1) / slices
@@ -26,7 +25,7 @@ def inflate(kernel: Tensor, slices: int, init: Init) -> Tensor:
     return inflated
 
 
-def inflate_state(image: dict[str, Tensor], video: dict[str, Tensor], init: Init) -> dict[str, Tensor]:
+def inflate_state(image: dict[str, Tensor], video: dict[str, Tensor], init: Kernels) -> dict[str, Tensor]:
     """The image VAE's tensors inflated to the shapes of the video VAE's.
 
     Raises InputError with the names of missing or unexpected tensors, or of a tensor of another shape.

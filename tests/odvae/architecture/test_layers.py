@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from small import relative_error
 from torch.profiler import ProfilerActivity, profile
 
-from odvae.layers import conv3d
+from odvae.architecture.layers import conv3d
 from odvae.measuring import count_flops
 
 

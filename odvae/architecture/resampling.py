@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from odvae.layers import CausalConv3d, Downsample, FrameConv2d, conv3d, from_frames, to_frames
-from odvae.streaming import StreamCache, VideoLayer, join_past
+from odvae.architecture.layers import CausalConv3d, Downsample, FrameConv2d, conv3d, from_frames, to_frames
+from odvae.architecture.streaming import StreamCache, VideoLayer, join_past
 
 # Nearest upsampling by 2 repeats each value, so two of a kernel's three taps are applied to the same value and can be
 # added up: a kernel of two taps remains. Which taps are added differs between even and odd output positions.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from odvae.streaming import StreamCache, VideoLayer, join_past
+from odvae.architecture.streaming import StreamCache, VideoLayer, join_past
 
 if TYPE_CHECKING:  # what ChannelsLastMixin is mixed into
     from diffusers import ModelMixin as _Mixed

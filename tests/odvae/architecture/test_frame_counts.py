@@ -3,7 +3,7 @@
 import pytest
 
 from ldm.experiment import CONFIGS, Experiment
-from odvae.frame_counts import check_frame_count, latent_frames, nearest_frame_counts, video_frames
+from odvae.architecture.frame_counts import check_frame_count, latent_frames, nearest_frame_counts, video_frames
 from odvae.initial_weights import make_image_vae
 from odvae.running.errors import InputError
 from odvae.running.settings import load_settings, make_settings

@@ -5,7 +5,7 @@ With gradients, a video goes through the layers as a whole; without, in pieces t
 A worked example. Frames 1 to 5 go through two layers: `add` sums each frame and the two before it, `halve` does the
 same for every second frame. The first frame is padded with two copies of it.
 
->>> from odvae.layers import CausalConv3d
+>>> from odvae.architecture.layers import CausalConv3d
 >>> add = CausalConv3d(1, 1, (3, 1, 1), bias=False).requires_grad_(False)
 >>> halve = CausalConv3d(1, 1, (3, 1, 1), stride=(2, 1, 1), bias=False).requires_grad_(False)
 >>> add.weight[:] = halve.weight[:] = 1

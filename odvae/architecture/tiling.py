@@ -13,9 +13,9 @@ import torch
 from diffusers.models.autoencoders.vae import AutoencoderMixin
 from torch import Tensor
 
-from odvae.frame_counts import check_tile_frames, latent_frames
+from odvae.architecture.frame_counts import check_tile_frames, latent_frames
+from odvae.architecture.streaming import StreamCache
 from odvae.running.errors import InputError
-from odvae.streaming import StreamCache
 
 Network = Callable[[Tensor, StreamCache | None], Tensor]
 Spans = list[tuple[int, int]]  # (start, end) of tiles along one direction

@@ -8,10 +8,10 @@ from typing import Literal
 
 from torch import nn
 
-from odvae.layers import FrameAttention, NormSiLU, ResnetBlock, make_conv
-from odvae.resampling import make_downsamplers, make_upsamplers
+from odvae.architecture.layers import FrameAttention, NormSiLU, ResnetBlock, make_conv
+from odvae.architecture.resampling import make_downsamplers, make_upsamplers
+from odvae.architecture.streaming import LayerStack, VideoLayer
 from odvae.running.errors import InputError
-from odvae.streaming import LayerStack, VideoLayer
 
 # Which convolutions are temporal (causal 3D) by variant (paper, section 3.2): for the encoder and the decoder, for
 # outer (high resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second)

@@ -69,7 +69,7 @@ class FileIndex:
         """
         if found := self._find_path(_normal(written), beside):
             return found
-        if found := self._find_path(_normal(_without_url(written)), beside):
+        if ("%" in written or "://" in written) and (found := self._find_path(_normal(_without_url(written)), beside)):
             return found
         number = _number(written.strip())
         return [Match(file, (2, 0, 0, 0)) for file in self._by_number.get(number, ())] if number is not None else []

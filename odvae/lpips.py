@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from odvae.running.errors import InputError
 from odvae.settings import Backbone
 from odvae.weights.pretrained import not_reached
-from odvae.weights.weights_files import read_weights, why_not_whole
+from odvae.weights.weights_files import read_weights, why_incomplete
 
 _HUB_WEIGHTS = {
     "vgg": torchvision.models.VGG16_Weights.IMAGENET1K_V1,
@@ -88,7 +88,7 @@ def _hub_state(network: Backbone) -> dict[str, Tensor]:
     url = _HUB_WEIGHTS[network].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if file.exists():
-        if problem := why_not_whole(file):
+        if problem := why_incomplete(file):
             raise InputError(f"LPIPS: {file} {problem}; remove it and run the same command again")
         return read_weights(file, "LPIPS:")
     try:

@@ -20,7 +20,7 @@ from odvae.running.files import atomic_file
 from odvae.running.hashing import file_fingerprint
 from odvae.running.text import check_is_file
 from odvae.weights.pretrained import not_reached
-from odvae.weights.weights_files import read_weights, why_not_whole
+from odvae.weights.weights_files import read_weights, why_incomplete
 
 TORCHSCRIPT_URL = "https://www.dropbox.com/s/ge9e5ujwgetktms/i3d_torchscript.pt?dl=1"
 TORCHSCRIPT_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
@@ -142,7 +142,7 @@ def load_i3d(path: str | Path | None, sha256: str | None) -> tuple[I3D | Scripte
     """
     file = download_torchscript() if path is None else Path(path)
     check_is_file(file, "eval_ldm.i3d:")
-    if problem := why_not_whole(file):
+    if problem := why_incomplete(file):
         raise InputError(f"eval_ldm.i3d: {file} {problem}")
     found = file_fingerprint(file)
     scripted = _is_torchscript(file)

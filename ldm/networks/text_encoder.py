@@ -130,7 +130,7 @@ def _load_model(name: str, config: PretrainedConfig, source: str) -> PreTrainedM
     if missing := sorted(name for name in found["missing_keys"] if "pooler" not in name):
         raise InputError(
             f"{source} cannot be loaded as a text encoder: {type(model).__name__} needs {shorten(missing)}, which its "
-            "weights lack. Is config.json that of these weights?"
+            "weights lack. Does config.json belong to these weights?"
         )
     return model if model.dtype in (torch.float32, torch.bfloat16) else model.float()
 

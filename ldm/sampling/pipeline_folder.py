@@ -13,7 +13,7 @@ from torch import nn
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_text
 from odvae.weights.pretrained import loading, shorten
-from odvae.weights.weights_files import why_not_whole
+from odvae.weights.weights_files import why_incomplete
 
 # A file in every saved pipeline, through which DiffusionPipeline.from_pretrained finds the class.
 PIPELINE_MODULE = '''"""The class of this pipeline, from the installed package odvae."""
@@ -92,7 +92,7 @@ def check_parts(folder: Path, given: Collection[str] = (), allowed: Collection[s
         raise InputError(f"{folder} is no pipeline folder, but a file")
     if not path.is_file():
         raise InputError(f"{folder} is no pipeline folder: it has no model_index.json")
-    if problem := why_not_whole(path):
+    if problem := why_incomplete(path):
         raise InputError(f"{path} {problem}")
     index = read_json(path)
     kind = index.get("_class_name") if isinstance(index, dict) else None

@@ -66,11 +66,11 @@ class Checkpoints:
             return None
         state = checkpoint_facts(found[-1])
         self._check_continues(found[-1], state)
-        self._check_whole(found[-1])
+        self._check_complete(found[-1])
         return found[-1].name, int(state["step"])
 
-    def _check_whole(self, folder: Path) -> None:
-        """Raise InputError with all files of a checkpoint that are missing or cut short, before any is loaded."""
+    def _check_complete(self, folder: Path) -> None:
+        """Raise InputError with all missing or truncated files of a checkpoint, before any is loaded."""
         expected = [f"ema_{number}.safetensors" for number in range(len(self.averages))]
         expected += [f"state_{number}.safetensors" for number in range(len(self.small_states))]
         missing = [f"{folder / name} does not exist" for name in expected if not (folder / name).exists()]
@@ -123,18 +123,18 @@ def checkpoints_of(folder: Path) -> list[Path]:
 
 
 def way_back(checkpoint: Path) -> str:
-    """What to do about an incomplete checkpoint: resume from the one before it, or begin again.
+    """What to do about an incomplete checkpoint: resume from the previous one, or start again.
 
-    The image VAE of a VAE's training, whose folder is no stage's, is not resumed once its model is there.
+    The training of an image VAE (whose folder is not that of a stage) is not resumed once its model is saved.
     """
-    folder, then = checkpoint.parents[1], "the training begins again"
+    folder, then = checkpoint.parents[1], "the training starts from scratch"
     moved, before = checkpoint, [other for other in checkpoints_of(folder) if other < checkpoint]
     if (folder / "config.json").exists() and not (folder / "stage.json").exists():
-        moved, then = checkpoint.parent, f"the model in {folder} is complete and used as it is"
+        moved, then = checkpoint.parent, f"the model in {folder} is complete and is used"
     elif before:
-        then = f"the training goes on from {before[-1].name}, the one before"
+        then = f"the training resumes from {before[-1].name}, the previous one"
     words = shlex.join(["mv", str(moved), str(folder / f"broken_{moved.name}")])
-    return f"Put back a whole copy, or move it away and run the same command again ({words}): {then}"
+    return f"Restore a complete copy, or move it away and run the same command again ({words}): {then}"
 
 
 def checkpoint_facts(checkpoint: Path) -> dict:

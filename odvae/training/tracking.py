@@ -1,7 +1,7 @@
 """Logging of training metrics, images and videos to files (metrics.jsonl) and to a tracker (TensorBoard, wandb).
 
-A tracker that cannot be started is an error. If it fails later, training goes on without it: that is printed once, and
-nothing more is sent to it.
+A tracker that cannot be started is an error. If it fails later, a warning is printed once, and the training continues
+without it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from odvae.weights.pretrained import root_of
 
 
 def check_tracker_installed(tracker: Tracker) -> None:
-    """Raise InputError for a tracker whose package is missing: accelerate would log nothing and not say so."""
+    """Raise InputError if the tracker's package is missing; accelerate would silently log nothing."""
     if tracker != "none" and importlib.util.find_spec(tracker) is None:
         raise InputError(f"tracker={tracker}: {tracker} is not installed; pip install {tracker}, or set tracker=none")
 
 
 def start_tracker(accelerator: Accelerator, tracker: Tracker, options: dict[str, Any]) -> None:
-    """Start the tracker, on the main process; every rank calls it. Raises InputError, with the ways out."""
+    """Start the tracker on the main process; all ranks must call it. Raises InputError, with remedies, if it fails."""
     if tracker == "none":
         return
     decide_on_main_process(lambda: _start(accelerator, tracker, options))
@@ -45,13 +45,13 @@ def start_tracker(accelerator: Accelerator, tracker: Tracker, options: dict[str,
 def _start(accelerator: Accelerator, tracker: Tracker, options: dict[str, Any]) -> None:
     try:
         accelerator.init_trackers("odvae", init_kwargs=options)
-    except Exception as error:  # a tracker's own types
-        ways = {
+    except Exception as error:  # trackers have their own types of errors
+        remedies = {
             "wandb": "give a key (WANDB_API_KEY=..., or `wandb login` once), or log without a connection "
             "(WANDB_MODE=offline; `wandb sync` sends it later), or set tracker=none",
         }
         raise InputError(
-            f"tracker={tracker} cannot be started ({root_of(error)}): {ways.get(tracker, 'or set tracker=none')}"
+            f"tracker={tracker} cannot be started ({root_of(error)}): {remedies.get(tracker, 'set tracker=none')}"
         ) from None
 
 
@@ -111,17 +111,17 @@ class MetricsLog:
 
     @contextlib.contextmanager
     def _tracker_may_fail(self, step: int | None) -> Iterator[None]:
-        """Within it, an error of the tracker's ends its records: that is said, and nothing more is sent to it."""
+        """Within it, an error of the tracker ends its logging: a warning is printed, and it gets no more data."""
         try:
             yield
-        except Exception as error:  # a tracker's own types, a lost connection, a full disk
+        except Exception as error:  # a tracker's own error, a lost connection, a full disk
             names = " and ".join(tracker.name for tracker in self.accelerator.trackers)
             if not names:
                 raise
             self.accelerator.trackers.clear()
             when = "at its end" if step is None else f"at step {step}"
             print(
-                f"warning: {names} failed {when} ({root_of(error)}) and gets nothing more; the training goes on, and "
+                f"warning: {names} failed {when} ({root_of(error)}) and gets no more data; the training continues, and "
                 f"{self.path} has every row",
                 file=sys.stderr,
                 flush=True,

@@ -1,4 +1,4 @@
-"""Weights: files that hold them, and models loaded from folders or the Hugging Face hub, complete or with an error.
+"""Loading of weights files and of pretrained models from folders or the Hugging Face hub, with clear errors.
 
-In: a path or hub name. Out: tensors, a model, or an InputError that says what is wrong with which file and what to do.
+In: a path or hub name. Out: tensors, a model, or an InputError with the broken file, what is wrong and what to do.
 """

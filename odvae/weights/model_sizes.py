@@ -1,4 +1,4 @@
-"""Sizes in the configs of diffusers' and transformers' models: checked before a model is built from them."""
+"""Checks of the sizes in configs of diffusers' and transformers' models, before a model is built from them."""
 
 from __future__ import annotations
 

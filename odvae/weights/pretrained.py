@@ -1,4 +1,4 @@
-"""Models that others trained, from a folder or the Hugging Face hub: whole, or an error that says what to do."""
+"""Loading of pretrained models from a folder or the Hugging Face hub, with errors that say what to do."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from odvae.running.commands import command_line
 from odvae.running.errors import InputError, is_out_of_memory
 from odvae.running.files import read_json
 from odvae.weights.model_sizes import check_sizes
-from odvae.weights.weights_files import WEIGHTS, why_not_whole
+from odvae.weights.weights_files import WEIGHTS, why_incomplete
 
 _CHECKED = (*WEIGHTS, ".json", ".model", ".txt")
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
@@ -23,16 +23,16 @@ _SHOWN = 6
 
 @contextlib.contextmanager
 def loading(source: str, name: str | Path, what: str, remedy: str = "") -> Iterator[None]:
-    """Within it, whatever a library raises while it loads `name` is an InputError "SOURCE cannot be loaded as WHAT".
+    """Within it, every error of a library that loads `name` becomes an InputError "SOURCE cannot be loaded as WHAT".
 
-    `source` is the setting with its value, or the folder; `remedy` a sentence for the end. The error says which file of
-    a folder is not whole; of a hub name, what was looked for here and why the hub does not give it. Libraries raise
-    errors of every type for a broken file.
+    `source` is the setting with its value, or the folder; `remedy` is a sentence for the end of the message. For a
+    folder, the message names incomplete files; for a hub name, it has the reason why the model could not be loaded from
+    the hub. Libraries raise errors of many types for broken files.
     """
     try:
         yield
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of libraries in Rust
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # raised by libraries in Rust
             raise
         if isinstance(error, InputError) and str(name) in str(error):
             raise
@@ -43,27 +43,27 @@ def loading(source: str, name: str | Path, what: str, remedy: str = "") -> Itera
 
 
 def load_model(kind: Any, name: str | Path, source: str, what: str, remedy: str = "", **options: Any) -> Any:
-    """`kind.from_pretrained(name, **options)` of diffusers or transformers, with all of its tensors and no others.
+    """`kind.from_pretrained(name, **options)` of diffusers or transformers, with exactly the model's tensors.
 
-    Raises InputError as `loading` does, and where tensors are missing, or left over: then it is another model's config.
+    Raises InputError like `loading`, and if tensors are missing or left over, since the config is then another model's.
     """
     with loading(source, name, what, remedy):
-        if hasattr(kind, "load_config"):  # of diffusers
+        if hasattr(kind, "load_config"):  # a class of diffusers
             check_sizes(kind.load_config(name, **options), name)
         model, found = kind.from_pretrained(name, output_loading_info=True, **options)
     missing, extra = sorted(found["missing_keys"]), sorted(found["unexpected_keys"])
     if missing or extra:
-        parts = [f"{kind.__name__} needs {shorten(missing)}, which it lacks"] if missing else []
-        parts += [f"it holds {shorten(extra)}, which {kind.__name__} has no place for"] if extra else []
+        parts = [f"{kind.__name__} needs {shorten(missing)}, which the weights do not have"] if missing else []
+        parts += [f"it has {shorten(extra)}, which {kind.__name__} does not use"] if extra else []
         problem = f"{'; '.join(parts)}. {_why_others(missing, extra)}"
         raise InputError(f"{source} cannot be loaded as {what}: {problem}. {remedy}".rstrip(". "))
     return model
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The config.json of a model's folder. Raises InputError that names it where it is not whole."""
+    """Read the config.json of a model's folder. Raises InputError if it is incomplete or has implausible sizes."""
     path = folder / "config.json"
-    if problem := why_not_whole(path):
+    if problem := why_incomplete(path):
         raise InputError(f"{path} {problem}")
     config = check_config(read_json(path), str(folder))
     check_sizes(config, path)
@@ -71,7 +71,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write_again(folder: Path, command: str) -> str:
-    """What to do where a stage's own model is not whole: the stage writes it again from its last checkpoint."""
+    """What to do if the model of a stage is incomplete: the stage can write it again from its last checkpoint."""
     record = next((where / "stage.json" for where in (folder, folder.parent) if (where / "stage.json").exists()), None)
     if record is None:
         return ""
@@ -79,19 +79,19 @@ def write_again(folder: Path, command: str) -> str:
 
 
 def check_config(config: Any, source: str) -> dict[str, Any]:
-    """A model's config.json as it was read. Raises InputError where it is no set of keys."""
+    """Return a model's config.json unchanged. Raises InputError if it is not an object."""
     if not isinstance(config, dict):
-        raise InputError(f"{source}: config.json holds no keys with values, but a {type(config).__name__}")
+        raise InputError(f"{source}: config.json must contain keys with values, found a {type(config).__name__}")
     return config
 
 
 def not_reached(source: str, here: str, there: str, error: BaseException, remedy: str) -> InputError:
-    """The error for files that are neither `here` nor can be had from `there`: both, the reason, and what helps."""
+    """The error for files that are neither `here` nor can be downloaded from `there`, with the reason and a remedy."""
     return InputError(f"{source}: {here}, and {there} cannot be reached ({root_of(error)}). {remedy}")
 
 
 def root_of(error: BaseException) -> str:
-    """The first line of the error that the others came from; of those, the first that says anything."""
+    """The first line of the original error in a chain of errors; errors without a message are skipped."""
     root, before = error, error.__cause__ or error.__context__
     while before is not None:
         root = before if str(before).strip() else root
@@ -101,13 +101,13 @@ def root_of(error: BaseException) -> str:
 
 
 def broken_files(path: Path) -> list[str]:
-    """The files of a model that are not whole, each with what it is: of a folder and its sub-folders, or the file."""
+    """The incomplete files of a model (a folder with its sub-folders, or a file), each with the problem."""
     files = [path] if not path.is_dir() else sorted(file for folder in _with_subfolders(path) for file in _of(folder))
-    return [f"{file} {problem}" for file in files if (problem := why_not_whole(file))]
+    return [f"{file} {problem}" for file in files if (problem := why_incomplete(file))]
 
 
 def shorten(names: Iterable[str]) -> str:
-    """The first few names and how many more there are."""
+    """The first few names, and the number of the others."""
     names = list(names)
     shown = ", ".join(names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
@@ -135,12 +135,12 @@ def _explain(name: str, error: BaseException) -> str:
     if os.path.islink(path):
         return f"{name} is a broken link"
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):
-        return f"there is no folder {name}, and it is not a name as the Hugging Face hub has them (OWNER/NAME)"
+        return f"there is no folder {name}, and it is not a name on the Hugging Face hub (OWNER/NAME)"
     return (
-        f"there is no folder {name} in {Path.cwd()}, and the Hugging Face hub does not give it ({root_of(error)}). "
-        f"Where it can be reached (`hf download {name} --local-dir FOLDER`), download it and give the folder in "
-        "place of the name; or copy its cache of the hub, and set HF_HOME to that and HF_HUB_OFFLINE=1. A private "
-        "or gated model needs HF_TOKEN"
+        f"there is no folder {name} in {Path.cwd()}, and it cannot be loaded from the Hugging Face hub "
+        f"({root_of(error)}). On a machine with a connection, download it (`hf download {name} --local-dir FOLDER`) and "
+        "give the folder in place of the name; or copy that machine's cache of the hub, and set HF_HOME to the copy and "
+        "HF_HUB_OFFLINE=1. A private or gated model needs HF_TOKEN"
     )
 
 
@@ -150,13 +150,13 @@ def _in_a_line(error: BaseException) -> str:
 
 
 def _why_others(missing: list[str], extra: list[str]) -> str:
-    """What tells where tensors of other names come from: a prefix that a wrapper put before them."""
+    """A hint why tensors have other names: a wrapper's prefix, or another model's config."""
     for name in missing:
         prefixes = {other.removesuffix(name) for other in extra if other.endswith("." + name)}
         if len(prefixes) == 1:
             (prefix,) = prefixes
-            return f"Their names begin with {prefix!r}, as a wrapper writes them: save them without"
-    return "Is config.json that of these weights?"
+            return f"Their names have the prefix {prefix!r} of a wrapper: save them without it"
+    return "Does config.json belong to these weights?"
 
 
 def _with_subfolders(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Files that hold weights, and those beside them in a model's folder: whether one is whole, and what is in it."""
+"""Weights files and the other files of a model folder: reading them, and detecting incomplete ones."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _MOST_HEADER = 100_000_000  # bytes, as in the safetensors library
 
 
 def read_weights(path: str | Path, what: str = "") -> Any:
-    """What a .safetensors file or one of torch.save holds: tensors by name, or what else of plain values and tensors.
+    """Read a .safetensors or torch.save file: tensors by name, or other plain values and tensors.
 
-    torch.save's are mapped, so that what nobody asks for (an optimizer's state) is never read. Raises InputError that
-    names the file (as `what` and its path) where it is missing, not whole, or holds more than plain values and tensors.
+    torch.save files are memory-mapped, so that an unused part (an optimizer's state) is never read. Raises InputError,
+    which names the file by `what` and its path, if it is missing, incomplete, or contains Python objects.
     """
     path, named = Path(path), f"{what} {path}".strip()
     check_is_file(path, what)
-    if problem := why_not_whole(path):
+    if problem := why_incomplete(path):
         raise InputError(f"{named} {problem}")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
@@ -41,8 +41,8 @@ def read_weights(path: str | Path, what: str = "") -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except OSError:
-        raise  # the disk, not the file's content
-    except Exception as error:  # torch has no one type for a broken file: Unpickling-, Runtime-, EOF-, ValueError, ...
+        raise  # a fault of the disk, not of the file's content
+    except Exception as error:  # torch raises various types for a broken file: UnpicklingError, EOFError, ...
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise InputError(
@@ -52,10 +52,10 @@ def read_weights(path: str | Path, what: str = "") -> Any:
         raise InputError(f"{named} cannot be read as a PyTorch checkpoint: {str(error).splitlines()[0]}") from None
 
 
-def why_not_whole(path: Path) -> str:
-    """What keeps a file of a model's folder from being read, as the end of a sentence ("is empty"); empty: nothing.
+def why_incomplete(path: Path) -> str:
+    """Why a file of a model's folder cannot be read, as the end of a sentence ("is empty"); empty if it can be.
 
-    It reads the file's beginning and its size, JSON whole; not the weights.
+    Reads the size and the beginning of the file, and all of a JSON file, but not the weights.
     """
     if problem := why_no_file(path):
         return problem
@@ -66,11 +66,11 @@ def why_not_whole(path: Path) -> str:
         return f"is empty: {_AGAIN}"
     if beginning.startswith(_LFS_POINTER):
         return (
-            "is the pointer that Git LFS keeps in place of the file: run `git lfs install` and `git lfs pull` in its "
-            "repository, or download the file itself"
+            "is a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull` in its repository, or "
+            "download the file"
         )
     if path.suffix != ".json" and _WEB_PAGE.match(beginning):
-        return f"is a web page, as a download that failed leaves: {_AGAIN}"
+        return f"is a web page, as from a failed download: {_AGAIN}"
     if path.suffix == ".safetensors":
         return _why_no_safetensors(path, size, beginning)
     if path.suffix in PICKLED:
@@ -79,14 +79,14 @@ def why_not_whole(path: Path) -> str:
 
 
 def _why_no_safetensors(path: Path, size: int, beginning: bytes) -> str:
-    none = "is no safetensors file (its header cannot be read)"
+    invalid = "is not a safetensors file (its header cannot be read)"
     if len(beginning) < 8:
-        return f"is cut short (it has {size} bytes): {_AGAIN}"
+        return f"is truncated (it has {size} bytes): {_AGAIN}"
     (length,) = struct.unpack("<Q", beginning[:8])
     if not 2 <= length <= _MOST_HEADER:
-        return none
+        return invalid
     if 8 + length > size:
-        return f"is cut short (it has {size} bytes, its header alone {8 + length}): {_AGAIN}"
+        return f"is truncated (it has {size} bytes, its header alone {8 + length}): {_AGAIN}"
     with open(path, "rb") as file:
         file.seek(8)
         text = file.read(length)
@@ -94,19 +94,19 @@ def _why_no_safetensors(path: Path, size: int, beginning: bytes) -> str:
         tensors = [value for name, value in json.loads(text).items() if name != "__metadata__"]
         needed = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        return none
+        return invalid
     if needed > size:
-        return f"is cut short (it has {size} of {needed} bytes): {_AGAIN}"
-    return f"is no whole safetensors file ({size} bytes, {needed} by its header)" if needed < size else ""
+        return f"is truncated (it has {size} of {needed} bytes): {_AGAIN}"
+    return f"is not a complete safetensors file ({size} bytes, {needed} by its header)" if needed < size else ""
 
 
 def _why_no_pickled(path: Path, beginning: bytes) -> str:
     if beginning.startswith(b"PK"):
-        whole = zipfile.is_zipfile(path)  # its table of contents is at its end
-        return "" if whole else f"is cut short (it ends after {path.stat().st_size} bytes): {_AGAIN}"
+        complete = zipfile.is_zipfile(path)  # a zip file's directory is at its end
+        return "" if complete else f"is truncated (it ends after {path.stat().st_size} bytes): {_AGAIN}"
     if beginning.startswith(b"\x80") or beginning[257:262] == b"ustar":  # what torch.save wrote before version 1.6
         return ""
-    return "is no file of torch.save (it begins with other bytes)"
+    return "is not a torch.save file (it begins with other bytes)"
 
 
 def _why_no_json(path: Path) -> str:

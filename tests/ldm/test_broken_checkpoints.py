@@ -70,7 +70,7 @@ def test_a_file_of_the_newest_that_is_not_whole_is_named_with_the_way_back(ldm_r
     message = str(error.value)
     assert str(stopped / "checkpoints" / NEWEST) in message
     assert name in message or "No such file" in message
-    assert f"the training goes on from {BEFORE}, the one before" in message
+    assert f"the training resumes from {BEFORE}, the previous one" in message
     assert before <= everything_in(stopped)
 
 
@@ -98,7 +98,7 @@ def test_the_way_back_that_the_error_names_ends_in_the_same_bits(ldm_run, traine
 def test_where_there_is_none_before_the_training_begins_again(ldm_run, stopped):
     shutil.rmtree(stopped / "checkpoints" / BEFORE)
     cut(stopped / "checkpoints" / NEWEST / "optimizer.bin")
-    with pytest.raises(InputError, match=r"optimizer\.bin is cut short .*: the training begins again"):
+    with pytest.raises(InputError, match=r"optimizer\.bin is truncated .*: the training starts from scratch"):
         train(ldm_run, stopped, SETTINGS)
 
 
@@ -106,7 +106,7 @@ def test_where_there_is_none_before_the_training_begins_again(ldm_run, stopped):
 def test_a_finished_model_that_is_not_whole_is_written_again_as_the_error_says(ldm_run, trained, tmp_path, part):
     shutil.copytree(trained, tmp_path / "ldm")
     cut(tmp_path / "ldm" / part / WEIGHTS)
-    with pytest.raises(InputError, match=r"is cut short .* remove (\S+) and run: .*train_ldm") as error:
+    with pytest.raises(InputError, match=r"is truncated .* remove (\S+) and run: .*train_ldm") as error:
         load_network(tmp_path / "ldm" / part)
     record = re.search(r"remove (\S+) and run", str(error.value))[1]
     assert json.loads((tmp_path / "ldm/stage.json").read_text())["finished"]

@@ -53,7 +53,7 @@ def test_lpips_without_its_weights_is_an_error_that_says_what_to_do(tmp_path, ba
     with pytest.raises(InputError, match=r"vae.loss.lpips.weights or eval_vae.lpips.weights: .* does not exist"):
         LPIPS("squeeze", tmp_path / "nowhere.pth")
     (tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(InputError, match=r"lpips\.weights: .*text\.pth is no file of torch\.save"):
+    with pytest.raises(InputError, match=r"lpips\.weights: .*text\.pth is not a torch\.save file"):
         LPIPS("squeeze", tmp_path / "text.pth")
     with pytest.raises(InputError, match=r"features\.\d+\.\w+ (is missing|has shape \()"):
         LPIPS("alex", backbone_file)

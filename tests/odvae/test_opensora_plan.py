@@ -250,9 +250,9 @@ def test_files_that_are_not_checkpoints_are_errors(tmp_path):
         ODVAE.from_opensora_plan(tmp_path)
     for name in ("a.pt", "b.safetensors", "c.txt"):
         (tmp_path / name).write_bytes(b"not a checkpoint")
-    with pytest.raises(InputError, match=r"a\.pt is no file of torch\.save"):
+    with pytest.raises(InputError, match=r"a\.pt is not a torch\.save file"):
         ODVAE.from_opensora_plan(tmp_path / "a.pt")
-    with pytest.raises(InputError, match=r"b\.safetensors is no safetensors file"):
+    with pytest.raises(InputError, match=r"b\.safetensors is not a safetensors file"):
         ODVAE.from_opensora_plan(tmp_path / "b.safetensors")
     with pytest.raises(InputError, match="a checkpoint file must end in"):
         ODVAE.from_opensora_plan(tmp_path / "c.txt")
@@ -263,7 +263,7 @@ def test_files_that_are_not_checkpoints_are_errors(tmp_path):
 def test_a_truncated_checkpoint_is_an_error(tmp_path):
     torch.save({"weight": torch.ones(1000)}, tmp_path / "model.pt")
     (tmp_path / "model.pt").write_bytes((tmp_path / "model.pt").read_bytes()[:2000])
-    with pytest.raises(InputError, match=r"model\.pt is cut short \(it ends after 2000 bytes\)"):
+    with pytest.raises(InputError, match=r"model\.pt is truncated \(it ends after 2000 bytes\)"):
         ODVAE.from_opensora_plan(tmp_path / "model.pt")
 
 

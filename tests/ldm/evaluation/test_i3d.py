@@ -41,7 +41,7 @@ def test_i3d_loads_from_a_state_dict_and_refuses_another_hash_and_other_tensors(
     with pytest.raises(InputError, match="does not hold I3D's 344 tensors"):
         load_i3d(tmp_path / "other.pt", None)
     (tmp_path / "broken.pt").write_bytes(b"nonsense")
-    with pytest.raises(InputError, match=r"eval_ldm\.i3d: .*broken\.pt is no file of torch\.save"):
+    with pytest.raises(InputError, match=r"eval_ldm\.i3d: .*broken\.pt is not a torch\.save file"):
         load_i3d(tmp_path / "broken.pt", None)
     with pytest.raises(InputError, match="does not exist"):
         load_i3d(tmp_path / "none.pt", None)

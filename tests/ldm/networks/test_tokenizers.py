@@ -94,7 +94,7 @@ def test_a_gemma_with_a_sentencepiece_model_alone_reads_words(tmp_path):
     [
         (lambda file: file.unlink(), "has no tokenizer with words in it.*spiece.model or tokenizer.model"),
         (lambda file: file.write_bytes(b""), r"spiece\.model is empty"),
-        (lambda file: file.write_text(POINTER), r"spiece\.model is the pointer that Git LFS keeps"),
+        (lambda file: file.write_text(POINTER), r"spiece\.model is a Git LFS pointer"),
     ],
 )
 def test_a_tokenizer_that_is_missing_or_none_is_named_and_never_replaced_by_one_without_words(copy, damage, message):
@@ -141,7 +141,7 @@ def test_weights_that_lack_a_tensor_or_are_cut_are_named(copy):
     with pytest.raises(InputError, match=rf"T5EncoderModel needs {name}, which its weights lack"):
         load_text_encoder(copy)
     (copy / "model.safetensors").write_bytes((copy / "model.safetensors").read_bytes()[:-50])
-    with pytest.raises(InputError, match=r"model\.safetensors is cut short"):
+    with pytest.raises(InputError, match=r"model\.safetensors is truncated"):
         load_text_encoder(copy)
     (copy / "model.safetensors").unlink()
     torch.save(weights, copy / "pytorch_model.bin")

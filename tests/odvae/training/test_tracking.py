@@ -57,7 +57,7 @@ def test_a_tracker_that_fails_later_is_said_once_and_the_training_ends_in_the_sa
     assert calls == [method]
     said = capsys.readouterr().err
     assert said.count("warning: tensorboard failed") == 1
-    assert "(BrokenPipeError: the service is gone) and gets nothing more; the training goes on" in said
+    assert "(BrokenPipeError: the service is gone) and gets no more data; the training continues" in said
     one, other = (load_file(tmp_path / name / WEIGHTS) for name in ("with", "without"))
     assert all(torch.equal(one[key], other[key]) for key in other)
     rows = [json.loads(line) for line in (tmp_path / "with/metrics.jsonl").read_text().splitlines()]

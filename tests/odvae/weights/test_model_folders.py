@@ -84,7 +84,9 @@ def training(tmp_path):
 def test_a_checkpoint_that_was_cut_short_is_named_and_so_is_the_way_on(tmp_path, training, name):
     newest = tmp_path / "checkpoints/step_00000002"
     (newest / name).write_bytes((newest / name).read_bytes()[:-30])
-    with pytest.raises(InputError, match=rf"{newest}/{name} is cut short .*goes on from step_00000001, the one before"):
+    with pytest.raises(
+        InputError, match=rf"{newest}/{name} is truncated .*resumes from step_00000001, the previous one"
+    ):
         training().checkpoints.load_latest()
     shutil.rmtree(newest)
     assert training().checkpoints.load_latest() == 1

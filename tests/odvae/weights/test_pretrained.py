@@ -103,10 +103,10 @@ def test_weights_in_a_pickled_file_in_several_files_and_with_unknown_config_keys
     [
         (
             lambda folder: cut(folder / WEIGHTS),
-            rf"{WEIGHTS} is cut short \(it has \d+ of \d+ bytes\): copy or download",
+            rf"{WEIGHTS} is truncated \(it has \d+ of \d+ bytes\): copy or download",
         ),
         (lambda folder: (folder / WEIGHTS).write_bytes(b""), rf"{WEIGHTS} is empty"),
-        (lambda folder: (folder / WEIGHTS).write_text(POINTER), rf"{WEIGHTS} is the pointer that Git LFS keeps"),
+        (lambda folder: (folder / WEIGHTS).write_text(POINTER), rf"{WEIGHTS} is a Git LFS pointer"),
         (
             lambda folder: (folder / WEIGHTS).unlink(),
             r"it has no diffusion_pytorch_model\.bin .*, but config\.json: rename or add the file",
@@ -117,19 +117,19 @@ def test_weights_in_a_pickled_file_in_several_files_and_with_unknown_config_keys
         ),
         (
             lambda folder: (folder / "config.json").write_text(POINTER),
-            r"config\.json is the pointer that Git LFS keeps",
+            r"config\.json is a Git LFS pointer",
         ),
         (lambda folder: (folder / "config.json").write_text('{"_class'), r"config\.json is not valid JSON"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), "holds no keys with values, but a list"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "must contain keys with values, found a list"),
         (partial(change_config, _class_name="AutoencoderDC"), "AutoencoderDC"),
         (partial(change_config, latent_channels="four"), "TypeError"),
         (
             partial(rewritten, change=lambda weights: {name: weights[name] for name in sorted(weights)[1:]}),
-            r"needs \S+, which it lacks\. Is config\.json that of these weights",
+            r"needs \S+, which the weights do not have\. Does config\.json belong to these weights",
         ),
         (
             partial(rewritten, change=lambda weights: weights | {"other.weight": torch.ones(2)}),
-            r"it holds other\.weight, which \w+ has no place for",
+            r"it has other\.weight, which \w+ does not use",
         ),
         (
             partial(rewritten, change=set_shape),
@@ -137,7 +137,7 @@ def test_weights_in_a_pickled_file_in_several_files_and_with_unknown_config_keys
         ),
         (
             partial(rewritten, change=lambda weights: {f"module.{name}": value for name, value in weights.items()}),
-            r"Their names begin with 'module\.', as a wrapper writes them: save them without",
+            r"Their names have the prefix 'module\.' of a wrapper: save them without it",
         ),
         (
             partial(rewritten, change=lambda weights: {f"ema.model.{name}": value for name, value in weights.items()}),
@@ -157,7 +157,7 @@ def test_a_missing_or_cut_part_of_sharded_weights_is_named(vae, tmp_path):
     vae.save_pretrained(tmp_path, max_shard_size="200KB")
     second = sorted(tmp_path.glob("*-of-*.safetensors"))[1]
     cut(second)
-    with pytest.raises(InputError, match=rf"{second.name} is cut short"):
+    with pytest.raises(InputError, match=rf"{second.name} is truncated"):
         load_vae(tmp_path)
     second.unlink()
     with pytest.raises(InputError, match=second.name):
@@ -211,14 +211,14 @@ def test_a_hub_name_that_cannot_be_reached_gives_both_reasons_and_the_ways_out(m
     message = str(error.value)
     assert message.startswith(setting)
     assert f"there is no folder me/nothing-of-this-name in {tmp_path}" in message
-    assert re.search(r"the hub|hub does not give it \(\w+: .*(offline mode is enabled|has been disabled)", message)
+    assert re.search(r"from the Hugging Face hub \(\w+: .*(offline mode is enabled|has been disabled)", message)
     for way in ("hf download me/nothing-of-this-name --local-dir FOLDER", "HF_HOME", "HF_HUB_OFFLINE=1", "HF_TOKEN"):
         assert way in message
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./model", "a/b/c"])
 def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_name(name):
-    with pytest.raises(InputError, match=rf"there is no folder {name}, and it is not a name as the Hugging Face hub"):
+    with pytest.raises(InputError, match=rf"there is no folder {name}, and it is not a name on the Hugging Face hub"):
         load_pretrained_vae(name)
 
 
@@ -242,7 +242,7 @@ def test_a_broken_file_in_torchvisions_cache_is_named(monkeypatch, tmp_path):
     file.parent.mkdir(parents=True)
     file.write_bytes(b"PK\x03\x04 half of it")
     with pytest.raises(
-        InputError, match=rf"{re.escape(str(file))} is cut short .*; remove it and run the same command"
+        InputError, match=rf"{re.escape(str(file))} is truncated .*; remove it and run the same command"
     ):
         LPIPS("squeeze")
 

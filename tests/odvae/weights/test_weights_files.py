@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from odvae.running.errors import InputError
-from odvae.weights.weights_files import read_weights, why_not_whole
+from odvae.weights.weights_files import read_weights, why_incomplete
 
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 791656\n"
 TENSORS = {"weight": torch.arange(300.0), "half": torch.ones(3, dtype=torch.float16)}
@@ -29,7 +29,7 @@ def pickled(tmp_path, request):
 
 def test_whole_files_are_read_in_either_format(safetensors, pickled):
     for file in (safetensors, pickled):
-        assert why_not_whole(file) == ""
+        assert why_incomplete(file) == ""
         read = read_weights(file)
         assert read.keys() == TENSORS.keys()
         assert all(torch.equal(read[name], tensor) for name, tensor in TENSORS.items())
@@ -39,10 +39,10 @@ def test_a_safetensors_file_that_is_cut_anywhere_or_too_long_is_named_with_its_s
     data = safetensors.read_bytes()
     for length in (1, 7, 8, 50, len(data) - 1):
         safetensors.write_bytes(data[:length])
-        with pytest.raises(InputError, match=rf"model\.safetensors is cut short \(it has {length} .*download it again"):
+        with pytest.raises(InputError, match=rf"model\.safetensors is truncated \(it has {length} .*download it again"):
             read_weights(safetensors)
     safetensors.write_bytes(data + b"more")
-    assert "is no whole safetensors file" in why_not_whole(safetensors)
+    assert "is not a complete safetensors file" in why_incomplete(safetensors)
 
 
 @pytest.mark.parametrize(
@@ -57,13 +57,13 @@ def test_a_safetensors_file_that_is_cut_anywhere_or_too_long_is_named_with_its_s
 )
 def test_a_safetensors_file_with_another_header_is_named(safetensors, content):
     safetensors.write_bytes(content)
-    with pytest.raises(InputError, match=r"is no safetensors file \(its header cannot be read\)"):
+    with pytest.raises(InputError, match=r"is not a safetensors file \(its header cannot be read\)"):
         read_weights(safetensors)
 
 
 def test_a_cut_file_of_torch_save_is_named(pickled):
     pickled.write_bytes(pickled.read_bytes()[:1500])
-    with pytest.raises(InputError, match=r"model\.bin (is cut short|cannot be read as a PyTorch checkpoint)"):
+    with pytest.raises(InputError, match=r"model\.bin (is truncated|cannot be read as a PyTorch checkpoint)"):
         read_weights(pickled)
 
 
@@ -72,14 +72,14 @@ def test_a_cut_file_of_torch_save_is_named(pickled):
     ("content", "message"),
     [
         ("", "is empty: copy or download it again"),
-        (POINTER, "is the pointer that Git LFS keeps in place of the file: run `git lfs install` and `git lfs pull`"),
+        (POINTER, "is a Git LFS pointer, not the file itself: run `git lfs install` and `git lfs pull`"),
         ("<!DOCTYPE html>\n<html>404</html>", "is a web page|is not valid JSON"),
     ],
 )
 def test_what_clones_and_failed_downloads_leave_in_a_files_place_is_named(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=message):
-        raise InputError(f"{name} {why_not_whole(tmp_path / name)}")
+        raise InputError(f"{name} {why_incomplete(tmp_path / name)}")
 
 
 def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
@@ -106,4 +106,4 @@ def test_what_is_no_file_is_named_and_never_waited_for(tmp_path):
 )
 def test_a_config_that_libraries_cannot_read_is_named(tmp_path, content, message):
     (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert message in why_not_whole(tmp_path / "config.json")
+    assert message in why_incomplete(tmp_path / "config.json")

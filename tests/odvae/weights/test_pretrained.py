@@ -141,7 +141,7 @@ def test_weights_in_a_pickled_file_in_several_files_and_with_unknown_config_keys
         ),
         (
             partial(rewritten, change=lambda weights: {f"ema.model.{name}": value for name, value in weights.items()}),
-            r"begin with 'ema\.model\.'",
+            r"have the prefix 'ema\.model\.'",
         ),
     ],
 )

@@ -178,7 +178,7 @@ def test_a_component_that_is_missing_or_incomplete_is_named_with_its_file(pipeli
     config.write_text(text)
     if weights := sorted((tmp_path / part).glob("*.safetensors")):
         weights[0].write_bytes(weights[0].read_bytes()[:-10])
-        with pytest.raises(InputError, match=rf"{part}/{weights[0].name} is cut short"):
+        with pytest.raises(InputError, match=rf"{part}/{weights[0].name} is truncated"):
             TextToVideoPipeline.from_pretrained(tmp_path)
 
 

@@ -109,7 +109,7 @@ def test_of_an_image_vae_that_is_complete_the_checkpoints_may_go(tmp_path):
     (folder / "config.json").touch()
     assert image_vae_is_trained(folder, 4, video)
     (folder / "checkpoints/step_00000004/state.json").write_text("")
-    with pytest.raises(InputError, match=r"state\.json .*image_vae is complete and used as it is") as error:
+    with pytest.raises(InputError, match=r"state\.json .*image_vae is complete and is used") as error:
         image_vae_is_trained(folder, 4, video)
     subprocess.run(shlex.split(re.search(r"\((mv .*)\)", str(error.value))[1]), check=True)
     assert image_vae_is_trained(folder, 4, video)

@@ -183,7 +183,7 @@ def test_the_vae_of_a_pipelines_folder_is_found(tmp_path, image_vae):
     assert isinstance(loaded, PerFrameVAE)
     assert torch.equal(loaded.quant_conv.weight, image_vae.quant_conv.weight)
     (tmp_path / "pipeline/vae" / WEIGHTS).write_text(POINTER)
-    with pytest.raises(InputError, match=rf"pipeline/vae/{WEIGHTS} is the pointer"):
+    with pytest.raises(InputError, match=rf"pipeline/vae/{WEIGHTS} is a Git LFS pointer"):
         load_image_vae(str(tmp_path / "pipeline"), MODEL)
 
 

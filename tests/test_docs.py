@@ -14,7 +14,8 @@ from small import REPOSITORY
 
 from ldm.experiment import Experiment
 from odvae import ODVAE
-from odvae.running.settings import find_config, load_settings
+from odvae.running.resume_check import field_may_change
+from odvae.running.settings import Settings, find_config, load_settings, settings_in
 
 CHANGES = REPOSITORY / "docs" / "changes.md"  # names what is gone, too
 LOG = REPOSITORY / "LOG.md"  # names what was there when an entry was written
@@ -116,6 +117,25 @@ def test_settings_named_in_the_text_exist(document):
         for dotted in re.findall(rf"(?<![\w./-])((?:{SECTIONS}|{OLD_SECTIONS})(?:\.[a-z_0-9]+)+)(?![\w/])", span):
             if not dotted.endswith(FILES):
                 assert is_module(dotted) or is_setting(Experiment, dotted.split(".")), f"{document.name}: `{span}`"
+
+
+def keys_that_may_change(kind: type[Settings], prefix: str = "") -> set[str]:
+    """Dotted keys of the fields that are marked with `MayChange`."""
+    found = set()
+    for name, field in kind.model_fields.items():
+        inside = [keys_that_may_change(section, f"{prefix}{name}.") for section in settings_in(field.annotation)]
+        found |= {f"{prefix}{name}"} if field_may_change(field) else set().union(*inside)
+    return found
+
+
+def test_the_keys_listed_as_changeable_on_resume_are_those_that_the_check_allows():
+    text = (REPOSITORY / "docs/cluster.md").read_text().partition("- **Keys that may change**")[2]
+    trainings, _, others = text.partition("Any other change is refused")[0].partition(") `")
+    phases = re.findall(r"`([a-z_.]+)`", trainings)
+    listed = re.findall(r"`([a-z_.]+)`", "`" + others)
+    keys = {key for key in listed if "." in key}
+    keys |= {f"{phase}.{key}" for phase in phases for key in listed if "." not in key}
+    assert keys == keys_that_may_change(Experiment)
 
 
 def messages() -> list[tuple[str, str]]:

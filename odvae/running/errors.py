@@ -1,4 +1,4 @@
-"""InputError and its kinds: errors that a user can fix, printed as one line without a traceback."""
+"""Errors that a user can fix (InputError and its kinds, DivergenceError), printed without a traceback."""
 
 from __future__ import annotations
 
@@ -31,6 +31,10 @@ class UnfitError(InputError):
     cause = "unfit"
 
 
+class DivergenceError(FloatingPointError):
+    """A training has diverged: too many steps in a row had a gradient that was not finite."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error is a failed memory allocation, which torch raises as a RuntimeError."""
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
@@ -48,14 +52,14 @@ _LOST_CONNECTION = ("gloo/transport", "Connection closed by peer", "remote proce
 
 @contextlib.contextmanager
 def readable_errors() -> Iterator[None]:
-    """Within it, input errors, full disks and Ctrl-C end the process with one clear line in place of a traceback.
-
-    Exit status: 1 for an input or storage error and for the end of another rank, 130 for an interrupt. A bug keeps its
+    """Within it, input errors, a diverged training, full disks and Ctrl-C end the process with a message in place of a
     traceback.
+
+    Exit status: 130 for an interrupt, 1 for the others and for the end of another rank. A bug keeps its traceback.
     """
     try:
         yield
-    except InputError as error:
+    except (InputError, DivergenceError) as error:
         _fail(f"error: {error}", 1)
     except OSError as error:
         if error.errno not in _STORAGE_ERRORS:

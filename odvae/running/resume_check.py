@@ -19,7 +19,8 @@ from odvae.running.text import read_text_file
 class MayChange:
     """Marks a field whose value may change when a run is resumed: `steps: Annotated[int, MayChange]`.
 
-    Such a field determines the length of a run, its logging or its workers, but not the result of a step.
+    Such a field is about length, logging, checkpoints, workers, limits, speed or memory. Only `steps` changes later
+    steps too: a learning rate with cosine decay falls until the new last step. docs/cluster.md lists these fields.
     """
 
 

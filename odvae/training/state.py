@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from odvae.clips.samplers import BatchPlan
+from odvae.running.errors import DivergenceError
 from odvae.running.stage import Stage
 from odvae.training.checkpoints import Checkpoints
 from odvae.training.ema import EMA
@@ -114,13 +115,14 @@ class FiniteGuard(nn.Module):
             self.nonfinite[name] = torch.where(skipped, flag, self.nonfinite.get(name, flag))
 
     def report(self, step: int) -> int:
-        """The number of skipped steps. Raises FloatingPointError, with what was not finite, after too many in a row."""
+        """The number of skipped steps. Raises DivergenceError, with what was not finite, after too many in a row."""
         in_a_row = int(self.in_a_row)
         if in_a_row > self.max_in_a_row:
             names = [name for name, flag in self.nonfinite.items() if flag]
-            raise FloatingPointError(
+            raise DivergenceError(
                 f"step {step}: the last {in_a_row} steps were skipped, since these were not finite: "
-                f"{', '.join(names)}. The weights are those of the last good step. Lower the learning rate or the "
-                "gradient clipping, or check the data, then run the same command again"
+                f"{', '.join(names)}. The last checkpoint is kept, but to resume from it with the same settings would "
+                "fail again: start a new run (run=...) with a lower learning_rate, a smaller grad_clip or "
+                "precision=fp32, or check the data"
             )
         return int(self.skipped)

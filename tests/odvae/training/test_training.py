@@ -8,7 +8,8 @@ from torch import nn
 from odvae import ODVAE
 from odvae.clips.samplers import BatchPlan
 from odvae.initial_weights import load_image_vae, load_video_vae
-from odvae.running.errors import InputError
+from odvae.running.errors import DivergenceError, InputError, readable_errors
+from odvae.running.resume_check import field_may_change
 from odvae.settings import ModelSettings, VAESettings, VideoPhaseSettings
 from odvae.training.optimization import clipped_step, learning_rate_at, make_optimizer
 from odvae.training.settings import OptimizationSettings
@@ -85,8 +86,28 @@ def test_too_many_nonfinite_steps_in_a_row_end_the_run_and_name_the_values(tmp_p
         train_step(state, step, value)
         assert state.guard.report(step) == min(step, 2) if step <= 3 else step - 1
     train_step(state, 6, float("nan"))
-    with pytest.raises(FloatingPointError, match=r"step 6: the last 3 steps were skipped.*loss, gradient_norm"):
+    with pytest.raises(DivergenceError, match=r"step 6: the last 3 steps were skipped.*loss, gradient_norm"):
         state.guard.report(6)
+
+
+def test_a_diverged_training_ends_with_advice_that_a_user_can_follow_and_no_traceback(tmp_path, capsys):
+    """Its settings cannot change on resume, so it must be a new run; the checkpoint is still there."""
+    state = make_state(tmp_path, max_nonfinite_steps=0)
+    train_step(state, 1, 1.0)
+    state.checkpoints.save(1)
+    train_step(state, 2, float("nan"))
+    with pytest.raises(SystemExit) as end, readable_errors():
+        state.guard.report(2)
+    assert end.value.code == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: step 2: the last 1 steps were skipped")
+    new_run, _, keys = message.partition("start a new run (run=...) with ")
+    assert "The last checkpoint is kept" in new_run
+    for key in ("learning_rate", "grad_clip", "precision"):
+        assert key in keys
+        assert not field_may_change(OptimizationSettings.model_fields[key])
+    again = TrainingState(nn.Linear(3, 1), state.optimization, tmp_path, "none", "test")
+    assert again.resume() == 1
 
 
 def test_the_count_of_skipped_steps_survives_a_resume(tmp_path):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from ldm.encoding.job_records import JobRecord, read_job_record
 from ldm.fuzzing.kind import Kind, NeighborLost, Valid
@@ -71,7 +72,9 @@ def _make_records(context: Path) -> Sequence[Valid]:
     entries = [{"name": one["source"], "found": [{"key": one["key"], "about": one}]} for one in found]
     account = Account("videos", used=2, left_out={"too short": {"a": "3 frames"}}, classes={"a": 2})
     words = dict.fromkeys(("name", "sha256", "bucket", "source", "source_sha256", "vae_sha256"), "x")
-    record = {name: 1 for name in JobRecord.__dataclass_fields__} | words | {"entries_by_class": {"a": 1}}
+    record: dict[str, Any] = (
+        {name: 1 for name in JobRecord.__dataclass_fields__} | words | {"entries_by_class": {"a": 1}}
+    )
     record |= {"failed": {"x": "y"}, "account": account.to_json(), "shape": [4, 2, 4, 4]}
     record |= {"sums": {"count": 3, "total": [1.0] * 4, "square": [1.0] * 4}}
     stage = {"minutes": 1.5, "finished": True, "command": "x", "version": "0", "commit": "?"}

@@ -122,6 +122,9 @@ def own_facts(key: str, about: dict[str, Any]) -> VideoFacts | None:
 def _steps_fit(fields: dict[str, Any]) -> bool:
     """Whether the number of time steps is the number of frames minus one, or there are none."""
     steps = fields.get("time_steps")
+    frames, seconds = fields["frames"], fields.get("seconds", 0.0)
+    if frames > 1 and abs(frames - fields.get("fps", 0.0) * seconds) > 0.1 * frames:
+        return False
     return steps is None or sum(repeats for _, repeats in steps) == fields["frames"] - 1
 
 

@@ -29,6 +29,9 @@ _NOBODY_READS = (0, -signal.SIGPIPE, 128 + signal.SIGPIPE, 23)
 # Maximum padding after a tar's end mark.
 _MOST_PADDING = 1 << 20
 
+# tarfile skips a member block by block, also beyond the end: of a size of exabytes for ever.
+_MOST_READS_AT_END = 100
+
 
 class ShardError(InputError):
     """A shard could not be read, or not completely; the message has the reason, without the shard's name."""
@@ -163,12 +166,16 @@ class _TimedSource(io.RawIOBase):
     ) -> None:
         self.file, self.process, self.errors, self.timeout, self.count = file, process, errors, timeout, count
         self.beginning = b""
+        self.reads_at_end = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         data = self._read(len(memoryview(buffer)))
+        self.reads_at_end += not data
+        if self.reads_at_end > _MOST_READS_AT_END:
+            raise ShardError("ends long before the size that a member's header states")
         buffer[: len(data)] = data
         self.count(len(data))
         if len(self.beginning) < 8:

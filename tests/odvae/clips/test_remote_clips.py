@@ -30,6 +30,7 @@ from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.stop_signals import STOPPING
 from odvae.shards.packing import PackingSettings, pack_folder
+from odvae.shards.remote_shards import ShardError, read_remote_shard
 from odvae.video.video_io import write_video
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, stream_seconds=1.0)
@@ -353,3 +354,11 @@ def test_a_training_on_a_bad_stream_ends_or_finishes_on_two_ranks(shards, tmp_pa
         assert ("error: data.stream=" if kind != "one rank" else lost) in ranks[0].stderr
         assert not any("Traceback" in rank.stderr for rank in ranks)
         assert processes_with("sleep 62.5") == []
+
+
+def test_a_member_that_claims_exabytes_ends_its_shard_and_is_not_skipped_for_ever(tmp_path):
+    header = tarfile.TarInfo("readme")  # of no sample, so that it is skipped
+    header.size = 2**62
+    (tmp_path / "x.tar").write_bytes(header.tobuf(tarfile.GNU_FORMAT) + b"\0" * 2048)
+    with pytest.raises(ShardError, match="ends long before the size"):
+        list(read_remote_shard(str(tmp_path / "x.tar"), 5))

@@ -228,6 +228,8 @@ def test_a_sample_without_a_video_says_so_once_it_is_asked(tmp_path, video):
         {"seconds": 10**400},
         {"seconds": 1e308},
         {"frames": 2**62},
+        {"frames": 4},
+        {"seconds": 0.0},
         {"fps": float("inf")},
         {"keyframes": [[2**70, 0]]},
         {"time_steps": [[0.1, 10**9]]},

@@ -85,7 +85,8 @@ def _records(text: io.TextIOWrapper, delimiter: str, path: Path) -> Iterator[tup
     """(line where it starts, cells) of each record."""
     limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # lists of captions in a cell exceed the default limit
     try:
-        reader = csv.reader(text, delimiter=delimiter, strict=True, skipinitialspace=True)
+        lines = (line.replace("\0", "") for line in text)  # Python 3.10's csv module refuses NUL characters
+        reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=True)
         line = 1
         while True:
             try:

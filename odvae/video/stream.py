@@ -23,6 +23,9 @@ Source = bytes | Path | BinaryIO | io.RawIOBase
 # A keyframe: (frame number, pts).
 Keyframe = tuple[int, int]
 
+# Tags are not read, and many are not UTF-8. PyAV before version 19 raises an error without this option.
+_TAGS = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 # Containers that store the time of each frame, so that it does not depend on where decoding starts. In others (such as
 # MPEG program streams) some times are guessed from the frames read before.
 _TIMED_CONTAINERS = {"mov", "mp4", "matroska", "webm"}
@@ -45,7 +48,7 @@ class VideoStream:
         try:
             self.container = av.open(
                 str(path) if path else self.source,
-                metadata_errors="replace",  # tags are not read, and many are not UTF-8
+                **_TAGS,
                 # Without a whitelist, a playlist could open arbitrary files and addresses.
                 container_options={"protocol_whitelist": "file" if path else ""},
             )

@@ -131,7 +131,7 @@ def test_an_animation_is_its_first_frame_with_the_number_of_frames(kind):
 
 @pytest.mark.parametrize("data", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"II*\0\xff\xff\xff\x7f"])
 def test_a_file_that_is_not_an_image_is_a_reproducible_error(data):
-    with pytest.raises(VideoError, match=r"^x\.png: cannot be read as an image \(") as error:
+    with pytest.raises(VideoError, match=r"^x\.png: (cannot be read as an image \(|the file is empty)") as error:
         decode_image(data, "x.png")
     assert "0x" not in str(error.value)
     with pytest.raises(VideoError, match=r"^x\.png: "):

@@ -1,7 +1,8 @@
 """Scores of generated videos: prompt accuracy, distances to real videos, temporal flicker.
 
-Every distance is reported with two baselines: that of other real videos, which is due to the number of videos alone,
-and that of the VAE's reconstructions (rFVD on I3D's features), which bounds what a generator on its latents can reach.
+Every distance is reported with two baselines: that of other real videos, which is above 0 only because the sets are
+finite, and that of the VAE's reconstructions (rFVD on I3D's features), which bounds what a generator on its latents can
+reach.
 """
 
 from __future__ import annotations
@@ -188,7 +189,7 @@ def without_broken_videos(sets: VideoSets, data: DataSettings, total_videos: int
     n = min(len(reference), len(other_real))
     if n < 2:
         counts = {"held-out videos": len(reference), "training videos": len(other_real)}
-        raise InputError(f"distances need at least 2 videos of each kind, of which can be decoded: {counts}")
+        raise InputError(f"distances need at least 2 videos of each kind; decodable: {counts}")
     return VideoSets(sets.generated[:n], reference[:n], other_real[:n])
 
 

@@ -272,7 +272,7 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
             return
         name, expected = self.config.text_encoder_name, self.config.text_sha256
         if name is None:
-            raise InputError("this pipeline has neither a text encoder nor the name of one: a part is missing")
+            raise InputError("this pipeline has neither a text encoder nor the name of one: export the run again")
         text = load_text_encoder(name)
         found = weights_fingerprint(text.model)
         if expected is not None and found != expected:

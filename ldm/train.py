@@ -50,8 +50,8 @@ def train_ldm(
     `make_network` creates the network in place of the one in `settings`, `loss` is minimized.
 
     Raises InputError where the latents are missing, were encoded by another VAE than `vae_folder`'s, or do not fit the
-    network, and where `folder` holds a run with other settings. Ctrl-C and SIGTERM save a checkpoint and exit with
-    status 130 or 143.
+    network, and where `folder` holds a run with other settings. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and
+    exit with status 130, 143 or 138.
     """
     state, manifest = PartialState(), load_manifest(latents_folder)
     vae = load_vae(vae_folder)

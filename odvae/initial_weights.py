@@ -90,7 +90,7 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
 
 def _check_class(config: Mapping[str, Any], allowed: Sequence[str], setting: str) -> None:
     if (found := config.get("_class_name")) not in allowed:
-        raise InputError(f"{setting} is a {found} by its config.json; needed is {allowed[0]}")
+        raise InputError(f"{setting} is a {found} by its config.json; expected {allowed[0]}")
 
 
 def _check_sizes(vae: VideoVAE, model: ModelSettings, name: str, *more: str) -> None:

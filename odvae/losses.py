@@ -2,8 +2,8 @@
 
 The paper sums reconstruction and LPIPS over the 3*h*w values of a frame and the KL over the latents of a clip, with
 weights 1 : 1 : 1e-6. Here all terms are divided by the number of pixel values, so that their sizes do not depend on the
-clip's size; the gradient's direction stays the same. For clips of t frames, a weight `kl` on `kl_per_pixel` equals the
-paper's weight kl / t (1e-6 at 25 frames is kl = 2.5e-5).
+clip's size; the gradient's direction stays the same. For clips of t frames, `kl` is t times the paper's weight: 2.5e-5
+for 1e-6 at 25 frames.
 """
 
 from __future__ import annotations

@@ -150,9 +150,10 @@ class VAESettings(Settings):
     one."""
     init_from: str | None = None
     """OD-VAE whose weights training continues from (the paper's second phase): folder, hub name, or a checkpoint file
-    published by Open-Sora-Plan. `model` must have its sizes."""
+    published by Open-Sora-Plan. `model` must match its sizes."""
     image_phase: ImagePhaseSettings | None = ImagePhaseSettings()
-    """First phase, the training of the image VAE; null with init_image_vae, init_from or init=random."""
+    """First phase, the training of the image VAE; must be null if init_image_vae or
+    init_from is set, or with init=random."""
     video_phase: VideoPhaseSettings | None = VideoPhaseSettings()
     """Second phase, training on clips; null: the result is the image VAE, which works frame by frame and does not
     compress time (the baseline of the paper's generation study)."""
@@ -177,7 +178,8 @@ class VAESettings(Settings):
         if self.pretrained is not None:
             if given:
                 raise ValueError(
-                    f"pretrained names a VAE that is not trained, {given[0]} one that is; set one of them to null"
+                    f"pretrained (a VAE that is used as it is) and {given[0]} (one that is trained) are both set; "
+                    "set one of them to null"
                 )
             return self
         if self.init == "random" and given:
@@ -211,7 +213,7 @@ class EvalVAESettings(Settings):
     renamed_keys: ClassVar[dict[str, str]] = {"ways": "modes", "shown": "num_visualized"}
 
     clips: int = Field(96, ge=1)
-    """Held-out clips that are reconstructed and scored; fewer where there are fewer."""
+    """Held-out clips that are reconstructed and scored; all, if there are fewer."""
     batch_size: int = Field(4, ge=1)
     """Clips that are reconstructed at a time."""
     frames: int | None = Field(None, ge=1)

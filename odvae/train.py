@@ -85,7 +85,8 @@ def train_vae(
     init=random; `pixel_loss` replaces `settings.loss.reconstruction`.
 
     Raises InputError where the folder holds a run with other settings, and where a pretrained VAE does not accept clips
-    of the size in `data`. Ctrl-C and SIGTERM save a checkpoint and exit with status 130 or 143.
+    of the size in `data`. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and exit with status 130, 143
+    or 138.
     """
     state = PartialState()
     if make_vae is not None and settings.init != "random":

@@ -1,6 +1,6 @@
 """Export a trained run as one diffusers pipeline folder with a model card; --push publishes it on the Hugging Face hub.
 
-accelerate launch pipelines/export_pipeline.py [--config configs/demo.yaml] [--out FOLDER] [section.key=value ...]
+python pipelines/export_pipeline.py [--config configs/demo.yaml] [--out FOLDER] [section.key=value ...]
 """
 
 from ldm.commands.export_pipeline import main

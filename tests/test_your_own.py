@@ -56,6 +56,6 @@ def test_a_run_does_not_resume_with_another_loss(own):
     assert record["own"] == {"make_network": "your_own.ConvNet", "loss": "your_own.huber"}
     run = own["folder"]
     with pytest.raises(InputError, match=r"own\.loss: was 'your_own\.huber', now None"):
-        own["train_ldm"](own["settings"], run / "vae", run / "latents", run / "ldm_huber", seed=0, **own["mine"])
+        own["train_ldm"](own["settings"], run / "vae", run / "latents", run / "ldm_huber", seed=0, **own["overrides"])
     with pytest.raises(InputError, match=r"set vae\.init=random"):
         own["train_vae"](own["VAESettings"](), own["data"], own["videos"], run / "x", seed=0, make_vae=own["PatchVAE"])

@@ -1,7 +1,6 @@
 """Export a trained run as one diffusers pipeline folder with a model card; --push publishes it on the Hugging Face hub.
 
 odvae-export [--config demo] [--out FOLDER] [section.key=value ...]
-On several GPUs: accelerate launch -m ldm.commands.export_pipeline ...
 """
 
 import argparse

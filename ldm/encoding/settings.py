@@ -14,7 +14,8 @@ from odvae.running.settings import Precision, Settings
 
 
 class BucketSettings(Settings):
-    """One clip size; each video or image goes to the bucket that fits it best."""
+    """One clip size; each video goes to the longest bucket that it fills, of equally long ones to the one with the
+    nearest aspect ratio."""
 
     frames: int = Field(ge=1)
     """Frames per clip, a count that the VAE takes; a bucket of 1 frame is for images, and for videos too short for the
@@ -48,8 +49,9 @@ class EncodeSettings(Settings):
     renamed_keys: ClassVar[dict[str, str]] = {"stored": "posterior"}
 
     buckets: tuple[BucketSettings, ...] = ()
-    """Clip sizes. Each video goes to the bucket that fits it best, images to a bucket of 1 frame. Empty: one bucket
-    with data.frames, data.height and data.width."""
+    """Clip sizes. Each video goes to the longest bucket that it fills, of equally long ones to the one with the nearest
+    aspect ratio; images, and videos too short for the others, to a bucket of 1 frame. Empty: one bucket with
+    data.frames, data.height and data.width."""
     clips_per_video: int = Field(1, ge=1)
     """Clips encoded per video, their first frames spread evenly over it."""
     flip: bool = False
@@ -65,8 +67,8 @@ class EncodeSettings(Settings):
     dtype: Literal["bf16", "fp16"] = "bf16"
     """Data type in which means, standard deviations and text embeddings are stored."""
     posterior: Literal["moments", "mean"] = "moments"
-    """What is stored of a clip's posterior: mean and standard deviation, from which training samples anew at every use;
-    or the mean alone, half the size."""
+    """What is stored of a clip's posterior: mean and standard deviation, so that each training step draws a new
+    sample; or the mean alone, half the size."""
 
     @field_validator("buckets")
     @classmethod

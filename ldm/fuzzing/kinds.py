@@ -21,9 +21,9 @@ KINDS = (
 
 
 def choose_kinds(names: Sequence[str]) -> list[Kind]:
-    """The kinds of these names; all, where there are none. Raises InputError for a name that is none of theirs."""
+    """The kinds of these names; all, where there are none. Raises InputError for an unknown name."""
     there = {kind.name: kind for kind in KINDS}
     for name in names:
         if name not in there:
-            raise InputError(f"kinds: {name!r} is none; allowed are {', '.join(there)}")
+            raise InputError(f"kinds: {name!r} is unknown; allowed are {', '.join(there)}")
     return [there[name] for name in names] or list(KINDS)

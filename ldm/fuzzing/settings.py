@@ -27,10 +27,10 @@ class FuzzSettings(Settings):
     workers: int = Field(default_factory=_cores, ge=1)
     """Processes that read."""
     seconds_per_input: float = Field(20.0, gt=0)
-    """An input that takes longer, twice in a row, hangs."""
+    """An input that takes longer, twice in a row, counts as a hang."""
     memory_gib: float = Field(2.0, gt=0)
     """Memory that reading an input may need."""
     out: str = "runs/fuzz"
-    """Folder for the inputs that did what they must not."""
+    """Folder for the inputs that were neither read nor refused by a clear error."""
     replay: str | None = None
     """Read only this file, which an earlier run put into its `out`, and show the traceback."""

@@ -78,7 +78,9 @@ def check_text(tensors: Mapping[str, Tensor], name: str) -> None:
     if text is None or mask is None or not text.is_floating_point() or mask.dtype != torch.bool:
         raise InputError(f"{name}.safetensors must have the tensors text, of floats, and text_mask, of booleans")
     if text.ndim != 2 or mask.shape != text.shape[:1]:
-        raise InputError(f"{name}.safetensors: text {tuple(text.shape)} and text_mask {tuple(mask.shape)} do not fit")
+        raise InputError(
+            f"{name}.safetensors: text {tuple(text.shape)} and text_mask {tuple(mask.shape)} have incompatible shapes"
+        )
 
 
 def _check_entry(tensors: Mapping[str, Tensor], name: str) -> None:
@@ -114,7 +116,7 @@ def _label_index(data: bytes, classes: Sequence[str], name: str) -> int:
     """The index of an entry's class, -1 for none."""
     label = _read_about(data, name).get("label")
     if label is not None and label not in classes:
-        raise InputError(f"{name}.json: label {label!r:.100} is none of the manifest's {len(classes)} classes")
+        raise InputError(f"{name}.json: label {label!r:.100} is not one of the {len(classes)} classes in the manifest")
     return -1 if label is None else classes.index(label)
 
 

@@ -1,7 +1,7 @@
 """A diffusion transformer for video latents (DiT: Peebles & Xie 2023, arXiv 2212.09748).
 
-3D RoPE and absolute position embeddings at the input, adaLN-Zero, qk-norm, cross-attention to text; attention is full
-or factorized over space and time (Latte's first variant: Ma et al. 2024, arXiv 2401.03048).
+Absolute position embeddings at the input, 3D RoPE in self-attention, adaLN-Zero, qk-norm, cross-attention to text;
+attention is full or factorized over space and time (Latte's first variant: Ma et al. 2024, arXiv 2401.03048).
 """
 
 from __future__ import annotations

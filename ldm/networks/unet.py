@@ -90,7 +90,7 @@ class UNet(ModelMixin, ConfigMixin):
             return torch.where(condition.text_mask.unsqueeze(-1), embedded, self.null_token)
         if self.config.class_names is not None:
             if condition.label is None:
-                raise InputError("this network needs label conditioning")
+                raise InputError("this network needs class conditioning")
             embedded = self.class_embedding(condition.label.clamp(min=0))
             return torch.where((condition.label == NO_LABEL).unsqueeze(-1), self.null_token, embedded).unsqueeze(1)
         return self.null_token.expand(batch, 1, -1)

@@ -30,7 +30,7 @@ class Guidance:
     def __post_init__(self) -> None:
         """Raises InputError for anything but such numbers, with the names of the pipeline's arguments."""
         if not _is_number(self.scale) or self.scale < 0:
-            raise InputError(f"guidance_scale must be a number from 0, up to 1 is none; found {self.scale!r}")
+            raise InputError(f"guidance_scale must be a number >= 0 (up to 1: no guidance); found {self.scale!r}")
         if not _is_number(self.rescale) or not 0 <= self.rescale <= 1:
             raise InputError(f"guidance_rescale must be a number from 0 to 1, found {self.rescale!r}")
         bounds = self.interval

@@ -48,16 +48,16 @@ def count_videos(
     if not any(takes.values()):
         return 1 if num_videos is None else num_videos
     if num_videos is not None:
-        raise InputError("num_videos is for unconditional networks: give as many prompts or class labels")
+        raise InputError("num_videos is for unconditional networks: give one prompt or class label per video instead")
     return len(as_texts(prompt, "prompt") if takes["prompt"] else as_labels(class_label))
 
 
 def check_counts(given: Mapping[str, Any], optional: bool = False) -> None:
-    """Raise InputError for what is no whole number from 1 (or None, where they are `optional`), by its name."""
+    """Raise InputError for anything but an integer >= 1 (or None, where they are `optional`), by its name."""
     for name, value in given.items():
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
         if not whole and not (optional and value is None):
-            raise InputError(f"{name} must be a whole number from 1{' or None' if optional else ''}, found {value!r}")
+            raise InputError(f"{name} must be an integer >= 1{' or None' if optional else ''}, found {value!r}")
 
 
 def check_output_type(output_type: Any) -> None:
@@ -116,7 +116,7 @@ def class_indices(class_label: LabelInput, names: Sequence[str]) -> list[int]:
 def as_labels(class_label: Any) -> list[int | str]:
     """One label or several as a list. Raises InputError for what is none, and for an empty list."""
     if isinstance(class_label, (str, numbers.Integral)):
-        return [class_label]  # type: ignore[list-item]  # a whole number
+        return [class_label]  # type: ignore[list-item]  # an integer
     if not isinstance(class_label, Sequence) or not class_label:
         raise InputError(f"class_label must be a name or index of a class, or a list of them, found {class_label!r}")
     return list(class_label)

@@ -31,13 +31,13 @@ class StudySettings(Settings):
     experiment: Experiment = Experiment()
     """Settings that all runs share: an experiment as in configs/*.yaml. Its `run` and `ldm` are not used."""
     variants: tuple[Variant, ...] = (1, 2, 3, 4)
-    """a. Variants to train; the one in `experiment.vae.model` always is."""
+    """Comparison a: variants to train; the one in `experiment.vae.model` is always trained."""
     initializations: tuple[Init, ...] = ("tail", "average", "random")
-    """b. Initializations to train; tail always is."""
+    """Comparison b: initializations to train; tail is always trained."""
     long_clips: LongClipSettings | None = LongClipSettings()
-    """c. Whole, streamed and tiled clips; null: not compared."""
+    """Comparison c: whole, streamed and tiled clips; null: not compared."""
     generators: dict[str, LDMSettings] = Field(default_factory=dict)
-    """d. Generators trained on image-VAE latents and on OD-VAE latents: a name and an `ldm` section each."""
+    """Comparison d: generators trained on image-VAE latents and on OD-VAE latents: a name and an `ldm` section each."""
     measured_steps: int = Field(8, ge=2)
     """Training steps that are timed for the cost of a generator."""
     processes: int = Field(1, ge=1)
@@ -46,7 +46,9 @@ class StudySettings(Settings):
     @model_validator(mode="after")
     def _there_is_something_to_compare(self) -> StudySettings:
         if self.experiment.vae.init != "tail" or self.experiment.vae.video_phase is None:
-            raise ValueError("experiment.vae must have init=tail and a video_phase: the other runs vary it")
+            raise ValueError(
+                "experiment.vae must have init=tail and a video_phase: the other runs of the study change one of them"
+            )
         if self.experiment.vae.init_from is not None:
             raise ValueError("experiment.vae.init_from must be null: all runs begin from one image VAE")
         if self.long_clips is not None and self.experiment.vae.compression is not None:

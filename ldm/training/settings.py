@@ -34,8 +34,8 @@ class LDMSettings(Settings):
     attention_backend: Annotated[AttentionBackend, MayChange] = "sdpa"
     """torch's attention, or xformers' (CUDA); the results are the same."""
     peak_tflops: Annotated[float | None, MayChange] = Field(None, gt=0)
-    """Peak TFLOP/s of one device, of which `mfu` is a fraction; null: the rate of large matrix products, measured at
-    the start."""
+    """Peak TFLOP/s of one device, used to compute MFU (`mfu` in metrics.jsonl); null: the rate of large matrix
+    products, measured at the start."""
     validation_clips: int = Field(256, ge=1)
     """Held-out clips in the validation loss (all, if there are fewer)."""
     sample_every: Annotated[int, MayChange] = Field(5000, ge=1)

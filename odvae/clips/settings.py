@@ -23,7 +23,8 @@ class SourceSettings(Settings):
     """Folder of video shards (KEY.mp4 KEY.txt KEY.json); null: `shards/` in the run folder."""
     stream: str | None = None
     """Shards that train the VAE in place of those in `shards`, streamed by webdataset: URLs with braces, files with
-    `*`, or "pipe:COMMAND". `shards` is then used for validation and statistics. Order and resume are approximate."""
+    `*`, or "pipe:COMMAND". `shards` is then used for validation and statistics. The order is not
+    reproducible, and a resumed run sees other samples."""
 
 
 class ClipSettings(Settings):

@@ -163,9 +163,8 @@ def read_object(path: Path) -> dict[str, Any]:
 def parse_record(kind: type[T], values: dict[str, Any], source: object) -> T:
     """A dataclass from the values of a JSON object. Raises InputError with `source` and every invalid key."""
     if values.keys() != (names := kind.__dataclass_fields__.keys()):  # type: ignore[attr-defined]
-        raise InputError(
-            f"{source}: keys differ: {', '.join(map(repr, sorted(values.keys() ^ names)[:_ERRORS_SHOWN]))}"
-        )
+        differing = sorted(values.keys() ^ names)[:_ERRORS_SHOWN]
+        raise InputError(f"{source}: missing or unexpected keys: {', '.join(map(repr, differing))}")
     from pydantic import ValidationError  # imported here, since models are imported without pydantic
 
     try:

@@ -1,4 +1,4 @@
-"""Pool of worker processes with time and memory limits, in which a crash costs one task, never the run.
+"""Pool of worker processes with time and memory limits, in which a crash fails one task, not the run.
 
 Video decoders are large C libraries that read untrusted files, and some files make them crash, hang or use too much
 memory. Here each task runs in a worker with a memory limit and with a time limit by a kernel timer, which ends the

@@ -93,7 +93,7 @@ class CaptionReader:
                 self._why_unused[name] = NO_ROW, self._no_row(table)
         if self.columns != Columns() and not self.tables and not self._beside:
             raise InputError(
-                f"no table in {self.source.root} has {self.columns.allowed()} and a row for a file here"
+                f"no table in {self.source.root} has {self.columns.allowed()} and a row for a file in it"
                 + "".join(f"\n  {printable(name)}: {why}" for name, (_, why) in list(self._why_unused.items())[:20])
             )
 

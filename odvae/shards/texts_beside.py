@@ -80,7 +80,7 @@ def read_text_beside(path: Path, columns: Columns | None = None) -> Description:
         about = {"caption": about} if isinstance(about, str | list) else {}
     meaning = (columns or Columns()).read(named(about))
     if not meaning.is_text:
-        raise InputError(f"{name} holds half a character (a lone surrogate)")
+        raise InputError(f"{name} contains an invalid character (a lone surrogate)")
     return Description(each_once(meaning.captions), meaning.label)
 
 

@@ -81,7 +81,9 @@ class CaptionTable:
         if found.problem:
             raise InputError(found.problem)
         if len(found.written) > 1:
-            raise InputError(f"{self.name} has several rows for it: {', '.join(map(printable, found.written[:3]))}")
+            raise InputError(
+                f"{self.name} has several rows for this video: {', '.join(map(printable, found.written[:3]))}"
+            )
         return found.captions, found.label
 
     @property

@@ -29,7 +29,7 @@ class EMA:
     def update(self, step: int) -> None:
         """Update the average with the weights after step `step` (counted from 1).
 
-        The decay is min(self.decay, 1 - step^(-2/3)), so that the first weights are soon forgotten.
+        With warm-up: the decay is min(self.decay, 1 - step^(-2/3)), so that the first weights are soon forgotten.
         """
         decay = min(self.decay, 1 - step ** (-2 / 3))
         torch._foreach_lerp_(list(self.values.values()), [p.detach() for p in self.live.values()], weight=1 - decay)

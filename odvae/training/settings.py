@@ -29,9 +29,9 @@ class OptimizationSettings(Settings):
     """Micro-steps (forward and backward passes) per optimizer step. The global batch size is ranks *
     gradient_accumulation_steps * batch_size and must not change on resume."""
     optimizer: str = "adamw"
-    """Name of any optimizer of timm's create_optimizer_v2, with muon, nmuon, adamuon and nadamuon of
-    `odvae.training.muon`. In the demo's image VAE, 150 steps reach 27.4 dB PSNR with "nadamuon" and 23.7 dB with
-    "adamw" (LOG.md, 2026-11-23)."""
+    """Name of any optimizer of timm's create_optimizer_v2; muon, nmuon, adamuon and nadamuon are this project's own
+    implementations (`odvae.training.muon`). In the demo's image VAE, 150 steps reach 27.4 dB PSNR with "nadamuon" and
+    23.7 dB with "adamw" (LOG.md, 2026-11-23)."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(0, ge=0)
@@ -64,6 +64,6 @@ class OptimizationSettings(Settings):
     validate_every: Annotated[int, MayChange] = Field(1000, ge=1)
     """Steps between validations on held-out videos; the last step is always validated."""
     checkpoint_every: Annotated[int, MayChange] = Field(500, ge=1)
-    """Steps between checkpoints; there is also one after the last step, and after Ctrl-C or SIGTERM."""
+    """Steps between checkpoints; there is also one after the last step, and after Ctrl-C, SIGTERM or SIGUSR1."""
     checkpoints_total_limit: Annotated[int, MayChange] = Field(2, ge=1)
     """Number of newest checkpoints that are kept."""

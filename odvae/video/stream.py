@@ -80,7 +80,7 @@ class VideoStream:
         videos = [stream for stream in streams if not stream.disposition & _STILL_IMAGES]
         if not videos:
             if len(streams) < len(self.container.streams.video):
-                raise VideoError(f"{self.name}: cannot be decoded as a video (its coding is not known, or encrypted)")
+                raise VideoError(f"{self.name}: cannot be decoded as a video (unknown codec, or encrypted)")
             found = "only an attached picture (a cover)" if streams else "only " + self._kinds()
             raise VideoError(f"{self.name}: has no video stream, {found}")
 

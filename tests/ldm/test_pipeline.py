@@ -245,16 +245,16 @@ def test_a_published_pipeline_has_a_model_card_and_the_file_of_its_class(pipelin
         ({"num_frames": 8}, "4k\\+1, .*found 8, nearest: 5 or 9"),
         ({"height": 20}, "height must be a multiple of 8, .*found 20"),
         ({"height": 40}, "not multiples of patch_size"),
-        ({"num_frames": 0}, "num_frames must be a whole number from 1 or None, found 0"),
-        ({"num_frames": 9.0}, "num_frames must be a whole number from 1 or None, found 9.0"),
-        ({"height": -8}, "height must be a whole number"),
-        ({"width": "32"}, "width must be a whole number from 1 or None, found '32'"),
+        ({"num_frames": 0}, "num_frames must be an integer >= 1 or None, found 0"),
+        ({"num_frames": 9.0}, "num_frames must be an integer >= 1 or None, found 9.0"),
+        ({"height": -8}, "height must be an integer"),
+        ({"width": "32"}, "width must be an integer >= 1 or None, found '32'"),
         ({"output_type": "gif"}, "allowed are np, pt, pil, latent"),
-        ({"num_inference_steps": 0}, "num_inference_steps must be a whole number from 1, found 0"),
-        ({"num_inference_steps": None}, "num_inference_steps must be a whole number from 1, found None"),
-        ({"num_inference_steps": 2.5}, "num_inference_steps must be a whole number from 1, found 2.5"),
-        ({"batch_size": 0}, "batch_size must be a whole number from 1, found 0"),
-        ({"guidance_scale": None}, "guidance_scale must be a number from 0, up to 1 is none; found None"),
+        ({"num_inference_steps": 0}, "num_inference_steps must be an integer >= 1, found 0"),
+        ({"num_inference_steps": None}, "num_inference_steps must be an integer >= 1, found None"),
+        ({"num_inference_steps": 2.5}, "num_inference_steps must be an integer >= 1, found 2.5"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1, found 0"),
+        ({"guidance_scale": None}, "guidance_scale must be a number >= 0 .*; found None"),
         ({"guidance_scale": float("nan")}, "guidance_scale must be a number"),
         ({"guidance_scale": True}, "guidance_scale must be a number"),
         ({"guidance_rescale": 7}, "guidance_rescale must be a number from 0 to 1, found 7"),
@@ -309,7 +309,7 @@ def test_a_network_for_classes_refuses_what_it_does_not_take(vae, options, messa
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True])
 def test_a_number_of_videos_that_is_none_is_an_error(vae, number):
-    with pytest.raises(InputError, match="num_videos must be a whole number from 1 or None"):
+    with pytest.raises(InputError, match="num_videos must be an integer >= 1 or None"):
         make_pipeline(vae)(num_videos=number)
 
 

@@ -84,7 +84,7 @@ def test_an_input_follows_from_seed_kind_and_number_and_shares_are_kept():
         assert numbers == list(range(7, 7 + len(numbers)))
         share = 500 * kind.share / sum(kind.share for kind in kinds)
         assert abs(len(numbers) - share) <= 2
-    with pytest.raises(InputError, match="kinds: 'vidoe' is none; allowed are video, "):
+    with pytest.raises(InputError, match="kinds: 'vidoe' is unknown; allowed are video, "):
         choose_kinds(["vidoe"])
 
 

@@ -47,7 +47,7 @@ def test_entries_in_order_are_a_batch(tmp_path):
         ({"text": None}, "must have the tensors text"),
         ({"text": torch.zeros(3, 9)}, "has tensors of shapes"),
         ({"text_mask": torch.ones(3)}, "must have the tensors text"),
-        ({"text_mask": torch.ones(2, dtype=torch.bool)}, "do not fit"),
+        ({"text_mask": torch.ones(2, dtype=torch.bool)}, "incompatible shapes"),
     ],
 )
 def test_an_entry_that_lacks_a_tensor_or_has_another_shape_is_named(tmp_path, changes, message):

@@ -244,7 +244,7 @@ def test_a_row_of_one_video_is_never_lent_to_another_of_the_same_name(tmp_path):
 def test_rows_of_which_several_could_be_meant_are_an_error_of_that_video(tmp_path):
     rows = '{"file_name": "x/b.mp4", "text": "1"}\n{"file_name": "y/b.mp4", "text": "2"}\n'
     folder_of(tmp_path, {"b.mp4": b"", "metadata.jsonl": rows})
-    with pytest.raises(InputError, match=r"several rows for it: x/b\.mp4, y/b\.mp4"):
+    with pytest.raises(InputError, match=r"several rows for this video: x/b\.mp4, y/b\.mp4"):
         read(tmp_path).find("b.mp4")
 
 

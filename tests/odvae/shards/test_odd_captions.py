@@ -185,7 +185,7 @@ def test_names_written_as_in_urls_match_where_nothing_is_called_exactly_so(tmp_p
 
 def test_rows_of_two_extensions_are_not_both_of_a_third(tmp_path):
     folder_of(tmp_path, {"a.webm": b"", "t.csv": "path,text\na.mp4,one\na.mov,two\n"})
-    with pytest.raises(InputError, match=r"several rows for it: a\.mp4, a\.mov"):
+    with pytest.raises(InputError, match=r"several rows for this video: a\.mp4, a\.mov"):
         read(tmp_path).find("a.webm")
 
 

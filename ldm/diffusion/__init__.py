@@ -1,4 +1,4 @@
-"""The diffusion objective: paths from data to noise, prediction targets, noise levels, loss weights.
+"""The diffusion objective: timesteps and noise levels, prediction targets, loss weights.
 
 In: data, noise, timesteps (b,). Out: noisy data, targets, weights. Pure functions of tensors.
 """

@@ -16,8 +16,8 @@ from diffusers import (
 )
 from torch import Tensor
 
-from ldm.diffusion.objective import BETAS, DIFFUSION_STEPS, shift_for
 from ldm.diffusion.settings import ObjectiveSettings
+from ldm.diffusion.timesteps import BETAS, DIFFUSION_STEPS, shift_for
 from ldm.sampling.guidance import Guidance
 from ldm.sampling.settings import SamplerName
 from odvae.running.errors import InputError

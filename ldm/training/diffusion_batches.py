@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.objective import add_noise, alpha_sigma, min_snr_weight, shift_for, target, training_time
+from ldm.diffusion.objective import add_noise, min_snr_weight, target
 from ldm.diffusion.settings import ObjectiveSettings
+from ldm.diffusion.timesteps import alpha_sigma, shift_for, training_time
 from ldm.latents.entries import check_text, entry_rate, latent_batches, load_entries, open_latents, unpack_entry
 from ldm.latents.manifest import EMPTY_TEXT, Manifest
 from ldm.networks.conditioning import Condition

@@ -6,19 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from ldm.diffusion.objective import (
-    add_noise,
-    alpha_sigma,
-    alphas_cumprod,
-    min_snr_weight,
-    predict_eps,
-    predict_x0,
-    shift_for,
-    shift_time,
-    target,
-    training_time,
-)
+from ldm.diffusion.objective import add_noise, min_snr_weight, predict_eps, predict_x0, target
 from ldm.diffusion.settings import ObjectiveSettings
+from ldm.diffusion.timesteps import alpha_sigma, alphas_cumprod, shift_for, shift_time, training_time
 from ldm.sampling.guidance import Guidance
 from ldm.sampling.schedulers import (
     COMPATIBLE,

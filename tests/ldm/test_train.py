@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from small_ldm import SMALL_DIT, SMALL_UNET, WEIGHTS, settings, train
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ldm.diffusion.objective import alpha_sigma
 from ldm.diffusion.settings import ObjectiveSettings
+from ldm.diffusion.timesteps import alpha_sigma
 from ldm.latents.manifest import load_manifest
 from ldm.networks.conditioning import NO_LABEL
 from ldm.networks.settings import ConditioningSettings, DiTSettings

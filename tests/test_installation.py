@@ -82,7 +82,7 @@ def test_an_installed_command_works_from_any_folder_and_by_accelerate_launch(ins
     assert "ldm.optimization.learning_rate  [float, default 0.0001]" in result.stdout
     launch = [installed / "python", "-m", "accelerate.commands.launch", "-m", "ldm.commands.encode_latents"]
     result = start([*launch, "--config", "smallest", "run=here"], tmp_path)
-    assert "no trained VAE; make it with: accelerate launch -m ldm.commands.train_vae" in result.stderr
+    assert "no trained VAE; train one with: accelerate launch -m ldm.commands.train_vae" in result.stderr
     assert result.returncode == 1
     assert (tmp_path / "here/shards/00000.tar").is_file()
 

@@ -125,7 +125,8 @@ def test_nothing_is_imported_before_it_is_needed():
 def test_pipeline_scripts_are_short_and_name_their_command():
     for path in (REPOSITORY / "pipelines").glob("*.py"):
         text = path.read_text()
-        assert f"accelerate launch pipelines/{path.name}" in ast.get_docstring(ast.parse(text))
+        start = "python" if path.stem == "export_pipeline" else "accelerate launch"  # exporting is one process's work
+        assert f"{start} pipelines/{path.name}" in (ast.get_docstring(ast.parse(text)) or "")
         assert len(text.splitlines()) < 60
 
 

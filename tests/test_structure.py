@@ -21,6 +21,7 @@ LAYERS = [
     "odvae.video",
     "odvae.tables",
     "odvae.shards",
+    "odvae.index",
     "odvae.clips",
     "odvae.training",
     "odvae.architecture",

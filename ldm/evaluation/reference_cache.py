@@ -26,7 +26,7 @@ def describe_clips(clips: Sequence[tuple[Sample, int]]) -> dict:
     """The count of (video, first frame) pairs, and a hash of their keys, file sizes and first frames."""
     digest = hashlib.sha256()
     for sample, start in clips:
-        sizes = sorted((extension, size) for extension, (_, size) in sample.members.items())
+        sizes = sorted((extension, size) for extension, (_, size, _) in sample.members.items())
         digest.update(json.dumps([sample.key, sizes, start]).encode())
     return {"count": len(clips), "clips_sha256": digest.hexdigest()}
 

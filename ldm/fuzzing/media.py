@@ -19,7 +19,7 @@ from ldm.sample import read_first_frame
 from odvae.clips.clip import clip_frames, frame_count, load_clip
 from odvae.clips.settings import DataSettings
 from odvae.shards.facts import examine_sample
-from odvae.shards.samples import Sample
+from odvae.shards.samples import Member, Sample
 from odvae.video.images import decode_image, examine_image
 from odvae.video.video_io import decode, examine
 
@@ -81,7 +81,7 @@ def _read_video(context: Path, name: str, data: bytes, folder: Path, rng: Random
         for _ in decode(data, name):
             pass
         return
-    sample = Sample("video", path, {"mp4": (0, len(data))})
+    sample = Sample("video", path, {"mp4": Member(0, len(data))})
     settings = random_clips(rng)
     if way == 2:
         sample = replace(sample, facts=examine_sample(sample))
@@ -152,7 +152,7 @@ def _read_image(context: Path, name: str, data: bytes, folder: Path, rng: Random
     path = folder / name
     path.write_bytes(data)
     if way == 1:
-        sample = Sample("image", path, {name.rpartition(".")[2]: (0, len(data))})
+        sample = Sample("image", path, {name.rpartition(".")[2]: Member(0, len(data))})
         load_clip(replace(sample, facts=examine_sample(sample)), DataSettings(frames=1, height=SIZE, width=SIZE))
     else:
         read_first_frame(path, SIZE, SIZE)

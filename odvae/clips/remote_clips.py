@@ -35,7 +35,7 @@ from odvae.running.seeds import derive_seed
 from odvae.running.text import printable
 from odvae.shards.facts import checked_about, own_facts
 from odvae.shards.remote_shards import expand_urls
-from odvae.shards.samples import Sample
+from odvae.shards.samples import Member, Sample
 from odvae.video.extensions import IMAGE_EXTENSIONS
 
 # Minimum denominator of the share of failures, so that one early failure does not end the run.
@@ -264,7 +264,7 @@ def why_not(sample: dict[str, Any], data: DataSettings) -> str:
     key = sample["__key__"]
     if is_held_out(key, data.held_out):
         return _HELD_OUT
-    members = {name: (0, 0) for name in sample if not name.startswith("__")}
+    members = {name: Member(0, 0) for name in sample if not name.startswith("__")}
     try:
         kind = Sample(key, Path(sample["__url__"]), members).video_member
     except InputError:
@@ -282,6 +282,6 @@ def _spool(streamed: Streamed, path: Path) -> SpooledSample:
     with open(path, "wb") as file:
         for name, value in streamed.members.items():
             file.write(value)
-            members[name] = (offset, len(value))
+            members[name] = Member(offset, len(value))
             offset += len(value)
     return SpooledSample(streamed.key, path, members, url=streamed.url)

@@ -12,9 +12,8 @@ from odvae.clips.settings import DataSettings, LoadingSettings
 from odvae.running.account import HIGH_RANGE, NO_VIDEO, TOO_SHORT, UNREADABLE, Account
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
-from odvae.running.seeds import derive_seed
 from odvae.shards.facts import ExamineLimits, find_facts
-from odvae.shards.samples import Sample, video_of
+from odvae.shards.samples import Sample, split_position
 from odvae.shards.tars import index_shards, list_shards
 from odvae.video.display import HDR_NAMES
 
@@ -24,7 +23,7 @@ def is_held_out(key: str, share: float) -> bool:
 
     All scenes of a video are in the same split.
     """
-    return derive_seed("held out", video_of(key)) / 2**63 < share
+    return split_position(key) < share
 
 
 class VideoSet:

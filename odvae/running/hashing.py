@@ -1,4 +1,4 @@
-"""sha256 hashes of model weights (independent of the file format) and of files, with a cache."""
+"""sha256 hashes of model weights (independent of the file format) and of files, with a cache; checksums of bytes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+import xxhash
 from torch import nn
 
 from odvae.running.errors import InputError
@@ -20,6 +21,11 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def checksum(data: bytes | memoryview) -> int:
+    """A 64-bit checksum (XXH3) against damage, at about the speed of memory. It is no defence against intent."""
+    return xxhash.xxh3_64_intdigest(data)
 
 
 def file_fingerprint(path: Path) -> str:

@@ -8,9 +8,11 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
 from odvae.running.errors import InputError
+from odvae.running.hashing import checksum
+from odvae.running.seeds import derive_seed
 from odvae.running.text import printable
 from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
@@ -20,14 +22,30 @@ if TYPE_CHECKING:
 # Separates the key of a video from the number of its scene.
 SCENE_MARK = "+"
 
+# Members up to this many bytes are read whole, and compared with their checksum, when they are opened. Of larger ones
+# only the requested bytes are read, which have no checksum of their own.
+_LARGEST_READ_WHOLE = 1 << 26
+
+
+class Member(NamedTuple):
+    """Where a member's bytes are in the shard file, and their checksum where an index has it."""
+
+    offset: int
+    size: int
+    checksum: int | None = None
+
+
+class ChangedShardError(InputError):
+    """A member's bytes are not those that were indexed."""
+
 
 @dataclass(frozen=True)
 class Sample:
-    """A sample's key, and its members: extension -> (offset, size) in the shard file."""
+    """A sample's key, and its members by extension."""
 
     key: str
     shard: Path
-    members: dict[str, tuple[int, int]]
+    members: dict[str, Member]
     facts: VideoFacts | None = None
     """Facts found by examining its video, if they are not in its .json (`odvae.shards.facts`)."""
 
@@ -60,20 +78,36 @@ class Sample:
         )
 
     def read(self, extension: str) -> bytes:
-        """The bytes of a member. Raises InputError if the sample has no such member or the shard was truncated."""
-        offset, size = self._member(extension)
-        data = _read_at(self.shard, size, offset)
-        if len(data) < size:
-            raise InputError(f"{self.name}: the shard ends inside .{extension}; it was truncated after it was indexed")
+        """The bytes of a member. Raises InputError if the sample has no such member or the shard was truncated, and
+        ChangedShardError if the bytes are not those that were indexed."""
+        member = self._member(extension)
+        data = _read_at(self.shard, member.size, member.offset)
+        if len(data) < member.size:
+            raise ChangedShardError(
+                f"{self.name}: the shard ends inside .{extension}; it was truncated after it was indexed"
+            )
+        self._check(extension, data)
         return data
 
     def read_all(self) -> dict[str, bytes]:
-        """The bytes of all members, with a single read."""
+        """The bytes of all members, with a single read. Raises the errors of `read`."""
         first, end = self._extent()
         data = _read_at(self.shard, end - first, first)
         if len(data) < end - first:
-            raise InputError(f"{self.name}: the shard ends inside it; it was truncated after it was indexed")
-        return {name: data[offset - first : offset - first + size] for name, (offset, size) in self.members.items()}
+            raise ChangedShardError(f"{self.name}: the shard ends inside it; it was truncated after it was indexed")
+        found = {}
+        for name, (offset, size, _) in self.members.items():
+            found[name] = data[offset - first : offset - first + size]
+            self._check(name, found[name])
+        return found
+
+    def _check(self, extension: str, data: bytes) -> None:
+        expected = self.members[extension].checksum
+        if expected is not None and checksum(data) != expected:
+            raise ChangedShardError(
+                f"{self.name}.{extension}: its checksum is {checksum(data):016x}, that in the index {expected:016x}; "
+                "the shard was changed or damaged after it was indexed"
+            )
 
     def prefetch(self) -> None:
         """Let the operating system read the sample's bytes in the background, before a call of `read_all`."""
@@ -83,14 +117,18 @@ class Sample:
 
     def _extent(self) -> tuple[int, int]:
         """Start of its first member and end of its last one."""
-        first = min(offset for offset, _ in self.members.values())
-        return first, max(offset + size for offset, size in self.members.values())
+        first = min(member.offset for member in self.members.values())
+        return first, max(member.offset + member.size for member in self.members.values())
 
-    def open(self, extension: str) -> MemberFile:
-        """A member as a file object; only the requested bytes are read."""
-        return MemberFile(self.shard, *self._member(extension))
+    def open(self, extension: str) -> io.RawIOBase | io.BytesIO:
+        """A member as a file object. One with a checksum is read whole and compared with it, unless it is large; of
+        others only the requested bytes are read."""
+        member = self._member(extension)
+        if member.checksum is not None and member.size <= _LARGEST_READ_WHOLE:
+            return io.BytesIO(self.read(extension))
+        return MemberFile(self.shard, member.offset, member.size)
 
-    def _member(self, extension: str) -> tuple[int, int]:
+    def _member(self, extension: str) -> Member:
         if extension not in self.members:
             raise InputError(f"{self.name} has no .{extension}, only {', '.join(sorted(self.members))}")
         return self.members[extension]
@@ -169,3 +207,8 @@ def scene_key(video_key: str, scene: int) -> str:
 def video_of(key: str) -> str:
     """The key of the video that a scene is from; for the key of a video, the key itself."""
     return key.partition(SCENE_MARK)[0]
+
+
+def split_position(key: str) -> float:
+    """A number in [0, 1) of a video's key, the same for all its scenes: below the held-out share, it is held out."""
+    return derive_seed("held out", video_of(key)) / 2**63

@@ -19,7 +19,7 @@ import webdataset as wds
 
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
-from odvae.shards.samples import Sample
+from odvae.shards.samples import Member, Sample
 
 # Extensions that webdataset's default decoder would unpickle.
 PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
@@ -80,16 +80,16 @@ def index_shard(shard: Path) -> list[Sample]:
         raise
     except Exception as error:  # tarfile raises various types for a broken header
         raise InputError(f"{shard} is not a complete tar file{_compressed_as(shard)}: {error}") from None
-    end = max((offset + size for members in samples.values() for offset, size in members.values()), default=0)
+    end = max((offset + size for members in samples.values() for offset, size, _ in members.values()), default=0)
     if end > shard.stat().st_size:
         raise InputError(f"{shard} is truncated: {shard.stat().st_size} bytes, but its last member ends at {end}")
     return [Sample(key, shard, members) for key, members in samples.items() if members]
 
 
-def _index(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
-    """Key -> extension -> (offset, size)."""
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    files: dict[str, tuple[int, int]] = {}
+def _index(shard: Path) -> dict[str, dict[str, Member]]:
+    """Key -> extension -> member."""
+    samples: dict[str, dict[str, Member]] = {}
+    files: dict[str, Member] = {}
     links: list[tuple[str, str, str]] = []  # key, extension, name of the link's target
     with tarfile.open(shard, "r:") as tar:
         for member in tar:
@@ -106,7 +106,7 @@ def _index(shard: Path) -> dict[str, dict[str, tuple[int, int]]]:
             members = samples.setdefault(key, {})
             if extension in members:
                 raise InputError(f"{shard}: duplicate member {member.name}")
-            members[extension] = files[member.name] = (member.offset_data, member.size)
+            members[extension] = files[member.name] = Member(member.offset_data, member.size)
             if not member.isfile():
                 del members[extension], files[member.name]
                 folder = posixpath.dirname(member.name) if member.issym() else ""

@@ -10,13 +10,13 @@ from ldm.evaluate import accuracy_parts, announce_warnings, choose_video_sets, d
 from ldm.evaluation.settings import EvalLDMSettings
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
-from odvae.shards.samples import Sample
+from odvae.shards.samples import Member, Sample
 
 DATA = DataSettings(frames=17, height=16, width=16)
 
 
 def sample(key):
-    return Sample(key, None, {"mp4": (0, 100), "json": (0, 0)})
+    return Sample(key, None, {"mp4": Member(0, 100), "json": Member(0, 0)})
 
 
 def test_sets_have_equal_size_and_too_few_videos_are_refused():

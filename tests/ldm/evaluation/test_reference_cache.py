@@ -5,13 +5,13 @@ import pytest
 
 from ldm.evaluation.reference_cache import cached_features, describe_clips, given_features
 from odvae.running.errors import InputError
-from odvae.shards.samples import Sample
+from odvae.shards.samples import Member, Sample
 
 rng = np.random.default_rng(0)
 
 
 def sample(key):
-    return Sample(key, None, {"mp4": (0, 100), "json": (0, 0)})
+    return Sample(key, None, {"mp4": Member(0, 100), "json": Member(0, 0)})
 
 
 def test_references_are_measured_once_and_those_of_another_protocol_are_refused_with_the_reason(tmp_path):

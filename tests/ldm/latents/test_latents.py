@@ -295,7 +295,7 @@ def test_a_video_that_cannot_be_decoded_is_left_out_and_listed_in_the_manifest(e
         shutil.copytree(encoded / name, tmp_path / name)
     shard = tmp_path / "shards/00001.tar"
     broken = index_shards([shard])[2]
-    data, (offset, size) = bytearray(shard.read_bytes()), broken.members["mp4"]
+    data, (offset, size, _) = bytearray(shard.read_bytes()), broken.members["mp4"]
     data[offset : offset + size] = bytes(size)
     shard.write_bytes(data)
     lenient = DATA.model_copy(update={"failures_allowed": 0.1, "workers": 1})

@@ -1,0 +1,188 @@
+"""The opened index of a folder of shards: its samples by number, chosen by their columns, without an object a sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+import pyarrow as pa
+
+from odvae.index.rows import CHUNK, TRANSFERS, Header, parse_header
+from odvae.index.selection import Selection
+from odvae.running.errors import InputError
+from odvae.shards.samples import Member, Sample
+from odvae.video.video_io import VideoFacts
+
+_NUMBERS = (
+    "shard", "split", "frames", "height", "width", "fps", "seconds", "variable_rate", "transfer", "has_time_steps",
+    "captions", "label", "limited",
+)  # fmt: skip
+_BYTES = ("key", "group", "problem")
+
+
+class Chunk:
+    """Consecutive rows of an index as NumPy arrays on the mapped file: `chunk.frames`, `chunk.split`, ..."""
+
+    def __init__(self, batch: pa.RecordBatch) -> None:
+        self.rows = len(batch)
+        for name in _NUMBERS:
+            setattr(self, name, batch.column(name).to_numpy(zero_copy_only=True))
+        self.bytes = {name: _ByteStrings(batch.column(name)) for name in _BYTES}
+        members = batch.column("members")
+        self.members_from = members.offsets.to_numpy(zero_copy_only=True)
+        self.extension, self.offset, self.size, self.checksum = (
+            members.values.field(name).to_numpy(zero_copy_only=True)
+            for name in ("extension", "offset", "size", "checksum")
+        )
+        self.lists = {
+            name: (
+                batch.column(name).offsets.to_numpy(zero_copy_only=True),
+                batch.column(name).values.to_numpy(zero_copy_only=True),
+            )
+            for name in ("keyframes", "time_steps")
+        }
+
+    shard: np.ndarray
+    split: np.ndarray
+    frames: np.ndarray
+    height: np.ndarray
+    width: np.ndarray
+    fps: np.ndarray
+    seconds: np.ndarray
+    variable_rate: np.ndarray
+    transfer: np.ndarray
+    has_time_steps: np.ndarray
+    captions: np.ndarray
+    label: np.ndarray
+    limited: np.ndarray
+
+    @property
+    def has_problem(self) -> np.ndarray:
+        """Whether each row has a `problem`."""
+        return np.diff(self.bytes["problem"].offsets) > 0
+
+    def pairs(self, name: str, row: int) -> list[tuple]:
+        offsets, values = self.lists[name]
+        own = values[offsets[row] : offsets[row + 1]].tolist()
+        return list(zip(own[::2], own[1::2], strict=True))
+
+
+class _ByteStrings:
+    """Byte strings of a large_binary column, by row."""
+
+    def __init__(self, column: pa.LargeBinaryArray) -> None:
+        _, offsets, data = column.buffers()
+        self.offsets = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
+        self.data = data  # None where all are empty
+
+    def __getitem__(self, row: int) -> str:
+        first, end = int(self.offsets[row]), int(self.offsets[row + 1])
+        return os.fsdecode(self.data[first:end].to_pybytes()) if end > first else ""
+
+
+class FolderIndex:
+    """An index file, memory-mapped: its pages are shared by all processes of a machine.
+
+    `folder` is where the shards are. Raises InputError where the file is no index.
+    """
+
+    def __init__(self, path: Path, folder: Path) -> None:
+        self.path, self.folder = path, folder
+        try:
+            self._file = pa.memory_map(os.fspath(path))
+            reader = pa.ipc.open_file(self._file)
+            self.header: Header = parse_header(path, reader.schema)
+            batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+        except (pa.ArrowInvalid, OSError) as error:
+            raise InputError(f"{path} is not an index of shards, or was damaged: {error}") from None
+        if any(len(batch) != CHUNK for batch in batches[:-1]):
+            raise InputError(f"{path} was damaged: a batch other than the last has not {CHUNK} rows")
+        self.chunks = [Chunk(batch) for batch in batches]
+        self.shards = [folder / shard.name for shard in self.header.shards]
+        self._rows = sum(chunk.rows for chunk in self.chunks)
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def key(self, row: int) -> str:
+        chunk, i = self._locate(row)
+        return chunk.bytes["key"][i]
+
+    def shard(self, row: int) -> Path:
+        chunk, i = self._locate(row)
+        return self.shards[chunk.shard[i]]
+
+    def problem(self, row: int) -> str:
+        """Why the row's video cannot be used; empty if it can."""
+        chunk, i = self._locate(row)
+        return chunk.bytes["problem"][i]
+
+    def label(self, row: int) -> str | None:
+        chunk, i = self._locate(row)
+        return None if chunk.label[i] < 0 else self.header.labels[chunk.label[i]]
+
+    def facts(self, row: int) -> VideoFacts | None:
+        """The facts of the row's video; None where the row has none."""
+        chunk, i = self._locate(row)
+        if not chunk.frames[i]:
+            return None
+        return VideoFacts(
+            frames=int(chunk.frames[i]),
+            height=int(chunk.height[i]),
+            width=int(chunk.width[i]),
+            fps=float(chunk.fps[i]),
+            seconds=float(chunk.seconds[i]),
+            variable_rate=bool(chunk.variable_rate[i]),
+            keyframes=chunk.pairs("keyframes", i),
+            transfer=TRANSFERS[chunk.transfer[i]],  # type: ignore[arg-type]  # one of Transfer's
+            time_steps=[(step, int(count)) for step, count in chunk.pairs("time_steps", i)]
+            if chunk.has_time_steps[i]
+            else None,
+        )
+
+    def sample(self, row: int) -> Sample:
+        """The sample of a row; its members are read from the shard, and compared with their checksums, when asked."""
+        chunk, i = self._locate(row)
+        first, end = int(chunk.members_from[i]), int(chunk.members_from[i + 1])
+        members = {
+            self.header.extensions[chunk.extension[j]]: Member(
+                int(chunk.offset[j]), int(chunk.size[j]), int(chunk.checksum[j])
+            )
+            for j in range(first, end)
+        }
+        return Sample(chunk.bytes["key"][i], self.shards[chunk.shard[i]], members, self.facts(row))
+
+    def select(self, chosen: Callable[[Chunk], np.ndarray]) -> IndexedSamples:
+        """The samples for which `chosen`, a function of columns, gives True."""
+        return IndexedSamples(self, Selection(chosen(chunk) for chunk in self.chunks))
+
+    def _locate(self, row: int) -> tuple[Chunk, int]:
+        number, i = divmod(row, CHUNK)
+        return self.chunks[number], i
+
+
+class IndexedSamples(Sequence[Sample]):
+    """Some samples of an index, made when they are asked for."""
+
+    def __init__(self, index: FolderIndex, rows: Selection) -> None:
+        self.index, self.rows = index, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, position: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> list[Sample]: ...
+
+    def __getitem__(self, position: int | slice) -> Sample | list[Sample]:
+        if isinstance(position, slice):
+            return [self.index.sample(row) for row in self.rows[position]]
+        return self.index.sample(self.rows[position])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.index.sample, self.rows)

@@ -1,0 +1,276 @@
+"""The rows of an index and their file format: an Arrow IPC file with one row a sample.
+
+An index of one shard and the index of a whole folder have the same format; the second has the rows of all shards, in
+batches of `CHUNK` rows. What occurs in many rows, such as a class or a member's extension, is a number; its name is in
+the file's metadata, a JSON object with the keys of `Header`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pyarrow as pa
+
+from odvae.running.errors import InputError
+from odvae.running.files import atomic_file
+from odvae.shards.samples import Member
+from odvae.video.hdr import Transfer
+from odvae.video.video_io import VideoFacts
+
+FORMAT = 1
+
+# Rows of a batch of a folder's index; only the last has fewer, so that a row's batch is known from its number.
+CHUNK = 1 << 20
+
+TRANSFERS: tuple[str, ...] = get_args(Transfer)
+
+# Entries of `captions` that are no number of captions.
+CAPTIONS_UNREADABLE = -1
+
+_MEMBER = pa.struct(
+    [("extension", pa.int16()), ("offset", pa.int64()), ("size", pa.int64()), ("checksum", pa.uint64())]
+)
+SCHEMA = pa.schema(
+    [
+        ("key", pa.large_binary()),
+        ("shard", pa.int32()),
+        ("members", pa.large_list(_MEMBER)),
+        ("split", pa.float64()),
+        ("frames", pa.int32()),  # 0: the facts are not known
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("fps", pa.float64()),
+        ("seconds", pa.float64()),
+        ("variable_rate", pa.uint8()),
+        ("transfer", pa.int8()),
+        ("keyframes", pa.large_list(pa.int64())),  # pairs, one after the other
+        ("has_time_steps", pa.uint8()),
+        ("time_steps", pa.large_list(pa.float64())),  # pairs
+        ("captions", pa.int32()),
+        ("label", pa.int32()),  # -1: none
+        ("group", pa.large_binary()),
+        ("problem", pa.large_binary()),
+        ("limited", pa.uint8()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class IndexRow:
+    """What an index has of a sample."""
+
+    key: str
+    members: dict[str, Member]
+    split: float
+    """A number in [0, 1) by which the sample is assigned to a split (`odvae.shards.samples.split_position`)."""
+    facts: VideoFacts | None = None
+    """None for an entry that is no video, or a video that cannot be used."""
+    captions: int = 0
+    """Number of captions; CAPTIONS_UNREADABLE."""
+    label: str | None = None
+    group: str = ""
+    """Samples of a group belong in the same split; empty: the sample is a group of its own."""
+    problem: str = ""
+    """Why its video cannot be used; empty if it can."""
+    limited: bool = False
+    """Whether the problem is that decoding exceeded a limit of the settings, so that other limits may help."""
+
+
+@dataclass(frozen=True)
+class IndexedShard:
+    """A shard at the time when it was indexed."""
+
+    name: str
+    """File name in the folder."""
+    bytes: int
+    mtime_ns: int
+    rows: int
+    ignored: dict[str, int] = field(default_factory=dict)
+    """What was ignored in its .json files -> in how many."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """Metadata of an index."""
+
+    shards: list[IndexedShard]
+    extensions: list[str]
+    """Members' extensions, by number."""
+    labels: list[str]
+    """Classes, by number."""
+    reader: str
+    """The decoder that found the facts: another version may count frames differently."""
+    limits: list[float]
+    """Seconds and GiB within which a video had to be decoded."""
+    format: int = FORMAT
+
+    def schema(self) -> pa.Schema:
+        return SCHEMA.with_metadata({b"index": json.dumps(asdict(self)).encode()})
+
+
+def write_shard_index(
+    path: Path, shard: IndexedShard, rows: Sequence[IndexRow], reader: str, limits: Sequence[float]
+) -> None:
+    """Write the index of one shard."""
+    extensions, labels = _Names(), _Names()
+    batch = _batch(rows, extensions, labels)
+    header = Header([shard], extensions.names, labels.names, reader, list(limits))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file, pa.ipc.new_file(file, header.schema()) as writer:
+        writer.write_batch(batch)
+
+
+def merge_indexes(path: Path, parts: Sequence[Path]) -> None:
+    """Write one index with the rows of several, in order. They must be of the same `reader` and `limits`."""
+    headers = [read_header(part) for part in parts]
+    extensions, labels = _Names(), _Names()
+    renumbered = [
+        (extensions.numbers(header.extensions), labels.numbers(header.labels)) for header in headers
+    ]
+    shards = [shard for header in headers for shard in header.shards]
+    header = Header(shards, extensions.names, labels.names, headers[0].reader, headers[0].limits)
+    schema = header.schema()
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        first = 0
+        for part, part_header, numbers in zip(parts, headers, renumbered, strict=True):
+            with pa.memory_map(os.fspath(part)) as mapped:
+                for batch in _open(part, mapped).read_all().to_batches():
+                    yield _renumber(batch, first, *numbers)
+            first += len(part_header.shards)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file, pa.ipc.new_file(file, schema) as writer:
+        for batch in _in_chunks(batches()):
+            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
+
+
+def read_header(path: Path) -> Header:
+    """The metadata of an index. Raises InputError where the file is missing, damaged or of another format."""
+    with pa.memory_map(os.fspath(path)) as mapped:
+        return parse_header(path, _open(path, mapped).schema)
+
+
+def parse_header(path: Path, schema: pa.Schema) -> Header:
+    """The metadata in an index's schema."""
+    try:
+        values = json.loads((schema.metadata or {})[b"index"])
+        if values["format"] != FORMAT:
+            raise InputError(f"{path}: format {values['format']!r}, this version reads {FORMAT}")
+        values["shards"] = [IndexedShard(**shard) for shard in values["shards"]]
+        header = Header(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not an index of shards: {error}") from None
+    if not schema.equals(SCHEMA):
+        raise InputError(f"{path} is not an index of shards: its columns are {', '.join(schema.names)}")
+    return header
+
+
+def _open(path: Path, mapped: pa.MemoryMappedFile) -> pa.ipc.RecordBatchFileReader:
+    try:
+        return pa.ipc.open_file(mapped)
+    except pa.ArrowInvalid as error:
+        raise InputError(f"{path} is not an index of shards, or was damaged: {error}") from None
+
+
+class _Names:
+    """Numbers for names, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._number: dict[str, int] = {}
+
+    def number(self, name: str) -> int:
+        if name not in self._number:
+            self._number[name] = len(self.names)
+            self.names.append(name)
+        return self._number[name]
+
+    def numbers(self, names: Iterable[str]) -> np.ndarray:
+        return np.array([self.number(name) for name in names], dtype=np.int32)
+
+
+def _batch(rows: Sequence[IndexRow], extensions: _Names, labels: _Names) -> pa.RecordBatch:
+    count = len(rows)
+    members = [(extensions.number(name), one) for row in rows for name, one in row.members.items()]
+    unknown = VideoFacts(0, 0, 0, 0.0, 0.0, False, [])
+    facts = [row.facts or unknown for row in rows]
+    columns: dict[str, Any] = {
+        "key": [os.fsencode(row.key) for row in rows],
+        "shard": np.zeros(count, np.int32),
+        "members": _lists(
+            [len(row.members) for row in rows],
+            pa.StructArray.from_arrays(
+                [
+                    pa.array([number for number, _ in members], pa.int16()),
+                    pa.array([one.offset for _, one in members], pa.int64()),
+                    pa.array([one.size for _, one in members], pa.int64()),
+                    pa.array([one.checksum for _, one in members], pa.uint64()),
+                ],
+                fields=list(_MEMBER),
+            ),
+        ),
+        "split": [row.split for row in rows],
+        "frames": [one.frames for one in facts],
+        "height": [one.height for one in facts],
+        "width": [one.width for one in facts],
+        "fps": [one.fps for one in facts],
+        "seconds": [one.seconds for one in facts],
+        "variable_rate": [int(one.variable_rate) for one in facts],
+        "transfer": [TRANSFERS.index(one.transfer) for one in facts],
+        "keyframes": [[number for pair in one.keyframes for number in pair] for one in facts],
+        "has_time_steps": [int(one.time_steps is not None) for one in facts],
+        "time_steps": [[float(number) for pair in one.time_steps or () for number in pair] for one in facts],
+        "captions": [row.captions for row in rows],
+        "label": [-1 if row.label is None else labels.number(row.label) for row in rows],
+        "group": [os.fsencode(row.group) for row in rows],
+        "problem": [os.fsencode(row.problem) for row in rows],
+        "limited": [int(row.limited) for row in rows],
+    }
+    arrays = [
+        value if isinstance(value, pa.Array) else pa.array(value, SCHEMA.field(name).type)
+        for name, value in columns.items()
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
+
+
+def _lists(lengths: Sequence[int], values: pa.Array) -> pa.LargeListArray:
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), values)
+
+
+def _renumber(batch: pa.RecordBatch, first_shard: int, extensions: np.ndarray, labels: np.ndarray) -> pa.RecordBatch:
+    """A batch with its numbers of shards, extensions and labels replaced by those of the merged index."""
+    columns = {name: batch.column(name) for name in batch.schema.names}
+    columns["shard"] = pa.array(columns["shard"].to_numpy() + np.int32(first_shard))
+    label = columns["label"].to_numpy()
+    columns["label"] = pa.array(np.append(labels, np.int32(-1))[label])
+    members = columns["members"]
+    # Of a slice of a list array, `values` has more than the rows' own, and `flatten` those alone.
+    own = members.flatten()
+    numbers = extensions[own.field("extension").to_numpy()].astype(np.int16)
+    children = [pa.array(numbers), *(own.field(name) for name in ("offset", "size", "checksum"))]
+    lengths = np.diff(members.offsets.to_numpy())
+    columns["members"] = _lists(lengths, pa.StructArray.from_arrays(children, fields=list(_MEMBER)))
+    return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
+
+
+def _in_chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows of all batches, again in batches: of CHUNK rows, but for the last."""
+    waiting: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        waiting.append(batch)
+        count += len(batch)
+        while count >= CHUNK:
+            table = pa.Table.from_batches(waiting)
+            yield from table.slice(0, CHUNK).combine_chunks().to_batches()
+            waiting, count = table.slice(CHUNK).to_batches(), count - CHUNK
+    if count:
+        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()

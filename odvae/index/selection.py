@@ -1,0 +1,59 @@
+"""A chosen subset of the rows of an index, in an eighth of a byte a row, with constant time for the i-th of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+
+# Rows whose chosen ones are counted together; the i-th chosen row is searched within one such block.
+_BLOCK = 4096
+
+
+class Selection(Sequence[int]):
+    """The numbers of the chosen rows, ascending. `masks` are bools, in pieces of any length, of all rows in order."""
+
+    def __init__(self, masks: Iterator[np.ndarray] | Sequence[np.ndarray]) -> None:
+        pieces, rest = [], np.zeros(0, dtype=bool)
+        for mask in masks:
+            joined = np.concatenate([rest, mask])
+            whole = len(joined) // _BLOCK * _BLOCK
+            pieces.append(np.packbits(joined[:whole]))
+            rest = joined[whole:]
+        rest = np.concatenate([rest, np.zeros(-len(rest) % _BLOCK, dtype=bool)])
+        self._bits = np.concatenate([*pieces, np.packbits(rest)]).reshape(-1, _BLOCK // 8)
+        counts = np.bitwise_count(self._bits).sum(axis=1, dtype=np.int64) if hasattr(np, "bitwise_count") else np.array(
+            [np.unpackbits(block).sum(dtype=np.int64) for block in self._bits], dtype=np.int64
+        )
+        self._before = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # chosen rows before each block
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of {len(self)} chosen ones")
+        block = int(np.searchsorted(self._before, position, side="right")) - 1
+        within = np.flatnonzero(np.unpackbits(self._bits[block]))[position - int(self._before[block])]
+        return block * _BLOCK + int(within)
+
+    def __iter__(self) -> Iterator[int]:
+        for block, bits in enumerate(self._bits):
+            if self._before[block] < self._before[block + 1]:
+                yield from (np.flatnonzero(np.unpackbits(bits)) + block * _BLOCK).tolist()
+
+    def __contains__(self, row: object) -> bool:
+        if not isinstance(row, int) or not 0 <= row < self._bits.size * 8:
+            return False
+        byte = self._bits.reshape(-1)[row // 8]
+        return bool(byte >> (7 - row % 8) & 1)

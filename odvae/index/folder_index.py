@@ -1,4 +1,4 @@
-"""The opened index of a folder of shards: its samples by number, chosen by their columns, without an object a sample."""
+"""The opened index of a folder of shards: its samples by number, chosen by their columns, with no object a sample."""
 
 from __future__ import annotations
 
@@ -167,8 +167,8 @@ class FolderIndex:
 class IndexedSamples(Sequence[Sample]):
     """Some samples of an index, made when they are asked for."""
 
-    def __init__(self, index: FolderIndex, rows: Selection) -> None:
-        self.index, self.rows = index, rows
+    def __init__(self, folder_index: FolderIndex, rows: Selection) -> None:
+        self.folder_index, self.rows = folder_index, rows
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -181,8 +181,8 @@ class IndexedSamples(Sequence[Sample]):
 
     def __getitem__(self, position: int | slice) -> Sample | list[Sample]:
         if isinstance(position, slice):
-            return [self.index.sample(row) for row in self.rows[position]]
-        return self.index.sample(self.rows[position])
+            return [self.folder_index.sample(row) for row in self.rows[position]]
+        return self.folder_index.sample(self.rows[position])
 
     def __iter__(self) -> Iterator[Sample]:
-        return map(self.index.sample, self.rows)
+        return map(self.folder_index.sample, self.rows)

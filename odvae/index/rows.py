@@ -130,9 +130,7 @@ def merge_indexes(path: Path, parts: Sequence[Path]) -> None:
     """Write one index with the rows of several, in order. They must be of the same `reader` and `limits`."""
     headers = [read_header(part) for part in parts]
     extensions, labels = _Names(), _Names()
-    renumbered = [
-        (extensions.numbers(header.extensions), labels.numbers(header.labels)) for header in headers
-    ]
+    renumbered = [(extensions.numbers(header.extensions), labels.numbers(header.labels)) for header in headers]
     shards = [shard for header in headers for shard in header.shards]
     header = Header(shards, extensions.names, labels.names, headers[0].reader, headers[0].limits)
     schema = header.schema()

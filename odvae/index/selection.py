@@ -23,8 +23,10 @@ class Selection(Sequence[int]):
             rest = joined[whole:]
         rest = np.concatenate([rest, np.zeros(-len(rest) % _BLOCK, dtype=bool)])
         self._bits = np.concatenate([*pieces, np.packbits(rest)]).reshape(-1, _BLOCK // 8)
-        counts = np.bitwise_count(self._bits).sum(axis=1, dtype=np.int64) if hasattr(np, "bitwise_count") else np.array(
-            [np.unpackbits(block).sum(dtype=np.int64) for block in self._bits], dtype=np.int64
+        counts = (
+            np.bitwise_count(self._bits).sum(axis=1, dtype=np.int64)
+            if hasattr(np, "bitwise_count")
+            else np.array([np.unpackbits(block).sum(dtype=np.int64) for block in self._bits], dtype=np.int64)
         )
         self._before = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # chosen rows before each block
 

@@ -15,9 +15,7 @@ from odvae.running.hashing import checksum
 from odvae.shards.samples import ChangedShardError, Member, split_position
 from odvae.video.video_io import VideoFacts
 
-FACTS = VideoFacts(
-    33, 48, 64, 8.0, 4.125, True, [(0, 0), (24, 96)], transfer="pq", time_steps=[(0.125, 30), (0.25, 2)]
-)
+FACTS = VideoFacts(33, 48, 64, 8.0, 4.125, True, [(0, 0), (24, 96)], transfer="pq", time_steps=[(0.125, 30), (0.25, 2)])
 
 
 def row(key: str, extension: str = "mp4", facts=FACTS, label=None, offset: int = 0) -> IndexRow:

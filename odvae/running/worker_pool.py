@@ -27,12 +27,42 @@ from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signal
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+Pool = TypeVar("Pool", bound="OrderedPool")
 
 # Tasks queued at a busy worker, so that it never has to wait for the main process.
 _AHEAD = 2
 
 
-class WorkerPool(Generic[Task, Result]):
+class OrderedPool(Generic[Task, Result]):
+    """What pools have in common: tasks are submitted, and their results are fetched in the order of the tasks."""
+
+    def submit(self, task: Task) -> int:
+        raise NotImplementedError
+
+    def result(self, ticket: int) -> Result | Failure:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def map(self, tasks: Iterable[Task], ahead: int) -> Iterator[Result | Failure]:
+        """Yield the results in the order of the tasks; at most `ahead` tasks are submitted in advance."""
+        tickets: deque[int] = deque()
+        for task in tasks:
+            tickets.append(self.submit(task))
+            if len(tickets) > ahead:
+                yield self.result(tickets.popleft())
+        while tickets:
+            yield self.result(tickets.popleft())
+
+    def __enter__(self: Pool) -> Pool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class WorkerPool(OrderedPool[Task, Result]):
     """`workers` processes that compute `function(task)`, in at most `seconds` each and `memory_gib` additional memory.
 
     Workers are forked, so `function` may refer to any objects. Tasks and results are sent through pipes: keep them
@@ -78,27 +108,11 @@ class WorkerPool(Generic[Task, Result]):
             self._hand_out()
         return self._results.pop(ticket)
 
-    def map(self, tasks: Iterable[Task], ahead: int) -> Iterator[Result | Failure]:
-        """Yield the results in the order of the tasks; at most `ahead` tasks are submitted in advance."""
-        tickets: deque[int] = deque()
-        for task in tasks:
-            tickets.append(self.submit(task))
-            if len(tickets) > ahead:
-                yield self.result(tickets.popleft())
-        while tickets:
-            yield self.result(tickets.popleft())
-
     def close(self) -> None:
         """End the workers; remaining tasks and results are dropped."""
         for worker in self._workers:
             worker.end()
         self._workers = []
-
-    def __enter__(self) -> WorkerPool[Task, Result]:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

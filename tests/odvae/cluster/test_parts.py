@@ -2,7 +2,7 @@
 
 import pytest
 
-from odvae.running.parts import Part, part_of
+from odvae.cluster.parts import Part, part_of
 
 
 def test_every_input_belongs_to_one_part_and_the_parts_are_about_equal():

@@ -8,7 +8,7 @@ import pytest
 
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
-from odvae.running.ray_pool import RayPool
+from odvae.cluster.ray_pool import RayPool
 
 ray = pytest.importorskip("ray", reason="needs Ray (the extra `ray`)")
 

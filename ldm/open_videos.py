@@ -12,10 +12,10 @@ from ldm.demo.videos import write_demo_videos
 from ldm.experiment import Experiment
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.packing.packing import pack_folder
+from odvae.packing.report import describe
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
-from odvae.shards.packing import pack_folder
-from odvae.shards.report import describe
 
 
 def open_videos(experiment: Experiment) -> VideoSet:

@@ -16,7 +16,7 @@ from ldm.encoding.settings import EncodeSettings
 from ldm.networks.settings import TextSettings
 from odvae import ODVAE
 from odvae.clips.video_set import VideoSet
-from odvae.shards.packing import pack_folder
+from odvae.packing.packing import pack_folder
 from odvae.shards.tars import index_shards, shard_writer
 
 torch.set_num_threads(1)  # networks as small as these are slower on two

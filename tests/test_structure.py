@@ -23,6 +23,7 @@ LAYERS = [
     "odvae.tables",
     "odvae.shards",
     "odvae.index",
+    "odvae.packing",
     "odvae.clips",
     "odvae.training",
     "odvae.architecture",

@@ -14,10 +14,10 @@ import argparse
 from pathlib import Path
 
 from ldm.arguments import settings_help
+from odvae.packing.settings import PackingSettings
 from odvae.running.commands import command_line
 from odvae.running.errors import readable_errors
 from odvae.running.settings import make_settings
-from odvae.shards.settings import PackingSettings
 
 
 @readable_errors()
@@ -34,8 +34,8 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_args()
     settings = make_settings(PackingSettings, {}, options.settings, command_line("make_shards"))
-    from odvae.shards.packing import pack_folder
-    from odvae.shards.report import describe, next_command
+    from odvae.packing.packing import pack_folder
+    from odvae.packing.report import describe, next_command
 
     report = pack_folder(options.source, options.out, settings)
     print(describe(report, options.out))

@@ -15,10 +15,10 @@ from pyarrow import feather, parquet
 from ldm.fuzzing.containers import GZIP
 from ldm.fuzzing.kind import Kind, NeighborLost, Valid
 from ldm.fuzzing.mutations import BYTES, JSON, JSON_LINES, TEXT
+from odvae.packing.captions import CaptionReader
+from odvae.packing.source_folder import list_source
 from odvae.running.account import Account
 from odvae.running.errors import InputError
-from odvae.shards.captions import CaptionReader
-from odvae.shards.source_folder import list_source
 from odvae.tables.columns import Columns
 
 _VIDEOS = ("a.mp4", "b.mp4", "sub/c_0.mp4", "sub/c_1.mp4", "Ünder.mov", "7.png")

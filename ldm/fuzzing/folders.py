@@ -15,15 +15,15 @@ from ldm.fuzzing.kind import Kind, NeighborLost, Valid
 from ldm.fuzzing.media import healthy_video, image_bytes, video_bytes
 from ldm.fuzzing.mutations import BYTES, JSON, JSON_LINES, TEXT
 from ldm.sampling.sample_table import read_sample_rows
+from odvae.packing.examining import JOURNAL
+from odvae.packing.packing import pack_folder
+from odvae.packing.report import PackingReport, describe, read_report
+from odvae.packing.settings import PackingSettings
 from odvae.report_file import read_report as read_stage_reports
 from odvae.running.account import Account
 from odvae.running.errors import InputError
 from odvae.running.resume_check import read_stage_record
 from odvae.running.run_folder import RunFolder
-from odvae.shards.examining import JOURNAL
-from odvae.shards.packing import pack_folder
-from odvae.shards.report import PackingReport, describe, read_report
-from odvae.shards.settings import PackingSettings
 from odvae.shards.tars import index_shards, list_shards
 
 _SETTINGS = PackingSettings(workers=0, samples_per_shard=2)

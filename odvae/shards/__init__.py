@@ -1,4 +1,4 @@
-"""WebDataset shards: packing files with captions into tars, and reading samples from tars.
+"""WebDataset shards: reading and writing of tars, the facts and captions of their samples.
 
-In: folders of videos and captions. Out: KEY.mp4 KEY.txt KEY.json in numbered tars, and a report of what was left out.
+In: shards of this project or of others. Out: samples whose members are read by their offsets.
 """

@@ -8,8 +8,8 @@ from odvae import ODVAE
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.evaluate import Evaluation, compare_modes
+from odvae.packing.packing import pack_folder
 from odvae.settings import EvalVAESettings
-from odvae.shards.packing import pack_folder
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pyarrow.feather
 import pyarrow.ipc
 import pyarrow.parquet
 
-from odvae.shards.captions import CaptionReader
-from odvae.shards.source_folder import list_source
+from odvae.packing.captions import CaptionReader
+from odvae.packing.source_folder import list_source
 
 
 def folder_of(root, files):

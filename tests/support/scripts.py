@@ -30,7 +30,7 @@ TIMEOUT = 240  # seconds
 # What the commands import once they have read their arguments.
 STAGES = [
     "ldm.open_videos", "odvae.train", "ldm.encode", "ldm.train", "ldm.sample", "odvae.evaluate", "ldm.evaluate",
-    "ldm.export", "odvae.shards.packing", "ldm.encoding.verify",
+    "ldm.export", "odvae.packing.packing", "ldm.encoding.verify",
 ]  # fmt: skip
 
 _SERVER = multiprocessing.get_context("forkserver")

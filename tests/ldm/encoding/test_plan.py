@@ -12,8 +12,8 @@ from ldm.encoding.settings import BucketSettings, EncodeSettings
 from ldm.latents.entries import held_out_batches, latent_batches, open_latents
 from ldm.latents.manifest import load_manifest
 from odvae.clips.samplers import BatchPlan
-from odvae.shards.packing import pack_folder
-from odvae.shards.settings import PackingSettings
+from odvae.packing.packing import pack_folder
+from odvae.packing.settings import PackingSettings
 from odvae.video.video_io import write_video
 
 BUCKETS = (

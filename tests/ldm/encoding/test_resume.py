@@ -12,9 +12,9 @@ from ldm.encode import encode_latents
 from ldm.encoding.settings import EncodeSettings
 from ldm.experiment import Experiment
 from odvae.clips.video_set import VideoSet
+from odvae.packing.packing import pack_folder
+from odvae.packing.settings import PackingSettings
 from odvae.running.settings import load_settings
-from odvae.shards.packing import pack_folder
-from odvae.shards.settings import PackingSettings
 
 SECTIONS = {
     "data": {"frames": 5, "height": 32, "width": 32, "held_out": 0.3, "workers": 1},

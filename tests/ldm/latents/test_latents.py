@@ -20,11 +20,11 @@ from ldm.latents.manifest import check_latents, load_manifest
 from ldm.networks.text_encoder import has_vocabulary
 from odvae.clips.clip import load_clip
 from odvae.clips.video_set import VideoSet, is_held_out
+from odvae.packing.packing import pack_folder
+from odvae.packing.settings import PackingSettings
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
-from odvae.shards.packing import pack_folder
-from odvae.shards.settings import PackingSettings
 from odvae.shards.tars import index_shards, shard_writer
 from odvae.video.pixels import to_float
 

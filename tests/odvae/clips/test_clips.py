@@ -15,10 +15,10 @@ from odvae.clips.permutation import shuffled_index
 from odvae.clips.samplers import BatchPlan, BucketSampler, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet, is_held_out
+from odvae.packing.packing import pack_folder
+from odvae.packing.settings import PackingSettings
 from odvae.running.errors import InputError
 from odvae.running.seeds import normal_per_sample
-from odvae.shards.packing import pack_folder
-from odvae.shards.settings import PackingSettings
 from odvae.video.video_io import VideoFacts
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3)

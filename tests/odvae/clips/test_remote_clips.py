@@ -27,9 +27,9 @@ from odvae.clips.remote_clips import why_not
 from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.packing.packing import PackingSettings, pack_folder
 from odvae.running.errors import InputError
 from odvae.running.stop_signals import STOPPING
-from odvae.shards.packing import PackingSettings, pack_folder
 from odvae.shards.remote_shards import ShardError, read_remote_shard
 from odvae.video.video_io import write_video
 

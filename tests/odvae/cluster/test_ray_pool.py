@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from odvae.cluster.ray_pool import RayPool
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
-from odvae.cluster.ray_pool import RayPool
 
 ray = pytest.importorskip("ray", reason="needs Ray (the extra `ray`)")
 

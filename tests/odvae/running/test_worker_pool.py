@@ -16,11 +16,11 @@ from odvae.clips.loader import each_clip, endless_loader
 from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.packing.packing import pack_folder
+from odvae.packing.settings import PackingSettings
 from odvae.running.errors import InputError, UnfitError
 from odvae.running.failures import Failure
 from odvae.running.worker_pool import WorkerPool
-from odvae.shards.packing import pack_folder
-from odvae.shards.settings import PackingSettings
 from odvae.video.decoding import decoding
 from odvae.video.video_io import write_video
 

@@ -14,11 +14,11 @@ from ldm.encoding.shard_files import class_name
 from odvae.clips.clip import frame_count, frame_size, load_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.packing.packing import PackingSettings, pack_folder
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
 from odvae.shards import facts as facts_module
 from odvae.shards.facts import FACTS, ExamineLimits, FactsFile, about_sample, checked_about, own_facts
-from odvae.shards.packing import PackingSettings, pack_folder
 from odvae.shards.tars import index_shards, list_shards
 from odvae.video.video_io import VideoFacts, write_video
 

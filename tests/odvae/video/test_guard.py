@@ -15,10 +15,10 @@ from odvae.clips.loader import each_clip, endless_loader
 from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.packing import examining, packing
+from odvae.packing.packing import pack_folder
+from odvae.packing.settings import PackingSettings
 from odvae.running.errors import InputError
-from odvae.shards import examining, packing
-from odvae.shards.packing import pack_folder
-from odvae.shards.settings import PackingSettings
 from odvae.video.video_io import write_video
 
 MARK = b"\0\0\0\x0cfreeMARK"  # a box that players skip, by which the video is known that raises

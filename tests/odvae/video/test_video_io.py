@@ -193,7 +193,7 @@ def test_rotated_real_videos_are_shown_upright(shared):
 
 
 def test_every_awkward_real_file_is_packed_or_named_with_its_reason(shared, tmp_path):
-    from odvae.shards.packing import pack_folder
+    from odvae.packing.packing import pack_folder
 
     report = pack_folder(shared / "edge_videos", tmp_path / "out")
     assert report.videos == 14

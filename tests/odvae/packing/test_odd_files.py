@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from odvae.packing import examining, packing
+from odvae.packing.packing import PackingSettings, pack_folder
+from odvae.packing.report import describe
 from odvae.running.errors import InputError
-from odvae.shards import examining, packing
-from odvae.shards.packing import PackingSettings, pack_folder
-from odvae.shards.report import describe
 from odvae.shards.tars import index_shards, list_shards
 from odvae.video.video_io import write_video
 

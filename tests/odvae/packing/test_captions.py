@@ -7,10 +7,10 @@ import unicodedata
 import pytest
 from caption_folders import captions, feather, folder_of, parquet, read
 
+from odvae.packing.texts_beside import read_text_beside
 from odvae.running.errors import InputError
 from odvae.shards.captions import captions_in
 from odvae.shards.tars import index_shard, shard_writer
-from odvae.shards.texts_beside import read_text_beside
 from odvae.tables.columns import Columns
 
 TWO = {"a.mp4": b"", "deep/b.mp4": b""}

@@ -5,8 +5,8 @@ import socket
 
 import pytest
 
+from odvae.packing.source_folder import list_source
 from odvae.running.errors import InputError
-from odvae.shards.source_folder import list_source
 
 
 def touch(root, *names):

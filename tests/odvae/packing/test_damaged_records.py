@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
+from odvae.packing.examining import JOURNAL
+from odvae.packing.packing import pack_folder
+from odvae.packing.settings import PackingSettings
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint
-from odvae.shards.examining import JOURNAL
-from odvae.shards.packing import pack_folder
-from odvae.shards.settings import PackingSettings
 from odvae.shards.tars import index_shards, list_shards
 from odvae.video.video_io import write_video
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from odvae.packing.scenes import find_scenes
+from odvae.packing.settings import PackingSettings
+from odvae.packing.source_folder import SourceFolder, extension_of, member_kind
 from odvae.running.failures import Failure
 from odvae.running.files import read_json_lines
 from odvae.running.hashing import file_fingerprint
 from odvae.running.worker_pool import WorkerPool
 from odvae.shards.facts import checked_about
 from odvae.shards.samples import scene_key
-from odvae.shards.scenes import find_scenes
-from odvae.shards.settings import PackingSettings
-from odvae.shards.source_folder import SourceFolder, extension_of, member_kind
 from odvae.video.decoding import decoding
 from odvae.video.images import decode_image, examine_image
 from odvae.video.video_io import examine

@@ -17,13 +17,13 @@ from scripts import fail, succeed
 from odvae.clips.clip import load_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet, is_held_out
+from odvae.packing import examining, packing
+from odvae.packing.packing import pack_folder
+from odvae.packing.report import describe
+from odvae.packing.scenes import find_scenes
+from odvae.packing.settings import PackingSettings
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
-from odvae.shards import examining, packing
-from odvae.shards.packing import pack_folder
-from odvae.shards.report import describe
-from odvae.shards.scenes import find_scenes
-from odvae.shards.settings import PackingSettings
 from odvae.shards.tars import index_shards, list_shards, shard_writer
 from odvae.video.video_io import VideoError, decode, examine, read_frames, write_video
 

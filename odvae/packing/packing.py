@@ -17,19 +17,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from odvae.packing.captions import NOT_TAKEN, CaptionReader
+from odvae.packing.examining import JOURNAL, Examined, examine_files
+from odvae.packing.report import PackingReport, list_rejects, read_report
+from odvae.packing.scenes import check_scene_detection, cut_scene
+from odvae.packing.settings import PackingSettings
+from odvae.packing.source_folder import SourceFolder, list_source, member_kind
+from odvae.packing.texts_beside import Description
 from odvae.running.account import BAD_CAPTION, COPY, NOT_A_FILE, UNREADABLE
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json, write_json
 from odvae.running.folder_lock import LOCK, sole_writer
 from odvae.running.text import printable, valid_unicode
-from odvae.shards.captions import NOT_TAKEN, CaptionReader
-from odvae.shards.examining import JOURNAL, Examined, examine_files
-from odvae.shards.report import PackingReport, list_rejects, read_report
-from odvae.shards.scenes import check_scene_detection, cut_scene
-from odvae.shards.settings import PackingSettings
-from odvae.shards.source_folder import SourceFolder, list_source, member_kind
 from odvae.shards.tars import shard_writer
-from odvae.shards.texts_beside import Description
 from odvae.tables.columns import Columns
 from odvae.tables.rows import column_name
 

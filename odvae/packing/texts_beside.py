@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from odvae.packing.source_folder import SourceFolder, extension_of
 from odvae.running.errors import InputError
 from odvae.running.files import parse_json
 from odvae.running.text import decode_text, normalize_unicode, printable
-from odvae.shards.source_folder import SourceFolder, extension_of
+from odvae.shards.captions import each_once
 from odvae.tables.cells import one_line
 from odvae.tables.columns import Columns
 from odvae.tables.rows import named
@@ -82,8 +83,3 @@ def read_text_beside(path: Path, columns: Columns | None = None) -> Description:
     if not meaning.is_text:
         raise InputError(f"{name} contains an invalid character (a lone surrogate)")
     return Description(each_once(meaning.captions), meaning.label)
-
-
-def each_once(captions: Iterable[str]) -> tuple[str, ...]:
-    """The captions that are not empty, in order, without duplicates."""
-    return tuple(dict.fromkeys(caption for caption in captions if caption.strip()))

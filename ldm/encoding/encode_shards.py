@@ -5,25 +5,25 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from ldm.encoding.plan import PlannedClip, ShardJob
 from ldm.encoding.shard_files import DTYPES, EncodedBatch, EncodedTensors, EncodingContext, write_record, write_shard
+from ldm.encoding.source_hashes import SourceHashes
 from ldm.encoding.threads import ComputeThreads
+from ldm.encoding.waits import Waits, describe_waits
 from odvae.clips.clip import load_clip
 from odvae.clips.pool import ClipPool
 from odvae.clips.settings import ClipSettings
 from odvae.running.account import BAD_CAPTION, UNREADABLE
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure, Failures
-from odvae.running.files import write_json
-from odvae.running.hashing import file_fingerprint
 from odvae.running.precision import autocast
 from odvae.running.progress import progress_bar
 from odvae.shards.captions import captions_in
@@ -31,14 +31,33 @@ from odvae.shards.samples import Sample
 from odvae.video.pixels import to_float
 from odvae.video_vae import VideoVAE
 
+# Decoded clips that may be waiting for each worker.
+_SLOTS_PER_WORKER = 4
 
-def encode_shard_jobs(encoding: EncodingContext, jobs: Sequence[ShardJob], folder: Path, videos: int) -> None:
+
+def decode_slots(workers: int, batch_size: int, threads: int) -> int:
+    """How many decoded clips may be waiting in memory, each as large as the largest one (or its largest piece).
+
+    They follow the workers, so that each always has a clip to decode, also while an earlier one takes longer: with a
+    small batch, fewer slots would leave workers idle. One batch for each thread and one in advance is the least.
+    """
+    return max(_SLOTS_PER_WORKER * workers, (threads + 1) * batch_size) if workers else 1
+
+
+def encode_shard_jobs(
+    encoding: EncodingContext,
+    jobs: Sequence[ShardJob],
+    folder: Path,
+    videos: int,
+    hashes: Mapping[Path, str] | None = None,
+) -> dict[str, Any] | None:
     """Encode jobs one after the other into `folder`; clips are decoded in advance, also those of later jobs.
 
-    `videos` is the number of all videos, of which `data.failures_allowed` is a share.
+    `videos` is the number of all videos, of which `data.failures_allowed` is a share; `hashes` are the sha256 of video
+    shards that are known. Returns the speed and what was waited for, None without jobs.
     """
     if not jobs:
-        return
+        return None
     settings, data = encoding.settings, encoding.data
     pieces = [
         (clip, piece, clip.start + offset)
@@ -51,21 +70,29 @@ def encode_shard_jobs(encoding: EncodingContext, jobs: Sequence[ShardJob], folde
     failures = Failures(videos, data.failures_allowed, "videos")
     total, begin = sum(len(job.clips) for job in jobs), time.monotonic()
     with ComputeThreads(encoding.vae.device) as threads, ThreadPoolExecutor(1) as hasher:
-        slots = (threads.count + 1) * settings.batch_size if data.workers else 1
+        slots = decode_slots(data.workers, settings.batch_size, threads.count)
         with (
             ClipPool(_load_piece, max(shapes, key=math.prod), slots, data, lambda task: task[0].sample.name) as pool,
             progress_bar("encoding", 0, total, unit="clip") as bar,
         ):
+            waits, sources = Waits(), SourceHashes(hasher, hashes or {})
             decoded = pool.in_order(zip(pieces, shapes, strict=True))
             for job in jobs:
-                source_sha256 = hasher.submit(file_fingerprint, job.source)
-                batches = _encoded_batches(encoding, job, decoded, threads)
-                result = write_shard(encoding, job, batches, failures, folder, bar)
-                write_record(encoding, job, result, source_sha256.result(), folder)
-        idle, seconds = threads.idle_share, time.monotonic() - begin
-    if PartialState().is_main_process:
-        print(f"{total / seconds:.1f} clips/s; the VAE waited for clips {idle:.1%} of the time", flush=True)
-        write_json(folder / "speed.json", {"clips": total, "seconds": round(seconds, 3), "waiting": round(idle, 4)})
+                sources.start(job.source)
+                batches = _encoded_batches(encoding, job, decoded, threads, waits)
+                result = write_shard(encoding, job, batches, failures, folder, bar, waits)
+                with waits.of("disk"):
+                    write_record(encoding, job, result, sources.identity(job.source), folder)
+        speed = {"clips": total, "seconds": round(time.monotonic() - begin, 3), "waiting": round(threads.idle_share, 4)}
+    return speed | {"waits": waits.shares()}
+
+
+def describe_speed(speed: Mapping[str, Any]) -> str:
+    """Speed and waits of `encode_shard_jobs` as text."""
+    return (
+        f"{speed['clips'] / speed['seconds']:.1f} clips/s; waited for {describe_waits(speed['waits'])} of the time; "
+        f"the VAE was idle {speed['waiting']:.1%}"
+    )
 
 
 def _load_piece(task: tuple[PlannedClip, ClipSettings, int]) -> Tensor:
@@ -78,38 +105,62 @@ def _encoded_batches(
     job: ShardJob,
     decoded: Iterator[Tensor | Failure],
     threads: ComputeThreads,
+    waits: Waits,
 ) -> Iterator[EncodedBatch]:
     """The job's batches in order; up to one more batch per thread is encoded in advance."""
     pending: deque[EncodedBatch] = deque()
     pieces = job.pieces(encoding.settings, encoding.data)
     for clips in job.batches(encoding.settings):
-        found = [captions_of(clip.sample) for clip in clips]
+        with waits.of("disk"):
+            found = [captions_of(clip.sample) for clip in clips]
         reasons = [(BAD_CAPTION, captions.reason) if isinstance(captions, Failure) else None for captions in found]
         captions = [() if isinstance(captions, Failure) else captions for captions in found]
         videos = _read_pieces(pieces, decoded, reasons)
         if len(pieces) == 1:
-            videos = iter(list(videos))
+            with waits.of("decode"):
+                videos = iter(list(videos))
         tensors = threads.submit(_encode_batch, encoding, videos, captions, len(pieces) > 1)
         if len(pieces) > 1:
-            wait([tensors])  # the thread reads the pieces one after the other, so that only one is in memory
+            waits.divide(*_wait_for(tensors))  # the thread reads one piece after the other: only one is in memory
         pending.append(EncodedBatch(clips, captions, reasons, tensors))
         if len(pending) > threads.count:
             yield pending.popleft()
     yield from pending
 
 
+def _wait_for(tensors: Future[EncodedTensors]) -> tuple[float, Mapping[str, float]]:
+    """Wait for a batch -> (the seconds that took, the seconds that each kind of work on it took)."""
+    begin = time.perf_counter()
+    work = tensors.result().seconds
+    return time.perf_counter() - begin, work
+
+
 def _encode_batch(
     encoding: EncodingContext, videos: Iterator[Tensor], captions: list[tuple[str, ...]], streamed: bool
 ) -> EncodedTensors:
-    with autocast(encoding.settings.precision, encoding.vae.device):
-        moments = encode_pieces(encoding.vae, videos, streamed)
-    text = encoding.text.encode([own[0] if own else "" for own in captions], encoding.max_tokens)
-    further, size = [caption for own in captions for caption in own[1:]], encoding.settings.batch_size
-    parts = [encoding.text.encode(further[i : i + size], encoding.max_tokens) for i in range(0, len(further), size)]
-    dtype = DTYPES[encoding.settings.dtype]  # converted at once, since a video may have dozens of captions
-    converted = [(embedding.to(dtype).cpu(), mask.cpu()) for embedding, mask in parts]
-    more = [torch.cat(tensors) for tensors in zip(*converted, strict=True)] or [torch.empty(0), torch.empty(0)]
-    return EncodedTensors(*(tensor.cpu() for tensor in (*moments, *text)), *more)
+    work = Waits()
+    with work.of("vae"), autocast(encoding.settings.precision, encoding.vae.device):
+        mean, std = (moment.cpu() for moment in encode_pieces(encoding.vae, _timed(videos, work), streamed))
+    work.seconds["vae"] -= work.seconds["decode"]
+    with work.of("text"):
+        first = [own[0] if own else "" for own in captions]
+        text, text_mask = (tensor.cpu() for tensor in encoding.text.encode(first, encoding.max_tokens))
+        further, size = [caption for own in captions for caption in own[1:]], encoding.settings.batch_size
+        parts = [encoding.text.encode(further[i : i + size], encoding.max_tokens) for i in range(0, len(further), size)]
+        dtype = DTYPES[encoding.settings.dtype]  # converted at once, since a video may have dozens of captions
+        converted = [(embedding.to(dtype).cpu(), mask.cpu()) for embedding, mask in parts]
+        more, more_mask = [torch.cat(tensors) for tensors in zip(*converted, strict=True)] or [torch.empty(0)] * 2
+    return EncodedTensors(mean, std, text, text_mask, more, more_mask, work.seconds)
+
+
+def _timed(videos: Iterator[Tensor], work: Waits) -> Iterator[Tensor]:
+    """The pieces; waiting for them counts as decoding."""
+    while True:
+        with work.of("decode"):
+            video = next(videos, None)
+        if video is None:
+            return
+        yield video
 
 
 def _read_pieces(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,19 @@ from odvae.latent_statistics import ChannelSums
 from odvae.running.account import Account
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, read_object
+
+# Values of the keys that records of version 0.2 lack: such a record's video shard is planned, and hashed, again.
+_UNKNOWN: dict[str, Any] = {
+    "source_bytes": -1,
+    "source_mtime_ns": -1,
+    "of_source": [],
+    "too_short": [],
+    "videos": 0,
+    "unmirrored": 0,
+}
+
+# Threads that read records: on a network's file system each takes milliseconds, mostly of waiting.
+_READERS = 8
 
 
 @dataclass(frozen=True)
@@ -24,7 +38,18 @@ class JobRecord:
     bucket: str
     source: str
     source_sha256: str
+    source_bytes: int
+    source_mtime_ns: int
+    """Size and modification time of the video shard: where they are unchanged, it is not hashed again."""
     source_entries: int
+    of_source: list[str]
+    """Names of the latent shards of all buckets of the same video shard."""
+    too_short: list[str]
+    """Keys of the video shard's videos that are too short for every bucket."""
+    videos: int
+    """Videos of which clips were to be encoded."""
+    unmirrored: int
+    """Those of which no clip was to be mirrored."""
     captioned_entries: int
     captioned_train_entries: int
     captions: int
@@ -36,14 +61,26 @@ class JobRecord:
     sums: dict[str, Any] | None
     """`ChannelSums` of the training entries."""
 
+    @property
+    def file(self) -> str:
+        """Name of the video shard's file."""
+        return Path(self.source).name
 
-def read_job_record(path: Path) -> dict[str, Any]:
-    """The values of a record. Raises InputError that names the file where it was damaged."""
-    record = parse_record(JobRecord, read_object(path), path)
+
+def read_job_record(path: Path) -> JobRecord:
+    """A record. Raises InputError that names the file where it was damaged."""
+    record = parse_record(JobRecord, _UNKNOWN | read_object(path), path)
     try:
         Account.from_json(record.account)
         if record.sums is not None:
             ChannelSums.from_json(record.sums)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise InputError(f"{path} was damaged: its account or sums cannot be read ({error})") from None
-    return asdict(record)
+    return record
+
+
+def read_job_records(folder: Path) -> dict[str, JobRecord]:
+    """The records in a folder of latents, by the names of their shards."""
+    paths = sorted((folder / "shards").glob("*.json"))
+    with ThreadPoolExecutor(_READERS) as threads:
+        return {record.name: record for record in threads.map(read_job_record, paths)}

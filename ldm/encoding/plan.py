@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.encoding.job_records import read_job_record
-from ldm.encoding.settings import BucketSettings, EncodeSettings
+from ldm.encoding.settings import BucketSettings, ClipStart, EncodeSettings
 from odvae.clips.clip import frame_count, frame_size
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
+from odvae.running.seeds import numpy_generator
 from odvae.shards.captions import captions_in
 from odvae.shards.samples import Sample
 
@@ -55,40 +54,48 @@ def choose_bucket(
     return min(fitting, key=cost, default=None)
 
 
-def clip_starts(frames: int, span: int, clips: int) -> list[int]:
-    """First frames of `clips` clips of `span` frames, spread evenly over a video; a single clip begins at frame 0.
+def clip_starts(frames: int, span: int, clips: int, start: ClipStart = "first", *position: int | str) -> list[int]:
+    """First frames of `clips` clips of `span` frames in a video of `frames` frames.
 
-    Duplicates are dropped, so a short video gives fewer.
+    "first": spread evenly over the video, from its beginning to its end; a single clip begins at frame 0. Otherwise the
+    possible first frames are divided into as many equal ranges as there are clips, and each clip begins in the "middle"
+    of its own, or at a "random" frame of it, a function of `position`. Duplicates are dropped, so a short video gives
+    fewer clips.
     """
-    if clips == 1:
-        return [0]
-    return sorted({round(clip * (frames - span) / (clips - 1)) for clip in range(clips)})
+    if start == "first":
+        return sorted({round(clip * (frames - span) / max(1, clips - 1)) for clip in range(clips)})
+    within = [0.5] * clips if start == "middle" else numpy_generator(*position, "clip start").random(clips).tolist()
+    possible = frames - span + 1
+    return sorted({min(frames - span, int((clip + share) / clips * possible)) for clip, share in enumerate(within)})
 
 
 def plan_clips(
     samples: Sequence[Sample],
     buckets: Sequence[BucketSettings],
     data: DataSettings,
-    clips_per_video: int,
-    flip: bool,
-) -> dict[str, list[PlannedClip]]:
-    """The clips of these videos in order, by bucket name. Videos too short for every bucket give none.
+    settings: EncodeSettings,
+    seed: int,
+) -> tuple[dict[str, list[PlannedClip]], list[str]]:
+    """The clips of these videos in order, by bucket name, and the keys of the videos too short for every bucket.
 
-    `flip`: also the mirrored clips of videos whose captions and class do not mention left or right.
+    With `settings.flip` also the mirrored clips of videos whose captions and class do not mention left or right.
     """
     planned: dict[str, list[PlannedClip]] = {bucket.name: [] for bucket in buckets}
+    too_short = []
     for sample in samples:
         frames = frame_count(sample, data.fps)
         height, width = frame_size(sample) if len(buckets) > 1 else (1, 1)
         bucket = choose_bucket(frames, height, width, buckets, data)
         if bucket is None:
+            too_short.append(sample.key)
             continue
         span = bucket.clip_settings(data).span
-        mirrored = flip and not mentions_a_side(sample)
-        for index, start in enumerate(clip_starts(frames, span, clips_per_video)):
+        starts = clip_starts(frames, span, settings.clips_per_video, settings.start, seed, sample.key)
+        mirrored = settings.flip and not mentions_a_side(sample)
+        for index, start in enumerate(starts):
             for flipped in (False, True) if mirrored else (False,):
                 planned[bucket.name].append(PlannedClip(sample, index, start, flipped))
-    return planned
+    return planned, too_short
 
 
 def mentions_a_side(sample: Sample) -> bool:
@@ -109,15 +116,14 @@ class ShardJob:
     bucket: BucketSettings
     clips: list[PlannedClip]
     name: str
+    of_source: tuple[str, ...] = ()
+    """Names of all jobs of the same video shard, this one included."""
+    too_short: tuple[str, ...] = ()
+    """Keys of the video shard's videos that are in none of them."""
 
     def record(self, folder: Path) -> Path:
         """Path of the job's record, which is written when the job is done."""
-        return folder / "shards" / f"{Path(self.name).stem}.json"
-
-    def is_done(self, folder: Path) -> bool:
-        """Whether the job's record and shard exist; a job whose clips all failed has no shard."""
-        record = self.record(folder)
-        return record.is_file() and ((folder / self.name).is_file() or read_job_record(record)["entries"] == 0)
+        return record_path(folder, self.name)
 
     def pieces(self, settings: EncodeSettings, data: DataSettings) -> list[tuple[DataSettings, int]]:
         """The pieces in which each clip is decoded: (settings, offset from the clip's first frame).
@@ -141,22 +147,37 @@ class ShardJob:
         return [self.clips[i : i + size] for i in range(0, len(self.clips), size)]
 
 
-def plan_shard_jobs(samples: Sequence[Sample], settings: EncodeSettings, data: DataSettings) -> list[ShardJob]:
-    """The jobs of all videos, ordered by shard and bucket; those without clips are left out.
+def record_path(folder: Path, name: str) -> Path:
+    """Path of the record of the latent shard `name`."""
+    return folder / "shards" / f"{Path(name).stem}.json"
 
-    Raises InputError where no video is long enough for any bucket.
-    """
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """The jobs of one video shard, in the order of the buckets, and the keys of its videos that are in none of them."""
+
+    jobs: list[ShardJob]
+    too_short: list[str]
+
+
+def plan_source(
+    source: Path, samples: Sequence[Sample], settings: EncodeSettings, data: DataSettings, seed: int
+) -> SourcePlan:
+    """Plan the encoding of one video shard; buckets without clips have no job."""
     buckets = settings.buckets_for(data)
-    by_shard: dict[Path, list[Sample]] = defaultdict(list)
+    planned, too_short = plan_clips(samples, buckets, data, settings, seed)
+    full = [bucket for bucket in buckets if planned[bucket.name]]
+    names = tuple(f"{bucket.name}-{source.name}" if settings.buckets else source.name for bucket in full)
+    jobs = [
+        ShardJob(source, len(samples), bucket, planned[bucket.name], name, names, tuple(too_short))
+        for bucket, name in zip(full, names, strict=True)
+    ]
+    return SourcePlan(jobs, too_short)
+
+
+def samples_by_shard(samples: Sequence[Sample]) -> dict[Path, Sequence[Sample]]:
+    """The samples of each shard, in the order of the shards."""
+    by_shard: dict[Path, list[Sample]] = {}
     for sample in samples:
-        by_shard[sample.shard].append(sample)
-    jobs = []
-    for shard, members in by_shard.items():
-        planned = plan_clips(members, buckets, data, settings.clips_per_video, settings.flip)
-        for bucket in buckets:
-            if clips := planned[bucket.name]:
-                name = f"{bucket.name}-{shard.name}" if settings.buckets else shard.name
-                jobs.append(ShardJob(shard, len(members), bucket, clips, name))
-    if not jobs:
-        raise InputError("no video is long enough for any of encode.buckets")
-    return jobs
+        by_shard.setdefault(sample.shard, []).append(sample)
+    return dict(by_shard)

@@ -12,6 +12,8 @@ from odvae.running.errors import InputError
 from odvae.running.resume_check import MayChange
 from odvae.running.settings import Precision, Settings
 
+ClipStart = Literal["first", "middle", "random"]
+
 
 class BucketSettings(Settings):
     """One clip size; each video goes to the longest bucket that it fills, of equally long ones to the one with the
@@ -53,12 +55,17 @@ class EncodeSettings(Settings):
     aspect ratio; images, and videos too short for the others, to a bucket of 1 frame. Empty: one bucket with
     data.frames, data.height and data.width."""
     clips_per_video: int = Field(1, ge=1)
-    """Clips encoded per video, their first frames spread evenly over it."""
+    """Clips encoded per video, spread over it."""
+    start: ClipStart = "first"
+    """Where a video's clips begin. first: at its first frame, further clips evenly up to its end. middle, random: the
+    possible first frames are divided into clips_per_video equal ranges, and each clip begins in the middle of its own,
+    or at a random frame of it (a function of the seed and the video's key), so that intros and fade-ins are avoided."""
     flip: bool = False
     """Whether each clip's mirror image is encoded too, as a separate entry; not of videos whose captions or class
     mention left, right or (counter)clockwise."""
     batch_size: Annotated[int, MayChange] = Field(16, ge=1)
-    """Clips encoded at a time."""
+    """Clips encoded at a time. Decoded clips in memory: at most four for each of data.workers, or, if that is more, a
+    batch for each thread that computes (one on a GPU) and one in advance."""
     stream_frames: int = Field(65, ge=5)
     """Longer clips are decoded and encoded in pieces of this many frames, one clip at a time, in constant memory."""
     precision: Precision = "auto"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from webdataset import TarWriter
 
 from ldm.encoding.plan import PlannedClip, ShardJob
 from ldm.encoding.settings import EncodeSettings
+from ldm.encoding.source_hashes import SourceIdentity
+from ldm.encoding.waits import Waits
 from ldm.latents.entries import entry_key, pack_entry, pack_text, text_member
 from ldm.networks.text_encoder import TextEncoder
 from odvae.clips.clip import clip_rate
@@ -67,6 +70,8 @@ class EncodedTensors:
     text_mask: Tensor  # (b, m)
     more_text: Tensor  # (n, m, d), of all further captions, ordered by clip
     more_mask: Tensor  # (n, m)
+    seconds: Mapping[str, float]
+    """Which the kinds of work on the batch took (`Waits.seconds`)."""
 
 
 @dataclass
@@ -115,15 +120,19 @@ def write_shard(
     failures: Failures,
     folder: Path,
     bar: tqdm,
+    waits: Waits,
 ) -> ShardResult:
     """Write one latent shard; no file remains where no clip could be read."""
     result = ShardResult()
-    with shard_writer(folder / job.name) as shard:
+    with waits.at_end_of(shard_writer(folder / job.name), "disk") as shard:
         for batch in batches:
-            _write_batch(encoding, job, batch, shard, failures, result)
+            begin = time.perf_counter()
+            work = batch.tensors.result().seconds
+            waits.divide(time.perf_counter() - begin, work)
+            _write_batch(encoding, job, batch, shard, failures, result, waits)
             bar.update(len(batch.clips))
     if not result.entries:
-        (folder / job.name).unlink()
+        (folder / job.name).unlink(missing_ok=True)
     return result
 
 
@@ -134,6 +143,7 @@ def _write_batch(
     shard: TarWriter,
     failures: Failures,
     result: ShardResult,
+    waits: Waits,
 ) -> None:
     settings, data, tensors = encoding.settings, encoding.data, batch.tensors.result()
     dtype, further = DTYPES[settings.dtype], iter(zip(tensors.more_text, tensors.more_mask, strict=True))
@@ -156,14 +166,13 @@ def _write_batch(
         mean, std = tensors.mean[i], tensors.std[i]
         stored_std = std if settings.posterior == "moments" else None
         entry = pack_entry(mean, stored_std, tensors.text[i], tensors.text_mask[i], dtype)
-        shard.write(
-            {
-                "__key__": entry_key(source.key, clip.index, clip.flip),
-                "safetensors": entry,
-                "json": json.dumps(metadata).encode(),
-                **{text_member(number): pack_text(*text, dtype) for number, text in enumerate(more, start=1)},
-            }
-        )
+        members = {
+            "safetensors": entry,
+            "json": json.dumps(metadata).encode(),
+            **{text_member(number): pack_text(*text, dtype) for number, text in enumerate(more, start=1)},
+        }
+        with waits.of("disk"):
+            shard.write({"__key__": entry_key(source.key, clip.index, clip.flip), **members})
         is_train = not is_held_out(source.key, data.held_out)
         result.count(source.key, captions, metadata["label"], is_train)
         result.shape = tuple(mean.shape)
@@ -172,10 +181,12 @@ def _write_batch(
 
 
 def write_record(
-    encoding: EncodingContext, job: ShardJob, result: ShardResult, source_sha256: str, folder: Path
+    encoding: EncodingContext, job: ShardJob, result: ShardResult, source: SourceIdentity, folder: Path
 ) -> None:
     """Write the job's record, which marks it as done and from which the manifest is built."""
     path = folder / job.name
+    mirrored = {clip.sample.key for clip in job.clips if clip.flip}
+    videos = {clip.sample.key for clip in job.clips}
     record = {
         "name": job.name,
         "sha256": file_fingerprint(path) if result.entries else "",
@@ -184,8 +195,14 @@ def write_record(
         "train_entries": result.train_entries,
         "bucket": job.bucket.name,
         "source": str(job.source),
-        "source_sha256": source_sha256,
+        "source_sha256": source.sha256,
+        "source_bytes": source.bytes,
+        "source_mtime_ns": source.mtime_ns,
         "source_entries": job.samples,
+        "of_source": job.of_source,
+        "too_short": job.too_short,
+        "videos": len(videos),
+        "unmirrored": len(videos - mirrored),
         "captioned_entries": result.captioned_entries,
         "captioned_train_entries": result.captioned_train_entries,
         "captions": result.captions,

@@ -1,6 +1,7 @@
 """The record of an encoded shard, damaged."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
@@ -16,6 +17,8 @@ GOOD = {
     "failed": {"key": "reason"},
     "account": Account("videos", used=1).to_json(),
     "shape": [4, 2, 8, 8],
+    "of_source": ["x"],
+    "too_short": ["y"],
     "sums": None,
 }
 
@@ -27,7 +30,7 @@ GOOD = {
 def test_a_damaged_record_is_named(tmp_path, changes):
     path = tmp_path / "00000.json"
     path.write_text(json.dumps(GOOD))
-    assert read_job_record(path) == GOOD
+    assert asdict(read_job_record(path)) == GOOD
     path.write_text(json.dumps(GOOD | changes))
     with pytest.raises(InputError, match=r"00000\.json"):
         read_job_record(path)

@@ -89,3 +89,16 @@ def test_clips_of_a_video_are_spread_over_it():
     assert clip_starts(30, 10, 3) == [0, 10, 20]
     assert clip_starts(30, 10, 1) == [0]
     assert clip_starts(11, 10, 4) == [0, 1]  # none twice
+
+
+def test_a_clip_may_begin_in_the_middle_or_at_random():
+    assert clip_starts(31, 11, 1, "middle") == [10]
+    assert clip_starts(29, 10, 2, "middle") == [5, 15]  # the middle of each half of the 20 possible first frames
+    assert clip_starts(10, 10, 3, "middle") == clip_starts(10, 10, 3, "random", 0, "key") == [0]
+    found = [clip_starts(109, 10, 4, "random", 0, f"video {i}") for i in range(50)]
+    assert found[3] == clip_starts(109, 10, 4, "random", 0, "video 3")
+    assert found != [clip_starts(109, 10, 4, "random", 1, f"video {i}") for i in range(50)]
+    for starts in found:
+        assert [start // 25 for start in starts] == [0, 1, 2, 3]  # one in each quarter
+    assert len({starts[0] for starts in found}) > 15
+    assert clip_starts(109, 10, 1, "random", 0, "x") != clip_starts(109, 10, 1, "random", 0, "y")

@@ -12,7 +12,7 @@ from scripts import Script, succeed
 from small_latents import DATA, encode
 
 from ldm.demo.videos import write_demo_videos
-from ldm.encode import _by_number_or_name
+from ldm.encoding.finish import by_number_or_name
 from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.verify import TOLERANCE, find_problems, reencode
 from ldm.latents.entries import load_entry, open_latents
@@ -332,4 +332,4 @@ def test_a_manifest_left_by_a_killed_process_is_rewritten(encoded, tmp_path):
 
 
 def test_classes_that_are_numbers_are_in_the_order_of_their_values():
-    assert sorted(["10", "b", "2", "a", "0"], key=_by_number_or_name) == ["0", "2", "10", "a", "b"]
+    assert sorted(["10", "b", "2", "a", "0"], key=by_number_or_name) == ["0", "2", "10", "a", "b"]

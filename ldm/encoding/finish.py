@@ -1,0 +1,154 @@
+"""The end of an encoding, when all jobs are done: manifest and account, from the jobs' records."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from safetensors.torch import save as save_safetensors
+
+from ldm.encoding.job_records import JobRecord
+from ldm.encoding.resume import EncodedFolder, Outline, Sources
+from ldm.encoding.settings import BucketSettings
+from ldm.encoding.shard_files import DTYPES, EncodingContext
+from ldm.latents.manifest import EMPTY_TEXT, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
+from ldm.networks.settings import LEARNED, TextSettings
+from odvae.clips.video_set import VideoSet
+from odvae.latent_statistics import ChannelSums
+from odvae.running.account import TOO_SHORT, Account
+from odvae.running.errors import InputError
+from odvae.running.files import atomic_file
+from odvae.running.hashing import file_fingerprint, weights_fingerprint
+from odvae.running.precision import uses_bf16
+from odvae.running.run_folder import code_version
+
+
+def finish(
+    encoding: EncodingContext, sources: Sources, videos: VideoSet, text: TextSettings, vae_folder: Path, folder: Path
+) -> Account:
+    """Write manifest and account of a folder whose jobs are all done. Returns the account.
+
+    Raises InputError where more than `data.failures_allowed` of the videos could not be encoded, by all processes and
+    parts together, and where there is no training clip.
+    """
+    encoded = EncodedFolder(folder)
+    outlines = [sources.outline(name, encoded.of_source(name)) for name in sources.named]
+    records = [encoded.records[name] for outline in outlines for name in outline.names]
+    _check_failures(records, len(videos.samples), encoding.data.failures_allowed)
+    if not _manifest_lists(records, folder):
+        _write_manifest(encoding, records, text, vae_folder, folder)
+    account = account_of(videos, outlines, records, encoding.settings.flip)
+    account.save(folder)
+    return account
+
+
+def account_of(videos: VideoSet, outlines: Sequence[Outline], records: Sequence[JobRecord], flip: bool) -> Account:
+    """Account of the videos: encoded ones, and the others with reasons."""
+    account = Account("videos")
+    for record in records:
+        account.add(Account.from_json(record.account))
+    for sample, reason, details in videos.unusable:
+        account.leave_out(sample.key, reason, details)
+    for outline in outlines:
+        for key in outline.too_short:
+            account.leave_out(key, TOO_SHORT)
+    if flip and (unmirrored := sum(outline.unmirrored for outline in outlines)):
+        total = sum(outline.videos for outline in outlines)
+        account.notes.append(
+            f"{unmirrored} of {total} videos have no mirrored clips: a caption or class mentions a side"
+        )
+    if account.used and not account.captioned:
+        account.notes.append("no video has a caption: a text-conditional model cannot be trained on these latents")
+    return account
+
+
+def _check_failures(records: Sequence[JobRecord], videos: int, share: float) -> None:
+    """Raise InputError where too many videos have failed over all runs; each run has counted only its own."""
+    failed = {key: reason for record in records for key, reason in record.failed.items()}
+    if len(failed) > share * videos:
+        listed = "".join(f"\n  {key}: {reason}" for key, reason in list(failed.items())[:20])
+        raise InputError(
+            f"{len(failed)} of {videos} videos could not be used, more than data.failures_allowed={share:g} of "
+            f"them:{listed}"
+        )
+
+
+def write_empty_text(encoding: EncodingContext, folder: Path) -> None:
+    """Write the empty caption's embedding, which means "no text" in training and guidance."""
+    embedding, mask = encoding.text.encode([""], encoding.max_tokens)
+    tensors = {"text": embedding[0].to(DTYPES[encoding.settings.dtype]).cpu(), "text_mask": mask[0].cpu()}
+    with atomic_file(folder / EMPTY_TEXT) as file:
+        file.write(save_safetensors(tensors))
+
+
+def _manifest_lists(records: Sequence[JobRecord], folder: Path) -> bool:
+    """Whether there is a manifest of exactly these shards; an interrupted run may have left an older one."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    written = {record.name: record.sha256 for record in records if record.entries}
+    return written == {record.name: record.sha256 for record in load_manifest(folder).shards}
+
+
+def by_number_or_name(name: str) -> tuple[bool, int, str]:
+    """Sort key of classes: integers by value, before names."""
+    return not name.isdecimal(), int(name) if name.isdecimal() else 0, name
+
+
+def _bucket_shapes(records: Sequence[JobRecord], encoding: EncodingContext) -> dict[str, Any]:
+    """Shapes of the buckets that are not empty. That of the `data` section comes first: it is sampled by default."""
+    shapes = {record.bucket: tuple(record.shape) for record in records}
+    buckets = (BucketSettings.of_clips(encoding.data), *encoding.settings.buckets)
+    return {bucket.name: shapes[bucket.name] for bucket in buckets if bucket.name in shapes}
+
+
+def _write_manifest(
+    encoding: EncodingContext, records: Sequence[JobRecord], text: TextSettings, vae_folder: Path, folder: Path
+) -> None:
+    write_empty_text(encoding, folder)
+    parts = [ChannelSums.from_json(record.sums) for record in records if record.sums]
+    if not parts:
+        raise InputError("no training clip could be encoded, so the latents have no statistics")
+    latents_mean, latents_std = sum(parts, ChannelSums()).mean_and_std()
+    settings, data, full = encoding.settings, encoding.data, [record for record in records if record.entries]
+    names = ("train_entries", "entries", "captioned_entries", "captioned_train_entries", "captions")
+    train, entries, captioned, captioned_train, captions = (
+        sum(getattr(record, name) for record in records) for name in names
+    )
+    by_class: Counter[str] = sum((Counter(record.entries_by_class) for record in records), Counter())
+    classes = sorted(by_class, key=by_number_or_name)
+    manifest = Manifest(
+        vae_sha256=encoding.vae_sha256,
+        vae_config={key: value for key, value in encoding.vae.config.items() if not key.startswith("_")},
+        vae_folder=str(vae_folder),
+        text_encoder=TEXT_ENCODER_FOLDER if text.encoder == LEARNED else text.encoder,
+        text_sha256=weights_fingerprint(encoding.text.model),
+        text_width=encoding.text.width,
+        text_tokens=encoding.max_tokens,
+        empty_text_sha256=file_fingerprint(folder / EMPTY_TEXT),
+        data=data.model_dump(mode="json"),
+        resize=f"cover, {data.resize}, antialiased, center crop",
+        clips_per_video=settings.clips_per_video,
+        flip=settings.flip,
+        posterior=settings.posterior,
+        dtype=settings.dtype,
+        precision="bf16" if uses_bf16(settings.precision, PartialState().device) else "fp32",
+        held_out=data.held_out,
+        buckets=_bucket_shapes(full, encoding),
+        train_entries=train,
+        held_out_entries=entries - train,
+        captioned_entries=captioned,
+        captioned_share=round(captioned / entries, 4),
+        captioned_train_entries=captioned_train,
+        captions=captions,
+        classes=classes,
+        entries_by_class={name: by_class[name] for name in classes},
+        latents_mean=latents_mean,
+        latents_std=latents_std,
+        failed={key: reason for record in records for key, reason in record.failed.items()},
+        shards=[ShardRecord(**{key: getattr(record, key) for key in ShardRecord.__annotations__}) for record in full],
+        code=code_version(),
+    )
+    manifest.save(folder)

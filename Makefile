@@ -7,8 +7,6 @@
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG := configs/demo.yaml
-# One process needs no `accelerate launch`, whose own imports take as long as a stage's.
-RUN := $(BIN)/python
 # The first Python on the path that the project supports; `make PYTHON=/path/to/python` chooses another.
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
@@ -38,17 +36,7 @@ test-fast: install
 	$(BIN)/pytest -m "not slow"
 
 demo: install
-	@$(RUN) tools/demo_time.py $(CONFIG)
-	$(RUN) pipelines/train_vae.py --config $(CONFIG)
-	@$(RUN) tools/demo_time.py $(CONFIG)
-	$(RUN) pipelines/encode_latents.py --config $(CONFIG)
-	@$(RUN) tools/demo_time.py $(CONFIG)
-	$(RUN) pipelines/train_ldm.py --config $(CONFIG)
-	@$(RUN) tools/demo_time.py $(CONFIG)
-	$(RUN) pipelines/sample_video.py --config $(CONFIG)
-	@$(RUN) tools/demo_time.py $(CONFIG)
-	$(RUN) pipelines/evaluate_vae.py --config $(CONFIG)
-	$(RUN) pipelines/evaluate_ldm.py --config $(CONFIG)
+	$(BIN)/python tools/run_stages.py --config $(CONFIG)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

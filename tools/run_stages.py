@@ -10,6 +10,7 @@ accelerate launch. Estimates are for configs whose time was measured (`ldm.demo.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import runpy
@@ -28,7 +29,15 @@ from odvae.running.errors import readable_errors
 STAGES = ("train_vae", "encode_latents", "train_ldm", "sample_video", "evaluate_vae", "evaluate_ldm")
 
 # What the stages import. Nothing in them computes or starts a thread on import, so that forking afterwards is safe.
-LIBRARIES = ("odvae.train", "odvae.evaluate", "ldm.open_videos", "ldm.encode", "ldm.train", "ldm.sample", "ldm.evaluate")
+LIBRARIES = (
+    "odvae.train",
+    "odvae.evaluate",
+    "ldm.open_videos",
+    "ldm.encode",
+    "ldm.train",
+    "ldm.sample",
+    "ldm.evaluate",
+)
 
 # Signals to this process that are passed on to the stage, which ends by them as it does alone.
 _PASSED_ON = (signal.SIGTERM, signal.SIGUSR1)
@@ -46,7 +55,7 @@ def main() -> None:
             in_own_process(lambda: print_time_left(options.config.stem, Path(experiment.run)))
         arguments = [f"pipelines/{stage}.py", *sys.argv[1:]]
         print(f"$ python {shlex.join(arguments)}", flush=True)
-        status = in_own_process(lambda stage=stage, arguments=arguments: run_stage(stage, arguments))
+        status = in_own_process(functools.partial(run_stage, stage, arguments))
         if status:
             sys.exit(128 - status if status < 0 else status)
 

@@ -137,7 +137,7 @@ class FolderIndex:
             seconds=float(chunk.seconds[i]),
             variable_rate=bool(chunk.variable_rate[i]),
             keyframes=chunk.pairs("keyframes", i),
-            transfer=TRANSFERS[chunk.transfer[i]],  # type: ignore[arg-type]  # one of Transfer's
+            transfer=TRANSFERS[chunk.transfer[i]],
             time_steps=[(step, int(count)) for step, count in chunk.pairs("time_steps", i)]
             if chunk.has_time_steps[i]
             else None,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from scripts import Script, fail, succeed
-from stages import WEIGHTS, command
+from stages import SMALLEST, WEIGHTS, command
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +50,17 @@ def test_ctrl_c_saves_a_checkpoint_and_the_same_command_resumes(run, tmp_path):
     assert list((tmp_path / "run/vae/checkpoints").glob("step_*"))
     succeed(*words)
     assert (tmp_path / "run/vae" / WEIGHTS).read_bytes() == (run / "vae" / WEIGHTS).read_bytes()
+
+
+def test_a_signal_to_the_command_of_all_stages_ends_the_running_one_as_it_does_alone(run, tmp_path):
+    shutil.copytree(run / "shards", tmp_path / "run/shards")
+    script = Script(["tools/run_stages.py", *SMALLEST, f"run={tmp_path / 'run'}"])
+    script.until((tmp_path / "run/vae/metrics.jsonl").exists)
+    os.kill(script.process.pid, signal.SIGTERM)
+    assert script.wait() == 143
+    assert "run the same command again to resume" in script.stdout
+    assert list((tmp_path / "run/vae/checkpoints").glob("step_*"))
+    assert "encode_latents.py" not in script.stdout.partition("run the same command again")[2]
 
 
 def test_a_full_disk_is_a_clear_error_and_existing_files_stay(run, tmp_path):

@@ -20,6 +20,7 @@ import webdataset as wds
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
 from odvae.shards.samples import Member, Sample
+from odvae.shards.tar_headers import read_ordinary_tar
 
 # Extensions that webdataset's default decoder would unpickle.
 PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
@@ -27,6 +28,9 @@ PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 # A member's key and extension, as in webdataset: the key ends at the first dot of the file's name. Files without a key
 # (.DS_Store, macOS's ._a.mp4) or without an extension (README) do not belong to any sample.
 _MEMBER = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]+)$", re.DOTALL)
+
+# The names of nearly all members: without folders, with a lower-case extension that is not pickled.
+_PLAIN_MEMBER = re.compile(r"^([A-Za-z0-9_+-]+)[.]((?:mp4|txt|json|safetensors))$")
 
 # First bytes of compressed files -> (format, command that decompresses in place, file extensions).
 COMPRESSIONS = {
@@ -88,44 +92,91 @@ def index_shard(shard: Path) -> list[Sample]:
 
 def _index(shard: Path) -> dict[str, dict[str, Member]]:
     """Key -> extension -> member."""
-    samples: dict[str, dict[str, Member]] = {}
-    files: dict[str, Member] = {}
-    links: list[tuple[str, str, str]] = []  # key, extension, name of the link's target
+    found = _Members(shard)
+    ordinary = read_ordinary_tar(shard)
+    if ordinary is not None:
+        files, end = ordinary
+        for name, offset, size in files:
+            found.add(name, offset, size)
+        _refuse_what_follows_the_end(shard, end)
+        return found.samples
     with tarfile.open(shard, "r:") as tar:
         for member in tar:
-            split = split_member_name(member.name)
-            if split is None or not (member.isfile() or member.islnk() or member.issym()):
+            if not (member.isfile() or member.islnk() or member.issym()):
                 continue
-            check_member_name(member.name, shard)
             if member.issparse() or member.size < 0:
-                raise InputError(
-                    f"{shard}: member {member.name!r} is stored as a sparse file, which is not supported; pack the "
-                    "files again without tar's --sparse"
-                )
-            key, extension = split
-            members = samples.setdefault(key, {})
-            if extension in members:
-                raise InputError(f"{shard}: duplicate member {member.name}")
-            members[extension] = files[member.name] = Member(member.offset_data, member.size)
-            if not member.isfile():
-                del members[extension], files[member.name]
+                found.refuse_sparse(member.name)
+            elif member.isfile():
+                found.add(member.name, member.offset_data, member.size)
+            else:
                 folder = posixpath.dirname(member.name) if member.issym() else ""
-                links.append((key, extension, posixpath.normpath(posixpath.join(folder, member.linkname))))
+                found.add_link(member.name, posixpath.normpath(posixpath.join(folder, member.linkname)))
         if not saw_end_mark(tar):
             raise tarfile.ReadError("it has no end mark: it was truncated, or its writer was stopped")
         _refuse_what_follows_the_end(shard, tar.offset)
-    normal = {posixpath.normpath(name): extent for name, extent in files.items()}
-    targets = {f"{key}.{extension}": target for key, extension, target in links}
-    for key, extension, target in links:
-        for _ in links:  # a link to a link
-            target = targets.get(target, target)
-        if target not in normal:
+    found.follow_links()
+    return found.samples
+
+
+class _Members:
+    """The members of a shard by sample, as they are found in its headers. Its methods raise InputError."""
+
+    def __init__(self, shard: Path) -> None:
+        self.shard = shard
+        self.samples: dict[str, dict[str, Member]] = {}
+        self.files: dict[str, Member] = {}
+        self.links: list[tuple[str, str, str]] = []  # key, extension, name of the link's target
+
+    def add(self, name: str, offset: int, size: int) -> None:
+        """Add a file, unless it belongs to no sample."""
+        split = _checked_split(name, self.shard)
+        if split is None:
+            return
+        key, extension = split
+        members = self.samples.setdefault(key, {})
+        if extension in members:
+            raise InputError(f"{self.shard}: duplicate member {name}")
+        members[extension] = self.files[name] = Member(offset, size)
+
+    def add_link(self, name: str, target: str) -> None:
+        split = _checked_split(name, self.shard)
+        if split is None:
+            return
+        key, extension = split
+        if extension in self.samples.setdefault(key, {}):
+            raise InputError(f"{self.shard}: duplicate member {name}")
+        self.links.append((key, extension, target))
+
+    def refuse_sparse(self, name: str) -> None:
+        if _checked_split(name, self.shard) is not None:
             raise InputError(
-                f"{shard}: member {key}.{extension} is a link to {target!r}, which is not in the shard; pack the files "
-                "themselves (tar --dereference)"
+                f"{self.shard}: member {name!r} is stored as a sparse file, which is not supported; pack the "
+                "files again without tar's --sparse"
             )
-        samples[key][extension] = normal[target]
-    return samples
+
+    def follow_links(self) -> None:
+        """Give each link the extent of the file at which it points."""
+        normal = {posixpath.normpath(name): extent for name, extent in self.files.items()}
+        targets = {f"{key}.{extension}": target for key, extension, target in self.links}
+        for key, extension, target in self.links:
+            for _ in self.links:  # a link to a link
+                target = targets.get(target, target)
+            if target not in normal:
+                raise InputError(
+                    f"{self.shard}: member {key}.{extension} is a link to {target!r}, which is not in the shard; pack "
+                    "the files themselves (tar --dereference)"
+                )
+            self.samples[key][extension] = normal[target]
+
+
+def _checked_split(name: str, shard: Path) -> tuple[str, str] | None:
+    """The key and extension of a member; None if it belongs to no sample. Raises InputError for an unsafe name."""
+    if plain := _PLAIN_MEMBER.match(name):
+        return plain[1], plain[2]
+    split = split_member_name(name)
+    if split is not None:
+        check_member_name(name, shard)
+    return split
 
 
 def saw_end_mark(tar: tarfile.TarFile) -> bool:

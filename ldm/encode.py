@@ -81,7 +81,7 @@ def encode_latents(
 
 def check_captions(videos: VideoSet) -> None:
     """Raise InputError where no training video has a caption that can be read."""
-    if not any(captions and not isinstance(captions, Failure) for captions in map(captions_of, videos.train)):
+    if not videos.has_training_captions:
         raise InputError(
             f"none of the {len(videos.train)} training videos has a caption, so nothing can be learned from text: pack "
             "them with their captions (docs/data.md has the layouts that are found), or set ldm.conditioning.kind to "

@@ -8,6 +8,7 @@ reach.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,7 +174,7 @@ def choose_video_sets(
             return 0
         return protocol.random_start(frame_count(sample, data.fps), data, seed, index)
 
-    def clips(samples: list[Sample], first: int) -> list[tuple[Sample, int]]:
+    def clips(samples: Sequence[Sample], first: int) -> list[tuple[Sample, int]]:
         return [(sample, start(sample, first + i)) for i, sample in enumerate(samples[:n])]
 
     return VideoSets(held_out[:n], clips(videos.held_out, 0), clips(videos.train, n))

@@ -6,6 +6,7 @@ and an image of originals and reconstructions.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -106,7 +107,8 @@ def evaluate_vae(
     settings.check_sizes(data, compression_of(vae), tiled=vae.has_temporal_tiling)
     data = settings.clip_settings(data)
     evaluation = Evaluation(settings, data, vae, seed)
-    chosen = [sample for sample in videos.held_out if frame_count(sample, data.fps) >= data.span][: settings.clips]
+    long_enough = (sample for sample in videos.held_out if frame_count(sample, data.fps) >= data.span)
+    chosen = list(itertools.islice(long_enough, settings.clips))
     if not chosen:
         raise InputError(f"no held-out video has the {data.span} frames that a clip spans (eval_vae.frames)")
     with Stage(folders.report) as stage:

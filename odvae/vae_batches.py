@@ -14,7 +14,7 @@ from odvae.architecture.frame_counts import latent_frames
 from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.samplers import BatchPlan, StepSampler
-from odvae.clips.video_set import VideoSet, is_held_out
+from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
 from odvae.settings import ImagePhaseSettings, PhaseSettings
@@ -96,10 +96,9 @@ class Batches:
         Several frames of one clip are spread evenly over it. With one frame per clip, the images in the shards and
         videos shorter than a clip are used too.
         """
-        data, samples = self.videos.data, self.videos.train
+        data = self.videos.data
         frames = min(images_per_clip, data.frames)
-        if frames == 1:
-            samples = [sample for sample in self.videos.samples if not is_held_out(sample.key, data.held_out)]
+        samples = self.videos.not_held_out if frames == 1 else self.videos.train
         data = data.model_copy(update={"frames": frames, "stride": max(1, data.span // frames)})
         clips = ClipDataset(samples, data, derive_seed(self.seed, "images"), self.videos.failed)
         for batch in endless_loader(clips, StepSampler(replace(self.plan, batch_size=batch_size), done)):

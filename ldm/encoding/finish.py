@@ -50,7 +50,7 @@ def account_of(videos: VideoSet, outlines: Sequence[Outline], records: Sequence[
     account = Account("videos")
     for record in records:
         account.add(Account.from_json(record.account))
-    for sample, reason, details in videos.unusable:
+    for sample, reason, details in videos.unusable():
         account.leave_out(sample.key, reason, details)
     for outline in outlines:
         for key in outline.too_short:

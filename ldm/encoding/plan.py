@@ -15,6 +15,7 @@ from pathlib import Path
 from ldm.encoding.settings import BucketSettings, ClipStart, EncodeSettings
 from odvae.clips.clip import frame_count, frame_size
 from odvae.clips.settings import DataSettings
+from odvae.index.folder_index import IndexedSamples
 from odvae.running.errors import InputError
 from odvae.running.seeds import numpy_generator
 from odvae.shards.captions import captions_in
@@ -177,6 +178,8 @@ def plan_source(
 
 def samples_by_shard(samples: Sequence[Sample]) -> dict[Path, Sequence[Sample]]:
     """The samples of each shard, in the order of the shards."""
+    if isinstance(samples, IndexedSamples):
+        return dict(samples.by_shard())
     by_shard: dict[Path, list[Sample]] = {}
     for sample in samples:
         by_shard.setdefault(sample.shard, []).append(sample)

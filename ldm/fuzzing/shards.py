@@ -7,7 +7,6 @@ import io
 import json
 import os
 import tarfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +27,8 @@ from odvae.clips.remote_clips import why_not
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
-from odvae.shards.facts import FACTS, ExamineLimits, find_facts
+from odvae.shards.facts import ExamineLimits
+from odvae.shards.facts_journal import INDEX_FOLDER, find_facts
 from odvae.shards.remote_shards import read_remote_shard
 from odvae.shards.samples import Sample
 from odvae.shards.tars import index_shard
@@ -40,6 +40,7 @@ Samples = Mapping[str, Mapping[str, bytes]]
 _NEIGHBORS = ("neighbor0", "neighbor2")
 _NEIGHBORS_CAPTION = "a healthy caption"
 _TIME = 1_700_000_000
+_JOURNAL = "neighbor.tar.facts.jsonl"
 
 
 def tar_bytes(samples: Samples, tar_format: int = tarfile.PAX_FORMAT) -> bytes:
@@ -148,23 +149,25 @@ def _make_members(context: Path) -> Sequence[Valid]:
     (context / "own.mp4").write_bytes(own["mp4"])
     (context / "timed.mp4").write_bytes(timed["mp4"])
     limits = ExamineLimits(0, 60, 4)
-    for _ in find_facts(index_shard(context / "neighbor.tar"), limits, Counter()):
+    for _ in find_facts(((sample, None) for sample in index_shard(context / "neighbor.tar")), limits):
         pass
+    journal = context / INDEX_FOLDER / _JOURNAL
     return [
         *(Valid("own.json", own["json"], JSON) for _ in range(3)),
         *(Valid("timed.json", timed["json"], JSON) for _ in range(2)),
         Valid("foreign.json", json.dumps(foreign).encode(), JSON),
         Valid("own.txt", "one, über\n".encode(), TEXT),
         Valid("own.mp4", own["mp4"], BYTES),
-        *(Valid(FACTS, (context / FACTS).read_bytes(), JSON_LINES) for _ in range(2)),
+        *(Valid(_JOURNAL, journal.read_bytes(), JSON_LINES) for _ in range(2)),
     ]
 
 
 def _read_member(context: Path, name: str, data: bytes, folder: Path, rng: Random) -> None:
     """One member of one sample is mutated, or the remembered facts; everything else of the shard must be usable."""
-    if name == FACTS:
+    if name == _JOURNAL:
         os.link(context / "neighbor.tar", folder / "neighbor.tar")
-        (folder / FACTS).write_bytes(data)
+        (folder / INDEX_FOLDER).mkdir()
+        (folder / INDEX_FOLDER / _JOURNAL).write_bytes(data)
     else:
         stem, _, extension = name.rpartition(".")
         video = (context / ("timed.mp4" if stem == "timed" else "own.mp4")).read_bytes()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def evaluation_requests(
             Request(file, video_seed, HELD_OUT, class_label=classes[i % len(classes)])
             for i, (file, video_seed) in enumerate(seeds.items())
         ]
-    captioned = [(sample, text) for sample in videos.held_out if (text := sample.read_text())]
+    all_captioned = ((sample, text) for sample in videos.held_out if (text := sample.read_text()))
+    captioned = list(itertools.islice(all_captioned, settings.count))
     if not captioned:
         raise InputError("the held-out videos have no captions; give --prompt")
     requests = []

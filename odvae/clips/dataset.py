@@ -23,7 +23,7 @@ class ClipDataset:
     def __init__(
         self, samples: Sequence[Sample], data: DataSettings, seed: int, failed: dict[str, str] | None = None
     ) -> None:
-        self.samples, self.data, self.seed = list(samples), data, seed
+        self.samples, self.data, self.seed = samples, data, seed
         self.failed = {} if failed is None else failed  # by those who load: name of the video -> why
 
     def __getitem__(self, number: int) -> dict:

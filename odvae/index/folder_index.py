@@ -10,8 +10,8 @@ from typing import overload
 import numpy as np
 import pyarrow as pa
 
-from odvae.index.rows import CHUNK, TRANSFERS, Header, parse_header
-from odvae.index.selection import Selection
+from odvae.index.rows import CHUNK, TRANSFERS, Header, IndexRow, parse_header
+from odvae.index.selection import PartOfSelection, Selection
 from odvae.running.errors import InputError
 from odvae.shards.samples import Member, Sample
 from odvae.video.video_io import VideoFacts
@@ -116,7 +116,7 @@ class FolderIndex:
         return self.shards[chunk.shard[i]]
 
     def problem(self, row: int) -> str:
-        """Why the row's video cannot be used; empty if it can."""
+        """Why the row's video cannot be used, as it follows the sample's name; empty if it can."""
         chunk, i = self._locate(row)
         return chunk.bytes["problem"][i]
 
@@ -155,6 +155,22 @@ class FolderIndex:
         }
         return Sample(chunk.bytes["key"][i], self.shards[chunk.shard[i]], members, self.facts(row))
 
+    def row(self, row: int) -> IndexRow:
+        """All that the index has of a row."""
+        chunk, i = self._locate(row)
+        sample = self.sample(row)
+        return IndexRow(
+            sample.key,
+            sample.members,
+            float(chunk.split[i]),
+            sample.facts,
+            int(chunk.captions[i]),
+            self.label(row),
+            chunk.bytes["group"][i],
+            chunk.bytes["problem"][i],
+            bool(chunk.limited[i]),
+        )
+
     def select(self, chosen: Callable[[Chunk], np.ndarray]) -> IndexedSamples:
         """The samples for which `chosen`, a function of columns, gives True."""
         return IndexedSamples(self, Selection(chosen(chunk) for chunk in self.chunks))
@@ -167,8 +183,17 @@ class FolderIndex:
 class IndexedSamples(Sequence[Sample]):
     """Some samples of an index, made when they are asked for."""
 
-    def __init__(self, folder_index: FolderIndex, rows: Selection) -> None:
+    def __init__(self, folder_index: FolderIndex, rows: Selection | PartOfSelection) -> None:
         self.folder_index, self.rows = folder_index, rows
+
+    def by_shard(self) -> Iterator[tuple[Path, IndexedSamples]]:
+        """Each shard that has some of the samples, in order, and these samples."""
+        first = 0
+        for shard, record in zip(self.folder_index.shards, self.folder_index.header.shards, strict=True):
+            rows = self.rows.between(first, first + record.rows)
+            first += record.rows
+            if rows:
+                yield shard, IndexedSamples(self.folder_index, rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -77,9 +77,10 @@ class IndexRow:
     group: str = ""
     """Samples of a group belong in the same split; empty: the sample is a group of its own."""
     problem: str = ""
-    """Why its video cannot be used; empty if it can."""
+    """Why its video cannot be used, as it follows the sample's name (": cannot be decoded"); empty if it can."""
     limited: bool = False
-    """Whether the problem is that decoding exceeded a limit of the settings, so that other limits may help."""
+    """Whether the problem is that decoding exceeded a limit of the settings, so that other limits may help, or that its
+    process was killed."""
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,10 @@ class Header:
     labels: list[str]
     """Classes, by number."""
     reader: str
-    """The decoder that found the facts: another version may count frames differently."""
+    """The decoder that found the facts of examined videos: another version may count frames differently. Empty where
+    all facts are from KEY.json."""
     limits: list[float]
-    """Seconds and GiB within which a video had to be decoded."""
+    """Seconds and GiB within which a video had to be decoded; empty where no row is `limited`."""
     format: int = FORMAT
 
     def schema(self) -> pa.Schema:
@@ -127,12 +129,19 @@ def write_shard_index(
 
 
 def merge_indexes(path: Path, parts: Sequence[Path]) -> None:
-    """Write one index with the rows of several, in order. They must be of the same `reader` and `limits`."""
+    """Write one index with the rows of several, in order.
+
+    Those with a `reader` must have the same one; those with `limits` too, otherwise the merged index has none that any
+    start has.
+    """
     headers = [read_header(part) for part in parts]
     extensions, labels = _Names(), _Names()
     renumbered = [(extensions.numbers(header.extensions), labels.numbers(header.labels)) for header in headers]
     shards = [shard for header in headers for shard in header.shards]
-    header = Header(shards, extensions.names, labels.names, headers[0].reader, headers[0].limits)
+    reader = next((header.reader for header in headers if header.reader), "")
+    limits = [list(limits) for limits in {tuple(header.limits) for header in headers if header.limits}]
+    merged_limits = limits[0] if len(limits) == 1 else [0.0] * len(limits)
+    header = Header(shards, extensions.names, labels.names, reader, merged_limits)
     schema = header.schema()
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -59,3 +59,40 @@ class Selection(Sequence[int]):
             return False
         byte = self._bits.reshape(-1)[row // 8]
         return bool(byte >> (7 - row % 8) & 1)
+
+    def between(self, first: int, end: int) -> PartOfSelection:
+        """The chosen ones of the rows from `first` to before `end`."""
+        return PartOfSelection(self, range(self.count_before(first), self.count_before(end)))
+
+    def count_before(self, row: int) -> int:
+        """Number of chosen rows before a row."""
+        block, within = divmod(row, _BLOCK)
+        before = int(self._before[block])
+        return before + int(np.unpackbits(self._bits[block])[:within].sum()) if within else before
+
+
+class PartOfSelection(Sequence[int]):
+    """Consecutive ones of the chosen rows, by their positions in the selection."""
+
+    def __init__(self, whole: Selection, positions: range) -> None:
+        self._whole, self._positions = whole, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self._whole[i] for i in self._positions[index]]
+        return self._whole[self._positions[index]]
+
+    def between(self, first: int, end: int) -> PartOfSelection:
+        """The chosen ones of the rows from `first` to before `end`."""
+        others = self._whole.between(first, end)._positions
+        start = max(self._positions.start, others.start)
+        return PartOfSelection(self._whole, range(start, max(start, min(self._positions.stop, others.stop))))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -26,6 +27,14 @@ def weights_fingerprint(model: nn.Module) -> str:
 def checksum(data: bytes | memoryview) -> int:
     """A 64-bit checksum (XXH3) against damage, at about the speed of memory. It is no defence against intent."""
     return xxhash.xxh3_64_intdigest(data)
+
+
+def checksum_of_pieces(pieces: Iterable[bytes]) -> int:
+    """The `checksum` of bytes that come in pieces."""
+    digest = xxhash.xxh3_64()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.intdigest()
 
 
 def file_fingerprint(path: Path) -> str:

@@ -12,13 +12,14 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def progress_bar(description: str, done: int, total: int, unit: str = "step") -> tqdm:
+def progress_bar(description: str, done: int, total: int, unit: str = "step", unit_scale: bool = False) -> tqdm:
     """A progress bar with rate and remaining time; a line every ten seconds if the output is not a terminal."""
     return tqdm(
         desc=description,
         initial=done,
         total=total,
         unit=unit,
+        unit_scale=unit_scale,
         disable=not PartialState().is_main_process,
         mininterval=0.5 if sys.stderr.isatty() else 10,
         dynamic_ncols=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from odvae.shards.facts import about_sample
 from odvae.shards.samples import Sample
@@ -21,9 +22,13 @@ def captions_in(sample: Sample) -> tuple[str, ...]:
     the text is not UTF-8.
     """
     text = sample.read_text() if "txt" in sample.members else None
+    return () if text == "" else captions_of(text, about_sample(sample))
+
+
+def captions_of(text: str | None, about: dict[str, Any]) -> tuple[str, ...]:
+    """The captions in the contents of a sample's text (None if it has none) and .json."""
     if text == "":
         return ()
-    about = about_sample(sample)
     more = about.get("captions")
     found = [about.get("caption") if text is None else text, *(more if isinstance(more, list) else [])]
     return each_once(one for one in found if isinstance(one, str) and is_valid_text(one))

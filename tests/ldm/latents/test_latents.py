@@ -51,7 +51,7 @@ def test_every_planned_clip_is_stored_with_its_posterior_caption_and_start(encod
     train, held_out = entries_of(encoded / "latents")
     assert len(train) + len(held_out) == 24
     videos = VideoSet(encoded / "shards", DATA, "?")
-    sources = {sample.key: sample for sample in videos.train + videos.held_out}
+    sources = {sample.key: sample for sample in (*videos.train, *videos.held_out)}
     for entry in (train[0], train[1], held_out[1]):
         about, tensors = entry.read_json(), load_entry(entry, 0, [])
         source = sources[about["source"]]

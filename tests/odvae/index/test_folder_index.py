@@ -133,3 +133,26 @@ def test_a_selection_is_the_chosen_rows(share):
     assert next((i for i in range(20_000) if not mask[i]), -1) not in chosen
     with pytest.raises(IndexError):
         chosen[len(expected)]
+
+
+def test_samples_come_by_shard(index, tmp_path):
+    readable = index.select(lambda chunk: chunk.frames > 0)
+    found = [(shard.name, [sample.key for sample in samples]) for shard, samples in readable.by_shard()]
+    assert found == [("0.tar", ["a", "b"]), ("2.tar", ["c"])]
+    ((_, first), _) = readable.by_shard()
+    assert [sample.key for sample in first[::-1]] == ["b", "a"]
+    assert [len(part) for _, part in first.by_shard()] == [2]
+
+
+def test_the_chosen_ones_of_any_rows_are_found():
+    mask = np.random.default_rng(0).random(20_000) < 0.3
+    chosen = Selection([mask])
+    for first, end in ((0, 0), (0, 20_000), (4095, 4097), (4096, 8192), (5000, 5001), (123, 17_000)):
+        expected = (np.flatnonzero(mask[first:end]) + first).tolist()
+        assert list(chosen.between(first, end)) == expected
+        assert chosen.between(first, end)[1:5] == expected[1:5]
+
+
+def test_a_row_is_read_as_it_was_written(index):
+    assert index.row(0) == row("a", label="cat")
+    assert index.row(3) == IndexRow("d", {}, 0.5, problem="is broken", limited=True)

@@ -2,9 +2,10 @@
 
 import io
 import json
-import os
+import shutil
 import tarfile
 import time
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,8 @@ from odvae.packing.packing import PackingSettings, pack_folder
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
 from odvae.shards import facts as facts_module
-from odvae.shards.facts import FACTS, ExamineLimits, FactsFile, about_sample, checked_about, own_facts
+from odvae.shards.facts import ExamineLimits, about_sample, checked_about, own_facts
+from odvae.shards.facts_journal import READER, FactsJournal
 from odvae.shards.tars import index_shards, list_shards
 from odvae.video.video_io import VideoFacts, write_video
 
@@ -129,34 +131,71 @@ def test_foreign_videos_are_examined_once_and_clips_are_the_same_after(tmp_path,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = foreign_shards(tmp_path / "shards", video)
     if place == "cache":
-        (folder / FACTS).mkdir()  # nothing can be written there
+        (folder / "index").write_text("in the way: nothing can be written there")
     calls = counted(monkeypatch)
     first = VideoSet(folder, DATA, "?")
     assert len(calls) == 6
     second = VideoSet(folder, DATA, "?")
     assert len(calls) == 6
-    assert second.samples == first.samples
+    assert list(second.samples) == list(first.samples)
     assert second.samples[0].facts.keyframes[-1][0] > 0 or second.samples[0].facts.frames == 60
-    assert (folder / FACTS).is_file() == (place == "beside")
+    assert (folder / "index.arrow").is_file() == (place == "beside")
+    assert list(tmp_path.rglob("*.jsonl")) == []  # the journal is not needed any more
     clip = load_clip(second.samples[0], DATA, 50)
     assert (clip == load_clip(index_shards(list_shards(folder, "?"))[0], DATA, 50)).all()
 
 
-def test_facts_of_a_shard_that_changed_are_found_anew_and_a_spoiled_file_is_passed_over(tmp_path, video, monkeypatch):
+def journal_of(folder, samples, version="0.3"):
+    """What a stopped start has found, in the file of this version or of 0.2."""
+    row = {"of": [(folder / "00000.tar").stat().st_size, (folder / "00000.tar").stat().st_mtime_ns], "reader": READER}
+    rows = [row | {"key": one.key, "shard": "00000.tar", "facts": asdict(one.facts)} for one in samples]
+    path = folder / ".facts.jsonl" if version == "0.2" else folder / "index/00000.tar.facts.jsonl"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return path
+
+
+def without_index(folder):
+    (folder / "index.arrow").unlink()
+    shutil.rmtree(folder / "index")
+    return folder
+
+
+@pytest.mark.parametrize("version", ["0.2", "0.3"])
+def test_what_a_stopped_start_has_found_is_kept_and_a_spoiled_journal_is_passed_over(
+    tmp_path, video, monkeypatch, version
+):
     folder = foreign_shards(tmp_path / "shards", video)
     calls = counted(monkeypatch)
-    VideoSet(folder, DATA, "?")
-    lines = (folder / FACTS).read_text().splitlines()
+    samples = list(VideoSet(folder, DATA, "?").samples)
+    path = journal_of(without_index(folder), samples, version)
+    lines = path.read_text().splitlines()
     spoiled = [lines[0], "{", "[]", "null", lines[1][:40], lines[2].replace('"frames": 60', '"frames": "x"')]
-    (folder / FACTS).write_bytes("\n".join(spoiled).encode() + b"\n\xff\xfe" + lines[3][:30].encode())
+    path.write_bytes("\n".join(spoiled).encode() + b"\n\xff\xfe" + lines[3][:30].encode())
     again = VideoSet(folder, DATA, "?")
     assert len(calls) == 6 + 5  # one line was whole
-    assert {frame_count(sample, None) for sample in again.samples} == {60}
+    assert list(again.samples) == samples
     assert len(VideoSet(folder, DATA, "?").samples) == 6
     assert len(calls) == 6 + 5
-    os.utime(folder / "00000.tar", ns=(1, 1))
-    VideoSet(folder, DATA, "?")
-    assert len(calls) == 6 + 5 + 6
+
+
+def test_a_start_that_was_stopped_goes_on_where_it_was(tmp_path, video, monkeypatch):
+    folder = foreign_shards(tmp_path / "shards", video)
+    calls = counted(monkeypatch)
+    counting, stops_at = facts_module.examine_sample, 4
+
+    def stopping(sample):
+        if len(calls) == stops_at:
+            raise KeyboardInterrupt
+        return counting(sample)
+
+    monkeypatch.setattr(facts_module, "examine_sample", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        VideoSet(folder, DATA, "?")
+    assert len((folder / "index/00000.tar.facts.jsonl").read_text().splitlines()) == 4
+    stops_at = None
+    assert len(VideoSet(folder, DATA, "?").samples) == 6
+    assert len(calls) == 6
 
 
 def test_failures_are_kept_as_long_as_they_hold(tmp_path, video):
@@ -167,11 +206,9 @@ def test_failures_are_kept_as_long_as_they_hold(tmp_path, video):
         (Failure("took longer than 5 s", "limit"), [True, False]),
         (Failure("its process was killed", "system"), [False, False]),
     ):
-        (sample.shard.parent / FACTS).unlink(missing_ok=True)
-        file = FactsFile(sample.shard.parent, limits)
-        file.remember(sample, failure)
-        file.close()
-        found = [FactsFile(sample.shard.parent, one).recall(sample) for one in (limits, more)]
+        FactsJournal(sample.shard, limits).remove()
+        FactsJournal(sample.shard, limits).remember(sample, failure)
+        found = [FactsJournal(sample.shard, one).recall(sample) for one in (limits, more)]
         assert [isinstance(one, Failure) for one in found] == kept
         assert all(one.reason.startswith(sample.name) for one in found if one)
 
@@ -202,10 +239,10 @@ def test_foreign_images_are_known_by_their_headers(tmp_path, video):
 
 def test_high_dynamic_range_is_counted_and_left_out_where_asked(tmp_path, video, monkeypatch):
     folder = foreign_shards(tmp_path / "shards", video)
-    VideoSet(folder, DATA, "?")
-    rows = [json.loads(line) for line in (folder / FACTS).read_text().splitlines()]
-    rows[0]["facts"]["transfer"], rows[1]["facts"]["transfer"] = "pq", "hlg"
-    (folder / FACTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = list(VideoSet(folder, DATA, "?").samples)
+    for i, transfer in enumerate(("pq", "hlg")):
+        samples[i] = replace(samples[i], facts=replace(samples[i].facts, transfer=transfer))
+    journal_of(without_index(folder), samples)
     kept = VideoSet(folder, DATA, "?")
     assert "; high dynamic range, tone-mapped (data.hdr): PQ (HDR10) (1), HLG (1)" in kept.describe()
     assert len(kept.samples) == 6

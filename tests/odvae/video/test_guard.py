@@ -134,10 +134,10 @@ def test_training_validation_statistics_and_both_evaluations_go_on_and_name_the_
         assert [next(loader)["video"].shape[0] for _ in range(4)] == [4] * 4
         assert f"left out: {broken.name}: " in capsys.readouterr().err
         found = [place for place, _ in each_clip(videos.samples, data, len(videos.samples))]
-        assert found == [i for i, one in enumerate(videos.samples) if one is not broken]
+        assert found == [i for i, one in enumerate(videos.samples) if one != broken]
         assert f"left out: {broken.name}: " in capsys.readouterr().err
     clips = [(sample, 0) for sample in videos.samples]
-    other = [clip for clip in clips if clip[0] is not broken]
+    other = [clip for clip in clips if clip[0] != broken]
     sets = without_broken_videos(VideoSets([{}] * 8, clips, other), DATA, len(clips))
     assert sets.reference == other
     assert len(sets.generated) == len(sets.other_real) == 7

@@ -1,22 +1,24 @@
 """Encodes video shards into latent shards: the VAE's posterior of each clip, and the embeddings of its captions.
 
 There is one latent shard per video shard and bucket. Shards are written atomically; an interrupted run resumes with the
-missing ones, on any number of processes, and ends with the same bytes.
+missing ones, on any number of processes, and ends with the same bytes. So do parts (`encode.part=i/n`), which run
+independently, on any machines; `encode.finish=true` then writes the manifest.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
 
 from ldm.encoding.encode_shards import captions_of, describe_speed, encode_shard_jobs
 from ldm.encoding.finish import finish
-from ldm.encoding.parts import share_of_jobs
-from ldm.encoding.resume import EncodedFolder, Sources
+from ldm.encoding.parts import describe_missing, note_part, share_of_jobs, sources_of_part
+from ldm.encoding.resume import EncodedFolder, Sources, count_of, record_vae
 from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.shard_files import EncodingContext
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER
@@ -24,10 +26,12 @@ from ldm.networks.settings import LEARNED, TextSettings
 from ldm.networks.text_encoder import TextEncoder, check_max_tokens, learn_text_encoder, load_text_encoder
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.running.distributed import decide_on_main_process
+from odvae.cluster.parts import Part
+from odvae.running.distributed import TIMEOUT, decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
 from odvae.running.files import write_json
+from odvae.running.folder_lock import exclusive_update
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.stage import Stage
 from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
@@ -49,6 +53,9 @@ def encode_latents(
 ) -> None:
     """Encode every video (both splits) into `folder`, or resume an interrupted run; ranks share the shards.
 
+    With `settings.part` only that part's, together with other parts; with `settings.finish` none: what all parts
+    encoded is checked to be complete, and finished.
+
     Prints an account of the videos at the end, and writes it to `account.json`. `needs_text`: a network will be trained
     with text conditioning, so captions are required. Raises InputError where there are none then, where the VAE is
     missing or does not take clips of these sizes, where the folder holds latents of another VAE, other settings or
@@ -61,10 +68,14 @@ def encode_latents(
     vae = load_vae(vae_folder).to(state.device)
     settings.check_sizes(data, compression_of(vae))
     check_long_clips(settings, data, vae)
-    with Stage(folder, {"encode": settings, "text": text, "data": data}):  # a finished folder is checked again too
-        vae_sha256 = weights_fingerprint(vae)
+    part = settings.chosen_part
+    sections = {"encode": settings.recorded, "text": text, "data": data}
+    with Stage(folder, sections, shared=part is not None) as stage:  # a finished folder is checked again too
         sources = Sources(videos.samples, settings, data, seed)
-        waiting, hashes = decide_on_main_process(lambda: _find_waiting(folder, sources, vae_sha256, vae_folder))
+        vae_sha256 = weights_fingerprint(vae)
+        waiting, hashes = decide_on_main_process(
+            lambda: _find_waiting(stage, sources, settings, check_vae(stage, vae, vae_sha256, vae_folder))
+        )
         text_encoder = open_text_encoder(text, videos, folder, seed)
         check_max_tokens(text_encoder, text.max_tokens)
         text_encoder.model.to(state.device)
@@ -73,10 +84,16 @@ def encode_latents(
         speed = encode_shard_jobs(encoding, jobs, folder, len(videos.samples), hashes)
         if speed is not None and state.is_main_process:
             print(describe_speed(speed), flush=True)
-            write_json(folder / SPEED, speed)
+            note_speed(folder, part, speed)
         state.wait_for_everyone()
-        if state.is_main_process:
+        if part is None and state.is_main_process:
             print(finish(encoding, sources, videos, text, vae_folder, folder).table(), flush=True)
+    if part is not None and state.is_main_process:
+        names = sources_of_part(sources.named, part)
+        print(
+            f"part {part}: the latents of its {len(names)} of {len(sources.named)} video shards are complete",
+            flush=True,
+        )
 
 
 def check_captions(videos: VideoSet) -> None:
@@ -101,31 +118,60 @@ def check_long_clips(settings: EncodeSettings, data: DataSettings, vae: VideoVAE
 
 
 def _find_waiting(
-    folder: Path, sources: Sources, vae_sha256: str, vae_folder: Path
+    stage: Stage, sources: Sources, settings: EncodeSettings, encoded: EncodedFolder
 ) -> tuple[dict[str, list[str]], dict[Path, str]]:
-    """The jobs that are not done, by video shard, and the hashes of video shards that are known.
+    """The jobs of this part that are not done, by video shard, and the hashes of video shards that are known.
 
-    Raises InputError where the others had another VAE or other videos, and where no video is long enough.
+    Raises InputError where the others had other videos, where no video is long enough, and where a folder that is to be
+    finished lacks shards.
     """
-    encoded = EncodedFolder(folder)
-    encoded.check_same_vae(vae_sha256, vae_folder)
-    encoded.check_same_videos(sources, sources.named)
-    waiting = encoded.waiting(sources, sources.named)
-    if not waiting and not encoded.records:
+    chosen = sources_of_part(sources.named, settings.chosen_part)
+    encoded.check_same_videos(sources, chosen)
+    waiting = encoded.waiting(sources, chosen)
+    if settings.chosen_part is not None:
+        note_part(stage.folder, settings.chosen_part, {"video_shards": len(chosen), "shards_left": count_of(waiting)})
+    elif waiting and settings.finish:
+        raise InputError(describe_missing(stage.folder, sources.named, waiting))
+    elif not waiting and not encoded.records:
         raise InputError("no video is long enough for any of encode.buckets")
     return waiting, encoded.known_hashes(sources)
 
 
+def check_vae(stage: Stage, vae: VideoVAE, vae_sha256: str, vae_folder: Path) -> EncodedFolder:
+    """Record the VAE in the folder, or raise InputError where it is another than that of the folder's shards.
+
+    Returns what the folder has.
+    """
+    encoded = EncodedFolder(stage.folder)
+    encoded.check_same_vae(vae_sha256, vae_folder)
+    with stage.updating():  # of several parts, the first decides
+        record_vae(stage.folder, vae, vae_sha256, vae_folder)
+    return encoded
+
+
+def note_speed(folder: Path, part: Part | None, speed: Mapping[str, Any]) -> None:
+    """Write the speed: `speed.json`, or a part's own file."""
+    if part is None:
+        write_json(folder / SPEED, speed)
+    else:
+        note_part(folder, part, {"shards_left": 0, **speed})
+
+
 def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: int) -> TextEncoder:
-    """The text encoder of the settings; a "learned" one is first trained on the training videos' captions."""
+    """The text encoder of the settings; a "learned" one is first trained on the training videos' captions.
+
+    Of several parts that start together, one trains it and the others wait.
+    """
     if text.encoder != LEARNED:
         return load_text_encoder(text.encoder)
     state, learned = PartialState(), folder / TEXT_ENCODER_FOLDER
     if state.is_main_process and not learned.exists():
-        found = map(captions_of, videos.train)
-        readable = [caption for captions in found if not isinstance(captions, Failure) for caption in captions]
-        with one_thread():
-            learn_text_encoder(readable or [""], text, learned, seed)
+        with exclusive_update(folder, ".text_encoder.lock", timeout=TIMEOUT.total_seconds()):
+            if not learned.exists():
+                found = map(captions_of, videos.train)
+                readable = [caption for captions in found if not isinstance(captions, Failure) for caption in captions]
+                with one_thread():
+                    learn_text_encoder(readable or [""], text, learned, seed)
     state.wait_for_everyone()
     return load_text_encoder(learned)
 

@@ -2,6 +2,7 @@
 
 odvae-encode [--config demo] [section.key=value ...]
 On several GPUs: accelerate launch -m ldm.commands.encode_latents ...
+In parts, on any machines: ... encode.part=1/8 to encode.part=8/8, then once encode.finish=true (docs/cluster.md)
 """
 
 from ldm.experiment import announce, parse_experiment
@@ -25,7 +26,11 @@ def main() -> None:
         experiment.seed,
         needs_text=experiment.ldm.conditioning.kind == "text",
     )
-    announce(folders.latents, "train_ldm", options)
+    is_part = experiment.encode.part is not None
+    options.overrides = [one for one in options.overrides if not one.startswith(("encode.part=", "encode.finish="))]
+    if is_part:
+        options.overrides.append("encode.finish=true")
+    announce(folders.latents, "encode_latents" if is_part else "train_ldm", options)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ once: only where a video shard's size or modification time is another than in it
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,15 @@ from ldm.encoding.plan import ShardJob, plan_source, record_path, samples_by_sha
 from ldm.encoding.settings import EncodeSettings
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
-from odvae.running.files import write_json
+from odvae.running.files import read_object, write_json
 from odvae.running.hashing import file_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.shards.samples import Sample
+from odvae.video_vae import VideoVAE
 
 _HASHERS = 4  # threads
+
+ENCODER = "encoder.json"
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,31 @@ class EncodedFolder:
         renewed = dataclasses.replace(record, source_bytes=size, source_mtime_ns=mtime_ns)
         write_json(record_path(self.folder, record.name), dataclasses.asdict(renewed))
         self.records[record.name] = self._by_source[record.file][record.name] = renewed
+
+
+def count_of(waiting: Mapping[str, Sequence[str]]) -> int:
+    """Number of jobs, given by video shard."""
+    return sum(map(len, waiting.values()))
+
+
+def record_vae(folder: Path, vae: VideoVAE, vae_sha256: str, vae_folder: Path) -> None:
+    """Record the VAE of a folder's latents in `encoder.json`, before the first shard.
+
+    Raises InputError where another one is recorded, also one with the same weights and other settings.
+    """
+    kept = {key: value for key, value in vae.config.items() if not key.startswith(("_", "latents_"))}
+    now = json.loads(json.dumps({"vae_sha256": vae_sha256, "vae_config": kept}))
+    path = folder / ENCODER
+    before = read_object(path) if path.is_file() else now
+    if before != now:
+        was = str(before.get("vae_sha256"))[:16]
+        what = f"({was}...)" if was != vae_sha256[:16] else "(with the same weights and other settings)"
+        raise InputError(
+            f"{folder} was encoded by another VAE {what} than {vae_folder} ({vae_sha256[:16]}...): use the same in all "
+            f"parts, or remove {folder} and run the same command again"
+        )
+    if not path.is_file():
+        write_json(path, now)
 
 
 def _identity(state: os.stat_result) -> tuple[int, int]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from odvae.architecture.frame_counts import check_clip_size
 from odvae.clips.settings import DataSettings
+from odvae.cluster.parts import Part
 from odvae.running.errors import InputError
 from odvae.running.resume_check import MayChange
 from odvae.running.settings import Precision, Settings
@@ -54,6 +55,12 @@ class EncodeSettings(Settings):
     """Clip sizes. Each video goes to the longest bucket that it fills, of equally long ones to the one with the nearest
     aspect ratio; images, and videos too short for the others, to a bucket of 1 frame. Empty: one bucket with
     data.frames, data.height and data.width."""
+    part: Annotated[str | None, MayChange] = None
+    """i/n, such as 3/8: only the i-th of n parts of the video shards is encoded, on any machine that shares the folder,
+    in any order, together with other parts or not. Then encode.finish=true. null: all, and the folder is finished."""
+    finish: Annotated[bool, MayChange] = False
+    """Nothing is encoded: the folder of which all parts are encoded gets its manifest, index and account. What is
+    missing is an error that names it."""
     clips_per_video: int = Field(1, ge=1)
     """Clips encoded per video, spread over it."""
     start: ClipStart = "first"
@@ -84,6 +91,29 @@ class EncodeSettings(Settings):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"given more than once: {', '.join(repeated)}")
         return buckets
+
+    @field_validator("part")
+    @classmethod
+    def _part_is_one_of_its_count(cls, part: str | None) -> str | None:
+        if part is not None:
+            Part.parse(part)
+        return part
+
+    @model_validator(mode="after")
+    def _a_part_does_not_finish(self) -> EncodeSettings:
+        if self.part is not None and self.finish:
+            raise ValueError(f"part={self.part} and finish=true: first run all parts, then finish=true without part")
+        return self
+
+    @property
+    def chosen_part(self) -> Part | None:
+        """The part to encode; None for all."""
+        return None if self.part is None else Part.parse(self.part)
+
+    @property
+    def recorded(self) -> EncodeSettings:
+        """The settings that are recorded in the folder: how its work is divided does not belong to them."""
+        return self.model_copy(update={"part": None, "finish": False})
 
     def check_sizes(self, data: DataSettings, ratios: tuple[int, int]) -> None:
         """Raise InputError for clips that a VAE with these (temporal, spatial) compression ratios does not take."""

@@ -2,7 +2,7 @@
 
 A command that writes a folder for a long time holds its lock throughout, and a second one ends with an error at once
 (`sole_writer`). Where several commands may add to one folder, each holds the lock only while it changes a file, and the
-others wait (`exclusive_update`).
+others wait (`exclusive_update`); or they hold it together (`shared_writer`), which keeps a sole writer out.
 
 The kernel's flock is called directly: it ends with the process, so a killed run never blocks the next one. (The
 `filelock` library mistakes a file system without locks for a held lock, or, in later versions, falls back to lock files
@@ -51,20 +51,34 @@ def sole_writer(folder: Path, lock: Path | None = None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exclusive_update(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock while its files are changed; waits until other processes have released it.
+def shared_writer(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder together with other shared writers, which write other files, or the same bytes.
 
-    Raises InputError if one holds it for longer than TIMEOUT.
+    Incomplete files of processes of this machine that have ended are removed. Raises InputError if a `sole_writer`
+    holds it.
     """
-    held = f"another process ({{}}) has been changing files of {folder} for {TIMEOUT} s; end it"
-    with _locked(folder / LOCK, TIMEOUT, held):
+    make_output_folder(folder)
+    held = f"{folder} is being written as a whole by another process ({{}}); wait for it, or end it"
+    with _locked(folder / LOCK, 0, held, fcntl.LOCK_SH):
+        remove_leftovers(folder, dead_only=True)
         yield
 
 
 @contextlib.contextmanager
-def _locked(path: Path, timeout: float, message: str) -> Iterator[None]:
+def exclusive_update(folder: Path, lock: str = LOCK, timeout: float = TIMEOUT) -> Iterator[None]:
+    """Hold the folder's lock while its files are changed; waits until other processes have released it.
+
+    `lock`: the lock file's name. Raises InputError if one holds it for longer than `timeout` seconds.
+    """
+    held = f"another process ({{}}) has been changing files of {folder} for {timeout} s; end it"
+    with _locked(folder / lock, timeout, held):
+        yield
+
+
+@contextlib.contextmanager
+def _locked(path: Path, timeout: float, message: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
     with open(path, "a+") as file:
-        _acquire(file, path, timeout, message)
+        _acquire(file, path, timeout, message, kind)
         _held_files.add(file)
         try:
             file.truncate(0)
@@ -75,12 +89,12 @@ def _locked(path: Path, timeout: float, message: str) -> Iterator[None]:
             _held_files.discard(file)
 
 
-def _acquire(file: TextIO, path: Path, timeout: float, message: str) -> None:
+def _acquire(file: TextIO, path: Path, timeout: float, message: str, kind: int) -> None:
     """Lock the file within `timeout` seconds. Raises InputError with `message`, formatted with the holder's name."""
     deadline, announced = time.monotonic() + timeout, not timeout
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
             return
         except OSError as error:
             if error.errno in _UNSUPPORTED:

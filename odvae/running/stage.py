@@ -15,13 +15,14 @@ from accelerate import PartialState
 from odvae.running.allocator import keep_freed_memory
 from odvae.running.distributed import decide_on_main_process, uses_cuda
 from odvae.running.files import make_output_folder, remove_leftovers, write_json
-from odvae.running.folder_lock import exclusive_update, sole_writer
+from odvae.running.folder_lock import exclusive_update, shared_writer, sole_writer
 from odvae.running.resume_check import check_not_made_by_0_1, read_stage_record, record_settings
 from odvae.running.run_folder import code_version
 from odvae.running.stop_signals import StopSignals
 
 RECORD = "stage.json"
 SETTINGS = "experiment.yaml"
+UPDATES = ".updates.lock"
 
 
 class Stage:
@@ -37,6 +38,9 @@ class Stage:
     as in earlier runs (`experiment.yaml`). Without, several commands may add to the folder; each must read and rewrite
     files within `updating`.
 
+    `shared`: with `sections`, other commands with `shared` and the same settings may write to the folder at the same
+    time, each other files; one without is refused meanwhile. Such a command does not finish the stage.
+
     `finished`: whether an earlier run with exactly the same settings is complete. If the block ends without an error,
     the stage becomes finished once every rank has arrived. `stage.json` records the minutes of all runs, the last
     command and its code version.
@@ -49,8 +53,14 @@ class Stage:
     Raises InputError for a folder that cannot be written, is being written, or has a run with other settings.
     """
 
-    def __init__(self, folder: Path, sections: Mapping[str, Any] | None = None, replaces_folder: bool = False) -> None:
-        self.folder, self.sections, self.replaces_folder = folder, sections, replaces_folder
+    def __init__(
+        self,
+        folder: Path,
+        sections: Mapping[str, Any] | None = None,
+        replaces_folder: bool = False,
+        shared: bool = False,
+    ) -> None:
+        self.folder, self.sections, self.replaces_folder, self.shared = folder, sections, replaces_folder, shared
         self.state = PartialState()
         self.signals = StopSignals()
         self.finished = self._is_updating = False
@@ -71,7 +81,7 @@ class Stage:
         with self._held:
             if kind is None and not self.finished:
                 self.state.wait_for_everyone()
-                self.record(finished=True)
+                self.record(finished=not self.shared)
         if kind is None:
             self.state.wait_for_everyone()
 
@@ -86,9 +96,10 @@ class Stage:
             make_output_folder(self.folder)
             remove_leftovers(self.folder, dead_only=True)
             return False
-        held.enter_context(sole_writer(self.folder))
-        same = record_settings(self.folder / SETTINGS, self.sections)
-        finished = same and self._last_record()["finished"]
+        held.enter_context(shared_writer(self.folder) if self.shared else sole_writer(self.folder))
+        with self.updating():
+            same = record_settings(self.folder / SETTINGS, self.sections)
+            finished = same and self._last_record()["finished"]
         if not finished:
             self.record()
         return finished
@@ -96,10 +107,11 @@ class Stage:
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:
         """Within it no other command changes files of this folder. Keep it short, since other commands wait for it."""
-        if self.sections is not None or self.replaces_folder or self._is_updating:
+        alone = self.replaces_folder or (self.sections is not None and not self.shared)
+        if alone or self._is_updating:
             yield
             return
-        with exclusive_update(self.folder):
+        with exclusive_update(self.folder, UPDATES) if self.shared else exclusive_update(self.folder):
             self._is_updating = True
             try:
                 yield

@@ -20,7 +20,7 @@ from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import log_samples, validate
 from odvae.measuring import matmul_rate
-from odvae.running.account import NOT_ENCODED, Account
+from odvae.running.account import NOT_ENCODED, UNREADABLE, Account
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.hashing import weights_fingerprint
@@ -40,6 +40,7 @@ def train_ldm(
     seed: int,
     tracker: Tracker = "none",
     *,
+    failures_allowed: float = 0.05,
     load_vae: VAELoader = load_vae,
     make_network: NetworkFactory | None = None,
     loss: SampleLoss = per_sample_mse,
@@ -49,8 +50,11 @@ def train_ldm(
     For VAEs, networks and losses from outside this project (docs/your_own.md): `load_vae` loads `vae_folder`,
     `make_network` creates the network in place of the one in `settings`, `loss` is minimized.
 
+    An entry of the latents that cannot be read, or is not what was encoded, is named and replaced by another one.
+
     Raises InputError where the latents are missing, were encoded by another VAE than `vae_folder`'s, or do not fit the
-    network, and where `folder` holds a run with other settings. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and
+    network, where more than `failures_allowed` of the training entries cannot be read, and where `folder` holds a run
+    with other settings. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and
     exit with status 130, 143 or 138.
     """
     state, manifest = PartialState(), load_manifest(latents_folder)
@@ -69,8 +73,13 @@ def train_ldm(
         account = account_of(manifest, settings.conditioning)
         if state.is_main_process and account.without_caption:
             print(f"{account.without_caption} of {account.used} clips have no caption", flush=True)
-        data = LatentData(latents_folder, manifest, settings.conditioning, settings.objective, state.device)
+        data = LatentData(
+            latents_folder, manifest, settings.conditioning, settings.objective, state.device, failures_allowed
+        )
         averages = fit(network, loss, vae, settings, data, stage, seed, tracker)
+        for name, reason in data.failures.reasons.items():
+            account.used -= 1
+            account.leave_out(name, UNREADABLE, reason)
         if state.is_main_process:
             for name, weights in averages.items():
                 trained = new_network(settings, manifest, make_network)
@@ -164,6 +173,7 @@ def fit(
 
         last = step == optimization.steps
         if step % optimization.log_every == 0 or last:
+            data.merge_failures(accelerator)
             loss = float(accelerator.reduce(loss_sum, "mean"))
             row = {"loss": loss, "gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
             state.log.row(step, **row, **meter.row(), skipped_steps=state.guard.report(step))

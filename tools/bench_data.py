@@ -34,7 +34,10 @@ import torch
 from ldm.encode import encode_latents
 from ldm.encoding.encode_shards import encode_pieces
 from ldm.encoding.settings import EncodeSettings
-from ldm.latents.entries import LatentSet, latent_batches, open_latents, pack_entry
+from ldm.latents.batches import latent_batches
+from ldm.latents.entries import pack_entry
+from ldm.latents.index_files import latent_rows, write_latent_index
+from ldm.latents.latent_set import LatentSet, open_latents
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import TextSettings
 from odvae import ODVAE
@@ -44,11 +47,13 @@ from odvae.clips.loader import endless_loader
 from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.index.folder_index import FolderIndex
+from odvae.index.rows import merge_indexes
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import readable_errors
 from odvae.running.files import read_json
 from odvae.shards.samples import Sample
-from odvae.shards.tars import index_shards, shard_writer
+from odvae.shards.tars import shard_writer
 
 BATCH = 4
 
@@ -150,7 +155,12 @@ def bench_disk() -> dict:
                     entry = pack_entry(mean, std, text, torch.ones(TEXT[:1], dtype=torch.bool), torch.bfloat16)
                     about = json.dumps({"caption": "", "source": f"{i}_{j}", "label": None}).encode()
                     shard.write({"__key__": f"{i}_{j}-000", "safetensors": entry, "json": about})
-        latents = LatentSet({"all": index_shards(shards)}, {"all": []}, [])
+        parts = [Path(f"{path}.arrow") for path in shards]
+        for path, part in zip(shards, parts, strict=True):
+            write_latent_index(part, path, latent_rows(path), "")
+        merge_indexes(Path(work) / "index.arrow", parts)
+        index = FolderIndex(Path(work) / "index.arrow", Path(work))
+        latents = LatentSet({"all": index.select(lambda chunk: chunk.split >= 0)}, {}, [])
         size = sum(path.stat().st_size for path in shards)
         ours, plain = [], []
         for _ in range(5):

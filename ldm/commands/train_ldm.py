@@ -14,7 +14,15 @@ def main() -> None:
     from ldm.train import train_ldm
 
     folders = experiment.folders
-    train_ldm(experiment.ldm, folders.vae, folders.latents, folders.ldm, experiment.seed, experiment.tracker)
+    train_ldm(
+        experiment.ldm,
+        folders.vae,
+        folders.latents,
+        folders.ldm,
+        experiment.seed,
+        experiment.tracker,
+        failures_allowed=experiment.data.failures_allowed,
+    )
     announce(folders.ldm, "sample_video", options)
 
 

@@ -14,6 +14,7 @@ from ldm.encoding.job_records import JobRecord
 from ldm.encoding.resume import EncodedFolder, Outline, Sources
 from ldm.encoding.settings import BucketSettings
 from ldm.encoding.shard_files import DTYPES, EncodingContext
+from ldm.latents.index_files import write_folder_index
 from ldm.latents.manifest import EMPTY_TEXT, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
 from ldm.networks.settings import LEARNED, TextSettings
 from odvae.clips.video_set import VideoSet
@@ -151,4 +152,5 @@ def _write_manifest(
         shards=[ShardRecord(**{key: getattr(record, key) for key in ShardRecord.__annotations__}) for record in full],
         code=code_version(),
     )
+    write_folder_index(folder, manifest)
     manifest.save(folder)

@@ -20,6 +20,7 @@ from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.source_hashes import SourceIdentity
 from ldm.encoding.waits import Waits
 from ldm.latents.entries import entry_key, pack_entry, pack_text, text_member
+from ldm.latents.index_files import WrittenEntry, shard_index_path, write_latent_index, written_rows
 from ldm.networks.text_encoder import TextEncoder
 from odvae.clips.clip import clip_rate
 from odvae.clips.settings import DataSettings
@@ -28,7 +29,7 @@ from odvae.latent_statistics import ChannelSums
 from odvae.running.account import Account
 from odvae.running.failures import Failures
 from odvae.running.files import write_json
-from odvae.running.hashing import file_fingerprint
+from odvae.running.hashing import checksum, file_fingerprint
 from odvae.shards.facts import about_sample
 from odvae.shards.samples import Sample
 from odvae.shards.tars import shard_writer
@@ -90,6 +91,8 @@ class ShardResult:
     failed: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Key of a video of which a clip could not be encoded -> reason: (kind, details)."""
     sums: ChannelSums = field(default_factory=ChannelSums)
+    written: list[WrittenEntry] = field(default_factory=list)
+    """The shard's entries, for its index."""
 
     def count(self, video: str, captions: tuple[str, ...], label: str | None, is_train: bool) -> None:
         """Count an entry."""
@@ -166,13 +169,16 @@ def _write_batch(
         mean, std = tensors.mean[i], tensors.std[i]
         stored_std = std if settings.posterior == "moments" else None
         entry = pack_entry(mean, stored_std, tensors.text[i], tensors.text_mask[i], dtype)
+        key = entry_key(source.key, clip.index, clip.flip)
         members = {
             "safetensors": entry,
             "json": json.dumps(metadata).encode(),
             **{text_member(number): pack_text(*text, dtype) for number, text in enumerate(more, start=1)},
         }
         with waits.of("disk"):
-            shard.write({"__key__": entry_key(source.key, clip.index, clip.flip), **members})
+            shard.write({"__key__": key, **members})
+        checksums = {name: checksum(data) for name, data in members.items()}
+        result.written.append(WrittenEntry(key, checksums, len(captions), metadata["label"]))
         is_train = not is_held_out(source.key, data.held_out)
         result.count(source.key, captions, metadata["label"], is_train)
         result.shape = tuple(mean.shape)
@@ -183,13 +189,17 @@ def _write_batch(
 def write_record(
     encoding: EncodingContext, job: ShardJob, result: ShardResult, source: SourceIdentity, folder: Path
 ) -> None:
-    """Write the job's record, which marks it as done and from which the manifest is built."""
+    """Write the shard's index, and the job's record, which marks it as done and from which the manifest is built."""
     path = folder / job.name
+    sha256 = file_fingerprint(path) if result.entries else ""
+    if result.entries:
+        rows = written_rows(path, result.written)
+        write_latent_index(shard_index_path(folder, job.name), path, rows, sha256)
     mirrored = {clip.sample.key for clip in job.clips if clip.flip}
     videos = {clip.sample.key for clip in job.clips}
     record = {
         "name": job.name,
-        "sha256": file_fingerprint(path) if result.entries else "",
+        "sha256": sha256,
         "bytes": path.stat().st_size if result.entries else 0,
         "entries": result.entries,
         "train_entries": result.train_entries,

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from ldm.encoding.encode_shards import encode_pieces
 from ldm.encoding.settings import BucketSettings
-from ldm.latents.entries import load_entry, open_latents, source_key
-from ldm.latents.manifest import Manifest, changed_config, changed_files
+from ldm.latents.entries import load_entry, source_key
+from ldm.latents.latent_set import open_latents
+from ldm.latents.manifest import EMPTY_TEXT, Manifest, changed_config, changed_hash, resized_files
 from ldm.networks.text_encoder import load_text_encoder
 from odvae.clips.clip import load_clip
 from odvae.clips.settings import DataSettings
@@ -46,7 +47,7 @@ def find_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
 
     Missing source shards are not reported: latents may be copied without their videos.
     """
-    broken = list(changed_files(folder, manifest, file_fingerprint))
+    broken = list(resized_files(folder, manifest)) or list(_changed_files(folder, manifest))
     yield from broken
     if not broken:
         try:
@@ -62,6 +63,13 @@ def find_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     for source, sha256 in expected.items():
         if Path(source).is_file() and file_fingerprint(Path(source)) != sha256:
             yield f"{source} was changed after its latents were encoded: its sha256 is not the manifest's source_sha256"
+
+
+def _changed_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    expected = {record.name: record.sha256 for record in manifest.shards} | {EMPTY_TEXT: manifest.empty_text_sha256}
+    for name in progress_over(list(expected), "checking hashes", unit="file"):
+        if (found := file_fingerprint(folder / name)) != expected[name]:
+            yield changed_hash(folder / name, found, expected[name])
 
 
 def reencode(folder: Path, manifest: Manifest, vae_folder: Path, count: int, seed: int) -> Iterator[Reencoded]:
@@ -83,7 +91,7 @@ def reencode(folder: Path, manifest: Manifest, vae_folder: Path, count: int, see
     chosen = numpy_generator(seed, "verify").permutation(len(entries))[:count]
     for i in progress_over(chosen.tolist(), "encoding again", unit="entry"):
         bucket, entry = entries[i]
-        yield _compare(entry, videos[source_key(entry)], bucket, manifest, vae)
+        yield _compare(entry, videos[source_key(entry.key)], bucket, manifest, vae)
 
 
 def _compare(entry: Sample, source: Sample, bucket: str, manifest: Manifest, vae: VideoVAE) -> Reencoded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
 
@@ -15,10 +15,13 @@ from ldm.diffusion.settings import ObjectiveSettings
 from ldm.encoding.verify import find_problems
 from ldm.fuzzing.containers import SAFETENSORS
 from ldm.fuzzing.kind import Kind, NeighborLost, Valid
-from ldm.fuzzing.mutations import JSON
+from ldm.fuzzing.mutations import BYTES, JSON
 from ldm.fuzzing.shards import tar_bytes
-from ldm.latents.entries import latent_batches, load_entries, open_latents, pack_entry, pack_text, source_key
-from ldm.latents.manifest import EMPTY_TEXT, HASHES, MANIFEST, Manifest, ShardRecord, check_latents, load_manifest
+from ldm.latents.batches import latent_batches
+from ldm.latents.entries import load_entries, pack_entry, pack_text, source_key
+from ldm.latents.index_files import INDEX
+from ldm.latents.latent_set import open_latents
+from ldm.latents.manifest import EMPTY_TEXT, MANIFEST, Manifest, ShardRecord, check_latents, load_manifest
 from ldm.networks.provenance import PROVENANCE, Provenance
 from ldm.networks.settings import ConditioningSettings, DiTSettings
 from ldm.train import account_of, check_trainable, latents_identity, new_network
@@ -33,7 +36,7 @@ from odvae.shards.tars import index_shard
 _SHAPE, _TOKENS, _WIDTH = (4, 2, 4, 4), 3, 16
 _SHARD, _VAE_SHA256 = "00000.tar", "f" * 64
 _CONFIG = {"_class_name": "ODVAE", "latent_channels": 4, "norm": "frame"}
-# Sources of entries: of these, the first two are in training and the third is held out.
+# Sources of entries: of these, the first two are in training and the others are held out.
 _SOURCES = ("neighbor0", "neighbor1", "neighbor2", "mutated")
 
 
@@ -82,11 +85,11 @@ def _write_latents(folder: Path) -> Manifest:
         dtype="bf16",
         held_out=0.5,
         buckets={"5x32x32": _SHAPE},
-        train_entries=3,
-        held_out_entries=1,
+        train_entries=2,
+        held_out_entries=2,
         captioned_entries=4,
         captioned_share=1.0,
-        captioned_train_entries=3,
+        captioned_train_entries=2,
         captions=8,
         classes=["a", "b"],
         entries_by_class={"a": 4, "b": 0},
@@ -118,8 +121,8 @@ def _read_entry(context: Path, name: str, data: bytes, folder: Path, rng: Random
     samples["mutated-000"][name] = data
     (folder / _SHARD).write_bytes(tar_bytes(samples))
     shutil.copy(context / EMPTY_TEXT, folder)
-    manifest = load_manifest(context)
-    entries = {source_key(entry): entry for entry in index_shard(folder / _SHARD)}
+    manifest = _with_present_hash(load_manifest(context), folder)
+    entries = {source_key(entry.key): entry for entry in index_shard(folder / _SHARD)}
     healthy = [entries[source] for source in _SOURCES[:3]]
     if len(load_entries(healthy, [0, 1, 2], manifest.classes, seed=rng.randrange(100))["mean"]) != 3:
         raise NeighborLost("a healthy entry")
@@ -130,6 +133,12 @@ def _read_entry(context: Path, name: str, data: bytes, folder: Path, rng: Random
         load_entries([entries["mutated"]], [0], manifest.classes)
     else:
         _train_on(folder, manifest)
+
+
+def _with_present_hash(manifest: Manifest, folder: Path) -> Manifest:
+    """The manifest of a folder whose shard was encoded with the mutated entry."""
+    (record,), shard = manifest.shards, folder / _SHARD
+    return replace(manifest, shards=[replace(record, sha256=file_fingerprint(shard), bytes=shard.stat().st_size)])
 
 
 def _train_on(folder: Path, manifest: Manifest) -> None:
@@ -146,12 +155,12 @@ def _train_on(folder: Path, manifest: Manifest) -> None:
 
 def make_manifests(context: Path) -> Sequence[Valid]:
     manifest = _write_latents(context)
-    check_latents(context, manifest, _VAE_SHA256, context / "vae")  # which writes the cache of hashes
+    open_latents(context, manifest)  # which writes the index
     Provenance.of_latents(manifest, context, context).save(context)
     return [
         *(Valid(MANIFEST, json.dumps(asdict(manifest)).encode(), JSON) for _ in range(5)),
         Valid(EMPTY_TEXT, (context / EMPTY_TEXT).read_bytes(), SAFETENSORS),
-        Valid(HASHES, (context / HASHES).read_bytes(), JSON),
+        Valid(INDEX, (context / INDEX).read_bytes(), BYTES),
         Valid(PROVENANCE, (context / PROVENANCE).read_bytes(), JSON),
         Valid("vae/config.json", (context / "vae/config.json").read_bytes(), JSON),
     ]

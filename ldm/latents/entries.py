@@ -8,33 +8,19 @@ are the embeddings of the others, so that a reader reads only the one it needs. 
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from ldm.latents.manifest import Manifest, encode_command
-from odvae.clips.permutation import shuffled_index
-from odvae.clips.samplers import BatchPlan, BucketSampler, SampleIndex
-from odvae.clips.video_set import is_held_out
-from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.files import parse_json
 from odvae.running.seeds import derive_seed
-from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 from odvae.running.text import decode_text
 from odvae.shards.samples import Sample
-from odvae.shards.tars import index_shard
-
-# Batches whose entries are fetched from disk in advance.
-_PREFETCHED_BATCHES = 8
 
 
 def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
@@ -96,7 +82,7 @@ def _check_entry(tensors: Mapping[str, Tensor], name: str) -> None:
         )
 
 
-def _read_about(data: bytes, name: str) -> dict[str, Any]:
+def read_about(data: bytes, name: str) -> dict[str, Any]:
     """An entry's .json. Raises InputError where it is no object."""
     about = parse_json(decode_text(data, f"{name}.json"), f"{name}.json")
     if not isinstance(about, dict):
@@ -106,15 +92,14 @@ def _read_about(data: bytes, name: str) -> dict[str, Any]:
 
 def entry_rate(entry: Sample) -> float | None:
     """Frames per second of an entry's clip; None where its .json does not say. Raises InputError where it is broken."""
-    rate = _read_about(entry.read("json"), entry.name).get("fps")
+    rate = read_about(entry.read("json"), entry.name).get("fps")
     if rate is not None and not (isinstance(rate, int | float) and 0 < rate < 1e6):
         raise InputError(f"{entry.name}.json: fps is {rate!r:.100}, not a number of frames per second")
     return rate
 
 
-def _label_index(data: bytes, classes: Sequence[str], name: str) -> int:
+def label_index(label: object, classes: Sequence[str], name: str) -> int:
     """The index of an entry's class, -1 for none."""
-    label = _read_about(data, name).get("label")
     if label is not None and label not in classes:
         raise InputError(f"{name}.json: label {label!r:.100} is not one of the {len(classes)} classes in the manifest")
     return -1 if label is None else classes.index(label)
@@ -128,39 +113,46 @@ def load_entries(
     mean, std: (b, c, k, h, w); std is 0 where only means were stored. text: (b, m, d). text_mask: (b, m) bool.
     label: (b,), a clip's class as index in `classes`, -1 for none. number: (b,), the given `numbers` of the samples.
     The text of a clip with several captions is one of them, a function of (seed, number); without a seed, the first.
+    Raises InputError that names the entry where one cannot be read, or is not what was indexed.
     """
-    captions = [
-        0 if seed is None else derive_seed(seed, "caption", number) % caption_count(entry)
-        for entry, number in zip(entries, numbers, strict=True)
-    ]
-    members = [_read_members(entry, caption) for entry, caption in zip(entries, captions, strict=True)]
-    loaded = [_unpack_members(member, entry.name) for member, entry in zip(members, entries, strict=True)]
+    loaded = []
+    for entry, number in zip(entries, numbers, strict=True):
+        label = label_index(read_about(_read(entry, "json"), entry.name).get("label"), classes, entry.name)
+        loaded.append(load_tensors(entry, number, label, seed))
+    return collate_entries(loaded, entries, numbers)
+
+
+def load_tensors(entry: Sample, number: int, label: int, seed: int | None = None) -> dict[str, Tensor]:
+    """The tensors of an entry, as stored, with its `label`: one sample of `load_entries`, which raises its errors."""
+    caption = 0 if seed is None else derive_seed(seed, "caption", number) % caption_count(entry)
+    tensors = dict(unpack_entry(_read(entry, "safetensors"), entry.name))
+    if caption:
+        name = f"{entry.name}.{text_member(caption).partition('.')[0]}"
+        further = unpack_entry(_read(entry, text_member(caption)), name)
+        check_text(further, name)
+        tensors |= {key: further[key] for key in ("text", "text_mask")}
+    _check_entry(tensors, entry.name)
+    stored = {key: tensors[key] for key in ("mean", "std", "text", "text_mask") if key in tensors}
+    return stored | {"label": torch.tensor(label)}
+
+
+def collate_entries(
+    loaded: Sequence[Mapping[str, Tensor]], entries: Sequence[Sample], numbers: Sequence[int]
+) -> dict[str, Tensor]:
+    """The batch, as from `load_entries`, of the loaded tensors of some entries."""
     _check_alike(loaded, entries)
     batch = {name: torch.stack([tensors[name] for tensors in loaded]) for name in loaded[0]}
-    batch = {name: tensor if tensor.dtype == torch.bool else tensor.float() for name, tensor in batch.items()}
+    batch = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in batch.items()}
     batch.setdefault("std", torch.zeros_like(batch["mean"]))
-    labels = [_label_index(member["json"], classes, entry.name) for member, entry in zip(members, entries, strict=True)]
-    batch["label"] = torch.tensor(labels)
     batch["number"] = torch.tensor(list(numbers))
     return batch
 
 
-def _read_members(entry: Sample, caption: int) -> dict[str, bytes]:
-    """An entry's members; of the further captions, only the one with index `caption`."""
-    needed = ("safetensors", "json", *([text_member(caption)] if caption else []))
-    if caption_count(entry) == 1 and entry.members.keys() == set(needed):
-        return entry.read_all()
-    return {name: entry.read(name) for name in needed}
-
-
-def _unpack_members(members: dict[str, bytes], name: str) -> Mapping[str, Tensor]:
-    tensors = dict(unpack_entry(members["safetensors"], name))
-    for member in members.keys() - {"safetensors", "json"}:
-        further = unpack_entry(members[member], f"{name}.{member.partition('.')[0]}")
-        check_text(further, f"{name}.{member.partition('.')[0]}")
-        tensors |= {key: further[key] for key in ("text", "text_mask")}
-    _check_entry(tensors, name)
-    return {key: tensors[key] for key in ("mean", "std", "text", "text_mask") if key in tensors}
+def _read(entry: Sample, member: str) -> bytes:
+    try:
+        return entry.read(member)
+    except OSError as error:
+        raise InputError(f"{entry.name}.{member} cannot be read: {error.strerror}") from None
 
 
 def _check_alike(loaded: Sequence[Mapping[str, Tensor]], entries: Sequence[Sample]) -> None:
@@ -176,117 +168,11 @@ def load_entry(entry: Sample, number: int, classes: Sequence[str]) -> dict[str, 
     return {name: tensor[0] for name, tensor in load_entries([entry], [number], classes).items()}
 
 
-@dataclass(frozen=True)
-class LatentSet:
-    """The entries of a latent folder, by split and bucket, and the names of the classes."""
-
-    train: dict[str, list[Sample]]
-    held_out: dict[str, list[Sample]]
-    classes: list[str]
-
-
-def open_latents(folder: Path, manifest: Manifest) -> LatentSet:
-    """Index the entries of a latent folder. Raises InputError where their numbers differ from the manifest's."""
-    train: dict[str, list[Sample]] = {name: [] for name in manifest.buckets}
-    held_out: dict[str, list[Sample]] = {name: [] for name in manifest.buckets}
-    for record in manifest.shards:
-        for entry in index_shard(folder / record.name):
-            split = held_out if is_held_out(source_key(entry), manifest.held_out) else train
-            split[record.bucket].append(entry)
-    counts = tuple(sum(len(entries) for entries in split.values()) for split in (train, held_out))
-    if counts != (manifest.train_entries, manifest.held_out_entries):
-        raise InputError(
-            f"{folder} holds {counts[0]} training and {counts[1]} held-out entries, but its manifest lists "
-            f"{manifest.train_entries} and {manifest.held_out_entries}; run: {encode_command()}"
-        )
-    return LatentSet(train, held_out, manifest.classes)
-
-
-def latent_batches(
-    latents: LatentSet,
-    seed: int,
-    plan: BatchPlan,
-    start_step: int = 0,
-    workers: int = 0,
-) -> Iterator[dict[str, Tensor]]:
-    """Endless training batches of one rank from step `start_step` on, as from `load_entries`.
-
-    All batches of a step, on every rank, are of one bucket, so that they have one shape. Bucket, entries and order are
-    functions of (seed, step): a resumed run continues with the next ones, also with another number of ranks,
-    accumulation steps and batch size of the same product.
-    """
-    buckets = [entries for entries in latents.train.values() if entries]
-    sampler = BucketSampler([len(entries) for entries in buckets], seed, plan, start_step)
-    batches = _DrawnBatches(buckets, latents.classes, seed)
-    loader = DataLoader(
-        batches,
-        sampler=_Prefetcher(sampler, batches),  # it yields lists of draws
-        batch_size=None,  # each list of draws is a batch
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=uses_cuda(),
-        worker_init_fn=_start_worker,
-    )
-    with stop_signals_blocked():
-        return iter(loader)
-
-
-def held_out_batches(latents: LatentSet, batch_size: int, rank: int, ranks: int) -> Iterator[dict[str, Tensor]]:
-    """This rank's share of the held-out entries, in batches of one bucket; `number` is the entry's index among all."""
-    numbered, first = [], 0
-    for entries in latents.held_out.values():
-        numbered.append(list(enumerate(entries, start=first)))
-        first += len(entries)
-    for bucket in numbered:
-        mine = bucket[rank::ranks]
-        for i in range(0, len(mine), batch_size):
-            numbers, chosen = zip(*mine[i : i + batch_size], strict=True)
-            yield load_entries(chosen, numbers, latents.classes)
-
-
-class _DrawnBatches(Dataset):
-    """Maps a list of draws from one bucket to their batch."""
-
-    def __init__(self, buckets: list[list[Sample]], classes: list[str], seed: int) -> None:
-        self.buckets, self.classes, self.seed = buckets, classes, seed
-
-    def __getitem__(self, draws: list[SampleIndex]) -> dict[str, Tensor]:
-        return load_entries(self.chosen(draws), [draw.number for draw in draws], self.classes, self.seed)
-
-    def chosen(self, draws: list[SampleIndex]) -> list[Sample]:
-        entries = self.buckets[draws[0].bucket]
-        return [entries[shuffled_index(draw.index, len(entries), self.seed)] for draw in draws]
-
-
-class _Prefetcher:
-    """The sampler's draws, with those of the next batches prefetched from disk.
-
-    Entries are read in random order, so without prefetching every read would wait for the disk.
-    """
-
-    def __init__(self, sampler: BucketSampler, batches: _DrawnBatches) -> None:
-        self.sampler, self.batches = sampler, batches
-
-    def __iter__(self) -> Iterator[list[SampleIndex]]:
-        coming: deque[list[SampleIndex]] = deque()
-        for draws in self.sampler:
-            for entry in self.batches.chosen(draws):
-                entry.prefetch()
-            coming.append(draws)
-            if len(coming) > _PREFETCHED_BATCHES:
-                yield coming.popleft()
-
-
-def _start_worker(_worker: int) -> None:
-    torch.set_num_threads(1)
-    leave_stop_signals_to_parent()
-
-
 def entry_key(video_key: str, clip: int, flip: bool = False) -> str:
     """The key of the clip with index `clip` of a video, or of its mirror image."""
     return f"{video_key}-{clip:03d}{'f' if flip else ''}"
 
 
-def source_key(entry: Sample) -> str:
-    """The key of the video that an entry was encoded from; all its clips are in the same split."""
-    return entry.key.rpartition("-")[0]
+def source_key(entry_key: str) -> str:
+    """The key of the video that the entry with this key was encoded from; all its clips are in the same split."""
+    return entry_key.rpartition("-")[0]

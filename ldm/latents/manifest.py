@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from accelerate import PartialState
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, read_object, write_json
-from odvae.running.hashing import HashCache
-from odvae.running.progress import progress_bar
+from odvae.running.hashing import file_fingerprint
 
 FORMAT = 3  # 2: of version 0.1, with `stored` for `posterior`
 MANIFEST = "manifest.json"
@@ -25,9 +23,6 @@ TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was trained on the ca
 
 # No side of a latent or of a text embedding is larger.
 _LARGEST_SIDE = 1 << 16
-
-# Cache of the files' hashes, so that the trainer need not read all files at every start.
-HASHES = ".hashes.json"
 
 
 @dataclass(frozen=True)
@@ -156,10 +151,10 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
 
 
 def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder: Path) -> None:
-    """Raise InputError for latents of another VAE, or with changed files: which field differs, and what to run.
+    """Raise InputError for latents of another VAE, or with missing files: which field differs, and what to run.
 
-    The first time, the hashes of all files are computed; later, only those of files whose size or modification time
-    changed. `tools/verify_latents.py` always computes all.
+    The shards are compared by name and size alone. An entry is compared with its checksum in the index when it is read
+    (`ldm.latents.index_files`), and `tools/verify_latents.py` computes the hashes of all files.
     """
     again = f"remove {folder} and run: {encode_command()}"
     if manifest.vae_sha256 != vae_sha256:
@@ -172,11 +167,13 @@ def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder:
             f"{folder} was encoded by a VAE with other settings: its manifest's vae_config.{key} is {was!r}, in "
             f"{vae_folder / 'config.json'} it is {now!r}; {again}"
         )
-    with PartialState().local_main_process_first():
-        hashes = HashCache(folder / HASHES)
-        for problem in changed_files(folder, manifest, hashes.sha256):
+    state = PartialState()
+    with state.local_main_process_first():
+        for problem in resized_files(folder, manifest) if state.is_local_main_process else ():
             raise InputError(f"{problem}; {again}, or restore the file")
-        hashes.save()
+        empty_text = file_fingerprint(folder / EMPTY_TEXT)
+        if empty_text != manifest.empty_text_sha256:
+            raise InputError(f"{changed_hash(folder / EMPTY_TEXT, empty_text, manifest.empty_text_sha256)}; {again}")
 
 
 def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any, Any]]:
@@ -194,28 +191,20 @@ def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any,
     }
 
 
-def changed_files(folder: Path, manifest: Manifest, sha256: Callable[[Path], str]) -> Iterator[str]:
-    """Problems with the folder's files, one sentence per file; none where all match the manifest.
-
-    `sha256` gives a file's hash, computed or cached.
-    """
-    expected = {record.name: record.sha256 for record in manifest.shards}
-    expected[EMPTY_TEXT] = manifest.empty_text_sha256
+def resized_files(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Files of the manifest that are missing or have another size, one sentence per file; no data is read."""
     sizes = {record.name: record.bytes for record in manifest.shards}
-    to_hash = []
-    for name in expected:
+    for name in (*sizes, EMPTY_TEXT):
         path = folder / name
         if not path.is_file():
             yield f"{path} is missing, but the manifest lists it"
-        elif path.stat().st_size != sizes.get(name, path.stat().st_size):
-            yield f"{path} has {path.stat().st_size} bytes, but {sizes[name]} by the manifest's shards.bytes"
-        else:
-            to_hash.append(name)
-    with ThreadPoolExecutor(4) as threads, progress_bar("checking hashes", 0, len(to_hash), unit="file") as bar:
-        for name, found in zip(to_hash, threads.map(lambda name: sha256(folder / name), to_hash), strict=True):
-            bar.update()
-            if found != expected[name]:
-                yield (
-                    f"{folder / name} was changed after it was written: its sha256 is {found[:16]}..., that in the "
-                    f"manifest {expected[name][:16]}..."
-                )
+        elif (size := path.stat().st_size) != sizes.get(name, size):
+            yield f"{path} has {size} bytes, but {sizes[name]} by the manifest's shards.bytes"
+
+
+def changed_hash(path: Path, found: str, expected: str) -> str:
+    """The sentence about a file whose sha256 is not the manifest's."""
+    return (
+        f"{path} was changed after it was written: its sha256 is {found[:16]}..., that in the manifest "
+        f"{expected[:16]}..."
+    )

@@ -10,12 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from ldm.diffusion.objective import add_noise, min_snr_weight, target
 from ldm.diffusion.settings import ObjectiveSettings
 from ldm.diffusion.timesteps import alpha_sigma, shift_for, training_time
-from ldm.latents.entries import check_text, entry_rate, latent_batches, load_entries, open_latents, unpack_entry
+from ldm.latents.batches import entry_failures, latent_batches
+from ldm.latents.entries import check_text, entry_rate, load_entries, unpack_entry
+from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import EMPTY_TEXT, Manifest
 from ldm.networks.conditioning import Condition
 from ldm.networks.settings import ConditioningSettings
@@ -50,8 +54,12 @@ class LatentData:
         conditioning: ConditioningSettings,
         objective: ObjectiveSettings,
         device: torch.device,
+        failures_allowed: float = 0.0,
     ) -> None:
         self.latents = open_latents(folder, manifest)
+        self.failures = entry_failures(self.latents, failures_allowed)
+        """Training entries that could not be read, and were replaced."""
+        self._merged = 0  # of these, those that all ranks know
         self.conditioning, self.objective, self.device = conditioning, objective, device
         self.mean = torch.tensor(manifest.latents_mean, device=device).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(manifest.latents_std, device=device).view(1, -1, 1, 1, 1)
@@ -66,9 +74,25 @@ class LatentData:
             self.empty_text, self.empty_mask = empty["text"].float().to(device), empty["text_mask"].to(device)
 
     def training_batches(self, plan: BatchPlan, seed: int, start_step: int = 0, workers: int = 0) -> Iterator[Batch]:
-        """Endless batches of one rank from step `start_step` on."""
-        for entries in latent_batches(self.latents, seed, plan, start_step, workers):
+        """Endless batches of one rank from step `start_step` on.
+
+        Raises InputError after more than `failures_allowed` of the training entries could not be read.
+        """
+        for entries in latent_batches(self.latents, seed, plan, start_step, workers, self.failures):
             yield self.make_batch(entries, seed)
+
+    def merge_failures(self, accelerator: Accelerator) -> None:
+        """Count the entries that the other ranks could not read as well. Collective.
+
+        Raises InputError if all ranks together have more than are allowed.
+        """
+        if accelerator.num_processes == 1:
+            return
+        new = torch.tensor(len(self.failures.reasons) - self._merged, device=accelerator.device)
+        if int(accelerator.reduce(new, "sum")):
+            for reasons in gather_object([self.failures.reasons]):
+                self.failures.merge(reasons)
+            self._merged = len(self.failures.reasons)
 
     def make_batch(self, entries: Mapping[str, Tensor], seed: int) -> Batch:
         """Collated entries (on the CPU) -> a training batch."""
@@ -98,7 +122,7 @@ class LatentData:
 
         With their first frame as a condition for networks that take one.
         """
-        bucket = next(name for name, entries in self.latents.held_out.items() if entries)
+        bucket = next(name for name, entries in self.latents.held_out.items() if len(entries))
         for number in range(min(count, len(self.latents.held_out[bucket]))):
             x, condition = self._latents_and_condition(self.held_out(bucket, [number]), [number], seed=0)
             if condition.first_frame_given is not None:
@@ -107,7 +131,7 @@ class LatentData:
 
     def frame_rate(self) -> float:
         """Frames per second of the first held-out clip."""
-        first = next(entries[0] for entries in self.latents.held_out.values() if entries)
+        first = next(entries[0] for entries in self.latents.held_out.values() if len(entries))
         return entry_rate(first) or DEFAULT_FPS
 
     def unconditional(self, condition: Condition) -> Condition:

@@ -96,6 +96,8 @@ class FolderIndex:
             reader = pa.ipc.open_file(self._file)
             self.header: Header = parse_header(path, reader.schema)
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
+            for batch in batches:
+                batch.validate()
         except (pa.ArrowInvalid, OSError) as error:
             raise InputError(f"{path} is not an index of shards, or was damaged: {error}") from None
         if any(len(batch) != CHUNK for batch in batches[:-1]):
@@ -106,6 +108,10 @@ class FolderIndex:
 
     def __len__(self) -> int:
         return self._rows
+
+    def __reduce__(self) -> tuple:
+        """Pickled as its path: another process maps the same file, and shares its pages."""
+        return FolderIndex, (self.path, self.folder)
 
     def key(self, row: int) -> str:
         chunk, i = self._locate(row)
@@ -144,16 +150,26 @@ class FolderIndex:
         )
 
     def sample(self, row: int) -> Sample:
-        """The sample of a row; its members are read from the shard, and compared with their checksums, when asked."""
+        """The sample of a row; its members are read from the shard, and compared with their checksums, when asked.
+
+        Raises InputError where the row was damaged, as far as that can be seen.
+        """
         chunk, i = self._locate(row)
-        first, end = int(chunk.members_from[i]), int(chunk.members_from[i + 1])
-        members = {
-            self.header.extensions[chunk.extension[j]]: Member(
-                int(chunk.offset[j]), int(chunk.size[j]), int(chunk.checksum[j])
-            )
-            for j in range(first, end)
-        }
-        return Sample(chunk.bytes["key"][i], self.shards[chunk.shard[i]], members, self.facts(row))
+        try:
+            shard = int(chunk.shard[i])
+            members = self._members(chunk, i, self.header.shards[shard].bytes)
+            return Sample(chunk.bytes["key"][i], self.shards[shard], members, self.facts(row))
+        except (IndexError, ValueError, OverflowError) as error:
+            raise InputError(f"{self.path} was damaged: row {row} cannot be read ({error})") from None
+
+    def _members(self, chunk: Chunk, i: int, shard_bytes: int) -> dict[str, Member]:
+        members = {}
+        for j in range(int(chunk.members_from[i]), int(chunk.members_from[i + 1])):
+            offset, size = int(chunk.offset[j]), int(chunk.size[j])
+            if not 0 <= offset <= offset + size <= shard_bytes:
+                raise ValueError(f"{size} bytes at {offset} of a shard of {shard_bytes} bytes")
+            members[self.header.extensions[chunk.extension[j]]] = Member(offset, size, int(chunk.checksum[j]))
+        return members
 
     def row(self, row: int) -> IndexRow:
         """All that the index has of a row."""
@@ -197,6 +213,10 @@ class IndexedSamples(Sequence[Sample]):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def label(self, position: int) -> str | None:
+        """The class of a sample."""
+        return self.folder_index.label(self.rows[position])
 
     @overload
     def __getitem__(self, position: int) -> Sample: ...

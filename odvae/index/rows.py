@@ -94,6 +94,8 @@ class IndexedShard:
     rows: int
     ignored: dict[str, int] = field(default_factory=dict)
     """What was ignored in its .json files -> in how many."""
+    sha256: str = ""
+    """Of the file, where it was computed: shards of latents, whose manifest has it too."""
 
 
 @dataclass(frozen=True)

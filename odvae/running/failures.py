@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,11 +38,23 @@ class Failures:
             return
         self.reasons[name] = reason if reason.startswith(name) else f"{name}: {reason}"
         self.counted += counts
-        count = f"{self.counted} of {self.total} {self.what}"
         if self.prints:
-            print(f"left out: {self.reasons[name]} ({count} so far)", file=sys.stderr, flush=True)
+            print(f"left out: {self.reasons[name]} ({self._count()} so far)", file=sys.stderr, flush=True)
+        self._check()
+
+    def merge(self, reasons: Mapping[str, str]) -> None:
+        """Count failures that another rank has printed, its `reasons`, as well."""
+        new = {name: reason for name, reason in reasons.items() if name not in self.reasons}
+        self.reasons |= new
+        self.counted += len(new)
+        self._check()
+
+    def _count(self) -> str:
+        return f"{self.counted} of {self.total} {self.what}"
+
+    def _check(self) -> None:
         if self.counted > self.share * self.total:
             listed = "".join(f"\n  {reason}" for reason in list(self.reasons.values())[:20])
             raise InputError(
-                f"{count} could not be used, more than data.failures_allowed={self.share:g} of them:{listed}"
+                f"{self._count()} could not be used, more than data.failures_allowed={self.share:g} of them:{listed}"
             )

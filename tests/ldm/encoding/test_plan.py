@@ -9,7 +9,8 @@ from small_latents import DATA, encode
 from ldm.demo.videos import write_demo_videos
 from ldm.encoding.plan import choose_bucket, clip_starts
 from ldm.encoding.settings import BucketSettings, EncodeSettings
-from ldm.latents.entries import held_out_batches, latent_batches, open_latents
+from ldm.latents.batches import latent_batches
+from ldm.latents.latent_set import held_out_batches, open_latents
 from ldm.latents.manifest import load_manifest
 from odvae.clips.samplers import BatchPlan
 from odvae.packing.packing import pack_folder

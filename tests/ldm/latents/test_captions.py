@@ -9,7 +9,9 @@ from small_latents import DATA, TEXT, encode
 from small_ldm import settings, train
 
 from ldm.encoding.settings import EncodeSettings
-from ldm.latents.entries import caption_count, latent_batches, load_entries, load_entry, open_latents
+from ldm.latents.batches import latent_batches
+from ldm.latents.entries import caption_count, load_entries, load_entry
+from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import ConditioningSettings, TextSettings
 from ldm.networks.text_encoder import load_text_encoder

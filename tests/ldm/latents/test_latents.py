@@ -15,7 +15,8 @@ from ldm.demo.videos import write_demo_videos
 from ldm.encoding.finish import by_number_or_name
 from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.verify import TOLERANCE, find_problems, reencode
-from ldm.latents.entries import load_entry, open_latents
+from ldm.latents.entries import load_entry
+from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import check_latents, load_manifest
 from ldm.networks.text_encoder import has_vocabulary
 from odvae.clips.clip import load_clip
@@ -218,18 +219,22 @@ def test_a_long_clip_encoded_in_pieces_is_the_clip_encoded_whole(encoded, tmp_pa
             assert torch.allclose(load_entry(whole, 0, [])[name], load_entry(pieces, 0, [])[name], rtol=1e-2, atol=1e-2)
 
 
-def test_one_flipped_bit_in_a_shard_is_refused_by_the_trainer_and_found_by_verify(encoded, tmp_path):
+def flip_a_bit(entry, member="safetensors"):
+    data, (offset, size, _) = bytearray(entry.shard.read_bytes()), entry.members[member]
+    data[offset + size // 2] ^= 1
+    entry.shard.write_bytes(data)
+
+
+def test_one_flipped_bit_in_an_entry_is_found_when_it_is_read_and_by_verify(encoded, tmp_path):
     shutil.copytree(encoded / "latents", tmp_path / "latents")
     manifest = load_manifest(tmp_path / "latents")
     arguments = (tmp_path / "latents", manifest, manifest.vae_sha256, encoded / "vae")
-    check_latents(*arguments)
     assert list(find_problems(tmp_path / "latents", manifest)) == []
-    shard = tmp_path / "latents/00001.tar"
-    data = bytearray(shard.read_bytes())
-    data[len(data) // 2] ^= 1
-    shard.write_bytes(data)
-    with pytest.raises(InputError, match=r"00001\.tar was changed after it was written: its sha256 .*run: accelerate"):
-        check_latents(*arguments)
+    entry = next(entry for entry in entries_of(tmp_path / "latents")[0] if entry.shard.name == "00001.tar")
+    flip_a_bit(entry)
+    check_latents(*arguments)  # the sizes are right, and no start reads the data
+    with pytest.raises(InputError, match=rf"{entry.key}\.safetensors: its checksum is .*, that in the index"):
+        load_entry(entry, 0, [])
     (problem,) = find_problems(tmp_path / "latents", manifest)
     assert "00001.tar was changed" in problem
 

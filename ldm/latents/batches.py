@@ -1,0 +1,147 @@
+"""Endless training batches of encoded clips, whose entries are a function of the step."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldm.latents.entries import collate_entries, label_index, load_tensors
+from ldm.latents.latent_set import LatentSet
+from odvae.clips.permutation import shuffled_index
+from odvae.clips.samplers import BatchPlan, BucketSampler, SampleIndex
+from odvae.index.folder_index import IndexedSamples
+from odvae.running.distributed import uses_cuda
+from odvae.running.errors import InputError
+from odvae.running.failures import Failures
+from odvae.running.seeds import derive_seed
+from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
+from odvae.shards.samples import Sample
+
+# Batches whose entries are fetched from disk in advance.
+_PREFETCHED_BATCHES = 8
+
+# Entries that are tried in place of one that cannot be read, each of which cannot be read either.
+_MOST_ATTEMPTS = 100
+
+# A batch, and the name and reason of each entry that could not be read.
+_Loaded = tuple[dict[str, Tensor], list[tuple[str, str]]]
+
+
+def entry_failures(latents: LatentSet, share: float, prints: bool = True) -> Failures:
+    """A record of training entries that cannot be read, at most the share `share` (`data.failures_allowed`) of all."""
+    return Failures(sum(map(len, latents.train.values())), share, "training entries", prints)
+
+
+def latent_batches(
+    latents: LatentSet,
+    seed: int,
+    plan: BatchPlan,
+    start_step: int = 0,
+    workers: int = 0,
+    failures: Failures | None = None,
+) -> Iterator[dict[str, Tensor]]:
+    """Endless training batches of one rank from step `start_step` on, as from `load_entries`.
+
+    All batches of a step, on every rank, are of one bucket, so that they have one shape. Bucket, entries and order are
+    functions of (seed, step): a resumed run continues with the next ones, also with another number of ranks,
+    accumulation steps and batch size of the same product.
+
+    An entry that cannot be read, or is not what was indexed, is added to `failures` and replaced by another one of its
+    bucket, a function of the sample's number, so that this is the same for any ranks and workers. Raises InputError
+    after more failures than are allowed; without `failures`, after the first.
+    """
+    failures = entry_failures(latents, 0.0) if failures is None else failures
+    buckets = [entries for entries in latents.train.values() if len(entries)]
+    sampler = BucketSampler([len(entries) for entries in buckets], seed, plan, start_step)
+    batches = _DrawnBatches(buckets, latents.classes, seed)
+    loader = DataLoader(
+        batches,
+        sampler=_Prefetcher(sampler, batches),  # it yields lists of draws
+        batch_size=None,  # each list of draws is a batch
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=uses_cuda(),
+        worker_init_fn=_start_worker,
+        multiprocessing_context="fork" if workers else None,
+    )
+    with stop_signals_blocked():
+        return _without_failures(iter(loader), failures)
+
+
+def _without_failures(loaded: Iterator[_Loaded], failures: Failures) -> Iterator[dict[str, Tensor]]:
+    for batch, failed in loaded:
+        for name, reason in failed:
+            failures.add(name, reason)
+        yield batch
+
+
+class _DrawnBatches(Dataset):
+    """Maps a list of draws from one bucket to their batch."""
+
+    def __init__(self, buckets: Sequence[IndexedSamples], classes: list[str], seed: int) -> None:
+        self.buckets, self.classes, self.seed = buckets, classes, seed
+
+    def __getitem__(self, draws: list[SampleIndex]) -> _Loaded:
+        failed: list[tuple[str, str]] = []
+        entries, loaded = zip(*(self._load(draw, failed) for draw in draws), strict=True)
+        return collate_entries(loaded, entries, [draw.number for draw in draws]), failed
+
+    def chosen(self, draw: SampleIndex) -> Sample:
+        """The entry of a draw, which may have to be replaced. Raises InputError where its row was damaged."""
+        return self.buckets[draw.bucket][self._position(draw, attempt=0)]
+
+    def _position(self, draw: SampleIndex, attempt: int) -> int:
+        """Which entry of its bucket a sample is; attempts above 0 give replacements for one that cannot be read."""
+        count = len(self.buckets[draw.bucket])
+        if attempt == 0:
+            return shuffled_index(draw.index, count, self.seed)
+        return derive_seed(self.seed, "replacement", draw.number, attempt) % count
+
+    def _load(self, draw: SampleIndex, failed: list[tuple[str, str]]) -> tuple[Sample, dict[str, Tensor]]:
+        bucket = self.buckets[draw.bucket]
+        for attempt in range(_MOST_ATTEMPTS):
+            index, row = bucket.folder_index, bucket.rows[self._position(draw, attempt)]
+            name = f"{index.path}, row {row}"
+            try:
+                entry = index.sample(row)
+                name = entry.name
+                if problem := index.problem(row):
+                    raise InputError(f"{entry.name}{problem}")
+                label = label_index(index.label(row), self.classes, entry.name)
+                return entry, load_tensors(entry, draw.number, label, self.seed)
+            except InputError as error:
+                failed.append((name, str(error)))
+        raise InputError(
+            f"none of {_MOST_ATTEMPTS} entries that were tried can be read:\n"
+            + "\n".join(f"  {reason}" for _, reason in failed[:10])
+        )
+
+
+class _Prefetcher:
+    """The sampler's draws, with those of the next batches prefetched from disk.
+
+    Entries are read in random order, so without prefetching every read would wait for the disk.
+    """
+
+    def __init__(self, sampler: BucketSampler, batches: _DrawnBatches) -> None:
+        self.sampler, self.batches = sampler, batches
+
+    def __iter__(self) -> Iterator[list[SampleIndex]]:
+        coming: deque[list[SampleIndex]] = deque()
+        for draws in self.sampler:
+            for draw in draws:
+                with contextlib.suppress(OSError, InputError):  # of which reading it says more
+                    self.batches.chosen(draw).prefetch()
+            coming.append(draws)
+            if len(coming) > _PREFETCHED_BATCHES:
+                yield coming.popleft()
+
+
+def _start_worker(_worker: int) -> None:
+    torch.set_num_threads(1)
+    leave_stop_signals_to_parent()

@@ -1,0 +1,199 @@
+"""The index of a folder of latents: `index/SHARD.arrow` of each shard, and `index.arrow` of all, in manifest order.
+
+Encoding writes them. A folder without them, such as one of version 0.2, gets them by one pass over its shards at first
+use. In a row of the index: the entry's key, its members with checksums, the split position of its video, its class and
+the number of its captions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import PartialState
+
+from ldm.latents.entries import read_about, source_key
+from ldm.latents.manifest import Manifest, ShardRecord, changed_hash, encode_command
+from odvae.index.folder_index import FolderIndex
+from odvae.index.rows import Header, IndexedShard, IndexRow, merge_indexes, read_header, write_shard_index
+from odvae.running.errors import InputError
+from odvae.running.hashing import checksum, file_fingerprint
+from odvae.running.progress import progress_bar
+from odvae.shards.samples import Member, Sample, split_position
+from odvae.shards.tars import index_shard
+
+INDEX = "index.arrow"
+SHARD_INDEXES = "index"
+
+# The `reader` in these indexes: there are no facts of videos in them, which a decoder would have found.
+_READER = "latents"
+
+# Shards that are read at a time, by threads: computing checksums does not hold Python's lock.
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class WrittenEntry:
+    """An entry that was written into a shard."""
+
+    key: str
+    checksums: dict[str, int]
+    """Checksum of each member, by extension."""
+    captions: int
+    label: str | None
+
+
+def written_rows(shard: Path, written: Sequence[WrittenEntry]) -> list[IndexRow]:
+    """The index rows of a shard's entries, in order: places from the finished file, checksums from what was written."""
+    rows = []
+    for sample, entry in zip(index_shard(shard), written, strict=True):
+        assert sample.key == entry.key, f"{shard} has {sample.key} in place of {entry.key}"
+        members = {name: one._replace(checksum=entry.checksums[name]) for name, one in sample.members.items()}
+        rows.append(_row(sample.key, members, entry.captions, entry.label))
+    return rows
+
+
+def latent_rows(shard: Path) -> list[IndexRow]:
+    """The index rows of a shard's entries, by reading all of it. An entry whose .json is damaged has a `problem`.
+
+    Raises InputError for a truncated or invalid tar.
+    """
+    return [_row_of(sample) for sample in index_shard(shard)]
+
+
+def _row_of(sample: Sample) -> IndexRow:
+    contents = sample.read_all()
+    members = {
+        name: Member(offset, size, checksum(contents[name])) for name, (offset, size, _) in sample.members.items()
+    }
+    try:
+        if missing := {"json", "safetensors"} - contents.keys():
+            raise InputError(f"{sample.name} has no .{' and no .'.join(sorted(missing))}")
+        about = read_about(contents["json"], sample.name)
+    except InputError as error:
+        return _row(sample.key, members, 0, None, str(error).removeprefix(sample.name))
+    label, captions = about.get("label"), about.get("captions")
+    count = len(captions) if isinstance(captions, list) else int(bool(about.get("caption")))
+    if not (label is None or isinstance(label, str)):
+        return _row(sample.key, members, count, None, f".json: label {label!r:.100} is no name of a class")
+    return _row(sample.key, members, count, label)
+
+
+def _row(key: str, members: Mapping[str, Member], captions: int, label: str | None, problem: str = "") -> IndexRow:
+    position = split_position(source_key(key))
+    return IndexRow(key, dict(members), position, captions=captions, label=label, problem=problem)
+
+
+def write_latent_index(path: Path, shard: Path, rows: Sequence[IndexRow], sha256: str) -> None:
+    """Write the index of a shard of latents with this sha256, by which the manifest's shard is recognized.
+
+    A modification time is not recorded, so that the same shards have the same index, byte for byte.
+    """
+    indexed = IndexedShard(shard.name, shard.stat().st_size, 0, len(rows), sha256=sha256)
+    write_shard_index(path, indexed, rows, _READER, [])
+
+
+def shard_index_path(base: Path, shard: str) -> Path:
+    """Path of the index of a shard, below a folder of latents or its place in the cache."""
+    return base / SHARD_INDEXES / f"{shard}.arrow"
+
+
+def open_index(folder: Path, manifest: Manifest) -> FolderIndex:
+    """The index of a folder of latents. Collective: the main process of each machine makes what is missing.
+
+    That the index is of these shards is known by their names, sizes, sha256 and numbers of entries, which are in its
+    header and in the manifest; no data is read. The bytes of an entry are compared with its checksum when it is read.
+    Raises InputError for a shard without an index that is not what the manifest says.
+    """
+    state = PartialState()
+    with state.local_main_process_first():
+        path = _find(folder, manifest)
+        if path is None and state.is_local_main_process:
+            path = _make(folder, manifest)
+    if path is None:
+        raise InputError(f"{folder}: the index that another process has made is not visible here")
+    return FolderIndex(path, folder)
+
+
+def write_folder_index(folder: Path, manifest: Manifest) -> None:
+    """Write `index.arrow` from the indexes of the manifest's shards; a shard without one is read."""
+    if _find(folder, manifest) is None:
+        _make(folder, manifest)
+
+
+def _bases(folder: Path) -> tuple[Path, Path]:
+    """Where a folder's index may be: beside its shards or, where these are read-only, in the user's cache folder."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    own_name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    return folder, cache / "odvae" / own_name
+
+
+def _find(folder: Path, manifest: Manifest) -> Path | None:
+    """The index of exactly the manifest's shards; None where there is none."""
+    for base in _bases(folder):
+        header = _header(base / INDEX)
+        if header is not None and _are(header.shards, manifest.shards):
+            return base / INDEX
+    return None
+
+
+def _header(path: Path) -> Header | None:
+    """The header of an index; None where the file is missing or damaged, and has to be made again."""
+    if not path.is_file():
+        return None
+    try:
+        return read_header(path)
+    except (OSError, ValueError):  # of pyarrow and InputError
+        return None
+
+
+def _are(shards: Sequence[IndexedShard], records: Sequence[ShardRecord]) -> bool:
+    indexed = [(shard.name, shard.bytes, shard.rows, shard.sha256) for shard in shards]
+    return indexed == [(record.name, record.bytes, record.entries, record.sha256) for record in records]
+
+
+def _make(folder: Path, manifest: Manifest) -> Path:
+    errors = []
+    for base in _bases(folder):
+        try:
+            _make_in(base, folder, manifest)
+        except OSError as error:
+            errors.append(str(error))
+        else:
+            return base / INDEX
+    raise InputError(f"the index of {folder} can neither be written there nor into the cache: {'; '.join(errors)}")
+
+
+def _make_in(base: Path, folder: Path, manifest: Manifest) -> None:
+    parts = []
+    with (
+        ThreadPoolExecutor(_THREADS) as threads,
+        progress_bar("indexing latents", 0, len(manifest.shards), unit="shard") as bar,
+    ):
+        for part in threads.map(lambda record: _shard_index(folder, base, record), manifest.shards):
+            parts.append(part)
+            bar.update()
+    merge_indexes(base / INDEX, parts)
+
+
+def _shard_index(folder: Path, base: Path, record: ShardRecord) -> Path:
+    """Path of the index of a shard, which is made where there is none. Raises InputError for a changed shard."""
+    for path in (shard_index_path(found, record.name) for found in _bases(folder)):
+        header = _header(path)
+        if header is not None and _are(header.shards, [record]):
+            return path
+    shard, path = folder / record.name, shard_index_path(base, record.name)
+    again = f"restore the file, or remove {folder} and run: {encode_command()}"
+    if not shard.is_file():
+        raise InputError(f"{shard} is missing, but the manifest lists it; {again}")
+    rows, sha256 = latent_rows(shard), file_fingerprint(shard)
+    if sha256 != record.sha256:
+        raise InputError(f"{changed_hash(shard, sha256, record.sha256)}; {again}")
+    if len(rows) != record.entries:
+        raise InputError(f"{shard} holds {len(rows)} entries, but the manifest lists {record.entries}; {again}")
+    write_latent_index(path, shard, rows, sha256)
+    return path

@@ -214,10 +214,6 @@ class IndexedSamples(Sequence[Sample]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def label(self, position: int) -> str | None:
-        """The class of a sample."""
-        return self.folder_index.label(self.rows[position])
-
     @overload
     def __getitem__(self, position: int) -> Sample: ...
 

@@ -6,7 +6,6 @@ import pytest
 
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, read_json_lines, read_object
-from odvae.running.hashing import HashCache, file_fingerprint
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,6 @@ def test_what_is_no_object_is_named(tmp_path, text):
         read_object(tmp_path / "x.json")
     with pytest.raises(InputError, match=r"gone\.json does not exist"):
         read_object(tmp_path / "gone.json")
-
-
-@pytest.mark.parametrize("text", ["[]", "{", '{"NAME": 1}', '{"NAME": [1, 2, 3]}', '{"NAME": ["a"]}', "\ud800"])
-def test_a_damaged_cache_of_hashes_is_made_anew(tmp_path, text):
-    file, cache = tmp_path / "file", tmp_path / "cache.json"
-    file.write_bytes(b"x")
-    cache.write_bytes(text.replace("NAME", str(file)).encode("utf-8", "surrogatepass"))
-    assert HashCache(cache).sha256(file) == file_fingerprint(file)
 
 
 def test_a_last_line_that_was_cut_is_left_out_and_any_other_one_is_named(tmp_path):

@@ -16,6 +16,7 @@ from odvae.packing.packing import pack_folder
 from odvae.packing.report import describe
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
+from odvae.shards.unfinished import describe_unfinished, is_unfinished
 
 
 def open_videos(experiment: Experiment) -> VideoSet:
@@ -23,11 +24,15 @@ def open_videos(experiment: Experiment) -> VideoSet:
     shards, state = experiment.shards, PartialState()
     command = f"{command_line('make_shards')} FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
     with state.main_process_first():
-        if experiment.demo_videos is not None and state.is_main_process and not shards.exists():
-            _render_demo(experiment.demo_videos, experiment.data, shards)
+        if experiment.demo_videos is not None and state.is_main_process:
+            was_stopped = is_unfinished(shards) and (shards.parent / "videos").is_dir()
+            if was_stopped or not shards.exists():
+                _render_demo(experiment.demo_videos, experiment.data, shards)
         videos = VideoSet(shards, experiment.data, command)
     if state.is_main_process:
         print(f"{shards}: {videos.describe()}", flush=True)
+        if unfinished := describe_unfinished(shards):
+            print(f"note: {unfinished}", flush=True)
     return videos
 
 

@@ -34,12 +34,18 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_args()
     settings = make_settings(PackingSettings, {}, options.settings, command_line("make_shards"))
-    from odvae.packing.packing import pack_folder
+    from odvae.packing.finishing import finish_parts
+    from odvae.packing.packing import command_of, pack_folder
     from odvae.packing.report import describe, next_command
 
-    report = pack_folder(options.source, options.out, settings)
+    pack = finish_parts if settings.finish else pack_folder
+    report = pack(options.source, options.out, settings)
     print(describe(report, options.out))
-    print(f"next: {next_command(options.out)}")
+    if report.part:
+        finish = command_of(options.source, options.out, settings, part=None, finish=True)
+        print(f"when all parts are packed: {finish}")
+    else:
+        print(f"next: {next_command(options.out)}")
 
 
 if __name__ == "__main__":

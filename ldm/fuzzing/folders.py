@@ -15,10 +15,11 @@ from ldm.fuzzing.kind import Kind, NeighborLost, Valid
 from ldm.fuzzing.media import healthy_video, image_bytes, video_bytes
 from ldm.fuzzing.mutations import BYTES, JSON, JSON_LINES, TEXT
 from ldm.sampling.sample_table import read_sample_rows
-from odvae.packing.examining import JOURNAL
+from odvae.packing.journal import JOURNAL, state_of
 from odvae.packing.packing import pack_folder
 from odvae.packing.report import PackingReport, describe, read_report
 from odvae.packing.settings import PackingSettings
+from odvae.packing.state import PackingState
 from odvae.report_file import read_report as read_stage_reports
 from odvae.running.account import Account
 from odvae.running.errors import InputError
@@ -69,7 +70,10 @@ def _make_records(context: Path) -> Sequence[Valid]:
     (source / "b.png").write_bytes(image_bytes("png", "RGB"))
     report = pack_folder(source, context / "out", _SETTINGS)
     found = [one.read_json() for one in index_shards(list_shards(context / "out", "?"))]
-    entries = [{"name": one["source"], "found": [{"key": one["key"], "about": one}]} for one in found]
+    entries = [
+        {"name": one["source"], "of": state_of(source / one["source"]), "found": [{"key": one["key"], "about": one}]}
+        for one in found
+    ]
     account = Account("videos", used=2, left_out={"too short": {"a": "3 frames"}}, classes={"a": 2})
     words = dict.fromkeys(("name", "sha256", "bucket", "source", "source_sha256", "vae_sha256"), "x")
     record: dict[str, Any] = (
@@ -114,8 +118,9 @@ def _read_record(context: Path, name: str, data: bytes, folder: Path, rng: Rando
         _READERS[name](path)
     else:
         shutil.copytree(context / "source", folder / "source")
-        (folder / ".out.packing").mkdir()
-        path.rename(folder / ".out.packing" / JOURNAL)
+        state = PackingState(folder / "out", None)
+        state.folder.mkdir(parents=True)
+        path.rename(state.journal)
         pack_folder(folder / "source", folder / "out", _SETTINGS)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -57,12 +57,11 @@ class CaptionReader:
         if named is not None:
             check_is_file(named, "caption table")
 
-    @property
-    def inputs(self) -> list[Path]:
-        """The files from which captions may be read."""
+    def inputs_of(self, files: Sequence[str]) -> list[Path]:
+        """The files from which the captions of these videos may be read."""
         if self.named is not None:
             return [self.named]
-        beside = {text for texts in self._beside.values() for text in texts}
+        beside = {text for file in files for text in self._beside.get(file, ())}
         return [self.source.root / name for name in (*self._candidates(), *sorted(beside))]
 
     def open(self) -> None:

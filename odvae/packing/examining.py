@@ -2,98 +2,69 @@
 
 from __future__ import annotations
 
-import json
+import functools
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
+from odvae.packing.journal import Examined, Journal, examined_in
+from odvae.packing.pools import open_pool
 from odvae.packing.scenes import find_scenes
 from odvae.packing.settings import PackingSettings
 from odvae.packing.source_folder import SourceFolder, extension_of, member_kind
+from odvae.packing.source_table import SourceTable
 from odvae.running.failures import Failure
-from odvae.running.files import read_json_lines
 from odvae.running.hashing import file_fingerprint
-from odvae.running.worker_pool import WorkerPool
-from odvae.shards.facts import checked_about
+from odvae.running.worker_pool import OrderedPool
 from odvae.shards.samples import scene_key
 from odvae.video.decoding import decoding
 from odvae.video.images import decode_image, examine_image
 from odvae.video.video_io import examine
 
-JOURNAL = "examined.jsonl"
 
-
-@dataclass(frozen=True)
-class Examined:
-    """The facts of a decoded file (or of a scene of it, with its frames), or the reason why the file is left out."""
-
-    name: str
-    key: str = ""
-    reason: str = ""
-    about: dict | None = None
-    scene: tuple[int, int] | None = None
-
-
-def examine_files(folder: SourceFolder, settings: PackingSettings, out: Path) -> Iterator[Examined]:
-    """Yield the facts of each file, in order; results of an interrupted run are reused."""
-    journal = out / JOURNAL
-    known: dict[str, list[dict]] = {}
-    if journal.is_file():
-        known = {row["name"]: row["found"] for row in read_json_lines(journal) if _is_whole(row)}
-        complete = [json.dumps({"name": name, "found": found}) for name, found in known.items()]
-        journal.write_text("".join(f"{line}\n" for line in complete))  # without a truncated last line
-    unknown = [name for name in folder.media if name not in known]
-    limits = settings.workers, settings.seconds_per_file, settings.memory_gib
+def examine_files(
+    source: SourceFolder | SourceTable, settings: PackingSettings, journal: Journal
+) -> Iterator[Examined]:
+    """Yield the facts of each of the source's own files, in order; what the journal has is not examined again."""
+    names = source.own
+    known = {name for name in names if journal.recall(name, source.path(name), source.is_local(name)) is not None}
+    unknown = (name for name in names if name not in known)
+    function = functools.partial(examine_file, settings.cut_scenes)
     with (
-        WorkerPool(lambda name: _examine_file(folder.root, name, settings), *limits) as pool,
-        open(journal, "a") as file,
-        tqdm(total=len(folder.media), initial=len(known), desc="packing", unit="file", mininterval=1) as bar,
+        open_pool(function, settings, settings.workers) as pool,
+        tqdm(total=len(names), initial=len(known), desc="packing", unit="file", mininterval=1) as bar,
     ):
-        results = pool.map(unknown, ahead=4 * settings.workers)
-        for name in folder.media:
-            if name in known:
-                found = known[name]
-            else:
-                result = next(results)
-                found = [{"reason": result.reason}] if isinstance(result, Failure) else result
-                file.write(json.dumps({"name": name, "found": found}) + "\n")
-                file.flush()
+        results = _results(source.prepare(unknown, settings), pool, ahead=4 * pool.workers)
+        for name in names:
+            if name not in known:
+                journal.remember(name, source.path(name), source.is_local(name), next(results))
                 bar.update()
-            for one in found:
-                scene = tuple(one["scene"]) if one.get("scene") else None
-                yield Examined(name, one.get("key", ""), one.get("reason", ""), one.get("about"), scene)
+            yield from examined_in(journal.rows[name])
 
 
-def _is_whole(row: dict) -> bool:
-    """Whether a row of the journal is as it was written; what was damaged is examined again."""
-    found = row.get("found")
-    if not isinstance(row.get("name"), str) or not isinstance(found, list) or not found:
-        return False
-    return all(isinstance(one, dict) and (_is_reason(one) or _is_sample(one, row["name"])) for one in found)
+def _results(
+    prepared: Iterator[tuple[str, Path | Failure]], pool: OrderedPool[tuple[str, Path], list[dict]], ahead: int
+) -> Iterator[list[dict] | Failure]:
+    """What is found in each file, in order; a file that could not be prepared has its Failure as result."""
+    waiting: deque[int | Failure] = deque()  # an int: the ticket of a result
+    for name, path in prepared:
+        waiting.append(path if isinstance(path, Failure) else pool.submit((name, path)))
+        if len(waiting) > ahead:
+            yield _result(waiting.popleft(), pool)
+    while waiting:
+        yield _result(waiting.popleft(), pool)
 
 
-def _is_reason(one: dict) -> bool:
-    return one.keys() == {"reason"} and isinstance(one["reason"], str)
+def _result(waiting: int | Failure, pool: OrderedPool[tuple[str, Path], list[dict]]) -> list[dict] | Failure:
+    return waiting if isinstance(waiting, Failure) else pool.result(waiting)
 
 
-def _is_sample(one: dict, name: str) -> bool:
-    about, scene = one.get("about"), one.get("scene")
-    if not isinstance(one.get("key"), str) or not isinstance(about, dict):
-        return False
-    if scene is not None and not (isinstance(scene, list) and len(scene) == 2 and all(type(n) is int for n in scene)):
-        return False
-    checked, wrong = checked_about(json.dumps(about).encode())
-    needed = {"sha256", "frames", "height", "width", "fps"}
-    if member_kind(name) == "mp4" or about.get("fps"):
-        needed |= {"seconds", "variable_rate"}
-    return not wrong and checked.keys() >= needed
-
-
-def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict]:
+def examine_file(cut_scenes: bool, task: tuple[str, Path]) -> list[dict]:
     """In a worker: the facts of a file, one entry per sample. Raises VideoError if it cannot be used."""
-    path = root / name
+    name, path = task
     with decoding(name, "read"):
         digest = file_fingerprint(path)
     key, about = digest[:16], {"sha256": digest, "container": extension_of(name)}
@@ -106,7 +77,7 @@ def _examine_file(root: Path, name: str, settings: PackingSettings) -> list[dict
         return [{"key": key, "about": about | {"frames": 1, "height": height, "width": width, "fps": 0.0} | several}]
     facts = examine(path, name)
     with decoding(name, "searched for scenes"):
-        scenes = find_scenes(path, name, facts.fps) if settings.cut_scenes else []
+        scenes = find_scenes(path, name, facts.fps) if cut_scenes else []
     if len(scenes) < 2:
         return [{"key": key, "about": about | asdict(facts)}]
     whole = asdict(facts) | {"height": facts.height // 2 * 2, "width": facts.width // 2 * 2, "keyframes": []}

@@ -55,6 +55,10 @@ class PackingReport:
     account: dict[str, Any] = field(default_factory=dict)
     """All files: found, used, and left out, by reason and with all names."""
     input: str = ""
+    part: str = ""
+    """The part that this is a report of, such as 3/8; empty for a whole folder."""
+    parts: list[str] = field(default_factory=list)
+    """`input` of each part, in a folder that was packed in parts."""
 
     def __post_init__(self) -> None:
         self._durations: list[float] = []
@@ -116,7 +120,7 @@ class PackingReport:
 def read_report(path: Path) -> PackingReport:
     """The report in a folder of shards. Raises InputError where it was damaged."""
     try:
-        return parse_record(PackingReport, read_object(path), path)
+        return parse_record(PackingReport, {"part": "", "parts": []} | read_object(path), path)
     except (KeyError, TypeError, AttributeError) as error:  # of its account
         raise InputError(f"{path} was damaged: its account cannot be read ({error})") from None
 

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
+from odvae.cluster.parts import Part
 from odvae.running.settings import Settings
+
+# Settings that do not determine what is in the shards, so they may change when a packing goes on.
+_MAY_CHANGE = {
+    "workers", "seconds_per_file", "memory_gib", "part", "finish", "engine",
+    "downloads", "download_seconds", "download_retries", "largest_mib",
+}  # fmt: skip
 
 
 def _cores() -> int:
@@ -50,6 +57,43 @@ class PackingSettings(Settings):
     """A file that takes longer to decode is left out."""
     memory_gib: float = Field(4.0, gt=0)
     """A file that needs more memory to decode is left out."""
+    part: str | None = None
+    """i/n: pack one of n shares, on any machine and in any order; then the same command with finish=true."""
+    finish: bool = False
+    """Finish a folder that was packed in parts: its index and report; copies in several parts are used once."""
+    engine: Literal["processes", "ray"] = "processes"
+    """Where files are decoded: processes of this machine, or a Ray cluster (extra `ray`), which also writes shards."""
+    downloads: int = Field(16, ge=1)
+    """Files that are downloaded at once, where SRC is a table of URLs."""
+    download_seconds: float = Field(30.0, gt=0)
+    """A server that sends nothing for so long is asked again."""
+    download_retries: int = Field(3, ge=0)
+    """How often a server is asked again that fails or ends too early. Missing files (404) are not asked for again."""
+    largest_mib: float = Field(4096.0, gt=0)
+    """A file of a URL that is larger is left out."""
+
+    @field_validator("part")
+    @classmethod
+    def _is_part(cls, text: str | None) -> str | None:
+        return None if text is None else str(Part.parse(text))
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> PackingSettings:
+        if self.finish and self.part is not None:
+            raise ValueError("part=i/n packs a part, finish=true finishes all of them: give one of the two")
+        return self
+
+    @property
+    def own_part(self) -> Part | None:
+        """The part that is packed; None: all."""
+        return None if self.part is None else Part.parse(self.part)
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that determine what is in the shards."""
+        return self.model_dump(mode="json", exclude=_MAY_CHANGE)
+
+    def decisive_json(self) -> str:
+        return self.model_dump_json(exclude=_MAY_CHANGE)
 
     def why_not(self, about: dict) -> tuple[str, str] | None:
         """The setting whose filter a video does not pass, and the details; None if it passes all filters."""

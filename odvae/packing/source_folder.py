@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from odvae.cluster.parts import Part
+from odvae.packing.settings import PackingSettings
 from odvae.running.errors import InputError
+from odvae.running.failures import Failure
 from odvae.running.text import counted, printable, why_no_file
 from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
@@ -36,6 +40,26 @@ class SourceFolder:
     """Other files, including captions."""
     odd: dict[str, str] = field(default_factory=dict)
     """Paths that cannot be read as files, and the reasons."""
+    part: Part | None = None
+    """The part that is packed; only of its files it is known that they can be read."""
+
+    @property
+    def own(self) -> list[str]:
+        """The media of the part, in order."""
+        return self.media if self.part is None else [name for name in self.media if self.part.has(name)]
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    def is_local(self, _name: str) -> bool:
+        return True
+
+    def prepare(self, names: Iterable[str], _settings: PackingSettings) -> Iterator[tuple[str, Path | Failure]]:
+        """Each of the names with the file that is to be examined."""
+        return ((name, self.root / name) for name in names)
+
+    def release(self, name: str) -> None:
+        """The file is not needed any more."""
 
     def kinds(self, files: Sequence[str]) -> str:
         """Counts of the files by extension, most frequent first, as text."""
@@ -44,6 +68,9 @@ class SourceFolder:
 
 
 def extension_of(file: str) -> str:
+    """The extension of a file or of a URL's file, in lower case without dot."""
+    if "://" in file:
+        file = re.split("[?#]", file, maxsplit=1)[0].partition("://")[2].partition("/")[2]
     return os.path.splitext(file)[1].lower().lstrip(".")
 
 
@@ -52,14 +79,16 @@ def member_kind(file: str) -> str:
     return extension_of(file) if extension_of(file) in IMAGE_EXTENSIONS else "mp4"
 
 
-def list_source(root: Path, outputs: Sequence[Path] = ()) -> SourceFolder:
+def list_source(root: Path, outputs: Sequence[Path] = (), part: Part | None = None) -> SourceFolder:
     """List everything below a folder, except in `outputs`. Links to folders are followed, each folder once.
+
+    With a `part`, all names are listed, but only its own files are looked at.
 
     Raises InputError if it is not a folder, or has no video or image.
     """
     if (problem := why_no_file(root)) != "is a folder, not a file":
         raise InputError(f"source folder {root} {problem or 'is a file; give the folder that it is in'}")
-    found, taken = SourceFolder(root), {os.path.realpath(output) for output in outputs}
+    found, taken = SourceFolder(root, part=part), {os.path.realpath(output) for output in outputs}
     for name, is_folder in _walk(root, taken, found.odd):
         path = root / name
         if is_folder:
@@ -67,7 +96,7 @@ def list_source(root: Path, outputs: Sequence[Path] = ()) -> SourceFolder:
                 found.odd[name] = "is a folder, not a file; its files are listed too"
         elif extension_of(name) in MEDIA_EXTENSIONS and os.path.basename(name).startswith(_MAC_SIDE_FILE):
             found.odd[name] = "is a macOS AppleDouble file, which holds no video"
-        elif problem := why_no_file(path):
+        elif (part is None or part.has(name)) and (problem := why_no_file(path)):
             found.odd[name] = problem
         else:
             (found.media if extension_of(name) in MEDIA_EXTENSIONS else found.others).append(name)

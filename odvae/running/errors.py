@@ -41,7 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 # Errors of the operating system that a user can fix; any other OSError is a bug and keeps its traceback.
-_STORAGE_ERRORS = {
+STORAGE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
 }  # fmt: skip
@@ -62,7 +62,7 @@ def readable_errors() -> Iterator[None]:
     except (InputError, DivergenceError) as error:
         _fail(f"error: {error}", 1)
     except OSError as error:
-        if error.errno not in _STORAGE_ERRORS:
+        if error.errno not in STORAGE_ERRORS:
             raise
         where = f"{error.filename}: " if error.filename else ""
         _fail(

@@ -36,6 +36,9 @@ _AHEAD = 2
 class OrderedPool(Generic[Task, Result]):
     """What pools have in common: tasks are submitted, and their results are fetched in the order of the tasks."""
 
+    workers: int
+    """Tasks that are computed at once; 0: none, until their results are requested."""
+
     def submit(self, task: Task) -> int:
         raise NotImplementedError
 
@@ -79,6 +82,7 @@ class WorkerPool(OrderedPool[Task, Result]):
         memory_gib: float = 4.0,
         name_of: Callable[[Task], str] = str,
     ) -> None:
+        self.workers = workers
         self._workers: list[_Worker] = []
         self.function, self.seconds, self.memory_gib, self.name_of = function, seconds, memory_gib, name_of
         self._tasks: dict[int, Task] = {}  # by ticket; tasks without a result yet

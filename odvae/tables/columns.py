@@ -20,7 +20,7 @@ _PATHS = (
 _IDS = (
     "video_id", "vid", "clip_id", "youtube_id", "ytid", "__key__", "uuid", "uid", "id", "name",
 )  # fmt: skip
-_URLS = ("url", "video_url", "content_url", "download_url", "link", "video_link")
+_URLS = ("url", "video_url", "content_url", "download_url", "link", "video_link", "video_loc", "uri")
 _TEXTS = (
     "text", "caption", "captions", "cap", "txt", "prompt", "prompts", "description", "descriptions", "video_caption",
     "long_caption", "detailed_caption", "dense_caption", "long_prompt", "recaption", "refined_caption", "sentence",
@@ -150,6 +150,12 @@ def choose(columns: tuple[str, ...], file: str | None, text: str | None) -> Chos
         numbered,
         *map(known_anywhere, (_CLASSES, _STARTS, _ENDS, _TIMES)),
     )
+
+
+def url_column(columns: Sequence[str]) -> str | None:
+    """The column of a table that has URLs, by its name; None if there is none."""
+    by_bare_name = {_bare(name): name for name in reversed(columns)}
+    return next((by_bare_name[bare] for bare in map(_bare, _URLS) if bare in by_bare_name), None)
 
 
 def _bare(name: str) -> str:

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from odvae.packing.examining import JOURNAL
+from odvae.packing.journal import state_of
 from odvae.packing.packing import pack_folder
 from odvae.packing.settings import PackingSettings
+from odvae.packing.state import PackingState
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint
 from odvae.shards.tars import index_shards, list_shards
@@ -32,8 +33,11 @@ def row(**changes):
 
 
 def pack_with_journal(source, out, line):
-    (out.parent / f".{out.name}.packing").mkdir()
-    (out.parent / f".{out.name}.packing" / JOURNAL).write_text(f"{json.dumps(line)}\n")
+    state = PackingState(out, None)
+    state.folder.mkdir(parents=True)
+    if line.get("name") == "0.mp4":
+        line["of"] = state_of(source / "0.mp4")
+    state.journal.write_text(f"{json.dumps(line)}\n")
     pack_folder(source, out, SETTINGS)
     return sorted(sample.key for sample in index_shards(list_shards(out, "?")))
 

@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 from caption_folders import arrow, captions, folder_of, parquet, read
 
+from odvae.packing import captions as caption_reader
 from odvae.packing.file_kinds import describe_kind
 from odvae.running import account
 from odvae.running.errors import InputError
-from odvae.shards import captions as caption_reader
 from odvae.tables.columns import Columns
 
 AB = {"a.mp4": b"", "b.mp4": b""}

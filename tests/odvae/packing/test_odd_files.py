@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from odvae.packing import examining, packing
+from odvae.packing import examining, writing
 from odvae.packing.packing import PackingSettings, pack_folder
 from odvae.packing.report import describe
 from odvae.running.errors import InputError
@@ -131,17 +131,17 @@ def test_packing_goes_on_after_a_stop_among_odd_names(odd, tmp_path, monkeypatch
     source, _ = odd
     settings = PackingSettings(samples_per_shard=2, workers=0)
     pack_folder(source, tmp_path / "whole", settings)
-    real = packing.shard_writer
+    real = writing.shard_writer
 
     def stop_at_second(path):
         if path.name == "00001.tar":
             raise KeyboardInterrupt
         return real(path)
 
-    monkeypatch.setattr(packing, "shard_writer", stop_at_second)
+    monkeypatch.setattr(writing, "shard_writer", stop_at_second)
     with pytest.raises(KeyboardInterrupt):
         pack_folder(source, tmp_path / "out", settings)
-    monkeypatch.setattr(packing, "shard_writer", real)
+    monkeypatch.setattr(writing, "shard_writer", real)
     pack_folder(source, tmp_path / "out", settings)
     for path in (tmp_path / "whole").iterdir():
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()

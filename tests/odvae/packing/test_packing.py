@@ -17,14 +17,16 @@ from scripts import fail, succeed
 from odvae.clips.clip import load_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet, is_held_out
-from odvae.packing import examining, packing
+from odvae.packing import examining, writing
 from odvae.packing.packing import pack_folder
 from odvae.packing.report import describe
 from odvae.packing.scenes import find_scenes
 from odvae.packing.settings import PackingSettings
+from odvae.packing.state import PackingState
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.shards.tars import index_shards, list_shards, shard_writer
+from odvae.shards.unfinished import is_unfinished
 from odvae.video.video_io import VideoError, decode, examine, read_frames, write_video
 
 
@@ -288,11 +290,12 @@ def test_a_packing_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, t
         written.append(path.name)
         return shard_writer(path)
 
-    monkeypatch.setattr(packing, "shard_writer", failing_writer)
+    monkeypatch.setattr(writing, "shard_writer", failing_writer)
     with pytest.raises(KeyboardInterrupt):
         pack_folder(source, tmp_path / "out", settings)
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(packing, "shard_writer", lambda path: written.append(path.name) or shard_writer(path))
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.tar")) == ["00000.tar", "00001.tar"]
+    assert is_unfinished(tmp_path / "out")
+    monkeypatch.setattr(writing, "shard_writer", lambda path: written.append(path.name) or shard_writer(path))
     monkeypatch.setattr(examining, "examine", lambda path, name: examined.append(name) or examine(path, name))
     report = pack_folder(source, tmp_path / "out", settings)
     assert written == ["00000.tar", "00001.tar", "00002.tar"]  # each once
@@ -303,7 +306,10 @@ def test_a_packing_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, t
 
 
 def test_a_second_writer_of_a_folder_is_refused(source, tmp_path):
-    with sole_writer(tmp_path / ".out.packing"), pytest.raises(InputError, match="being written by another process"):
+    with (
+        sole_writer(PackingState(tmp_path / "out", None).folder),
+        pytest.raises(InputError, match="being written by another process"),
+    ):
         pack_folder(source, tmp_path / "out")
 
 

@@ -1,0 +1,206 @@
+"""Writing of the shards of a packing: which samples are in which shard, and what is written again after a change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from odvae.packing.journal import Examined, Journal
+from odvae.packing.scenes import cut_scene
+from odvae.packing.settings import PackingSettings
+from odvae.packing.source_folder import SourceFolder, member_kind
+from odvae.packing.source_table import SourceTable
+from odvae.packing.state import PackingState
+from odvae.running.errors import STORAGE_ERRORS, InputError
+from odvae.running.failures import Failure
+from odvae.running.text import printable
+from odvae.running.worker_pool import OrderedPool
+from odvae.shards.tars import shard_writer
+
+# Shards that a Ray cluster writes while files are examined for later ones.
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard that is to be written: its path, and its samples with their files."""
+
+    path: Path
+    samples: tuple[tuple[Path, Examined], ...]
+    continues: str = ""
+    """The file whose next scenes are in the next shard."""
+
+    @property
+    def digest(self) -> str:
+        """A hash of what is in the shard."""
+        found = hashlib.sha256()
+        for _, one in self.samples:
+            found.update(json.dumps([one.key, one.about, one.scene]).encode())
+        return found.hexdigest()
+
+
+class CannotWriteError(InputError):
+    """A shard cannot be written, for example since the disk is full; its samples are right."""
+
+    cause = "limit"
+
+
+def write_shard(job: ShardJob) -> int:
+    """Write a shard; returns its size. Raises InputError if a file has changed, or the disk is full."""
+    try:
+        with shard_writer(job.path) as shard:
+            for path, one in job.samples:
+                shard.write(_shard_sample(path, one))
+        return job.path.stat().st_size
+    except OSError as error:
+        if error.errno not in STORAGE_ERRORS:
+            raise
+        raise CannotWriteError(
+            f"{job.path}: {error.strerror}. What was written before is intact; run the same command again to go on"
+        ) from None
+
+
+class ShardWriter:
+    """Writes the shards that are not there yet; which sample is in which shard is a function of the files.
+
+    `names` are the shards of this packing, in order. Use it in a `with` block, which waits for the last ones.
+    """
+
+    def __init__(
+        self,
+        source: SourceFolder | SourceTable,
+        settings: PackingSettings,
+        state: PackingState,
+        journal: Journal,
+    ) -> None:
+        self.source, self.settings, self.state, self.journal = source, settings, state, journal
+        self.names: list[str] = []
+        self.bytes = 0
+        self._written = state.written_shards()
+        self._begun: deque[tuple[ShardJob, int]] = deque()
+        self._pool: OrderedPool[ShardJob, int] | None = None
+
+    def write(self, samples: Iterator[Examined]) -> None:
+        """Write all samples, in order."""
+        numbers: dict[str, int] = {}
+        sample = next(samples, None)
+        while sample is not None:
+            kind = member_kind(sample.name)
+            number = numbers[kind] = numbers.get(kind, -1) + 1
+            contents = []
+            while sample is not None and len(contents) < self.settings.samples_per_shard:
+                if member_kind(sample.name) != kind:
+                    break
+                contents.append((self.source.path(sample.name), sample))
+                sample = next(samples, None)
+            name = f"{self.state.prefix}{'' if kind == 'mp4' else f'{kind}-'}{number:05d}.tar"
+            self._add(ShardJob(self.state.out / name, tuple(contents), sample.name if sample else ""))
+        while self._begun:
+            self._finish_first()
+        self._remove_others()
+
+    def _add(self, job: ShardJob) -> None:
+        name = job.path.name
+        self.names.append(name)
+        there = self._written.get(name, {})
+        if job.path.is_file():
+            size = job.path.stat().st_size
+            if (there.get("contents"), there.get("bytes")) == (job.digest, size):
+                self._done(job, size)
+                return
+            if name not in self._written:
+                raise InputError(
+                    f"{job.path} was not written by this packing: move it elsewhere, and run the same command again"
+                )
+        self.state.note_shard(name)
+        self._have_files(job)
+        if self.settings.engine == "ray":
+            if self._pool is None:
+                from odvae.cluster.ray_pool import RayPool
+
+                self._pool = RayPool(write_shard, seconds=None, name_of=lambda job: job.path.name)
+            self._begun.append((job, self._pool.submit(job)))
+            while len(self._begun) > _AT_ONCE:
+                self._finish_first()
+            return
+        try:
+            size = write_shard(job)
+        except InputError as error:
+            self._failed(job, error.cause)
+            raise
+        self._note(job, size)
+
+    def _failed(self, job: ShardJob, cause: str) -> None:
+        if cause == "task":  # a file has changed since it was examined
+            self.journal.forget(one.name for _, one in job.samples)
+
+    def _finish_first(self) -> None:
+        assert self._pool is not None
+        job, ticket = self._begun.popleft()
+        size = self._pool.result(ticket)
+        if isinstance(size, Failure):
+            self._failed(job, size.cause)
+            raise InputError(size.reason)
+        self._note(job, size)
+
+    def _have_files(self, job: ShardJob) -> None:
+        """Fetch the files again that an earlier command had, if they are gone."""
+        gone = [one.name for path, one in job.samples if not path.exists()]
+        for name, found in self.source.prepare(iter(dict.fromkeys(gone)), self.settings):
+            if isinstance(found, Failure):
+                self.journal.forget([name])
+                raise InputError(f"{printable(name)}: {found.reason}. Run the same command again to go on without it")
+
+    def _note(self, job: ShardJob, size: int) -> None:
+        self.state.note_shard(job.path.name, contents=job.digest, bytes=size)
+        self._done(job, size)
+
+    def _done(self, job: ShardJob, size: int) -> None:
+        self.bytes += size
+        for name in {one.name for _, one in job.samples}.difference([job.continues]):
+            self.source.release(name)
+
+    def _remove_others(self) -> None:
+        """Remove the shards that this packing had written before its input changed, beyond its last one."""
+        for name in set(self._written).difference(self.names):
+            self.state.remove_shard(name)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+
+def _shard_sample(path: Path, sample: Examined) -> dict:
+    """A sample in the form that the tar writer accepts."""
+    assert sample.about is not None
+    if sample.scene is None:
+        data = _unchanged_bytes(path, sample)
+    else:
+        data = cut_scene(path, sample.name, sample.scene, sample.about["fps"])
+    caption = sample.about["caption"].encode()
+    return {
+        "__key__": sample.key,
+        member_kind(sample.name): data,
+        "txt": caption,
+        "json": json.dumps(sample.about).encode(),
+    }
+
+
+def _unchanged_bytes(path: Path, sample: Examined) -> bytes:
+    """A file's bytes, which must be those that were examined."""
+    assert sample.about is not None
+    again = "leave the folder alone and run the command again"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{printable(str(path))} cannot be read any more ({error.strerror}): {again}") from None
+    if hashlib.sha256(data).hexdigest() != sample.about["sha256"]:
+        raise InputError(f"{printable(str(path))} has changed while the folder was packed: {again}")
+    return data

@@ -54,6 +54,14 @@ def index_part(folder: Path, shards: Sequence[Path], indexer: Indexer, part: Par
     return making.written_to / INDEX_FOLDER
 
 
+def index_one(shard: Path, indexer: Indexer) -> None:
+    """Make the index of a shard that was just written, whatever index there is."""
+    making = _Making(shard.parent, [shard], indexer)
+    for number, rows in indexer.index([(0, shard, None)], lambda count: None):
+        making.write(number, rows)
+        indexer.done(shard)
+
+
 def finish_index(folder: Path, shards: Sequence[Path], indexer: Indexer) -> FolderIndex:
     """Merge the shards' indexes, which must all have been made. Raises InputError with those that are missing, and for
     two samples with the same key."""
@@ -147,7 +155,7 @@ class _Making:
         with progress_bar(description, 0, total, unit="B", unit_scale=True) as bar:
             waiting = self._not_only_copied(todo, bar.update)
             for number, rows in self.indexer.index(waiting, bar.update):
-                self._write(number, rows)
+                self.write(number, rows)
                 self.indexer.done(self.shards[number])
 
     def _not_only_copied(self, todo: Sequence[int], advance: Advance) -> Iterator[tuple[int, Path, FolderIndex | None]]:
@@ -166,12 +174,13 @@ class _Making:
                 header = earlier.header
                 record = replace(header.shards[0], mtime_ns=self._states[number][1])
                 rows = [earlier.row(row) for row in range(len(earlier))]
-                self._write(number, ShardRows(record, rows, header.reader, header.limits))
+                self.write(number, ShardRows(record, rows, header.reader, header.limits))
                 advance(record.bytes)
             else:
                 yield number, shard, earlier
 
-    def _write(self, number: int, rows: ShardRows) -> None:
+    def write(self, number: int, rows: ShardRows) -> None:
+        """Write the index of a shard."""
         path = self.written_to / INDEX_FOLDER / f"{self.shards[number].name}.arrow"
         write_shard_index(path, rows.shard, rows.rows, rows.reader, rows.limits)
         self.parts[number] = _PartIndex(path, is_right=True)

@@ -13,7 +13,7 @@ import pytest
 
 from odvae.cluster.parts import Part
 from odvae.index import building
-from odvae.index.building import INDEX, finish_index, index_part, open_index
+from odvae.index.building import INDEX, finish_index, index_one, index_part, open_index
 from odvae.index.rows import CAPTIONS_UNREADABLE, read_header
 from odvae.index.video_rows import VideoIndexer
 from odvae.running.errors import InputError
@@ -209,6 +209,22 @@ def test_two_samples_with_the_same_key_are_named(tmp_path, examined, monkeypatch
     monkeypatch.setattr("odvae.index.duplicates.checksum", lambda key: 7)  # equal hashes of different keys are none
     write(folder, {"1.tar": own("c")})
     assert [one.key for one in rows(opened(folder))] == ["a", "c", "d"]
+
+
+def test_the_copies_that_packing_names_are_in_no_index(tmp_path, examined):
+    folder = write(tmp_path / "s", {"0.tar": own("a"), "1.tar": [*own("c"), *own("a")]})
+    (folder / "copies.json").write_text(json.dumps({"1.tar": ["a"]}))
+    assert [one.key for one in rows(opened(folder))] == ["a", "c"]
+    os.utime(folder / "1.tar", ns=(1, 1))
+    assert [one.key for one in rows(opened(folder))] == ["a", "c"]
+
+
+def test_a_shard_is_indexed_when_it_is_written_and_the_folder_at_the_end(tmp_path, examined, monkeypatch):
+    folder = write(tmp_path / "s", {"0.tar": own("a"), "1.tar": own("c")})
+    for shard in list_shards(folder, "?"):
+        index_one(shard, VideoIndexer(LIMITS))
+    monkeypatch.setattr(VideoIndexer, "index", lambda self, shards, advance: iter(list(shards)[1:]))
+    assert [one.key for one in rows(opened(folder))] == ["a", "c"]
 
 
 @pytest.mark.parametrize("damage", [b"", b"ARROW1 and no more", None])

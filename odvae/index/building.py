@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from odvae.cluster.parts import Part
-from odvae.index.duplicates import check_unique_keys
+from odvae.index.duplicates import find_copies
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import Header, merge_indexes, read_header, write_shard_index
 from odvae.index.shard_rows import Advance, Indexer, ShardRows, samples_with_checksums, shard_state
@@ -75,6 +75,13 @@ def finish_index(folder: Path, shards: Sequence[Path], indexer: Indexer) -> Fold
             "makes all that is missing"
         )
     return making.right_index() or making.merge()
+
+
+def index_new_shard(shard: Path, indexer: Indexer) -> None:
+    """Write the index of a shard that was just written, next to it."""
+    for _, rows in indexer.index([(0, shard, None)], lambda _: None):
+        path = shard.parent / INDEX_FOLDER / f"{shard.name}.arrow"
+        write_shard_index(path, rows.shard, rows.rows, rows.reader, rows.limits)
 
 
 @dataclass
@@ -188,8 +195,7 @@ class _Making:
     def merge(self) -> FolderIndex:
         """Merge the shards' indexes, which must all be right."""
         paths = [part.path for part in self.parts if part.path is not None]
-        check_unique_keys(self.shards, paths)
-        merge_indexes(self.written_to / INDEX, paths)
+        merge_indexes(self.written_to / INDEX, paths, find_copies(self.shards, paths))
         return FolderIndex(self.written_to / INDEX, self.folder)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,21 +13,39 @@ import pyarrow as pa
 from odvae.running.errors import InputError
 from odvae.running.hashing import checksum
 
+# Shards that `make_shards` has packed as one of several parts, and its keys, which are hashes of the files' bytes.
+_PART = re.compile(r"part(\d{3,})-")
+_KEY_OF_BYTES = re.compile(rb"[0-9a-f]{16}(?:\+\d{3,})?")
 
-def check_unique_keys(shards: Sequence[Path], indexes: Sequence[Path]) -> None:
-    """Raise InputError if two samples have the same key. `indexes` are those of the shards."""
+
+def find_copies(shards: Sequence[Path], indexes: Sequence[Path]) -> dict[int, np.ndarray]:
+    """Number of a shard -> its rows that are copies of samples in earlier shards. `indexes` are those of the shards.
+
+    Only parts of a packing may have the same file, as each part sees its own files alone. Raises InputError if any
+    other two samples have the same key.
+    """
     hashes = [_hashes(index) for index in indexes]
     ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    if not len(repeated):
-        return
+    copies: dict[int, list[int]] = {}
     seen: dict[bytes, Path] = {}
-    for shard, index, its_hashes in zip(shards, indexes, hashes, strict=True):
+    for number, (shard, index, its_hashes) in enumerate(zip(shards, indexes, hashes, strict=True)):
+        if not len(repeated):
+            break
         suspects = np.flatnonzero(np.isin(its_hashes, repeated)).tolist()
         keys = _keys(index) if suspects else []
         for row in suspects:
-            if (other := seen.setdefault(keys[row], shard)) is not shard:
+            if (other := seen.setdefault(keys[row], shard)) is shard:
+                continue
+            if not _are_of_two_parts(other, shard) or not _KEY_OF_BYTES.fullmatch(keys[row]):
                 raise InputError(f"key {os.fsdecode(keys[row])} is in {other} and in {shard}")
+            copies.setdefault(number, []).append(row)
+    return {number: np.array(rows) for number, rows in copies.items()}
+
+
+def _are_of_two_parts(one: Path, other: Path) -> bool:
+    numbers = [found[1] if (found := _PART.match(shard.name)) else None for shard in (one, other)]
+    return None not in numbers and numbers[0] != numbers[1]
 
 
 def _hashes(index: Path) -> np.ndarray:

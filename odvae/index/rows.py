@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
@@ -130,8 +130,8 @@ def write_shard_index(
         writer.write_batch(batch)
 
 
-def merge_indexes(path: Path, parts: Sequence[Path]) -> None:
-    """Write one index with the rows of several, in order.
+def merge_indexes(path: Path, parts: Sequence[Path], left_out: Mapping[int, np.ndarray] | None = None) -> None:
+    """Write one index with the rows of several, in order; without the rows `left_out` of some, by the part's number.
 
     Those with a `reader` must have the same one; those with `limits` too, otherwise the merged index has none that any
     start has.
@@ -148,9 +148,12 @@ def merge_indexes(path: Path, parts: Sequence[Path]) -> None:
 
     def batches() -> Iterator[pa.RecordBatch]:
         first = 0
-        for part, part_header, numbers in zip(parts, headers, renumbered, strict=True):
+        for i, (part, part_header, numbers) in enumerate(zip(parts, headers, renumbered, strict=True)):
             with pa.memory_map(os.fspath(part)) as mapped:
-                for batch in _open(part, mapped).read_all().to_batches():
+                table = _open(part, mapped).read_all()
+                if left_out is not None and i in left_out:
+                    table = table.take(np.setdiff1d(np.arange(len(table)), left_out[i]))
+                for batch in table.to_batches():
                     yield _renumber(batch, first, *numbers)
             first += len(part_header.shards)
 

@@ -27,12 +27,11 @@ def accepted(
     captions: Captions,
     settings: PackingSettings,
     report: PackingReport,
-    on_copy: Callable[[Examined, str], object] = lambda _copy, _first: None,
     on_rejected: Callable[[str], object] = lambda _name: None,
 ) -> Iterator[Examined]:
     """Yield the samples that belong in the shards, in order; others are added to the report with the reasons.
 
-    `on_copy` is called with a copy and the name of the file that it is a copy of; `on_rejected` with a file's name.
+    `on_rejected` is called with the name of a file that has no sample.
     """
     first_with_key: dict[str, str] = {}
     uncaptioned: set[str] = set()
@@ -52,7 +51,6 @@ def accepted(
             lost = one.key in uncaptioned and _has_caption(one.name, captions)
             advice = f", which has no caption: remove {first}, or give it this file's caption" if lost else ""
             reject(one, COPY, f"same bytes as {first}{advice}")
-            on_copy(one, first)
             continue
         if failed := settings.why_not(one.about):
             reject(one, f"does not pass {failed[0]}", failed[1])

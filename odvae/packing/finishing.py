@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from hashlib import sha256
@@ -18,6 +17,7 @@ from odvae.packing.settings import PackingSettings
 from odvae.packing.source_folder import SourceFolder
 from odvae.packing.source_table import SourceTable
 from odvae.packing.state import REPORT, STATE, PackingState, remove_state, states_in
+from odvae.packing.writing import index_folder
 from odvae.running.errors import InputError
 from odvae.running.files import write_json
 from odvae.running.folder_lock import sole_writer
@@ -31,9 +31,9 @@ _SHOWN = 100
 def finish_parts(source: str | Path, out: str | Path, settings: PackingSettings) -> PackingReport:
     """Finish `out`, whose parts were all packed from `source`: its index and `packing.json`.
 
-    The report is that of one command that packs everything. What several parts have is kept in the shard of the first
-    file; the other samples stay in their shards and are left out of the index. Raises InputError with the parts that
-    are missing, or were packed from other files or with other settings, and with their commands.
+    The report is that of one command that packs everything part by part. What several parts have is used from the
+    first of them; the other copies stay in their shards and are left out of the index. Raises InputError with the parts
+    that are missing, or were packed from other files or with other settings, and with their commands.
     """
     root, out = Path(source), Path(out)
     states = states_in(out)
@@ -50,22 +50,14 @@ def finish_parts(source: str | Path, out: str | Path, settings: PackingSettings)
     if settings.cut_scenes:
         check_scene_detection()
     files, captions = open_source(root, out, settings, None, out / STATE / "none")
-    count = states[0].part.count
-    identities = _identities(files, captions, settings, count)
+    identities = _identities(files, captions, settings, states[0].part.count)
     _check_parts(states, identities, root, out, settings)
     if (report := finished_report(out, _joined(identities))) is not None:
         return report
     captions.open()
     with sole_writer(out / STATE, lock=out / STATE / "finish.lock"):
         report = PackingReport(input=_joined(identities), parts=identities)
-        copies: dict[int, set[str]] = defaultdict(set)  # part -> keys of its samples that an earlier file has
-
-        def note_copy(one: Examined, first: str) -> None:
-            if (part := part_of(one.name, count)) != part_of(first, count):
-                copies[part].add(one.key)
-
-        examined = _examined(files, states, count)
-        for _ in accepted(examined, captions, settings, report, on_copy=note_copy):
+        for _ in accepted(_examined(files, states), captions, settings, report):
             pass
         for state in states:
             part_report = state.read_report()
@@ -76,6 +68,7 @@ def finish_parts(source: str | Path, out: str | Path, settings: PackingSettings)
         report.finish()
         if report.videos + report.images == 0:
             raise InputError(f"none of the {len(files.own)} files in {root} can be used:\n{list_rejects(report)}")
+        index_folder(out)
         write_json(out / REPORT, asdict(report))
         remove_state(out)
     return report
@@ -132,16 +125,20 @@ def _problem(state: PackingState | None, report: PackingReport | None, settings:
     return "is not complete" if report is None else "was packed before files changed"
 
 
-def _examined(files: SourceFolder | SourceTable, states: list[PackingState], count: int) -> Iterator[Examined]:
-    """What the parts have found in all files, in the order of the source."""
-    rows = {state.part.number: read_rows_in_order(state.journal) for state in states if state.part is not None}
+def _examined(files: SourceFolder | SourceTable, states: list[PackingState]) -> Iterator[Examined]:
+    """What the parts have found in their files, part by part."""
+    count = len(states)
+    names: list[list[str]] = [[] for _ in range(count)]
     for name in files.own:
-        number = part_of(name, count)
-        row = next(rows[number], None)
-        if row is None or row["name"] != name:
-            found = "nothing" if row is None else printable(row["name"])
-            raise InputError(
-                f"the journal of part {number}/{count} has {found} in place of {printable(name)}: remove its folder in "
-                f"{STATE}, and run its part again"
-            )
-        yield from examined_in(row)
+        names[part_of(name, count) - 1].append(name)
+    for state, of_part in zip(states, names, strict=True):
+        rows = read_rows_in_order(state.journal)
+        for name in of_part:
+            row = next(rows, None)
+            if row is None or row["name"] != name:
+                found = "nothing" if row is None else printable(row["name"])
+                raise InputError(
+                    f"{state.journal} has {found} in place of {printable(name)}: remove {state.folder}, and run its "
+                    "part again"
+                )
+            yield from examined_in(row)

@@ -28,7 +28,7 @@ from odvae.packing.settings import PackingSettings
 from odvae.packing.source_folder import SourceFolder, list_source
 from odvae.packing.source_table import SourceTable
 from odvae.packing.state import REPORT, STATE, PackingState, remove_state
-from odvae.packing.writing import ShardWriter
+from odvae.packing.writing import ShardWriter, index_folder
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import write_json
@@ -82,6 +82,7 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
                 with contextlib.suppress(OSError):
                     out.rmdir()
             raise InputError(f"none of the {len(files.own)} files in {root} can be used:\n{list_rejects(report)}")
+        index_folder(out)
         write_json(out / REPORT, asdict(report))
         remove_state(out)
     return report

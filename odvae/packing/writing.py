@@ -9,17 +9,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from odvae.index.building import index_new_shard, open_index
+from odvae.index.video_rows import VideoIndexer
 from odvae.packing.journal import Examined, Journal
 from odvae.packing.scenes import cut_scene
 from odvae.packing.settings import PackingSettings
 from odvae.packing.source_folder import SourceFolder, member_kind
 from odvae.packing.source_table import SourceTable
 from odvae.packing.state import PackingState
+from odvae.running.commands import command_line
 from odvae.running.errors import STORAGE_ERRORS, InputError
 from odvae.running.failures import Failure
 from odvae.running.text import printable
 from odvae.running.worker_pool import OrderedPool
-from odvae.shards.tars import shard_writer
+from odvae.shards.facts import ExamineLimits
+from odvae.shards.tars import list_shards, shard_writer
+
+# For indexing of shards whose samples were examined before: their .json files have all facts.
+_NOTHING_TO_EXAMINE = ExamineLimits(workers=0, seconds=60.0, memory_gib=4.0)
 
 # Shards that a Ray cluster writes while files are examined for later ones.
 _AT_ONCE = 8
@@ -50,11 +57,13 @@ class CannotWriteError(InputError):
 
 
 def write_shard(job: ShardJob) -> int:
-    """Write a shard; returns its size. Raises InputError if a file has changed, or the disk is full."""
+    """Write a shard and its index; returns the shard's size. Raises InputError if a file has changed, or the disk is
+    full."""
     try:
         with shard_writer(job.path) as shard:
             for path, one in job.samples:
                 shard.write(_shard_sample(path, one))
+        index_new_shard(job.path, VideoIndexer(_NOTHING_TO_EXAMINE))
         return job.path.stat().st_size
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
@@ -62,6 +71,11 @@ def write_shard(job: ShardJob) -> int:
         raise CannotWriteError(
             f"{job.path}: {error.strerror}. What was written before is intact; run the same command again to go on"
         ) from None
+
+
+def index_folder(out: Path) -> None:
+    """Write the index of a folder of shards, each of which has its own."""
+    open_index(out, list_shards(out, command_line("make_shards")), VideoIndexer(_NOTHING_TO_EXAMINE))
 
 
 class ShardWriter:

@@ -143,7 +143,7 @@ def test_packing_goes_on_after_a_stop_among_odd_names(odd, tmp_path, monkeypatch
         pack_folder(source, tmp_path / "out", settings)
     monkeypatch.setattr(writing, "shard_writer", real)
     pack_folder(source, tmp_path / "out", settings)
-    for path in (tmp_path / "whole").iterdir():
+    for path in (tmp_path / "whole").glob("*.tar"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 

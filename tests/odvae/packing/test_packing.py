@@ -301,7 +301,7 @@ def test_a_packing_that_was_stopped_goes_on_and_ends_in_the_same_bytes(source, t
     assert written == ["00000.tar", "00001.tar", "00002.tar"]  # each once
     assert "a.mp4" not in examined
     assert report.videos == 3
-    for path in (tmp_path / "whole").iterdir():
+    for path in (tmp_path / "whole").glob("*.tar"):
         assert (tmp_path / "out" / path.name).read_bytes() == path.read_bytes()
 
 

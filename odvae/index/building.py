@@ -77,13 +77,6 @@ def finish_index(folder: Path, shards: Sequence[Path], indexer: Indexer) -> Fold
     return making.right_index() or making.merge()
 
 
-def index_new_shard(shard: Path, indexer: Indexer) -> None:
-    """Write the index of a shard that was just written, next to it."""
-    for _, rows in indexer.index([(0, shard, None)], lambda _: None):
-        path = shard.parent / INDEX_FOLDER / f"{shard.name}.arrow"
-        write_shard_index(path, rows.shard, rows.rows, rows.reader, rows.limits)
-
-
 @dataclass
 class _PartIndex:
     """The index of a shard, if there is one."""

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import CAPTIONS_UNREADABLE, Header, IndexedShard, IndexRow
-from odvae.running.files import read_object
 from odvae.running.hashing import checksum, checksum_of_pieces
 from odvae.running.text import valid_unicode
 from odvae.shards.captions import captions_of
@@ -27,10 +26,6 @@ _TEXTS = ("json", "txt")
 # Samples up to this many bytes are read at once; of larger ones, one piece of a member after the other.
 _PIECE = 1 << 24
 
-
-# A file that packing writes into a folder of shards: name of a shard -> keys of samples that are not indexed, since
-# another shard has the same.
-COPIES = "copies.json"
 
 # Called with each number of bytes that are done, for a progress bar.
 Advance = Callable[[int], Any]
@@ -81,21 +76,14 @@ def shard_state(shard: Path) -> tuple[int, int]:
 
 
 def samples_with_checksums(shard: Path) -> Iterator[tuple[Sample, dict[str, bytes]]]:
-    """Yield each sample of a shard, with checksums of its members, and the bytes of its .json and .txt; not those that
-    `copies.json` names.
+    """Yield each sample of a shard, with checksums of its members, and the bytes of its .json and .txt.
 
     Raises the errors of `odvae.shards.tars.index_shard`.
     """
-    samples, copies = index_shard(shard), _copies(shard)
+    samples = index_shard(shard)
     with open(shard, "rb", buffering=0) as file:
         for sample in samples:
-            if sample.key not in copies:
-                yield _with_checksums(sample, file.fileno())
-
-
-def _copies(shard: Path) -> set[str]:
-    path = shard.parent / COPIES
-    return set(read_object(path).get(shard.name, ())) if path.is_file() else set()
+            yield _with_checksums(sample, file.fileno())
 
 
 def _with_checksums(sample: Sample, file: int) -> tuple[Sample, dict[str, bytes]]:

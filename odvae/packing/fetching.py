@@ -84,6 +84,8 @@ def _fetch_once(url: str, target: Path, limits: FetchLimits) -> int:
             size = _copy(answer, file, limits)
         partial.replace(target)
         return size
+    except DownloadError:
+        raise
     except (http.client.HTTPException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in STORAGE_ERRORS and error.filename is None:
             raise  # the disk is full, which is no fault of this file

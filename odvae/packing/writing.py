@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from odvae.index.building import index_new_shard, open_index
+from odvae.index.building import index_one, open_index
 from odvae.index.video_rows import VideoIndexer
 from odvae.packing.journal import Examined, Journal
 from odvae.packing.scenes import cut_scene
@@ -63,7 +63,7 @@ def write_shard(job: ShardJob) -> int:
         with shard_writer(job.path) as shard:
             for path, one in job.samples:
                 shard.write(_shard_sample(path, one))
-        index_new_shard(job.path, VideoIndexer(_NOTHING_TO_EXAMINE))
+        index_one(job.path, VideoIndexer(_NOTHING_TO_EXAMINE))
         return job.path.stat().st_size
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:

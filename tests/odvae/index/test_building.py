@@ -211,12 +211,19 @@ def test_two_samples_with_the_same_key_are_named(tmp_path, examined, monkeypatch
     assert [one.key for one in rows(opened(folder))] == ["a", "c", "d"]
 
 
-def test_the_copies_that_packing_names_are_in_no_index(tmp_path, examined):
-    folder = write(tmp_path / "s", {"0.tar": own("a"), "1.tar": [*own("c"), *own("a")]})
-    (folder / "copies.json").write_text(json.dumps({"1.tar": ["a"]}))
-    assert [one.key for one in rows(opened(folder))] == ["a", "c"]
-    os.utime(folder / "1.tar", ns=(1, 1))
-    assert [one.key for one in rows(opened(folder))] == ["a", "c"]
+def test_a_copy_in_another_part_of_a_packing_is_left_out_and_in_the_same_part_it_is_an_error(tmp_path, examined):
+    one, two = "0123456789abcdef", "fedcba9876543210"
+    names = ("part001-00000.tar", "part002-00000.tar", "part002-00001.tar")
+    folder = write(tmp_path / "s", dict(zip(names, (own(one), [*own(two), *own(one)], own("c")), strict=True)))
+    assert [row.key for row in rows(opened(folder))] == [one, two, "c"]
+    os.utime(folder / names[1], ns=(1, 1))
+    assert [row.key for row in rows(opened(folder))] == [one, two, "c"]
+    write(folder, {names[2]: own(two)})
+    with pytest.raises(InputError, match=rf"key {two} is in {folder}/part002-00000.tar and in .*part002-00001.tar"):
+        opened(folder)
+    write(folder, {names[0]: own("c"), names[1]: own("c"), names[2]: own(one)})
+    with pytest.raises(InputError, match="key c is in"):  # no hash of a file's bytes
+        opened(folder)
 
 
 def test_a_shard_is_indexed_when_it_is_written_and_the_folder_at_the_end(tmp_path, examined, monkeypatch):

@@ -110,12 +110,12 @@ def _answer(url: str, limits: FetchLimits) -> Any:
 
 def _asked_pause(error: urllib.error.HTTPError) -> float:
     asked = error.headers.get("Retry-After", "") if error.headers else ""
-    return float(asked) if asked.isdigit() else 0.0
+    return float(asked) if asked.isdecimal() else 0.0
 
 
 def _copy(answer: Any, file: Any, limits: FetchLimits) -> int:
     length = answer.headers.get("Content-Length")
-    expected = int(length) if length is not None and length.isdigit() else None
+    expected = int(length) if length is not None and length.isdecimal() else None
     if expected is not None and expected > limits.largest:
         raise _too_large(expected, limits)
     size = 0

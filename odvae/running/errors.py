@@ -11,12 +11,25 @@ from typing import ClassVar, Literal
 
 from safetensors import SafetensorError
 
+# A message's line beyond this many characters is cut in its middle: it quotes a damaged file.
+_LONGEST_LINE = 2000
+
 
 class InputError(ValueError):
     """A file or setting given by the user cannot be used; the message names it, what was found and what is allowed."""
 
+    def __init__(self, message: str = "") -> None:
+        super().__init__("\n".join(map(_shortened, str(message).split("\n"))))
+
     cause: ClassVar[Literal["task", "unfit", "limit"]] = "task"
     """The `cause` of the `worker_pool.Failure` that this error becomes in a worker process."""
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= _LONGEST_LINE:
+        return line
+    kept = _LONGEST_LINE // 2 - 30  # what is shortened is not shortened again
+    return f"{line[:kept]} ... ({len(line) - 2 * kept} more characters) ... {line[-kept:]}"
 
 
 class MemoryLimitError(InputError):

@@ -35,6 +35,9 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 Precision = Literal["auto", "bf16", "fp32"]
 
+# Problems of one file that an error lists.
+_PROBLEMS_SHOWN = 30
+
 
 def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[str] = ()) -> SettingsT:
     """Read `kind` from a YAML file and apply `section.key=value` overrides, whose values are YAML too.
@@ -83,7 +86,8 @@ def make_settings(kind: type[SettingsT], data: dict[str, Any], overrides: Sequen
             dotted = ".".join(map(str, problem["loc"]))
             if dotted not in renamed and f"{dotted}: {problem['input']}" not in renamed:
                 lines.append(_describe(problem, kind))
-        raise InputError("\n  ".join([f"{source}:", *lines])) from None
+        more = [f"and {len(lines) - _PROBLEMS_SHOWN} more problems"] if len(lines) > _PROBLEMS_SHOWN else []
+        raise InputError("\n  ".join([f"{source}:", *lines[:_PROBLEMS_SHOWN], *more])) from None
 
 
 def _apply_override(data: dict, override: str) -> None:
@@ -113,7 +117,7 @@ def _describe(problem: Any, kind: type[Settings]) -> str:
         return f"{dotted}: required, not given"
     if problem["type"] == "value_error":
         return f"{dotted}: {problem['ctx']['error']}"
-    return f"{dotted}: found {problem['input']!r}; {problem['msg']}"
+    return f"{dotted}: found {problem['input']!r:.300}; {problem['msg']}"
 
 
 def _keys_at(kind: type[BaseModel], sections: Sequence[str]) -> list[str]:

@@ -93,7 +93,7 @@ def _why_no_safetensors(path: Path, size: int, beginning: bytes) -> str:
     try:
         tensors = [value for name, value in json.loads(text).items() if name != "__metadata__"]
         needed = 8 + length + max((int(tensor["data_offsets"][1]) for tensor in tensors), default=0)
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):  # also of infinity
         return invalid
     if needed > size:
         return f"is truncated (it has {size} of {needed} bytes): {_AGAIN}"

@@ -53,6 +53,7 @@ def test_a_safetensors_file_that_is_cut_anywhere_or_too_long_is_named_with_its_s
         struct.pack("<Q", 2) + b"[]",
         struct.pack("<Q", 10) + b'{"a": "b"}',
         struct.pack("<Q", 10) + b"\xff" * 10,
+        *(struct.pack("<Q", 37) + b'{"a": {"data_offsets": [0, %6s]}} ' % end for end in (b"1e999", b"-1e999", b"NaN")),
     ],
 )
 def test_a_safetensors_file_with_another_header_is_named(safetensors, content):

@@ -15,16 +15,11 @@ ray = pytest.importorskip("ray", reason="needs Ray (the extra `ray`)")
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Two nodes on this machine; the driver's own has one CPU, the other has two and may be killed."""
-    from ray.cluster_utils import Cluster
+    """The driver's own node has one CPU; the second has two, and may be killed."""
+    from ray_cluster import two_nodes  # not at the top: Ray's processes import this module too
 
-    small = {"object_store_memory": 80 << 20, "include_dashboard": False}
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
-    nodes.second = nodes.add_node(num_cpus=2, object_store_memory=80 << 20)
-    ray.init(address=nodes.address, log_to_driver=False, logging_level="error")
-    yield nodes
-    ray.shutdown()
-    nodes.shutdown()
+    with two_nodes() as nodes:
+        yield nodes
 
 
 def tried(task: int) -> int:
@@ -62,6 +57,7 @@ def test_a_bug_is_raised_with_its_task(cluster):
         list(pool.map([0], ahead=1))
 
 
+@pytest.mark.slow
 def test_tasks_of_a_node_that_dies_are_run_again(cluster, tmp_path):
     with RayPool(functools.partial(slow, str(tmp_path)), seconds=None, cpus=0.5) as pool:
         tickets = [pool.submit(task) for task in range(8)]

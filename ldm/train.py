@@ -26,7 +26,7 @@ from odvae.running.files import install_folder
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.stage import Stage, names_of
-from odvae.training.optimization import gradients_synced_at
+from odvae.training.optimization import gradients_synced_at, sample_order
 from odvae.training.settings import Tracker
 from odvae.training.state import TrainingState
 from odvae.video_vae import VAELoader, VideoVAE, load_vae
@@ -152,7 +152,8 @@ def fit(
     apply_model_options(network, settings)
     state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
     accelerator, model, done = state.accelerator, state.model, state.resume()
-    batches = data.training_batches(state.plan, seed, done, settings.workers)
+    order = sample_order(optimization, state.plan)
+    batches = data.training_batches(state.plan, seed, done, settings.workers, order)
     meter = StepMeter(network, state.plan.ranks, peak_flops(settings, accelerator.device, accelerator.mixed_precision))
     progress = progress_bar("training the LDM", done, optimization.steps)
 

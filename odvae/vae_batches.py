@@ -18,6 +18,7 @@ from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
 from odvae.settings import ImagePhaseSettings, PhaseSettings
+from odvae.training.optimization import sample_order
 from odvae.video.pixels import to_float
 from odvae.video_vae import VideoVAE
 
@@ -85,7 +86,8 @@ class Batches:
         data = self.videos.data
         if frames is not None:
             data = data.model_copy(update={"frames": frames})
-        clips = ClipDataset(self.videos.train, data, self.seed, self.videos.failed)
+        order = sample_order(self.optimization, self.plan)
+        clips = ClipDataset(self.videos.train, data, self.seed, self.videos.failed, order)
         for batch in endless_loader(clips, StepSampler(self.plan, done)):
             video = batch["video"].to(self.device, non_blocking=True)
             yield Batch(to_float(video), "posterior", batch["number"].tolist())
@@ -100,8 +102,10 @@ class Batches:
         frames = min(images_per_clip, data.frames)
         samples = self.videos.not_held_out if frames == 1 else self.videos.train
         data = data.model_copy(update={"frames": frames, "stride": max(1, data.span // frames)})
-        clips = ClipDataset(samples, data, derive_seed(self.seed, "images"), self.videos.failed)
-        for batch in endless_loader(clips, StepSampler(replace(self.plan, batch_size=batch_size), done)):
+        plan = replace(self.plan, batch_size=batch_size)
+        order = sample_order(self.optimization, plan)
+        clips = ClipDataset(samples, data, derive_seed(self.seed, "images"), self.videos.failed, order)
+        for batch in endless_loader(clips, StepSampler(plan, done)):
             video = batch["video"].to(self.device, non_blocking=True)
             numbers = [number * frames + i for number in batch["number"].tolist() for i in range(frames)]
             yield Batch(to_float(rearrange(video, "b t h w c -> (b t) 1 h w c")), "image posterior", numbers)

@@ -19,7 +19,6 @@ from ldm.fuzzing.mutations import BYTES, JSON
 from ldm.fuzzing.shards import tar_bytes
 from ldm.latents.batches import latent_batches
 from ldm.latents.entries import load_entries, pack_entry, pack_text, source_key
-from ldm.latents.index_files import INDEX
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import EMPTY_TEXT, MANIFEST, Manifest, ShardRecord, check_latents, load_manifest
 from ldm.networks.provenance import PROVENANCE, Provenance
@@ -29,6 +28,7 @@ from ldm.training.diffusion_batches import LatentData
 from ldm.training.settings import LDMSettings
 from odvae.clips.samplers import BatchPlan
 from odvae.clips.settings import DataSettings
+from odvae.index.building import INDEX
 from odvae.running.files import write_json
 from odvae.running.hashing import file_fingerprint
 from odvae.shards.tars import index_shard

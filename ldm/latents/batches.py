@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldm.latents.entries import collate_entries, label_index, load_tensors
 from ldm.latents.latent_set import LatentSet
-from odvae.clips.permutation import shuffled_index
+from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan, BucketSampler, SampleIndex
 from odvae.index.folder_index import IndexedSamples
 from odvae.running.distributed import uses_cuda
@@ -44,12 +44,13 @@ def latent_batches(
     start_step: int = 0,
     workers: int = 0,
     failures: Failures | None = None,
+    order: SampleOrder = SampleOrder(),  # noqa: B008 - frozen
 ) -> Iterator[dict[str, Tensor]]:
     """Endless training batches of one rank from step `start_step` on, as from `load_entries`.
 
     All batches of a step, on every rank, are of one bucket, so that they have one shape. Bucket, entries and order are
-    functions of (seed, step): a resumed run continues with the next ones, also with another number of ranks,
-    accumulation steps and batch size of the same product.
+    functions of (seed, step) and `order`: a resumed run continues with the next ones, also with another number of
+    ranks, accumulation steps and batch size of the same product.
 
     An entry that cannot be read, or is not what was indexed, is added to `failures` and replaced by another one of its
     bucket, a function of the sample's number, so that this is the same for any ranks and workers. Raises InputError
@@ -58,7 +59,7 @@ def latent_batches(
     failures = entry_failures(latents, 0.0) if failures is None else failures
     buckets = [entries for entries in latents.train.values() if len(entries)]
     sampler = BucketSampler([len(entries) for entries in buckets], seed, plan, start_step)
-    batches = _DrawnBatches(buckets, latents.classes, seed)
+    batches = DrawnBatches(buckets, latents.classes, seed, order)
     loader = DataLoader(
         batches,
         sampler=_Prefetcher(sampler, batches),  # it yields lists of draws
@@ -80,46 +81,53 @@ def _without_failures(loaded: Iterator[_Loaded], failures: Failures) -> Iterator
         yield batch
 
 
-class _DrawnBatches(Dataset):
+class DrawnBatches(Dataset):
     """Maps a list of draws from one bucket to their batch."""
 
-    def __init__(self, buckets: Sequence[IndexedSamples], classes: list[str], seed: int) -> None:
-        self.buckets, self.classes, self.seed = buckets, classes, seed
+    def __init__(self, buckets: Sequence[IndexedSamples], classes: list[str], seed: int, order: SampleOrder) -> None:
+        self.buckets, self.classes, self.seed, self.order = buckets, classes, seed, order
 
     def __getitem__(self, draws: list[SampleIndex]) -> _Loaded:
         failed: list[tuple[str, str]] = []
         entries, loaded = zip(*(self._load(draw, failed) for draw in draws), strict=True)
         return collate_entries(loaded, entries, [draw.number for draw in draws]), failed
 
-    def chosen(self, draw: SampleIndex) -> Sample:
-        """The entry of a draw, which may have to be replaced. Raises InputError where its row was damaged."""
-        return self.buckets[draw.bucket][self._position(draw, attempt=0)]
+    def find(self, draw: SampleIndex, attempt: int) -> tuple[Sample, int]:
+        """The entry of a draw, with the index of its class; attempts above 0 give replacements for one that cannot be
+        read. Raises InputError that names an entry which cannot be used."""
+        bucket = self.buckets[draw.bucket]
+        index, row = bucket.folder_index, bucket.rows[self._position(draw, attempt)]
+        entry = index.sample(row)
+        if problem := index.problem(row):
+            raise InputError(f"{entry.name}{problem}")
+        return entry, label_index(index.label(row), self.classes, entry.name)
 
     def _position(self, draw: SampleIndex, attempt: int) -> int:
-        """Which entry of its bucket a sample is; attempts above 0 give replacements for one that cannot be read."""
         count = len(self.buckets[draw.bucket])
         if attempt == 0:
-            return shuffled_index(draw.index, count, self.seed)
+            return self.order.index(draw.index, count, self.seed)
         return derive_seed(self.seed, "replacement", draw.number, attempt) % count
 
     def _load(self, draw: SampleIndex, failed: list[tuple[str, str]]) -> tuple[Sample, dict[str, Tensor]]:
-        bucket = self.buckets[draw.bucket]
         for attempt in range(_MOST_ATTEMPTS):
-            index, row = bucket.folder_index, bucket.rows[self._position(draw, attempt)]
-            name = f"{index.path}, row {row}"
             try:
-                entry = index.sample(row)
-                name = entry.name
-                if problem := index.problem(row):
-                    raise InputError(f"{entry.name}{problem}")
-                label = label_index(index.label(row), self.classes, entry.name)
+                entry, label = self.find(draw, attempt)
                 return entry, load_tensors(entry, draw.number, label, self.seed)
             except InputError as error:
-                failed.append((name, str(error)))
+                failed.append((self._name(draw, attempt), str(error)))
         raise InputError(
             f"none of {_MOST_ATTEMPTS} entries that were tried can be read:\n"
             + "\n".join(f"  {reason}" for _, reason in failed[:10])
         )
+
+    def _name(self, draw: SampleIndex, attempt: int) -> str:
+        """The name of a draw's entry; of a damaged row, its place."""
+        bucket = self.buckets[draw.bucket]
+        row = bucket.rows[self._position(draw, attempt)]
+        try:
+            return bucket.folder_index.sample(row).name
+        except InputError:
+            return f"{bucket.folder_index.path}, row {row}"
 
 
 class _Prefetcher:
@@ -128,7 +136,7 @@ class _Prefetcher:
     Entries are read in random order, so without prefetching every read would wait for the disk.
     """
 
-    def __init__(self, sampler: BucketSampler, batches: _DrawnBatches) -> None:
+    def __init__(self, sampler: BucketSampler, batches: DrawnBatches) -> None:
         self.sampler, self.batches = sampler, batches
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
@@ -136,7 +144,7 @@ class _Prefetcher:
         for draws in self.sampler:
             for draw in draws:
                 with contextlib.suppress(OSError, InputError):  # of which reading it says more
-                    self.batches.chosen(draw).prefetch()
+                    self.batches.find(draw, attempt=0)[0].prefetch()
             coming.append(draws)
             if len(coming) > _PREFETCHED_BATCHES:
                 yield coming.popleft()

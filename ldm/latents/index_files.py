@@ -7,8 +7,7 @@ the number of its captions.
 
 from __future__ import annotations
 
-import hashlib
-import os
+import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,16 +17,15 @@ from accelerate import PartialState
 
 from ldm.latents.entries import read_about, source_key
 from ldm.latents.manifest import Manifest, ShardRecord, changed_hash, encode_command
+from odvae.index.building import INDEX
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import Header, IndexedShard, IndexRow, merge_indexes, read_header, write_shard_index
 from odvae.running.errors import InputError
 from odvae.running.hashing import checksum, file_fingerprint
 from odvae.running.progress import progress_bar
+from odvae.shards.facts_journal import INDEX_FOLDER, index_places
 from odvae.shards.samples import Member, Sample, split_position
 from odvae.shards.tars import index_shard
-
-INDEX = "index.arrow"
-SHARD_INDEXES = "index"
 
 # The `reader` in these indexes: there are no facts of videos in them, which a decoder would have found.
 _READER = "latents"
@@ -99,7 +97,7 @@ def write_latent_index(path: Path, shard: Path, rows: Sequence[IndexRow], sha256
 
 def shard_index_path(base: Path, shard: str) -> Path:
     """Path of the index of a shard, below a folder of latents or its place in the cache."""
-    return base / SHARD_INDEXES / f"{shard}.arrow"
+    return base / INDEX_FOLDER / f"{shard}.arrow"
 
 
 def open_index(folder: Path, manifest: Manifest) -> FolderIndex:
@@ -111,12 +109,12 @@ def open_index(folder: Path, manifest: Manifest) -> FolderIndex:
     """
     state = PartialState()
     with state.local_main_process_first():
-        path = _find(folder, manifest)
-        if path is None and state.is_local_main_process:
-            path = _make(folder, manifest)
-    if path is None:
+        index = _find(folder, manifest)
+        if index is None and state.is_local_main_process:
+            index = FolderIndex(_make(folder, manifest), folder)
+    if index is None:
         raise InputError(f"{folder}: the index that another process has made is not visible here")
-    return FolderIndex(path, folder)
+    return index
 
 
 def write_folder_index(folder: Path, manifest: Manifest) -> None:
@@ -125,24 +123,19 @@ def write_folder_index(folder: Path, manifest: Manifest) -> None:
         _make(folder, manifest)
 
 
-def _bases(folder: Path) -> tuple[Path, Path]:
-    """Where a folder's index may be: beside its shards or, where these are read-only, in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    own_name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-    return folder, cache / "odvae" / own_name
-
-
-def _find(folder: Path, manifest: Manifest) -> Path | None:
-    """The index of exactly the manifest's shards; None where there is none."""
-    for base in _bases(folder):
-        header = _header(base / INDEX)
-        if header is not None and _are(header.shards, manifest.shards):
-            return base / INDEX
+def _find(folder: Path, manifest: Manifest) -> FolderIndex | None:
+    """The index of exactly the manifest's shards; None where there is none, or it is damaged."""
+    for base in index_places(folder):
+        if (base / INDEX).is_file():
+            with contextlib.suppress(InputError):
+                index = FolderIndex(base / INDEX, folder)
+                if _are(index.header.shards, manifest.shards):
+                    return index
     return None
 
 
 def _header(path: Path) -> Header | None:
-    """The header of an index; None where the file is missing or damaged, and has to be made again."""
+    """The header of a shard's index; None where the file is missing or damaged, and has to be made again."""
     if not path.is_file():
         return None
     try:
@@ -158,7 +151,7 @@ def _are(shards: Sequence[IndexedShard], records: Sequence[ShardRecord]) -> bool
 
 def _make(folder: Path, manifest: Manifest) -> Path:
     errors = []
-    for base in _bases(folder):
+    for base in index_places(folder):
         try:
             _make_in(base, folder, manifest)
         except OSError as error:
@@ -182,7 +175,7 @@ def _make_in(base: Path, folder: Path, manifest: Manifest) -> None:
 
 def _shard_index(folder: Path, base: Path, record: ShardRecord) -> Path:
     """Path of the index of a shard, which is made where there is none. Raises InputError for a changed shard."""
-    for path in (shard_index_path(found, record.name) for found in _bases(folder)):
+    for path in (shard_index_path(found, record.name) for found in index_places(folder)):
         header = _header(path)
         if header is not None and _are(header.shards, [record]):
             return path

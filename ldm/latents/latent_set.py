@@ -12,7 +12,8 @@ from torch import Tensor
 from ldm.latents.entries import load_entries
 from ldm.latents.index_files import open_index
 from ldm.latents.manifest import Manifest, encode_command
-from odvae.index.folder_index import Chunk, FolderIndex, IndexedSamples
+from odvae.index.folder_index import FolderIndex, IndexedSamples
+from odvae.index.selection import RangesOfSelection, Selection
 from odvae.running.errors import InputError
 
 
@@ -46,18 +47,23 @@ def open_latents(folder: Path, manifest: Manifest) -> LatentSet:
 
 def choose_entries(index: FolderIndex, manifest: Manifest) -> LatentSet:
     """The entries of an index of the manifest's shards: the bucket follows from the shard, the split from the video."""
-    buckets = list(manifest.buckets)
-    bucket_of_shard = np.array([buckets.index(record.bucket) for record in manifest.shards], dtype=np.int16)
+    train, held_out = (
+        index.select(lambda chunk: chunk.split >= manifest.held_out),
+        index.select(lambda chunk: chunk.split < manifest.held_out),
+    )
+    if len(manifest.buckets) == 1:
+        (bucket,) = manifest.buckets
+        return LatentSet({bucket: train}, {bucket: held_out}, manifest.classes)
+    first_rows = np.cumsum([0, *(record.entries for record in manifest.shards)])
+    of_shards = np.stack([first_rows[:-1], first_rows[1:]], axis=1)
+    bucket_of_shard = np.array([record.bucket for record in manifest.shards])
 
-    def choose(bucket: int, held_out: bool) -> IndexedSamples:
-        def chosen(chunk: Chunk) -> np.ndarray:
-            in_split = chunk.split < manifest.held_out if held_out else chunk.split >= manifest.held_out
-            return in_split if len(buckets) == 1 else in_split & (bucket_of_shard[chunk.shard] == bucket)
+    def by_bucket(split: IndexedSamples) -> dict[str, IndexedSamples]:
+        assert isinstance(split.rows, Selection)
+        ranges = {name: of_shards[bucket_of_shard == name] for name in manifest.buckets}
+        return {name: IndexedSamples(index, RangesOfSelection(split.rows, rows)) for name, rows in ranges.items()}
 
-        return index.select(chosen)
-
-    train, held_out = ({name: choose(i, split) for i, name in enumerate(buckets)} for split in (False, True))
-    return LatentSet(train, held_out, manifest.classes)
+    return LatentSet(by_bucket(train), by_bucket(held_out), manifest.classes)
 
 
 def held_out_batches(latents: LatentSet, batch_size: int, rank: int, ranks: int) -> Iterator[dict[str, Tensor]]:

@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
-from odvae.running.files import parse_record, read_object, write_json
+from odvae.running.files import parse_record, parse_record_bytes, read_object, write_json
 from odvae.running.hashing import file_fingerprint
 
 FORMAT = 3  # 2: of version 0.1, with `stored` for `posterior`
@@ -25,7 +25,7 @@ TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was trained on the ca
 _LARGEST_SIDE = 1 << 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ShardRecord:
     """One latent shard: its hash, size and number of entries, and the video shard it was encoded from."""
 
@@ -104,6 +104,18 @@ def load_manifest(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         raise InputError(f"{path} does not exist: the latents are not (completely) encoded; run: {encode_command()}")
+    manifest = parse_record_bytes(Manifest, path.read_bytes())
+    if manifest is None or manifest.format != FORMAT:
+        manifest = _parse_with_errors(folder, path)
+    for problem in _inconsistencies(manifest):
+        raise InputError(
+            f"{path} was damaged: {problem}; restore it, or move {folder} away and run: {encode_command()}"
+        )
+    return manifest
+
+
+def _parse_with_errors(folder: Path, path: Path) -> Manifest:
+    """The manifest, of a file that is damaged or of another format: with an error that says what is wrong."""
     values = read_object(path)
     found = values.get("format")
     if found != FORMAT:
@@ -117,12 +129,7 @@ def load_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"{path}: format {found!r}, this version reads {FORMAT}; {'update this project' if newer else again}"
         )
-    manifest = parse_record(Manifest, values, path)
-    for problem in _inconsistencies(manifest):
-        raise InputError(
-            f"{path} was damaged: {problem}; restore it, or move {folder} away and run: {encode_command()}"
-        )
-    return manifest
+    return parse_record(Manifest, values, path)
 
 
 def _inconsistencies(manifest: Manifest) -> Iterator[str]:

@@ -24,6 +24,7 @@ from ldm.latents.manifest import EMPTY_TEXT, Manifest
 from ldm.networks.conditioning import Condition
 from ldm.networks.settings import ConditioningSettings
 from odvae.clips.clip import DEFAULT_FPS
+from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
@@ -73,12 +74,19 @@ class LatentData:
             check_text(empty, name)
             self.empty_text, self.empty_mask = empty["text"].float().to(device), empty["text_mask"].to(device)
 
-    def training_batches(self, plan: BatchPlan, seed: int, start_step: int = 0, workers: int = 0) -> Iterator[Batch]:
+    def training_batches(
+        self,
+        plan: BatchPlan,
+        seed: int,
+        start_step: int = 0,
+        workers: int = 0,
+        order: SampleOrder = SampleOrder(),  # noqa: B008 - frozen
+    ) -> Iterator[Batch]:
         """Endless batches of one rank from step `start_step` on.
 
         Raises InputError after more than `failures_allowed` of the training entries could not be read.
         """
-        for entries in latent_batches(self.latents, seed, plan, start_step, workers, self.failures):
+        for entries in latent_batches(self.latents, seed, plan, start_step, workers, self.failures, order):
             yield self.make_batch(entries, seed)
 
     def merge_failures(self, accelerator: Accelerator) -> None:

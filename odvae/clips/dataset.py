@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from odvae.clips.clip import CENTER, frame_count, load_clip
-from odvae.clips.permutation import shuffled_index
+from odvae.clips.sample_order import SampleOrder
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import UnfitError
 from odvae.running.seeds import derive_seed, numpy_generator
@@ -21,9 +21,14 @@ class ClipDataset:
     """Infinite dataset: sample number n -> {"video": uint8 (t, h, w, 3), "number": n}."""
 
     def __init__(
-        self, samples: Sequence[Sample], data: DataSettings, seed: int, failed: dict[str, str] | None = None
+        self,
+        samples: Sequence[Sample],
+        data: DataSettings,
+        seed: int,
+        failed: dict[str, str] | None = None,
+        order: SampleOrder = SampleOrder(),  # noqa: B008 - frozen
     ) -> None:
-        self.samples, self.data, self.seed = samples, data, seed
+        self.samples, self.data, self.seed, self.order = samples, data, seed, order
         self.failed = {} if failed is None else failed  # by those who load: name of the video -> why
 
     def __getitem__(self, number: int) -> dict:
@@ -32,7 +37,7 @@ class ClipDataset:
     def source(self, number: int, attempt: int) -> Sample:
         """The video of a sample; attempts above 0 give replacements for a video that cannot be decoded."""
         if attempt == 0:
-            return self.samples[shuffled_index(number, len(self.samples), self.seed)]
+            return self.samples[self.order.index(number, len(self.samples), self.seed)]
         return self.samples[derive_seed(self.seed, "replacement", number, attempt) % len(self.samples)]
 
     def load(self, number: int, attempt: int) -> Tensor:

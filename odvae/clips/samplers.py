@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from odvae.clips.permutation import LARGEST_STORED
 from odvae.running.seeds import numpy_generator
 
 
@@ -65,7 +66,8 @@ class BucketSampler:
 
     `counts` are the buckets' sizes. In an epoch, each bucket has as many steps as its entries fill (at least one), and
     the order of the steps is random in each epoch. So a bucket's entries are all used once before any is repeated. With
-    one bucket, the sample numbers equal those of StepSampler.
+    one bucket, the sample numbers equal those of StepSampler. An epoch of more than 65,536 steps is divided into
+    segments with the same shares of all buckets, each in a random order, of which one at a time is stored.
     """
 
     def __init__(self, counts: Sequence[int], seed: int, plan: BatchPlan, start: int = 0) -> None:
@@ -84,12 +86,28 @@ class BucketSampler:
     def bucket_at(self, step: int) -> tuple[int, int]:
         """The bucket of a step, and the number of earlier steps with that bucket."""
         epoch, i = divmod(step, sum(self.steps))
-        order = _bucket_order(self.seed, epoch, tuple(self.steps))
-        bucket = int(order[i])
-        return bucket, epoch * self.steps[bucket] + int((order[:i] == bucket).sum())
+        segments = -(-sum(self.steps) // LARGEST_STORED)
+        first = _steps_before(self.steps, 0, segments)
+        for number in range(segments):
+            end = _steps_before(self.steps, number + 1, segments)
+            if i < sum(end):
+                break
+            first = end
+        steps = tuple(after - before for before, after in zip(first, end, strict=True))
+        order = _bucket_order(self.seed, (epoch, number) if segments > 1 else (epoch,), steps)
+        within = i - sum(first)
+        bucket = int(order[within])
+        return bucket, epoch * self.steps[bucket] + first[bucket] + int((order[:within] == bucket).sum())
+
+
+def _steps_before(steps: Sequence[int], segment: int, segments: int) -> list[int]:
+    """Of each bucket's steps in an epoch, those before a segment: of each, as large a share as of the others."""
+    return [count * segment // segments for count in steps]
 
 
 @functools.lru_cache(maxsize=2)
-def _bucket_order(seed: int, epoch: int, steps: tuple[int, ...]) -> np.ndarray:
-    """The buckets of an epoch's steps."""
-    return numpy_generator(seed, "buckets", epoch).permutation(np.repeat(np.arange(len(steps)), steps))
+def _bucket_order(seed: int, segment: tuple[int, ...], steps: tuple[int, ...]) -> np.ndarray:
+    """The buckets of the steps in an epoch, or in a segment of one."""
+    return numpy_generator(seed, "buckets", *segment).permutation(
+        np.repeat(np.arange(len(steps), dtype=np.int16), steps)
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from odvae.index.rows import CHUNK, TRANSFERS, Header, IndexRow, parse_header
-from odvae.index.selection import PartOfSelection, Selection
+from odvae.index.selection import PartOfSelection, RangesOfSelection, Selection
 from odvae.running.errors import InputError
 from odvae.shards.samples import Member, Sample
 from odvae.video.video_io import VideoFacts
@@ -103,7 +103,6 @@ class FolderIndex:
         if any(len(batch) != CHUNK for batch in batches[:-1]):
             raise InputError(f"{path} was damaged: a batch other than the last has not {CHUNK} rows")
         self.chunks = [Chunk(batch) for batch in batches]
-        self.shards = [folder / shard.name for shard in self.header.shards]
         self._rows = sum(chunk.rows for chunk in self.chunks)
 
     def __len__(self) -> int:
@@ -119,7 +118,7 @@ class FolderIndex:
 
     def shard(self, row: int) -> Path:
         chunk, i = self._locate(row)
-        return self.shards[chunk.shard[i]]
+        return self.folder / self.header.shards[chunk.shard[i]].name
 
     def problem(self, row: int) -> str:
         """Why the row's video cannot be used, as it follows the sample's name; empty if it can."""
@@ -156,9 +155,9 @@ class FolderIndex:
         """
         chunk, i = self._locate(row)
         try:
-            shard = int(chunk.shard[i])
-            members = self._members(chunk, i, self.header.shards[shard].bytes)
-            return Sample(chunk.bytes["key"][i], self.shards[shard], members, self.facts(row))
+            shard = self.header.shards[chunk.shard[i]]
+            members = self._members(chunk, i, shard.bytes)
+            return Sample(chunk.bytes["key"][i], self.folder / shard.name, members, self.facts(row))
         except (IndexError, ValueError, OverflowError) as error:
             raise InputError(f"{self.path} was damaged: row {row} cannot be read ({error})") from None
 
@@ -199,17 +198,17 @@ class FolderIndex:
 class IndexedSamples(Sequence[Sample]):
     """Some samples of an index, made when they are asked for."""
 
-    def __init__(self, folder_index: FolderIndex, rows: Selection | PartOfSelection) -> None:
+    def __init__(self, folder_index: FolderIndex, rows: Selection | PartOfSelection | RangesOfSelection) -> None:
         self.folder_index, self.rows = folder_index, rows
 
     def by_shard(self) -> Iterator[tuple[Path, IndexedSamples]]:
         """Each shard that has some of the samples, in order, and these samples."""
         first = 0
-        for shard, record in zip(self.folder_index.shards, self.folder_index.header.shards, strict=True):
+        for record in self.folder_index.header.shards:
             rows = self.rows.between(first, first + record.rows)
             first += record.rows
             if rows:
-                yield shard, IndexedSamples(self.folder_index, rows)
+                yield self.folder_index.folder / record.name, IndexedSamples(self.folder_index, rows)
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -96,3 +96,39 @@ class PartOfSelection(Sequence[int]):
         others = self._whole.between(first, end)._positions
         start = max(self._positions.start, others.start)
         return PartOfSelection(self._whole, range(start, max(start, min(self._positions.stop, others.stop))))
+
+
+class RangesOfSelection(Sequence[int]):
+    """The chosen ones of the rows in several ranges: in a number a range, so that many such share one selection.
+
+    `ranges` (n, 2) are the first row of each, and the row after its last one, ascending.
+    """
+
+    def __init__(self, whole: Selection, ranges: np.ndarray) -> None:
+        self._whole, self._ranges = whole, ranges
+        counts = np.array([whole.count_before(row) for row in ranges.reshape(-1).tolist()], np.int64).reshape(-1, 2)
+        self._first = counts[:, 0]
+        self._before = np.concatenate([[0], np.cumsum(counts[:, 1] - counts[:, 0])]).astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._before[-1])
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of {len(self)} chosen ones")
+        number = int(np.searchsorted(self._before, position, side="right")) - 1
+        return self._whole[int(self._first[number]) + position - int(self._before[number])]
+
+    def between(self, first: int, end: int) -> RangesOfSelection:
+        """The chosen ones of the rows from `first` to before `end`."""
+        within = self._ranges.clip(first, end)
+        return RangesOfSelection(self._whole, within[within[:, 0] < within[:, 1]])

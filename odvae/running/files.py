@@ -13,7 +13,7 @@ import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar, get_type_hints
 
 from odvae.running.errors import InputError, write_errors_named
 from odvae.running.text import check_is_file, read_text_file
@@ -175,6 +175,28 @@ def parse_record(kind: type[T], values: dict[str, Any], source: object) -> T:
     except ValidationError as error:
         lines = [_describe(problem) for problem in error.errors()[:_ERRORS_SHOWN]]
         raise InputError("\n  ".join([f"{source} was damaged:", *lines])) from None
+
+
+def parse_record_bytes(kind: type[T], data: bytes) -> T | None:
+    """A dataclass from a JSON object's bytes, as `parse_record` makes it; None where that raises an error.
+
+    For large records: the values become Python objects once, so that the memory of others does not remain allocated.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return kind(**_fields_adapter(kind).validate_json(data, strict=True))  # type: ignore[arg-type]  # as above
+    except ValidationError:
+        return None
+
+
+@functools.cache
+def _fields_adapter(kind: type) -> Any:
+    from pydantic import ConfigDict, TypeAdapter, with_config
+    from typing_extensions import TypedDict
+
+    fields = TypedDict(kind.__name__, get_type_hints(kind))  # type: ignore[misc]  # not known before
+    return TypeAdapter(with_config(ConfigDict(extra="forbid"))(fields))
 
 
 @functools.cache

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
+from odvae.clips.sample_order import SampleOrder
+from odvae.clips.samplers import BatchPlan
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder
 from odvae.running.precision import uses_bf16
@@ -33,6 +35,19 @@ MUON_OPTIMIZERS: dict[str, dict[str, Any]] = {
     "adamuon": {"adaptive": True},
     "nadamuon": {"adaptive": True, "nesterov": True},
 }
+
+
+def sample_order(settings: OptimizationSettings, plan: BatchPlan) -> SampleOrder:
+    """The order of a training's samples. Raises InputError where `shuffle_parts` does not divide the global batch."""
+    if settings.shuffle == "exact":
+        return SampleOrder()
+    if plan.global_batch % settings.shuffle_parts:
+        raise InputError(
+            f"shuffle_parts={settings.shuffle_parts} does not divide the global batch of {plan.global_batch} samples"
+        )
+    return SampleOrder(
+        settings.shuffle, settings.shuffle_block, settings.shuffle_buffer, settings.shuffle_parts, plan.global_batch
+    )
 
 
 def make_optimizer(model: nn.Module, settings: OptimizationSettings) -> torch.optim.Optimizer:

@@ -59,6 +59,17 @@ class OptimizationSettings(Settings):
     """EMA decay per step, with warm-up from 0; the EMA weights are those that are saved, validated and sampled from."""
     extra_ema_decays: tuple[float, ...] = ()
     """Decays of further EMA weights, saved in addition (those of the LDM in folders `ema_DECAY/`)."""
+    shuffle: Literal["exact", "blocks"] = "exact"
+    """Order of the samples in an epoch: a random one (exact), for disks; or blocks of consecutive samples in a random
+    order, mixed within a buffer of several blocks, for storage where random reads are dear. Both are functions of the
+    step."""
+    shuffle_block: int = Field(512, ge=1)
+    """Consecutive samples in a block."""
+    shuffle_buffer: int = Field(8192, ge=1)
+    """Samples that are mixed, of several blocks: a cache that holds so many reads each block once an epoch."""
+    shuffle_parts: int = Field(1, ge=1)
+    """Parts of the samples whose blocks are read separately: with the number of nodes, each node reads blocks that no
+    other node reads. It must divide the global batch, and cannot change on resume."""
     log_every: Annotated[int, MayChange] = Field(10, ge=1)
     """Steps between rows of metrics.jsonl."""
     validate_every: Annotated[int, MayChange] = Field(1000, ge=1)

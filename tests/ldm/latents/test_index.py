@@ -12,11 +12,13 @@ from small_latents import encode
 from ldm.encoding.settings import EncodeSettings
 from ldm.latents.batches import entry_failures, latent_batches
 from ldm.latents.entries import load_entry
-from ldm.latents.index_files import INDEX, latent_rows, shard_index_path
+from ldm.latents.index_files import latent_rows, shard_index_path
 from ldm.latents.latent_set import held_out_batches, open_latents
 from ldm.latents.manifest import check_latents, load_manifest
+from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan
 from odvae.clips.video_set import is_held_out
+from odvae.index.building import INDEX
 from odvae.index.folder_index import FolderIndex
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
@@ -145,12 +147,12 @@ def test_the_index_is_pickled_as_its_path(latents):
     assert [entry.key for entry in again] == [entry.key for entry in entries]
 
 
-def drawn(latents, steps, workers=0, ranks=1, share=1.0, seed=3):
+def drawn(latents, steps, workers=0, ranks=1, share=1.0, seed=3, order=SampleOrder()):  # noqa: B008 - frozen
     """{sample number: its mean latents} of the first steps over all ranks, and the failures of all ranks."""
     found, failed = {}, {}
     for rank in range(ranks):
         failures = entry_failures(latents, share)
-        batches = latent_batches(latents, seed, BatchPlan(4 // ranks, 1, rank, ranks), 0, workers, failures)
+        batches = latent_batches(latents, seed, BatchPlan(4 // ranks, 1, rank, ranks), 0, workers, failures, order)
         for _ in range(steps):
             batch = next(batches)
             found |= dict(zip(batch["number"].tolist(), batch["mean"], strict=True))
@@ -177,6 +179,19 @@ def test_wrong_entries_are_replaced_by_a_function_of_the_number_for_any_ranks_an
         again, also_failed = drawn(opened(latents), 12, workers, ranks)
         assert failed == also_failed
         assert all(torch.equal(mean, found[number]) for number, mean in again.items())
+
+
+def test_entries_by_blocks_are_the_same_for_any_ranks_and_each_comes_once_an_epoch(latents):
+    latents, order = opened(latents), SampleOrder("blocks", block=4, buffer=8, parts=2, global_batch=4)
+    (entries,) = latents.train.values()
+    epoch = len(entries) // 4
+    found, failed = drawn(latents, epoch, order=order)
+    assert not failed
+    assert len({mean.numpy().tobytes() for mean in found.values()}) == 4 * epoch
+    for ranks, workers in ((2, 0), (4, 1)):
+        again, _ = drawn(latents, epoch, workers, ranks, order=order)
+        assert all(torch.equal(mean, found[number]) for number, mean in again.items())
+    assert any(not torch.equal(mean, found[number]) for number, mean in drawn(latents, epoch)[0].items())
 
 
 def test_a_truncated_shard_costs_its_entries(latents):

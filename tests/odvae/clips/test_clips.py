@@ -114,6 +114,27 @@ def test_bucket_steps_visit_every_entry_once_per_epoch_and_one_bucket_gives_the_
     assert [[draw.index for draw in batch] for batch in single] == list(plain)
 
 
+def test_a_long_epoch_has_the_buckets_of_its_steps_in_segments(monkeypatch):
+    monkeypatch.setattr("odvae.clips.samplers.LARGEST_STORED", 10)
+    counts = [160, 48, 4]  # 53 steps
+    sampler = BucketSampler(counts, 5, BatchPlan(4))
+    draws = [draw for batch in islice(sampler, 106) for draw in batch]
+    for bucket, count in enumerate(counts):
+        assert [draw.index for draw in draws if draw.bucket == bucket] == list(range(2 * count))
+    first = [draw.bucket for draw in draws[: 53 * 4 : 4]]
+    assert first != [draw.bucket for draw in draws[53 * 4 :: 4]]
+    assert all(first[i : i + 11].count(0) in range(5, 11) for i in range(0, 40, 10))  # everywhere in the epoch
+    resumed = next(iter(BucketSampler(counts, 5, BatchPlan(4), start=77)))
+    assert resumed == draws[77 * 4 : 78 * 4]
+
+
+def test_the_order_of_buckets_takes_no_memory_in_a_large_set():
+    sampler = BucketSampler([10**9, 10**8], 0, BatchPlan(16))
+    buckets = [sampler.bucket_at(10**7 + step)[0] for step in range(1000)]
+    assert 40 < sum(buckets) < 160
+    assert sampler.bucket_at(10**7)[1] == pytest.approx(10**7 * 10 / 11, rel=1e-3)
+
+
 def test_another_seed_gives_other_clips(shards):
     videos = VideoSet(shards, DATA, "?")
     a, b = (torch.stack([ClipDataset(videos.train, DATA, seed)[n]["video"] for n in range(6)]) for seed in (0, 1))

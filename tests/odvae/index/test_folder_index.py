@@ -9,7 +9,7 @@ import pytest
 from odvae.index import rows as rows_module
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import IndexedShard, IndexRow, merge_indexes, read_header, write_shard_index
-from odvae.index.selection import Selection
+from odvae.index.selection import RangesOfSelection, Selection
 from odvae.running.errors import InputError
 from odvae.running.hashing import checksum
 from odvae.shards.samples import ChangedShardError, Member, split_position
@@ -131,6 +131,21 @@ def test_a_selection_is_the_chosen_rows(share):
         assert chosen[-1] == expected[-1]
         assert expected[0] in chosen
     assert next((i for i in range(20_000) if not mask[i]), -1) not in chosen
+    with pytest.raises(IndexError):
+        chosen[len(expected)]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_ranges_of_a_selection_are_its_rows_within_them(share):
+    mask = np.random.default_rng(0).random(20_000) < share
+    ranges = np.array([[3, 3], [5, 4097], [4100, 4101], [9000, 20_000]])
+    chosen = RangesOfSelection(Selection([mask]), ranges)
+    expected = [row for first, end in ranges.tolist() for row in range(first, end) if mask[row]]
+    assert list(chosen) == expected
+    assert [chosen[i] for i in range(-len(expected), len(expected), 97)] == (2 * expected)[::97]
+    assert chosen[7:3000:11] == expected[7:3000:11]
+    assert list(chosen.between(4090, 10_000)) == [row for row in expected if 4090 <= row < 10_000]
+    assert len(RangesOfSelection(Selection([mask]), ranges[:1])) == 0
     with pytest.raises(IndexError):
         chosen[len(expected)]
 

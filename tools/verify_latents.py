@@ -1,8 +1,10 @@
 """Check a folder of latents against its manifest: all hashes and counts and, with --reencode, some latents.
 
-    python tools/verify_latents.py LATENTS [--reencode K]
+    python tools/verify_latents.py LATENTS [--processes N] [--again] [--sample K] [--reencode K]
 
-Exit status 0: no problems. 1: problems, which are listed.
+Files that were right are recorded (.verified.jsonl): after a stop, the same command goes on with the others, and it
+skips those whose size and modification time are unchanged, except with --again. --sample K compares K random entries
+with their checksums in the index in place of all files. Exit status 0: no problems. 1: problems, which are listed.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from ldm.encoding.verify import TOLERANCE, find_problems, reencode
+from ldm.encoding.verify import TOLERANCE, find_problems, reencode, sample_problems
 from ldm.latents.manifest import load_manifest
 from odvae.running.errors import readable_errors
 from odvae.video.frame_grid import frame_grid, save_image
@@ -20,13 +22,21 @@ from odvae.video.frame_grid import frame_grid, save_image
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="LATENTS", help="folder with manifest.json")
+    parser.add_argument("--processes", type=int, default=2, help="that read the files (default: %(default)s)")
+    parser.add_argument("--again", action="store_true", help="verify files that were verified before as well")
+    parser.add_argument("--sample", type=int, metavar="K", help="compare K random entries with their checksums instead")
     parser.add_argument("--reencode", type=int, default=0, metavar="K", help="number of random entries to encode again")
     parser.add_argument("--vae", type=Path, help="the VAE's folder (default: that in the manifest)")
     parser.add_argument("--picture", type=Path, help="source above decoded latents (default: LATENTS/verification.png)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of entries (default: %(default)s)")
     options = parser.parse_args()
     manifest = load_manifest(options.folder)
-    problems = list(find_problems(options.folder, manifest))
+    processes = max(1, options.processes)
+    problems = list(
+        find_problems(options.folder, manifest, processes, options.again)
+        if options.sample is None
+        else sample_problems(options.folder, manifest, options.sample, options.seed, processes)
+    )
     if options.reencode and not problems:
         vae_folder = options.vae or Path(manifest.vae_folder)
         pairs = []
@@ -42,7 +52,8 @@ def main() -> None:
         save_image(picture, frame_grid(same_size[:16]))
         print(f"source above decoded latents: {picture}")
     entries = manifest.train_entries + manifest.held_out_entries
-    print(f"{options.folder}: {entries} entries in {len(manifest.shards)} shards; {len(problems)} problems")
+    checked = "" if options.sample is None else f", of which {min(options.sample, entries)} were compared"
+    print(f"{options.folder}: {entries} entries in {len(manifest.shards)} shards{checked}; {len(problems)} problems")
     for problem in problems:
         print(f"  {problem}")
     sys.exit(1 if problems else 0)

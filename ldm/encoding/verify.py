@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +15,22 @@ from torch import Tensor
 
 from ldm.encoding.encode_shards import encode_pieces
 from ldm.encoding.settings import BucketSettings
+from ldm.encoding.verified_files import VerifiedFiles, in_processes
 from ldm.latents.entries import load_entry, source_key
+from ldm.latents.index_files import find_index, latent_rows, open_index
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import EMPTY_TEXT, Manifest, changed_config, changed_hash, resized_files
 from ldm.networks.text_encoder import load_text_encoder
 from odvae.clips.clip import load_clip
+from odvae.clips.permutation import permuted
 from odvae.clips.settings import DataSettings
+from odvae.index.folder_index import FolderIndex
+from odvae.index.shard_rows import shard_state
+from odvae.running.account import shown_names
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
-from odvae.running.progress import progress_over
-from odvae.running.seeds import numpy_generator
+from odvae.running.progress import progress_bar, progress_over
+from odvae.running.seeds import derive_seed
 from odvae.shards.samples import Sample
 from odvae.shards.tars import index_shard
 from odvae.video.pixels import to_float, to_uint8
@@ -42,14 +51,25 @@ class Reencoded:
     decoded: np.ndarray
 
 
-def find_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+def find_problems(folder: Path, manifest: Manifest, processes: int = 1, again: bool = False) -> Iterator[str]:
     """Differences between the folder and its manifest, one sentence each: hashes, counts, text encoder, source shards.
 
-    Missing source shards are not reported: latents may be copied without their videos.
+    Of each latent shard the hash of its bytes, and its rows in the index with the checksums of all entries; of each
+    source its hash, unless it is missing: latents may be copied without their videos. `processes` share the files.
+    Those that were right are recorded, and skipped the next time while their size and modification time are the same,
+    except with `again`.
     """
-    broken = list(resized_files(folder, manifest)) or list(_changed_files(folder, manifest))
-    yield from broken
-    if not broken:
+    resized = list(resized_files(folder, manifest))
+    yield from resized
+    if (folder / EMPTY_TEXT).is_file():
+        found = file_fingerprint(folder / EMPTY_TEXT)
+        if found != manifest.empty_text_sha256:
+            yield changed_hash(folder / EMPTY_TEXT, found, manifest.empty_text_sha256)
+    if resized:
+        return
+    sentences = list(_wrong_files(folder, manifest, processes, again))
+    yield from sentences
+    if not sentences:
         try:
             open_latents(folder, manifest)
         except InputError as error:
@@ -59,17 +79,87 @@ def find_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
         found = weights_fingerprint(load_text_encoder(own_encoder).model)
         if found != manifest.text_sha256:
             yield f"{own_encoder}: its weights' sha256 is {found[:16]}..., unlike text_sha256 in the manifest"
-    expected = {record.source: record.source_sha256 for record in manifest.shards}
-    for source, sha256 in expected.items():
-        if Path(source).is_file() and file_fingerprint(Path(source)) != sha256:
-            yield f"{source} was changed after its latents were encoded: its sha256 is not the manifest's source_sha256"
 
 
-def _changed_files(folder: Path, manifest: Manifest) -> Iterator[str]:
-    expected = {record.name: record.sha256 for record in manifest.shards} | {EMPTY_TEXT: manifest.empty_text_sha256}
-    for name in progress_over(list(expected), "checking hashes", unit="file"):
-        if (found := file_fingerprint(folder / name)) != expected[name]:
-            yield changed_hash(folder / name, found, expected[name])
+def _wrong_files(folder: Path, manifest: Manifest, processes: int, again: bool) -> Iterator[str]:
+    index, checks, first = find_index(folder, manifest), list[_Check](), 0
+    for record in manifest.shards:
+        checks.append(_Check(folder / record.name, record.sha256, first))
+        first += record.entries
+    sources = {record.source: record.source_sha256 for record in manifest.shards}
+    checks += [_Check(Path(path), sha256) for path, sha256 in sources.items() if Path(path).is_file()]
+    verified = VerifiedFiles(folder)
+    todo = [check for check in checks if again or not verified.has(check.path, check.sha256)]
+    if done := len(checks) - len(todo):
+        print(f"{done} of {len(checks)} files were verified before, and have the same size and time", file=sys.stderr)
+    megabytes = [check.path.stat().st_size / 1e6 for check in todo]
+    before = [shard_state(check.path) for check in todo]
+    with progress_bar("verifying", 0, math.ceil(sum(megabytes)), unit="MB") as bar:
+        results = in_processes(partial(_check_file, index), todo, processes)
+        for check, state, size, sentences in zip(todo, before, megabytes, results, strict=True):
+            bar.update(size)
+            yield from sentences
+            if not sentences:
+                verified.add(check.path, state, check.sha256)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """A file, with the hash that it should have; of a latent shard, the number of its first row in the index."""
+
+    path: Path
+    sha256: str
+    first_row: int | None = None
+
+
+def _check_file(index: FolderIndex | None, check: _Check) -> list[str]:
+    """What is wrong with a file, one sentence each."""
+    try:
+        found = file_fingerprint(check.path)
+        if found != check.sha256:
+            if check.first_row is not None:
+                return [changed_hash(check.path, found, check.sha256)]
+            return [
+                f"{check.path} was changed after its latents were encoded: its sha256 is not the manifest's "
+                "source_sha256"
+            ]
+        if index is None or check.first_row is None:
+            return []
+        rows = latent_rows(check.path)
+        indexed = [index.row(check.first_row + i) for i in range(len(rows))]
+    except (InputError, OSError, IndexError) as error:
+        return [f"{check.path}: {error}"]
+    wrong = [row.key for row, other in zip(rows, indexed, strict=True) if row != other]
+    if wrong:
+        return [f"{index.path}: its rows of {check.path.name} are not what the shard has: {shown_names(wrong)}"]
+    return []
+
+
+def sample_problems(folder: Path, manifest: Manifest, count: int, seed: int, processes: int = 1) -> Iterator[str]:
+    """Those of `count` random entries that are not what was indexed or cannot be read, one sentence each."""
+    index = open_index(folder, manifest)
+    rows = [permuted(i, len(index), derive_seed(seed, "sample")) for i in range(min(count, len(index)))]
+    with progress_bar("verifying entries", 0, len(rows), unit="entry") as bar:
+        for sentence in in_processes(partial(_check_entry, index, manifest.classes), rows, processes):
+            bar.update()
+            if sentence:
+                yield sentence
+
+
+def _check_entry(index: FolderIndex, classes: Sequence[str], row: int) -> str:
+    """What is wrong with an entry; empty if it is right."""
+    try:
+        entry = index.sample(row)
+        if problem := index.problem(row):
+            return f"{entry.name}{problem}"
+        for member in entry.members:
+            entry.read(member)
+        load_entry(entry, 0, classes)
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"{entry.name} cannot be read: {error.strerror}"
+    return ""
 
 
 def reencode(folder: Path, manifest: Manifest, vae_folder: Path, count: int, seed: int) -> Iterator[Reencoded]:
@@ -82,16 +172,18 @@ def reencode(folder: Path, manifest: Manifest, vae_folder: Path, count: int, see
     found = weights_fingerprint(vae)
     if found != manifest.vae_sha256 or changed_config(manifest, vae_folder):
         raise InputError(f"{vae_folder} holds another VAE ({found[:16]}...) than {folder} was encoded with")
-    latents = open_latents(folder, manifest)
-    sources = {Path(record.source) for record in manifest.shards}
+    index = open_index(folder, manifest)
+    records = {record.name: record for record in manifest.shards}
+    rows = [permuted(i, len(index), derive_seed(seed, "verify")) for i in range(min(count, len(index)))]
+    entries = [index.sample(row) for row in rows]
+    sources = {Path(records[entry.shard.name].source) for entry in entries}
     if missing := [str(source) for source in sources if not source.is_file()]:
         raise InputError(f"cannot encode again without the source shards: {', '.join(sorted(missing))}")
-    videos = {sample.key: sample for source in sources for sample in index_shard(source)}
-    entries = [(name, entry) for split in (latents.train, latents.held_out) for name in split for entry in split[name]]
-    chosen = numpy_generator(seed, "verify").permutation(len(entries))[:count]
-    for i in progress_over(chosen.tolist(), "encoding again", unit="entry"):
-        bucket, entry = entries[i]
-        yield _compare(entry, videos[source_key(entry.key)], bucket, manifest, vae)
+    videos = {source: {sample.key: sample for sample in index_shard(source)} for source in sources}
+    for entry in progress_over(entries, "encoding again", unit="entry"):
+        record = records[entry.shard.name]
+        video = videos[Path(record.source)][source_key(entry.key)]
+        yield _compare(entry, video, record.bucket, manifest, vae)
 
 
 def _compare(entry: Sample, source: Sample, bucket: str, manifest: Manifest, vae: VideoVAE) -> Reencoded:

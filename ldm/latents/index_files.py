@@ -109,7 +109,7 @@ def open_index(folder: Path, manifest: Manifest) -> FolderIndex:
     """
     state = PartialState()
     with state.local_main_process_first():
-        index = _find(folder, manifest)
+        index = find_index(folder, manifest)
         if index is None and state.is_local_main_process:
             index = FolderIndex(_make(folder, manifest), folder)
     if index is None:
@@ -119,11 +119,11 @@ def open_index(folder: Path, manifest: Manifest) -> FolderIndex:
 
 def write_folder_index(folder: Path, manifest: Manifest) -> None:
     """Write `index.arrow` from the indexes of the manifest's shards; a shard without one is read."""
-    if _find(folder, manifest) is None:
+    if find_index(folder, manifest) is None:
         _make(folder, manifest)
 
 
-def _find(folder: Path, manifest: Manifest) -> FolderIndex | None:
+def find_index(folder: Path, manifest: Manifest) -> FolderIndex | None:
     """The index of exactly the manifest's shards; None where there is none, or it is damaged."""
     for base in index_places(folder):
         if (base / INDEX).is_file():

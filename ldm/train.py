@@ -20,7 +20,7 @@ from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import log_samples, validate
 from odvae.measuring import matmul_rate
-from odvae.running.account import NOT_ENCODED, UNREADABLE, Account
+from odvae.running.account import CHANGED_ENTRY, NOT_ENCODED, Account
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.hashing import weights_fingerprint
@@ -79,7 +79,7 @@ def train_ldm(
         averages = fit(network, loss, vae, settings, data, stage, seed, tracker)
         for name, reason in data.failures.reasons.items():
             account.used -= 1
-            account.leave_out(name, UNREADABLE, reason)
+            account.leave_out(name, CHANGED_ENTRY, reason)
         if state.is_main_process:
             for name, weights in averages.items():
                 trained = new_network(settings, manifest, make_network)

@@ -20,6 +20,7 @@ TOO_SHORT = "shorter than a clip"
 HIGH_RANGE = "of high dynamic range"
 NOT_ENCODED = "could not be encoded"
 COPY = "same bytes as another"
+CHANGED_ENTRY = "cannot be read, or was changed"
 BAD_CAPTION = "caption cannot be read"
 NOT_A_FILE = "not a file that can be read"
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from odvae.clips.dataset import ClipDataset
 from odvae.clips.permutation import shuffled_index
 from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan, StepSampler
+from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
 from odvae.training.optimization import sample_order
 from odvae.training.settings import OptimizationSettings
@@ -71,6 +73,12 @@ def test_a_step_has_the_same_samples_however_it_is_divided(plan):
         steps += [[next(batches) for _ in range(plan.gradient_accumulation_steps)] for _ in range(1)]
     numbers = sorted(number for step in steps for batch in step for number in batch)
     assert [order.index(number, 100, 0) for number in numbers] == [order.index(number, 100, 0) for number in range(8)]
+
+
+def test_clips_are_drawn_in_the_order():
+    order = SampleOrder("blocks", 10, 40)
+    clips = ClipDataset(range(100), DataSettings(), 5, order=order)
+    assert [clips.source(number, 0) for number in range(150)] == [order.index(n, 100, 5) for n in range(150)]
 
 
 def test_the_positions_of_a_sample_in_two_epochs_are_not_related():

@@ -8,7 +8,8 @@ independently, on any machines; `encode.finish=true` then writes the manifest.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from accelerate import PartialState
 from ldm.encoding.encode_shards import captions_of, describe_speed, encode_shard_jobs
 from ldm.encoding.finish import finish
 from ldm.encoding.parts import describe_missing, note_part, share_of_jobs, sources_of_part
+from ldm.encoding.plan import ShardJob
+from ldm.encoding.ray_engine import EncodingRecipe, encode_on_ray
 from ldm.encoding.resume import EncodedFolder, Sources, count_of, record_vae
 from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.shard_files import EncodingContext
@@ -63,6 +66,11 @@ def encode_latents(
     cannot be decoded.
     """
     state = PartialState()
+    if settings.engine == "ray" and state.num_processes > 1:
+        raise InputError(
+            f"encode.engine=ray is one command that has the cluster's processes work, but this is one of "
+            f"{state.num_processes}: run it without accelerate launch"
+        )
     if needs_text:
         check_captions(videos)
     vae = load_vae(vae_folder).to(state.device)
@@ -81,7 +89,7 @@ def encode_latents(
         text_encoder.model.to(state.device)
         encoding = EncodingContext(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
         jobs = share_of_jobs(sources.jobs(waiting), state.process_index, state.num_processes)
-        speed = encode_shard_jobs(encoding, jobs, folder, len(videos.samples), hashes)
+        speed = _encode(encoding, jobs, hashes, folder, len(videos.samples), (load_vae, vae_folder))
         if speed is not None and state.is_main_process:
             print(describe_speed(speed), flush=True)
             note_speed(folder, part, speed)
@@ -115,6 +123,25 @@ def check_long_clips(settings: EncodeSettings, data: DataSettings, vae: VideoVAE
             f"{type(vae).__name__} as it is configured needs the whole clip: set encode.stream_frames={longest}, which "
             "takes more memory, or encode shorter clips"
         )
+
+
+def _encode(
+    encoding: EncodingContext,
+    jobs: Sequence[ShardJob],
+    hashes: Mapping[Path, str],
+    folder: Path,
+    videos: int,
+    vae: tuple[VAELoader, Path],
+) -> dict[str, Any] | None:
+    """Encode the jobs, in this process or on a Ray cluster. Returns the speed, None without jobs."""
+    settings, data = encoding.settings, encoding.data
+    if settings.engine == "processes":
+        return encode_shard_jobs(encoding, jobs, folder, videos, hashes)
+    text, here = encoding.text, os.getcwd()
+    recipe = EncodingRecipe(
+        *vae, encoding.vae_sha256, text.name, encoding.max_tokens, settings, data, folder, videos, here
+    )
+    return encode_on_ray(recipe, jobs, hashes)
 
 
 def _find_waiting(

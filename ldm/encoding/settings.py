@@ -47,6 +47,17 @@ class BucketSettings(Settings):
         return data.model_copy(update={"frames": self.frames, "height": self.height, "width": self.width})
 
 
+class RaySettings(Settings):
+    """Processes on a Ray cluster, each with the VAE and its own data.workers decoding processes."""
+
+    actors: int | None = Field(None, ge=1)
+    """Processes; null: as many as the machines have room for, also when machines come and go."""
+    cpus: float | None = Field(None, gt=0)
+    """CPU cores that a process reserves; null: 1 + data.workers. A fraction lets several share a core."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs that a process reserves; a fraction lets several share one; null: 1 where the cluster has GPUs, else 0."""
+
+
 class EncodeSettings(Settings):
     renamed_section: ClassVar[str] = "latents"
     renamed_keys: ClassVar[dict[str, str]] = {"stored": "posterior"}
@@ -61,6 +72,11 @@ class EncodeSettings(Settings):
     finish: Annotated[bool, MayChange] = False
     """Nothing is encoded: the folder of which all parts are encoded gets its manifest, index and account. What is
     missing is an error that names it."""
+    engine: Annotated[Literal["processes", "ray"], MayChange] = "processes"
+    """processes: the command's own, one or those of accelerate launch. ray: those of the Ray cluster that RAY_ADDRESS
+    names (or of this machine), for a command of one process; needs the extra `ray`."""
+    ray: Annotated[RaySettings, MayChange] = RaySettings()
+    """The processes of engine=ray."""
     clips_per_video: int = Field(1, ge=1)
     """Clips encoded per video, spread over it."""
     start: ClipStart = "first"
@@ -113,7 +129,7 @@ class EncodeSettings(Settings):
     @property
     def recorded(self) -> EncodeSettings:
         """The settings that are recorded in the folder: how its work is divided does not belong to them."""
-        return self.model_copy(update={"part": None, "finish": False})
+        return self.model_copy(update={"part": None, "finish": False, "engine": "processes", "ray": RaySettings()})
 
     def check_sizes(self, data: DataSettings, ratios: tuple[int, int]) -> None:
         """Raise InputError for clips that a VAE with these (temporal, spatial) compression ratios does not take."""

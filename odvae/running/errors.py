@@ -75,13 +75,9 @@ def readable_errors() -> Iterator[None]:
     except (InputError, DivergenceError) as error:
         _fail(f"error: {error}", 1)
     except OSError as error:
-        if error.errno not in STORAGE_ERRORS:
+        if (message := readable_storage_error(error)) is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(
-            f"error: {where}{error.strerror}. What was written before is intact; run the same command again to resume.",
-            1,
-        )
+        _fail(f"error: {message}", 1)
     except RuntimeError as error:
         if not any(words in str(error) for words in _LOST_CONNECTION):
             raise
@@ -92,6 +88,14 @@ def readable_errors() -> Iterator[None]:
         )
     except KeyboardInterrupt:
         _fail("interrupted: what was written before is intact; run the same command again to resume.", 130)
+
+
+def readable_storage_error(error: OSError) -> str | None:
+    """The message of an error of the storage that a user can fix, such as a full disk; None for any other."""
+    if error.errno not in STORAGE_ERRORS:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}. What was written before is intact; run the same command again to resume."
 
 
 @contextlib.contextmanager

@@ -98,11 +98,13 @@ class FolderIndex:
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
             for batch in batches:
                 batch.validate()
-        except (pa.ArrowInvalid, OSError) as error:
+            self.chunks = [Chunk(batch) for batch in batches]
+        except InputError:
+            raise
+        except Exception as error:  # of a damaged file, Arrow and NumPy raise errors of many types
             raise InputError(f"{path} is not an index of shards, or was damaged: {error}") from None
         if any(len(batch) != CHUNK for batch in batches[:-1]):
             raise InputError(f"{path} was damaged: a batch other than the last has not {CHUNK} rows")
-        self.chunks = [Chunk(batch) for batch in batches]
         self._rows = sum(chunk.rows for chunk in self.chunks)
 
     def __len__(self) -> int:

@@ -171,3 +171,19 @@ def test_the_chosen_ones_of_any_rows_are_found():
 def test_a_row_is_read_as_it_was_written(index):
     assert index.row(0) == row("a", label="cat")
     assert index.row(3) == IndexRow("d", {}, 0.5, problem="is broken", limited=True)
+
+
+def test_an_index_with_any_byte_changed_gives_its_rows_or_is_named(index, tmp_path):
+    path, rng = tmp_path / "index.arrow", np.random.default_rng(0)
+    data = path.read_bytes()
+    refused = named = 0
+    for position in rng.choice(len(data), size=400, replace=False):
+        path.write_bytes(data[:position] + bytes([data[position] ^ int(rng.integers(1, 256))]) + data[position + 1 :])
+        try:
+            opened = FolderIndex(path, tmp_path)
+            for row in range(len(opened)):
+                opened.sample(row)
+        except InputError as error:
+            refused += 1
+            named += "index.arrow" in str(error)
+    assert named == refused > 10

@@ -23,7 +23,8 @@ def open_videos(experiment: Experiment) -> VideoSet:
     """The experiment's videos. Raises InputError for missing shards, with the command that packs them."""
     shards, state = experiment.shards, PartialState()
     command = f"{command_line('make_shards')} FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
-    with state.main_process_first():
+    # The main process makes the index where it is missing; in folders that each machine has its own copy of, one there.
+    with state.main_process_first(), state.local_main_process_first():
         if experiment.demo_videos is not None and state.is_main_process:
             was_stopped = is_unfinished(shards) and (shards.parent / "videos").is_dir()
             if was_stopped or not shards.exists():

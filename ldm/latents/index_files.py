@@ -17,6 +17,7 @@ from accelerate import PartialState
 
 from ldm.latents.entries import read_about, source_key
 from ldm.latents.manifest import Manifest, ShardRecord, changed_hash, encode_command
+from odvae.cluster.parts import Part
 from odvae.index.building import INDEX
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import Header, IndexedShard, IndexRow, merge_indexes, read_header, write_shard_index
@@ -32,6 +33,9 @@ _READER = "latents"
 
 # Shards that are read at a time, by threads: computing checksums does not hold Python's lock.
 _THREADS = 4
+
+# Missing shards that are named in an error.
+_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,25 @@ def open_index(folder: Path, manifest: Manifest) -> FolderIndex:
     return index
 
 
+def index_part(folder: Path, manifest: Manifest, part: Part) -> Path:
+    """Make the indexes of a part of the shards, every `part.count`-th of them, where they are missing; returns the
+    folder that they are in."""
+    records = manifest.shards[part.number - 1 :: part.count]
+    return _make_missing(folder, records)[0] / INDEX_FOLDER
+
+
+def finish_index(folder: Path, manifest: Manifest) -> None:
+    """Merge the shards' indexes. Raises InputError with those that are missing."""
+    missing = [record.name for record in manifest.shards if _find_of_shard(folder, record) is None]
+    if missing:
+        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
+        raise InputError(
+            f"{len(missing)} of the {len(manifest.shards)} shards in {folder} have no index: "
+            f"{', '.join(missing[:_SHOWN])}{more}. Run their parts again, or the command without finish=true"
+        )
+    write_folder_index(folder, manifest)
+
+
 def write_folder_index(folder: Path, manifest: Manifest) -> None:
     """Write `index.arrow` from the indexes of the manifest's shards; a shard without one is read."""
     if find_index(folder, manifest) is None:
@@ -150,35 +173,48 @@ def _are(shards: Sequence[IndexedShard], records: Sequence[ShardRecord]) -> bool
 
 
 def _make(folder: Path, manifest: Manifest) -> Path:
+    base, parts = _make_missing(folder, manifest.shards)
+    merge_indexes(base / INDEX, parts)
+    return base / INDEX
+
+
+def _make_missing(folder: Path, records: Sequence[ShardRecord]) -> tuple[Path, list[Path]]:
+    """Make the indexes of these shards where they are missing; returns where they were written, and all of them."""
     errors = []
     for base in index_places(folder):
         try:
-            _make_in(base, folder, manifest)
+            (base / INDEX_FOLDER).mkdir(parents=True, exist_ok=True)
+            return base, _make_in(base, folder, records)
         except OSError as error:
             errors.append(str(error))
-        else:
-            return base / INDEX
     raise InputError(f"the index of {folder} can neither be written there nor into the cache: {'; '.join(errors)}")
 
 
-def _make_in(base: Path, folder: Path, manifest: Manifest) -> None:
+def _make_in(base: Path, folder: Path, records: Sequence[ShardRecord]) -> list[Path]:
     parts = []
     with (
         ThreadPoolExecutor(_THREADS) as threads,
-        progress_bar("indexing latents", 0, len(manifest.shards), unit="shard") as bar,
+        progress_bar("indexing latents", 0, len(records), unit="shard") as bar,
     ):
-        for part in threads.map(lambda record: _shard_index(folder, base, record), manifest.shards):
+        for part in threads.map(lambda record: _shard_index(folder, base, record), records):
             parts.append(part)
             bar.update()
-    merge_indexes(base / INDEX, parts)
+    return parts
+
+
+def _find_of_shard(folder: Path, record: ShardRecord) -> Path | None:
+    """The index of a shard that is as the manifest says."""
+    for path in (shard_index_path(base, record.name) for base in index_places(folder)):
+        header = _header(path)
+        if header is not None and _are(header.shards, [record]):
+            return path
+    return None
 
 
 def _shard_index(folder: Path, base: Path, record: ShardRecord) -> Path:
     """Path of the index of a shard, which is made where there is none. Raises InputError for a changed shard."""
-    for path in (shard_index_path(found, record.name) for found in index_places(folder)):
-        header = _header(path)
-        if header is not None and _are(header.shards, [record]):
-            return path
+    if (found := _find_of_shard(folder, record)) is not None:
+        return found
     shard, path = folder / record.name, shard_index_path(base, record.name)
     again = f"restore the file, or remove {folder} and run: {encode_command()}"
     if not shard.is_file():

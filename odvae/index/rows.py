@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -140,6 +140,9 @@ def merge_indexes(path: Path, parts: Sequence[Path], left_out: Mapping[int, np.n
     extensions, labels = _Names(), _Names()
     renumbered = [(extensions.numbers(header.extensions), labels.numbers(header.labels)) for header in headers]
     shards = [shard for header in headers for shard in header.shards]
+    for i, rows in (left_out or {}).items():
+        (shard,) = headers[i].shards
+        shards[i] = replace(shard, rows=shard.rows - len(rows))
     reader = next((header.reader for header in headers if header.reader), "")
     limits = [list(limits) for limits in {tuple(header.limits) for header in headers if header.limits}]
     merged_limits = limits[0] if len(limits) == 1 else [0.0] * len(limits)

@@ -216,6 +216,12 @@ def test_a_copy_in_another_part_of_a_packing_is_left_out_and_in_the_same_part_it
     names = ("part001-00000.tar", "part002-00000.tar", "part002-00001.tar")
     folder = write(tmp_path / "s", dict(zip(names, (own(one), [*own(two), *own(one)], own("c")), strict=True)))
     assert [row.key for row in rows(opened(folder))] == [one, two, "c"]
+    by_shard = opened(folder).select(lambda chunk: chunk.frames > 0).by_shard()
+    assert [(shard.name, [sample.key for sample in samples]) for shard, samples in by_shard] == [
+        (names[0], [one]),
+        (names[1], [two]),
+        (names[2], ["c"]),
+    ]
     os.utime(folder / names[1], ns=(1, 1))
     assert [row.key for row in rows(opened(folder))] == [one, two, "c"]
     write(folder, {names[2]: own(two)})

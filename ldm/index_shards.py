@@ -1,0 +1,50 @@
+"""Indexing of a folder of shards, of videos or of latents, in one pass or in parts on any number of machines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldm.latents import index_files
+from ldm.latents.manifest import MANIFEST, load_manifest
+from odvae.cluster.parts import Part
+from odvae.index.building import finish_index, index_part, open_index
+from odvae.index.settings import IndexingSettings
+from odvae.index.video_rows import VideoIndexer
+from odvae.running.text import counted
+from odvae.shards.facts import ExamineLimits
+from odvae.shards.tars import list_shards
+
+
+def index_folder(folder: Path, settings: IndexingSettings) -> str:
+    """Index a part of the folder's shards, or finish its index, or both; returns what was done, as text.
+
+    Raises InputError for a folder without shards, a shard that cannot be read, two samples with the same key, and where
+    parts are missing.
+    """
+    part = None if settings.part is None else Part.parse(settings.part)
+    if (folder / MANIFEST).is_file():
+        return _index_latents(folder, part, settings.finish)
+    shards = list_shards(folder, "make_shards")
+    indexer = VideoIndexer(ExamineLimits(settings.workers, settings.decode_seconds, settings.decode_gib))
+    if part is not None:
+        place = index_part(folder, shards, indexer, part)
+        return _describe_part(part, len(range(part.number - 1, len(shards), part.count)), place)
+    index = finish_index(folder, shards, indexer) if settings.finish else open_index(folder, shards, indexer)
+    problems = sum(int(chunk.has_problem.sum()) for chunk in index.chunks)
+    unusable = f", {problems} of them unusable" if problems else ""
+    return f"{index.path}: {counted(len(index), 'sample')} in {counted(len(shards), 'shard')}{unusable}"
+
+
+def _index_latents(folder: Path, part: Part | None, finish: bool) -> str:
+    manifest = load_manifest(folder)
+    if part is not None:
+        place = index_files.index_part(folder, manifest, part)
+        return _describe_part(part, len(manifest.shards[part.number - 1 :: part.count]), place)
+    if finish:
+        index_files.finish_index(folder, manifest)
+    index = index_files.open_index(folder, manifest)
+    return f"{index.path}: {len(index)} entries in {counted(len(manifest.shards), 'shard')}"
+
+
+def _describe_part(part: Part, shards: int, place: Path) -> str:
+    return f"part {part}: {counted(shards, 'shard')} indexed in {place}; finish=true merges all parts"

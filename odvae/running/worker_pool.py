@@ -13,6 +13,7 @@ import multiprocessing
 import resource
 import signal
 import sys
+import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Generic, Literal, TypeVar
 
 import torch
+from tqdm import tqdm
 
 from odvae.running.errors import InputError, MemoryLimitError, is_out_of_memory
 from odvae.running.failures import Failure
@@ -202,6 +204,9 @@ def _work(
     leave_stop_signals_to_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # the timer ends the process at once, even inside C code
     faulthandler.disable()
+    # By default all processes share the lock of progress bars, which a worker that is ended while it holds it never
+    # releases.
+    tqdm.set_lock(threading.RLock())
     torch.set_num_threads(1)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _limit_memory(gib)

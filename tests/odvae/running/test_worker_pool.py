@@ -1,13 +1,17 @@
 """Workers that crash, hang or use too much memory cost one result each; too many failures end a run."""
 
 import ctypes
+import io
 import os
 import signal
+import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
+from tqdm.std import TqdmDefaultWriteLock
 
 from odvae.clips import loader as clip_loader
 from odvae.clips.clip import load_clip
@@ -53,6 +57,25 @@ def test_a_crash_a_hang_and_a_memory_hog_cost_one_result_each_and_keep_the_order
         "needs more than 0.25 GiB of memory",
         "x.mp4: is no video",
     ]
+
+
+def test_a_worker_that_is_ended_while_it_draws_a_progress_bar_stops_nobody_elses():
+    def draw(task):
+        with tqdm.get_lock():
+            time.sleep(60 if task == "hang" else 0)
+        return task
+
+    def draw_here():
+        tqdm(total=1, disable=False, file=io.StringIO()).close()
+        drawn.set()
+
+    drawn = threading.Event()
+    tqdm.set_lock(TqdmDefaultWriteLock())  # as after the first progress bar of this process
+    with WorkerPool(draw, workers=1, seconds=0.5, memory_gib=0.25) as pool:
+        first, second = pool.map(["hang", "next"], ahead=2)
+        threading.Thread(target=draw_here, daemon=True).start()
+        assert drawn.wait(20)
+    assert (first, second) == (Failure("took longer than 0.5 s", "limit"), "next")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -53,8 +53,8 @@ class _Video:
 class SourceTable:
     """The files that a table names; those of a `part` only. It has their captions too.
 
-    Downloads lie in `scratch` until the shard with them is written: at most about as many as a shard has samples, and
-    twice the number of simultaneous downloads and examined files.
+    Downloads lie in `scratch` until the shard with them is written: at most about as many as three shards have samples
+    (with Ray, ten), and twice the number of simultaneous downloads and examined files.
     """
 
     def __init__(self, table: Path, settings: PackingSettings, part: Part | None, scratch: Path) -> None:

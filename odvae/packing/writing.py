@@ -11,25 +11,31 @@ from pathlib import Path
 
 from odvae.index.building import index_one, open_index
 from odvae.index.video_rows import VideoIndexer
-from odvae.packing.journal import Examined, Journal
+from odvae.packing.journal import Examined, Journal, state_of
 from odvae.packing.scenes import cut_scene
 from odvae.packing.settings import PackingSettings
 from odvae.packing.source_folder import SourceFolder, member_kind
 from odvae.packing.source_table import SourceTable
-from odvae.packing.state import PackingState
+from odvae.packing.state import PackingState, remove_partial
 from odvae.running.commands import command_line
 from odvae.running.errors import STORAGE_ERRORS, InputError
 from odvae.running.failures import Failure
 from odvae.running.text import printable
-from odvae.running.worker_pool import OrderedPool
+from odvae.running.worker_pool import OrderedPool, WorkerPool
 from odvae.shards.facts import ExamineLimits
 from odvae.shards.tars import list_shards, shard_writer
 
 # For indexing of shards whose samples were examined before: their .json files have all facts.
 _NOTHING_TO_EXAMINE = ExamineLimits(workers=0, seconds=60.0, memory_gib=4.0)
 
-# Shards that a Ray cluster writes while files are examined for later ones.
-_AT_ONCE = 8
+# Shards that are being written, or wait for it, while files are examined for later ones.
+_AT_ONCE = {"processes": 1, "ray": 8}
+
+# Bytes that are written at once more quickly than by another process.
+_SMALL = 1 << 25
+
+# Seconds and GiB of a process that writes shards.
+_NO_LIMITS = (1e8, 1e5)
 
 
 @dataclass(frozen=True)
@@ -131,14 +137,10 @@ class ShardWriter:
                     f"{job.path} was not written by this packing: move it elsewhere, and run the same command again"
                 )
         self.state.note_shard(name)
-        self._have_files(job)
-        if self.settings.engine == "ray":
-            if self._pool is None:
-                from odvae.cluster.ray_pool import RayPool
-
-                self._pool = RayPool(write_shard, seconds=None, name_of=lambda job: job.path.name)
+        if self._is_written_elsewhere(self._have_files(job)):
+            self._pool = self._pool or self._open_pool()
             self._begun.append((job, self._pool.submit(job)))
-            while len(self._begun) > _AT_ONCE:
+            while len(self._begun) > _AT_ONCE[self.settings.engine]:
                 self._finish_first()
             return
         try:
@@ -147,6 +149,14 @@ class ShardWriter:
             self._failed(job, error.cause)
             raise
         self._note(job, size)
+
+    def _open_pool(self) -> OrderedPool[ShardJob, int]:
+        """Shards are written while files are examined for later ones: here by a process of its own."""
+        if self.settings.engine == "ray":
+            from odvae.cluster.ray_pool import RayPool
+
+            return RayPool(write_shard, seconds=None, name_of=lambda job: job.path.name)
+        return WorkerPool(write_shard, 1, *_NO_LIMITS, name_of=lambda job: job.path.name)
 
     def _failed(self, job: ShardJob, cause: str) -> None:
         if cause == "task":  # a file has changed since it was examined
@@ -158,16 +168,24 @@ class ShardWriter:
         size = self._pool.result(ticket)
         if isinstance(size, Failure):
             self._failed(job, size.cause)
-            raise InputError(size.reason)
+            raise InputError(size.reason if job.path.name in size.reason else f"{job.path}: {size.reason}")
         self._note(job, size)
 
-    def _have_files(self, job: ShardJob) -> None:
-        """Fetch the files again that an earlier command had, if they are gone."""
-        gone = [one.name for path, one in job.samples if not path.exists()]
+    def _is_written_elsewhere(self, size: int) -> bool:
+        """Whether a shard with this size is written by another process: not where starting it costs more."""
+        if self.settings.engine == "ray":
+            return True
+        return self.settings.workers > 0 and (self.settings.cut_scenes or size > _SMALL or self._pool is not None)
+
+    def _have_files(self, job: ShardJob) -> int:
+        """Fetch the files again that an earlier command had, if they are gone. Returns the size of all."""
+        states = [state_of(path) for path, _ in job.samples]
+        gone = [one.name for (_, one), state in zip(job.samples, states, strict=True) if state is None]
         for name, found in self.source.prepare(iter(dict.fromkeys(gone)), self.settings):
             if isinstance(found, Failure):
                 self.journal.forget([name])
                 raise InputError(f"{printable(name)}: {found.reason}. Run the same command again to go on without it")
+        return sum(state[0] for state in states if state is not None)
 
     def _note(self, job: ShardJob, size: int) -> None:
         self.state.note_shard(job.path.name, contents=job.digest, bytes=size)
@@ -189,6 +207,7 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.close()
+            remove_partial(self.state.out, self.state.prefix)
 
 
 def _shard_sample(path: Path, sample: Examined) -> dict:

@@ -8,7 +8,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -43,10 +43,12 @@ def parse_command_line(
     return load_settings(kind, config, options.overrides), options
 
 
-def settings_help(kind: type[Settings], prefix: str = "") -> str:
-    """Every key with its type, default and meaning, one paragraph per key."""
+def settings_help(kind: type[Settings], prefix: str = "", without: Collection[str] = ()) -> str:
+    """Every key with its type, default and meaning, one paragraph per key; not those in `without`."""
     lines: list[str] = []
     for name, field in kind.model_fields.items():
+        if name in without:
+            continue
         section = section_in(field.annotation)
         default = field.get_default(call_default_factory=True, validated_data={})
         meaning = " ".join((field.description or "").split())

@@ -24,7 +24,7 @@ CONFIG_FOLDER = REPOSITORY / "configs"
 CONFIGS = sorted(CONFIG_FOLDER.glob("**/*.yaml"))
 COMMENT = re.compile(r"(^|\s)#.*$")
 # What may begin a command besides a script, a make target and a console command.
-OTHER_PROGRAMS = {"git", "cd", "source", "export", "pip", "pre-commit", "pytest", "ruff", "sbatch"}
+OTHER_PROGRAMS = {"git", "cd", "source", "export", "pip", "pre-commit", "pytest", "ray", "ruff", "sbatch"}
 LAUNCHERS = {"python", "accelerate", "torchrun", "srun"}
 SECTIONS, OLD_SECTIONS = "|".join(Experiment.model_fields), "latents|samples|report"
 FILES = (".ckpt", ".html", ".json", ".jsonl", ".pt", ".pth", ".py", ".safetensors", ".tar", ".yaml")

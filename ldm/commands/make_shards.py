@@ -1,11 +1,12 @@
-"""Pack a folder of videos and images with captions into WebDataset shards. Run it again to resume.
+"""Pack a folder of videos and images with captions, or a table of URLs, into WebDataset shards. Run it again to resume.
 
     odvae-make-shards SRC OUT [key=value ...]
 
-SRC may have sub-folders, and links to folders. Captions: every table in it with a file column and a caption or class
-column (CSV, JSON, Parquet), or only the one named by captions=FILE; else a .txt, .caption or .json next to each video.
-Classes: a column, or the names of folders (labels=folders). docs/data.md has every layout. Unused files and rows are
-counted and listed with reasons, here and in OUT/packing.json.
+SRC is a folder, with sub-folders and links to folders, or a table (CSV, JSON lines, Parquet) with a column of URLs or
+paths. Captions of a folder: every table in it with a file column and a caption or class column (CSV, JSON, Parquet), or
+only the one named by captions=FILE; else a .txt, .caption or .json next to each video. Classes: a column, or the names
+of folders (labels=folders). docs/data.md has every layout. Shards can be used as soon as they appear. Unused files and
+rows are counted and listed with reasons, here and in OUT/packing.json.
 """
 
 from __future__ import annotations
@@ -19,15 +20,20 @@ from odvae.running.commands import command_line
 from odvae.running.errors import readable_errors
 from odvae.running.settings import make_settings
 
+# Settings that a newcomer does not need; they are explained in the documentation.
+_AT_SCALE = ("part", "finish", "engine", "downloads", "download_seconds", "download_retries", "largest_mib")
+_SCALE = """  on many machines (docs/cluster.md): part=i/n packs a share, finish=true finishes all of them; engine=ray
+  of a table of URLs (docs/data.md): downloads=16, download_seconds=30, download_retries=3, largest_mib=4096"""
+
 
 @readable_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"settings (key=value):\n{settings_help(PackingSettings)}",
+        epilog=f"settings (key=value):\n{settings_help(PackingSettings, without=_AT_SCALE)}\n{_SCALE}",
     )
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder of videos and images")
+    parser.add_argument("source", type=Path, metavar="SRC", help="folder of videos and images, or a table of URLs")
     parser.add_argument(
         "out", type=Path, metavar="OUT", help="folder for the shards: new, empty, or from an earlier call"
     )

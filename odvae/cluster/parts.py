@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-import zlib
 from dataclasses import dataclass
+
+import xxhash
 
 _LARGEST_COUNT = 100_000
 
@@ -46,4 +47,4 @@ class Part:
 def part_of(name: str | bytes, count: int) -> int:
     """The number of the part of `count` that an input belongs to."""
     data = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
-    return zlib.crc32(data) % count + 1
+    return xxhash.xxh3_64_intdigest(data) % count + 1

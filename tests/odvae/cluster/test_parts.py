@@ -13,6 +13,11 @@ def test_every_input_belongs_to_one_part_and_the_parts_are_about_equal():
     assert all(part_of(name, 8) == 3 for name in shares[2])
 
 
+def test_names_that_differ_in_one_character_are_spread_too():
+    shares = [part_of(f"{i}.mp4", 2) for i in range(10)]
+    assert 2 <= shares.count(1) <= 8
+
+
 def test_an_input_keeps_its_part_when_others_come_and_names_may_be_any_bytes():
     odd = b"caf\xe9.mp4"
     assert Part(1, 1).has(odd)

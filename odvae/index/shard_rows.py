@@ -87,8 +87,8 @@ def samples_with_checksums(shard: Path) -> Iterator[tuple[Sample, dict[str, byte
 
 
 def _with_checksums(sample: Sample, file: int) -> tuple[Sample, dict[str, bytes]]:
-    extents = sample.members.values()
-    first, end = min(one.offset for one in extents), max(one.offset + one.size for one in extents)
+    first = min([one.offset for one in sample.members.values()])
+    end = max([one.offset + one.size for one in sample.members.values()])
     if end - first > _PIECE:
         members = {name: one._replace(checksum=_checksum(file, one)) for name, one in sample.members.items()}
         texts = {name: os.pread(file, members[name].size, members[name].offset) for name in _TEXTS if name in members}

@@ -12,7 +12,7 @@ from odvae.tables.cells import is_valid_text
 
 def each_once(captions: Iterable[str]) -> tuple[str, ...]:
     """The captions that are not empty, in order, without duplicates."""
-    return tuple(dict.fromkeys(caption for caption in captions if caption.strip()))
+    return tuple(dict.fromkeys([caption for caption in captions if caption.strip()]))
 
 
 def captions_in(sample: Sample) -> tuple[str, ...]:
@@ -31,4 +31,4 @@ def captions_of(text: str | None, about: dict[str, Any]) -> tuple[str, ...]:
         return ()
     more = about.get("captions")
     found = [about.get("caption") if text is None else text, *(more if isinstance(more, list) else [])]
-    return each_once(one for one in found if isinstance(one, str) and is_valid_text(one))
+    return each_once([one for one in found if isinstance(one, str) and is_valid_text(one)])

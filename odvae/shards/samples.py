@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # Separates the key of a video from the number of its scene.
 SCENE_MARK = "+"
 
+_MEDIA = frozenset((*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS))
+
 # Members up to this many bytes are read whole, and compared with their checksum, when they are opened. Of larger ones
 # only the requested bytes are read, which have no checksum of their own.
 _LARGEST_READ_WHOLE = 1 << 26
@@ -64,7 +66,7 @@ class Sample:
 
     @property
     def has_video(self) -> bool:
-        return any(extension in self.members for extension in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS))
+        return not _MEDIA.isdisjoint(self.members)
 
     def _dots_explained(self) -> str:
         dotted = [name for name in self.members if name.rpartition(".")[2] in (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)]

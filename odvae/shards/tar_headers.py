@@ -6,8 +6,8 @@ is left to `tarfile`, so that the results and errors are always the same as its 
 
 from __future__ import annotations
 
-import os
 import re
+import sys
 import tarfile
 from pathlib import Path
 from typing import BinaryIO
@@ -20,6 +20,8 @@ _NEAR, _FAR = 1 << 20, 1 << 12
 
 # How far behind the bytes that were read a header is still near.
 _GAP = 1 << 16
+
+_ENCODING = sys.getfilesystemencoding()
 
 _FILE, _OLD_FILE, _FOLDER, _PAX = b"0", b"\0", b"5", b"x"
 
@@ -35,7 +37,7 @@ def read_ordinary_tar(shard: Path) -> tuple[list[tuple[str, int, int]], int] | N
     with open(shard, "rb", buffering=0) as file:
         try:
             return _read(file)
-        except _OtherTarError:
+        except (_OtherTarError, ValueError):
             return None
 
 
@@ -54,11 +56,11 @@ def _read(file: BinaryIO) -> tuple[list[tuple[str, int, int]], int]:
         if i + BLOCK > len(window):
             window, start, i = _read_at(file, position, _NEAR if i <= len(window) + _GAP else _FAR), position, 0
         block = window[i : i + BLOCK]
-        if block.count(0) == BLOCK:
+        if not block[:1].strip(b"\0") and block.count(0) == BLOCK:
             if after_pax:
                 raise _OtherTarError
             return files, position
-        if len(block) < BLOCK or _sum(block) != _octal(block[148:156]):
+        if len(block) < BLOCK or _sum(block) != _octal(block[148:156], 6):
             raise _OtherTarError
         numbers = block[100:124] + block[136:148] + block[329:345]
         if numbers not in valid_numbers:
@@ -67,7 +69,7 @@ def _read(file: BinaryIO) -> tuple[list[tuple[str, int, int]], int]:
         kind = block[156:157]
         position += BLOCK
         if kind in (_FILE, _OLD_FILE):
-            size = _octal(block[124:136])
+            size = _octal(block[124:136], 11)
             name = _name(block, kind)
             files.append((name, position, size))
             position += size + -size % BLOCK
@@ -75,7 +77,7 @@ def _read(file: BinaryIO) -> tuple[list[tuple[str, int, int]], int]:
         elif kind == _FOLDER:
             after_pax = False
         elif kind == _PAX and not after_pax:
-            size = _octal(block[124:136])
+            size = _octal(block[124:136], 11)
             _check_pax(_read_at(file, position, size) if size < _NEAR else b"", size)
             position += size + -size % BLOCK
             after_pax = True
@@ -88,17 +90,14 @@ def _read_at(file: BinaryIO, position: int, size: int) -> bytes:
     return file.read(size)
 
 
-def _octal(field: bytes) -> int:
-    """An octal number that ends at a NUL."""
-    digits = field.partition(b"\0")[0].strip(b" ")
-    try:
-        return int(digits, 8) if digits.isdigit() else _other()
-    except ValueError:
-        raise _OtherTarError from None
-
-
-def _other() -> int:
-    raise _OtherTarError
+def _octal(field: bytes, usual: int) -> int:
+    """An octal number that ends at a NUL; `usual` digits in nearly all tars. Raises ValueError for others."""
+    digits = field[:usual]
+    if field[usual] or not digits.isdigit():
+        digits = field.partition(b"\0")[0].strip(b" ")
+        if not digits.isdigit():
+            raise _OtherTarError
+    return int(digits, 8)
 
 
 def _sum(block: bytes) -> int:
@@ -106,8 +105,8 @@ def _sum(block: bytes) -> int:
 
     The lower half of adler32 is one more than the sum modulo 65521, which 256 bytes do not reach.
     """
-    total = (adler32(block[:256]) & 0xFFFF) + (adler32(block[256:]) & 0xFFFF) - 2
-    return total - sum(block[148:156]) + 8 * 32
+    sums = adler32(block[:148]) & 0xFFFF, adler32(block[156:412]) & 0xFFFF, adler32(block[412:]) & 0xFFFF
+    return sums[0] + sums[1] + sums[2] - 3 + 8 * 32
 
 
 def _check_numbers(block: bytes) -> None:
@@ -120,11 +119,11 @@ def _check_numbers(block: bytes) -> None:
 
 
 def _name(block: bytes, kind: bytes) -> str:
-    name = os.fsdecode(block[:100].partition(b"\0")[0])
+    name = block[:100].partition(b"\0")[0].decode(_ENCODING, "surrogateescape")
     if kind == _OLD_FILE and name.endswith("/"):  # a folder, in the oldest format
         raise _OtherTarError
     prefix = block[345:500].partition(b"\0")[0] if block[345] else b""
-    return f"{os.fsdecode(prefix)}/{name}" if prefix else name
+    return f"{prefix.decode(_ENCODING, 'surrogateescape')}/{name}" if prefix else name
 
 
 def _check_pax(entries: bytes, size: int) -> None:

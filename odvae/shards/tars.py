@@ -30,7 +30,7 @@ PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 _MEMBER = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]+)$", re.DOTALL)
 
 # The names of nearly all members: without folders, with a lower-case extension that is not pickled.
-_PLAIN_MEMBER = re.compile(r"^([A-Za-z0-9_+-]+)[.]((?:mp4|txt|json|safetensors))$")
+_PLAIN_MEMBER = re.compile(r"^([A-Za-z0-9_+-]+)[.](mp4|txt|json|safetensors)$")
 
 # First bytes of compressed files -> (format, command that decompresses in place, file extensions).
 COMPRESSIONS = {
@@ -97,7 +97,15 @@ def _index(shard: Path) -> dict[str, dict[str, Member]]:
     if ordinary is not None:
         files, end = ordinary
         for name, offset, size in files:
-            found.add(name, offset, size)
+            plain = _PLAIN_MEMBER.match(name)
+            if plain is None:
+                found.add(name, offset, size)
+                continue
+            key, extension = plain.groups()
+            members = found.samples.setdefault(key, {})
+            if extension in members:
+                raise InputError(f"{shard}: duplicate member {name}")
+            members[extension] = Member(offset, size)
         _refuse_what_follows_the_end(shard, end)
         return found.samples
     with tarfile.open(shard, "r:") as tar:
@@ -171,8 +179,6 @@ class _Members:
 
 def _checked_split(name: str, shard: Path) -> tuple[str, str] | None:
     """The key and extension of a member; None if it belongs to no sample. Raises InputError for an unsafe name."""
-    if plain := _PLAIN_MEMBER.match(name):
-        return plain[1], plain[2]
     split = split_member_name(name)
     if split is not None:
         check_member_name(name, shard)

@@ -110,7 +110,11 @@ def one_line(text: str) -> str:
 
 def is_valid_text(text: str) -> bool:
     """Whether a text can be encoded as UTF-8: it has no lone surrogates, which represent bytes that are not UTF-8."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _may_be_caption(one: Any) -> bool:

@@ -2,7 +2,8 @@
 
 KEY.json has caption, source (the video's key), start, label (class name or null), flip, frames and fps. Where a video
 has several captions, `captions` lists them, and `KEY.text1.safetensors`, `KEY.text2.safetensors`, ... (text, text_mask)
-are the embeddings of the others, so that a reader reads only the one it needs. A folder of latent shards has a manifest
+are the embeddings of the others, so that a reader reads only the one it needs. An embedding is stored without the rows
+of padding, in which its mask is False: a reader puts them back, as zeros. A folder of latent shards has a manifest
 (`ldm.latents.manifest`); its entries are grouped in buckets, one for each clip size.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -26,17 +28,17 @@ from odvae.shards.samples import Sample
 def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
     """One clip's latents (c, k, h, w), text embedding (m, d) and mask (m,) as safetensors bytes.
 
-    `std` None: the mean alone is stored.
+    `std` None: the mean alone is stored. Of the embedding, the rows where the mask is True are.
     """
-    tensors = {"mean": mean.to(dtype), "text": text.to(dtype), "text_mask": text_mask}
+    tensors = {"mean": mean.to(dtype), "text": text[text_mask].to(dtype), "text_mask": text_mask}
     if std is not None:
         tensors["std"] = std.to(dtype)
     return save_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
 def pack_text(text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
-    """A further caption's embedding (m, d) and mask (m,), as safetensors bytes."""
-    tensors = {"text": text.to(dtype), "text_mask": text_mask}
+    """A further caption's embedding (m, d) and mask (m,), as safetensors bytes, without padding as in `pack_entry`."""
+    tensors = {"text": text[text_mask].to(dtype), "text_mask": text_mask}
     return save_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
 
 
@@ -59,14 +61,23 @@ def unpack_entry(data: bytes, name: str) -> Mapping[str, Tensor]:
 
 
 def check_text(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Raise InputError unless there are an embedding `text` (m, d) and its mask `text_mask` (m,)."""
+    """Raise InputError unless there are an embedding `text` and its mask `text_mask` (m,): all rows, (m, d), or those
+    where the mask is True."""
     text, mask = tensors.get("text"), tensors.get("text_mask")
     if text is None or mask is None or not text.is_floating_point() or mask.dtype != torch.bool:
         raise InputError(f"{name}.safetensors must have the tensors text, of floats, and text_mask, of booleans")
-    if text.ndim != 2 or mask.shape != text.shape[:1]:
+    if text.ndim != 2 or mask.ndim != 1 or len(text) not in (len(mask), np.count_nonzero(mask)):
         raise InputError(
             f"{name}.safetensors: text {tuple(text.shape)} and text_mask {tuple(mask.shape)} have incompatible shapes"
         )
+
+
+def pad_text(text: Tensor, mask: Tensor) -> Tensor:
+    """The embedding (m, d) with zeros where the mask (m,) is False, of one stored with or without its padding."""
+    if len(text) == len(mask):
+        return text.masked_fill(~mask[:, None], 0)
+    padded = text.new_zeros(len(mask), text.shape[1])
+    return padded.index_copy(0, torch.from_numpy(np.flatnonzero(mask)), text)
 
 
 def _check_entry(tensors: Mapping[str, Tensor], name: str) -> None:
@@ -132,6 +143,7 @@ def load_tensors(entry: Sample, number: int, label: int, seed: int | None = None
         check_text(further, name)
         tensors |= {key: further[key] for key in ("text", "text_mask")}
     _check_entry(tensors, entry.name)
+    tensors["text"] = pad_text(tensors["text"], tensors["text_mask"])
     stored = {key: tensors[key] for key in ("mean", "std", "text", "text_mask") if key in tensors}
     return stored | {"label": torch.tensor(label)}
 

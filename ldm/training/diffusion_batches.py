@@ -18,7 +18,7 @@ from ldm.diffusion.objective import add_noise, min_snr_weight, target
 from ldm.diffusion.settings import ObjectiveSettings
 from ldm.diffusion.timesteps import alpha_sigma, shift_for, training_time
 from ldm.latents.batches import entry_failures, latent_batches
-from ldm.latents.entries import check_text, entry_rate, load_entries, unpack_entry
+from ldm.latents.entries import check_text, entry_rate, load_entries, pad_text, unpack_entry
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import EMPTY_TEXT, Manifest
 from ldm.networks.conditioning import Condition
@@ -72,7 +72,8 @@ class LatentData:
             name = str(folder / EMPTY_TEXT).removesuffix(".safetensors")
             empty = unpack_entry((folder / EMPTY_TEXT).read_bytes(), name)
             check_text(empty, name)
-            self.empty_text, self.empty_mask = empty["text"].float().to(device), empty["text_mask"].to(device)
+            self.empty_text = pad_text(empty["text"], empty["text_mask"]).float().to(device)
+            self.empty_mask = empty["text_mask"].to(device)
 
     def training_batches(
         self,

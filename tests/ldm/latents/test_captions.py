@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import save as save_safetensors
 from small_latents import DATA, TEXT, encode
 from small_ldm import settings, train
 
 from ldm.encoding.settings import EncodeSettings
 from ldm.latents.batches import latent_batches
-from ldm.latents.entries import caption_count, load_entries, load_entry
+from ldm.latents.entries import caption_count, load_entries, load_entry, pack_entry, pack_text
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import ConditioningSettings, TextSettings
@@ -60,7 +61,7 @@ def test_all_captions_are_embedded_independently(source):
         seed = next(seed for seed in range(100) if derive_seed(seed, "caption", 7) % 3 == number)
         loaded = load_entries(several[:1], [7], CLASSES, seed)
         assert torch.equal(loaded["text_mask"], masks)
-        assert torch.allclose(loaded["text"], texts, atol=0.02)
+        assert torch.allclose(loaded["text"], texts * masks.unsqueeze(-1), atol=0.02)  # padding is zero
     assert several[0].read_json()["captions"] == SEVERAL
     assert load_entry(several[0], 7, CLASSES)["text"].equal(
         load_entries(several[:1], [9], CLASSES)["text"][0]
@@ -157,3 +158,32 @@ def test_a_caption_that_cannot_be_read_costs_its_video_and_is_named_so(source, t
     account = json.loads((tmp_path / "ldm/account.json").read_text())
     assert "is not UTF-8" in account["left_out"]["could not be encoded"]["names"][bad]
     assert len(VideoSet(tmp_path / "shards", data, "?").samples) == 16
+
+
+def test_an_embedding_is_stored_without_padding_and_read_as_one_with_it(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    mean, text = (torch.randn(shape, generator=generator) for shape in ((4, 2, 4, 4), (2, 16, 8)))
+    masks = torch.zeros(2, 16, dtype=torch.bool)
+    masks[0, :3] = True
+    masks[1, 11:] = True  # of a tokenizer that pads on the left
+    about = json.dumps({"label": "red"}).encode()
+    for name, mask in zip(("right", "left"), masks, strict=True):
+        padded = {"mean": mean.bfloat16(), "text": text[0].bfloat16(), "text_mask": mask}
+        further = {"text": text[1].bfloat16(), "text_mask": mask}
+        with shard_writer(tmp_path / f"{name}.tar") as shard:
+            old = {"safetensors": save_safetensors(padded), "text1.safetensors": save_safetensors(further)}
+            new = {
+                "safetensors": pack_entry(mean, None, text[0], mask, torch.bfloat16),
+                "text1.safetensors": pack_text(text[1], mask, torch.bfloat16),
+            }
+            for key, members in {"old": old, "new": new}.items():
+                shard.write({"__key__": f"{key}-000", **members, "json": about})
+        before, after = index_shards([tmp_path / f"{name}.tar"])
+        assert after.members["text1.safetensors"].size < before.members["text1.safetensors"].size - 10 * 8 * 2
+        for number in range(6):  # both captions
+            batches = [load_entries([entry], [number], CLASSES, seed=0) for entry in (before, after)]
+            assert batches[0].keys() == batches[1].keys()
+            for one, other in zip(*(batch.values() for batch in batches), strict=True):
+                assert torch.equal(one, other)
+        assert torch.equal(batches[0]["text_mask"][0], mask)
+        assert batches[0]["text"][0, ~mask].abs().sum() == 0 < batches[0]["text"][0, mask].abs().sum()

@@ -146,6 +146,7 @@ class _Cluster:
         self.busy: dict[Any, tuple[Any, list[ShardJob]]] = {}  # reference to the result of `encode` -> actor, unit
         self.deaths: dict[Path, int] = {}
         self.lost: list[str] = []
+        self.has_started = False
 
     def work(self) -> dict[str, Any]:
         total, begin = sum(len(job.clips) for unit in self.left for job in unit), time.monotonic()
@@ -158,7 +159,10 @@ class _Cluster:
                     known = {job.source: self.hashes[job.source] for job in unit if job.source in self.hashes}
                     self.busy[actor.encode.remote(unit, known)] = actor, unit
                 references = [*self.starting, *self.busy]
-                ready, _ = self.ray.wait(references, timeout=5) if references else ([], [])
+                if not references:
+                    time.sleep(1)
+                    continue
+                ready, _ = self.ray.wait(references, timeout=5)
                 for reference in ready:
                     speed = self._receive(reference)
                     if speed is not None:
@@ -179,7 +183,7 @@ class _Cluster:
     def _start_actors(self) -> None:
         """Start processes for which the cluster has room; it may grow and shrink meanwhile."""
         wanted = self.recipe.settings.ray.actors or self._room()
-        if not wanted and not self.busy and not self.starting and not self.idle:
+        if not wanted and not self.has_started:  # later it waits: all machines may be pre-empted, and others come
             raise InputError(
                 f"no machine of the Ray cluster has what a process needs: {self.cpus:g} CPUs (encode.ray.cpus) and "
                 f"{self.gpus:g} GPUs (encode.ray.gpus); the cluster has {self.ray.cluster_resources()}"
@@ -188,6 +192,7 @@ class _Cluster:
         for _ in range(min(wanted - have, len(self.left) - len(self.starting) - len(self.idle))):
             actor = self.actor_class.remote(self.recipe)
             self.starting[actor.open.remote()] = actor
+            self.has_started = True
 
     def _room(self) -> int:
         """Number of processes that the machines of the cluster have room for."""

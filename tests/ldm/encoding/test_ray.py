@@ -46,11 +46,28 @@ def test_a_node_that_dies_costs_nothing_and_the_bytes_are_those_of_one_process(r
     words = words_of(runs, tmp_path / "run")
     latents = tmp_path / "run/latents"
     script = Script(words, RAY_ADDRESS=cluster.address)
-    script.until(lambda: len(list(latents.glob(".*.tar.*.partial"))) == 2)  # both nodes are within a shard
+    both = lambda: len(list(latents.glob(".*.tar.*.partial"))) == 2  # noqa: E731 - both nodes are within a shard
+    script.until(lambda: both() or len(list(latents.glob("*.tar"))) > 2)  # or the second came late, on a busy machine
     cluster.remove_node(cluster.second, allow_graceful=False)
     assert script.wait() == 0, script.stderr[-3000:]
-    assert re.search(r"a process of the Ray cluster died while it encoded .*\.tar: another one gets it", script.stderr)
     encode_in_process(runs, latents)  # the manifest names the run's paths, which differ
+    for shard in (runs / "undisturbed").glob("*.tar"):
+        assert (latents / shard.name).read_bytes() == shard.read_bytes()
+
+
+def test_a_cluster_may_lose_all_its_machines_and_get_others(runs, tmp_path, cluster):
+    cluster.remove_node(cluster.second, allow_graceful=True)
+    only = cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+    words = words_of(runs, tmp_path / "run", "encode.ray.cpus=2")  # no room on the head
+    latents = tmp_path / "run/latents"
+    script = Script(words, RAY_ADDRESS=cluster.address)
+    script.until(lambda: bool(list(latents.glob(".*.tar.*.partial"))))
+    cluster.remove_node(only, allow_graceful=False)
+    script.until(lambda: "died while it encoded" in script.stderr)
+    assert script.process.exitcode is None
+    cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
+    assert script.wait() == 0, script.stderr[-3000:]
+    assert re.search(r"died while it encoded \S*\.tar: another one gets it", script.stderr)
     for shard in (runs / "undisturbed").glob("*.tar"):
         assert (latents / shard.name).read_bytes() == shard.read_bytes()
 

@@ -1,5 +1,6 @@
 """Settings: strict, documented, and every shipped config loads."""
 
+import json
 import os
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from odvae.running.strict_yaml import read_yaml
 
 LAUNCHES = sorted((REPOSITORY / "configs/accelerate").glob("*.yaml"))
 STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
-CONFIGS = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - {*LAUNCHES, *STUDIES})
+CLUSTERS = sorted((REPOSITORY / "configs/ray").glob("*.yaml"))
+CONFIGS = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - {*LAUNCHES, *STUDIES, *CLUSTERS})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -55,6 +57,17 @@ def test_every_launch_config_is_one_that_accelerate_takes(path):
     command = path.read_text().split("accelerate launch --config_file ")[1].splitlines()[0].split()
     assert command[0] == str(path.relative_to(REPOSITORY))
     assert (REPOSITORY / command[-1]).is_file()
+
+
+@pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
+def test_every_cluster_config_is_one_that_ray_takes(path):
+    pytest.importorskip("ray", reason="needs Ray (the extra `ray`)")
+    import jsonschema
+    import ray
+
+    schema = Path(ray.__file__).parent / "autoscaler/ray-schema.json"
+    jsonschema.validate(yaml.safe_load(path.read_text()), json.loads(schema.read_text()))
+    assert "ray up configs/ray/" in path.read_text()
 
 
 def load(tmp_path, text, *overrides):

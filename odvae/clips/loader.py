@@ -15,6 +15,7 @@ from odvae.clips.remote_clips import streamed_loader
 from odvae.clips.samplers import StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.running.distributed import uses_cuda
+from odvae.running.errors import InputError
 from odvae.running.failures import Failure, Failures
 from odvae.shards.samples import Sample
 
@@ -23,7 +24,8 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[
     """Yield batches in the sampler's order: {"video": uint8 (b, t, h, w, 3), "number": (b,)}.
 
     A video that cannot be decoded, or kills the worker that decodes it, is reported once and replaced by another one,
-    which is also a function of the sample number. Raises InputError after more failures than `data.failures_allowed`.
+    which is also a function of the sample number. Raises InputError after more failures than `data.failures_allowed`, and
+    once every video has failed.
     """
     data = dataset.data
     if data.stream is not None:
@@ -32,6 +34,9 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[
     failures = Failures(len(dataset.samples), data.failures_allowed, "training videos")
 
     def first_attempt(number: int, attempt: int = 0) -> tuple[int, int]:
+        if len(failures.reasons) == len(dataset.samples):  # whatever share is allowed: none is left to replace others
+            listed = "".join(f"\n  {reason}" for reason in list(failures.reasons.values())[:20])
+            raise InputError(f"none of the {len(dataset.samples)} training videos can be used:{listed}")
         while dataset.source(number, attempt).name in failures.reasons:
             attempt += 1
         return number, attempt

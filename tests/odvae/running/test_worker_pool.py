@@ -162,6 +162,13 @@ def test_training_ends_after_too_many_failures(videos):
         batches(dataset, workers=2)
 
 
+def test_training_ends_once_no_video_is_left_however_many_failures_are_allowed(videos):
+    dataset = Deadly(videos.train, DATA.model_copy(update={"failures_allowed": 1.0}), seed=0)
+    dataset.deadly = {sample.key for sample in videos.train}
+    with pytest.raises(InputError, match=rf"none of the {len(videos.train)} training videos can be used:\n .*SIGSEGV"):
+        batches(dataset, workers=2)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_clips_for_validation_come_in_order_without_those_that_cannot_be_decoded(videos, workers, monkeypatch, capsys):
     broken = videos.samples[2].key

@@ -56,7 +56,7 @@ def test_a_node_that_dies_costs_nothing_and_the_bytes_are_those_of_one_process(r
 
 
 def test_a_cluster_may_lose_all_its_machines_and_get_others(runs, tmp_path, cluster):
-    cluster.remove_node(cluster.second, allow_graceful=True)
+    cluster.remove_node(cluster.second, allow_graceful=False)
     only = cluster.add_node(num_cpus=2, object_store_memory=80 << 20)
     words = words_of(runs, tmp_path / "run", "encode.ray.cpus=2")  # no room on the head
     latents = tmp_path / "run/latents"

@@ -24,8 +24,8 @@ def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[
     """Yield batches in the sampler's order: {"video": uint8 (b, t, h, w, 3), "number": (b,)}.
 
     A video that cannot be decoded, or kills the worker that decodes it, is reported once and replaced by another one,
-    which is also a function of the sample number. Raises InputError after more failures than `data.failures_allowed`, and
-    once every video has failed.
+    which is also a function of the sample number. Raises InputError after more failures than `data.failures_allowed`,
+    and once every video has failed.
     """
     data = dataset.data
     if data.stream is not None:

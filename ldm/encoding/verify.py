@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -75,7 +76,7 @@ def find_problems(folder: Path, manifest: Manifest, processes: int = 1, again: b
         except InputError as error:
             yield str(error)
     own_encoder = folder / manifest.text_encoder
-    if own_encoder.is_dir():
+    if os.path.isdir(own_encoder):
         found = weights_fingerprint(load_text_encoder(own_encoder).model)
         if found != manifest.text_sha256:
             yield f"{own_encoder}: its weights' sha256 is {found[:16]}..., unlike text_sha256 in the manifest"
@@ -87,7 +88,7 @@ def _wrong_files(folder: Path, manifest: Manifest, processes: int, again: bool) 
         checks.append(_Check(folder / record.name, record.sha256, first))
         first += record.entries
     sources = {record.source: record.source_sha256 for record in manifest.shards}
-    checks += [_Check(Path(path), sha256) for path, sha256 in sources.items() if Path(path).is_file()]
+    checks += [_Check(Path(path), sha256) for path, sha256 in sources.items() if os.path.isfile(path)]
     verified = VerifiedFiles(folder)
     todo = [check for check in checks if again or not verified.has(check.path, check.sha256)]
     if done := len(checks) - len(todo):

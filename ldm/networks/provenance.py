@@ -45,7 +45,7 @@ class Provenance:
     def text_encoder_in(self, ldm_folder: Path) -> str:
         """The text encoder's folder or hub name, for the run's ldm folder at its present path."""
         folder = ldm_folder / self.text_encoder
-        return str(folder.resolve()) if folder.is_dir() else self.text_encoder
+        return str(folder.resolve()) if os.path.isdir(folder) else self.text_encoder  # also for a name of any length
 
 
 def ema_folder(decay: float) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +16,8 @@ from odvae.index.selection import PartOfSelection, RangesOfSelection, Selection
 from odvae.running.errors import InputError
 from odvae.shards.samples import Member, Sample
 from odvae.video.video_io import VideoFacts
+
+T = TypeVar("T")
 
 _NUMBERS = (
     "shard", "split", "frames", "height", "width", "fps", "seconds", "variable_rate", "transfer", "has_time_steps",
@@ -83,6 +86,23 @@ class _ByteStrings:
         return os.fsdecode(self.data[first:end].to_pybytes()) if end > first else ""
 
 
+def _of_a_row(read: Callable[[FolderIndex, int], T]) -> Callable[[FolderIndex, int], T]:
+    """A method that reads something of a row, with an InputError where the row was damaged, as far as that is seen."""
+
+    @functools.wraps(read)
+    def guarded(self: FolderIndex, row: int) -> T:
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        try:
+            return read(self, row)
+        except (IndexError, ValueError, OverflowError, TypeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{self.path} was damaged: row {row} cannot be read ({error})") from None
+
+    return guarded
+
+
 class FolderIndex:
     """An index file, memory-mapped: its pages are shared by all processes of a machine.
 
@@ -114,23 +134,28 @@ class FolderIndex:
         """Pickled as its path: another process maps the same file, and shares its pages."""
         return FolderIndex, (self.path, self.folder)
 
+    @_of_a_row
     def key(self, row: int) -> str:
         chunk, i = self._locate(row)
         return chunk.bytes["key"][i]
 
+    @_of_a_row
     def shard(self, row: int) -> Path:
         chunk, i = self._locate(row)
         return self.folder / self.header.shards[chunk.shard[i]].name
 
+    @_of_a_row
     def problem(self, row: int) -> str:
         """Why the row's video cannot be used, as it follows the sample's name; empty if it can."""
         chunk, i = self._locate(row)
         return chunk.bytes["problem"][i]
 
+    @_of_a_row
     def label(self, row: int) -> str | None:
         chunk, i = self._locate(row)
         return None if chunk.label[i] < 0 else self.header.labels[chunk.label[i]]
 
+    @_of_a_row
     def facts(self, row: int) -> VideoFacts | None:
         """The facts of the row's video; None where the row has none."""
         chunk, i = self._locate(row)
@@ -150,18 +175,13 @@ class FolderIndex:
             else None,
         )
 
+    @_of_a_row
     def sample(self, row: int) -> Sample:
-        """The sample of a row; its members are read from the shard, and compared with their checksums, when asked.
-
-        Raises InputError where the row was damaged, as far as that can be seen.
-        """
+        """The sample of a row; its members are read from the shard, and compared with their checksums, when asked."""
         chunk, i = self._locate(row)
-        try:
-            shard = self.header.shards[chunk.shard[i]]
-            members = self._members(chunk, i, shard.bytes)
-            return Sample(chunk.bytes["key"][i], self.folder / shard.name, members, self.facts(row))
-        except (IndexError, ValueError, OverflowError) as error:
-            raise InputError(f"{self.path} was damaged: row {row} cannot be read ({error})") from None
+        shard = self.header.shards[chunk.shard[i]]
+        members = self._members(chunk, i, shard.bytes)
+        return Sample(chunk.bytes["key"][i], self.folder / shard.name, members, self.facts(row))
 
     def _members(self, chunk: Chunk, i: int, shard_bytes: int) -> dict[str, Member]:
         members = {}
@@ -172,6 +192,7 @@ class FolderIndex:
             members[self.header.extensions[chunk.extension[j]]] = Member(offset, size, int(chunk.checksum[j]))
         return members
 
+    @_of_a_row
     def row(self, row: int) -> IndexRow:
         """All that the index has of a row."""
         chunk, i = self._locate(row)

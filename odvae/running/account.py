@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from odvae.running.files import write_json
+from odvae.running.errors import InputError
+from odvae.running.files import parse_record, write_json
 from odvae.running.text import printable, valid_unicode
 
 ACCOUNT = "account.json"
@@ -108,10 +109,14 @@ class Account:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Account:
-        left_out = {reason: dict(group["names"]) for reason, group in values["left_out"].items()}
-        kept = {name: values[name] for name in ("what", "used", "without_caption", "classes", "notes")}
-        return cls(left_out=left_out, **kept)
+    def from_json(cls, values: Mapping[str, Any], source: object = "account") -> Account:
+        """The account in a JSON object. Raises InputError with `source` where a value is missing or of a wrong type."""
+        try:
+            left_out = {reason: dict(group["names"]) for reason, group in values["left_out"].items()}
+            kept = {name: values[name] for name in ("what", "used", "without_caption", "classes", "notes")}
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError(f"{source} was damaged: its account cannot be read ({error})") from None
+        return parse_record(cls, {**kept, "left_out": left_out}, source)
 
     def save(self, folder: Path) -> None:
         """Write all counts and names to `account.json` in a stage's folder."""

@@ -182,7 +182,7 @@ def test_an_index_with_any_byte_changed_gives_its_rows_or_is_named(index, tmp_pa
         try:
             opened = FolderIndex(path, tmp_path)
             for row in range(len(opened)):
-                opened.sample(row)
+                opened.sample(row), opened.label(row), opened.problem(row), opened.row(row)
         except InputError as error:
             refused += 1
             named += "index.arrow" in str(error)

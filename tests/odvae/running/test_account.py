@@ -3,7 +3,10 @@
 import json
 import os
 
+import pytest
+
 from odvae.running.account import ACCOUNT, TOO_SHORT, UNREADABLE, Account
+from odvae.running.errors import InputError
 
 
 def example() -> Account:
@@ -49,3 +52,22 @@ def test_the_account_file_has_every_name_and_can_be_loaded(tmp_path):
     }
     assert Account.from_json(values).to_json() == values
     assert all(line.isprintable() for line in Account.from_json(values).table().split("\n"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"used": "3"},
+        {"used": [3]},
+        {"without_caption": []},
+        {"classes": {"cat": "2"}},
+        {"left_out": []},
+        {"notes": "x"},
+    ],
+)
+def test_an_account_with_a_value_of_a_wrong_type_is_named(damage):
+    account = Account("videos", used=3, without_caption=1, classes={"cat": 2})
+    values = account.to_json()
+    assert Account.from_json(values) == account
+    with pytest.raises(InputError, match=r"packing\.json was damaged"):
+        Account.from_json(values | damage, "packing.json")

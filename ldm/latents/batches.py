@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 
@@ -27,6 +26,9 @@ _PREFETCHED_BATCHES = 8
 
 # Entries that are tried in place of one that cannot be read, each of which cannot be read either.
 _MOST_ATTEMPTS = 100
+
+# An entry and the index of its class.
+_Found = tuple[Sample, int]
 
 # A batch, and the name and reason of each entry that could not be read.
 _Loaded = tuple[dict[str, Tensor], list[tuple[str, str]]]
@@ -87,12 +89,12 @@ class DrawnBatches(Dataset):
     def __init__(self, buckets: Sequence[IndexedSamples], classes: list[str], seed: int, order: SampleOrder) -> None:
         self.buckets, self.classes, self.seed, self.order = buckets, classes, seed, order
 
-    def __getitem__(self, draws: list[SampleIndex]) -> _Loaded:
+    def __getitem__(self, draws: list[tuple[SampleIndex, _Found | None]]) -> _Loaded:
         failed: list[tuple[str, str]] = []
-        entries, loaded = zip(*(self._load(draw, failed) for draw in draws), strict=True)
-        return collate_entries(loaded, entries, [draw.number for draw in draws]), failed
+        entries, loaded = zip(*(self._load(draw, found, failed) for draw, found in draws), strict=True)
+        return collate_entries(loaded, entries, [draw.number for draw, _ in draws]), failed
 
-    def find(self, draw: SampleIndex, attempt: int) -> tuple[Sample, int]:
+    def find(self, draw: SampleIndex, attempt: int) -> _Found:
         """The entry of a draw, with the index of its class; attempts above 0 give replacements for one that cannot be
         read. Raises InputError that names an entry which cannot be used."""
         bucket = self.buckets[draw.bucket]
@@ -100,7 +102,7 @@ class DrawnBatches(Dataset):
         entry = index.sample(row)
         if problem := index.problem(row):
             raise InputError(f"{entry.name}{problem}")
-        return entry, label_index(index.label(row), self.classes, entry.name)
+        return entry, label_index(index.label(row), self.classes, entry)
 
     def _position(self, draw: SampleIndex, attempt: int) -> int:
         count = len(self.buckets[draw.bucket])
@@ -108,10 +110,12 @@ class DrawnBatches(Dataset):
             return self.order.index(draw.index, count, self.seed)
         return derive_seed(self.seed, "replacement", draw.number, attempt) % count
 
-    def _load(self, draw: SampleIndex, failed: list[tuple[str, str]]) -> tuple[Sample, dict[str, Tensor]]:
+    def _load(
+        self, draw: SampleIndex, found: _Found | None, failed: list[tuple[str, str]]
+    ) -> tuple[Sample, dict[str, Tensor]]:
         for attempt in range(_MOST_ATTEMPTS):
             try:
-                entry, label = self.find(draw, attempt)
+                entry, label = found if found is not None and attempt == 0 else self.find(draw, attempt)
                 return entry, load_tensors(entry, draw.number, label, self.seed)
             except InputError as error:
                 failed.append((self._name(draw, attempt), str(error)))
@@ -131,7 +135,7 @@ class DrawnBatches(Dataset):
 
 
 class _Prefetcher:
-    """The sampler's draws, with those of the next batches prefetched from disk.
+    """The sampler's draws and what `find` gives for them, with the entries of the next batches prefetched from disk.
 
     Entries are read in random order, so without prefetching every read would wait for the disk.
     """
@@ -139,15 +143,21 @@ class _Prefetcher:
     def __init__(self, sampler: BucketSampler, batches: DrawnBatches) -> None:
         self.sampler, self.batches = sampler, batches
 
-    def __iter__(self) -> Iterator[list[SampleIndex]]:
-        coming: deque[list[SampleIndex]] = deque()
+    def __iter__(self) -> Iterator[list[tuple[SampleIndex, _Found | None]]]:
+        coming: deque[list[tuple[SampleIndex, _Found | None]]] = deque()
         for draws in self.sampler:
-            for draw in draws:
-                with contextlib.suppress(OSError, InputError):  # of which reading it says more
-                    self.batches.find(draw, attempt=0)[0].prefetch()
-            coming.append(draws)
+            coming.append([(draw, self._prefetched(draw)) for draw in draws])
             if len(coming) > _PREFETCHED_BATCHES:
                 yield coming.popleft()
+
+    def _prefetched(self, draw: SampleIndex) -> _Found | None:
+        """The entry of a draw; None where it cannot be used, of which loading it says more."""
+        try:
+            found = self.batches.find(draw, attempt=0)
+            found[0].prefetch()
+        except (OSError, InputError):
+            return None
+        return found
 
 
 def _start_worker(_worker: int) -> None:

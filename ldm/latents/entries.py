@@ -109,10 +109,12 @@ def entry_rate(entry: Sample) -> float | None:
     return rate
 
 
-def label_index(label: object, classes: Sequence[str], name: str) -> int:
+def label_index(label: object, classes: Sequence[str], entry: Sample) -> int:
     """The index of an entry's class, -1 for none."""
     if label is not None and label not in classes:
-        raise InputError(f"{name}.json: label {label!r:.100} is not one of the {len(classes)} classes in the manifest")
+        raise InputError(
+            f"{entry.name}.json: label {label!r:.100} is not one of the {len(classes)} classes in the manifest"
+        )
     return -1 if label is None else classes.index(label)
 
 
@@ -128,7 +130,7 @@ def load_entries(
     """
     loaded = []
     for entry, number in zip(entries, numbers, strict=True):
-        label = label_index(read_about(_read(entry, "json"), entry.name).get("label"), classes, entry.name)
+        label = label_index(read_about(_read(entry, "json"), entry.name).get("label"), classes, entry)
         loaded.append(load_tensors(entry, number, label, seed))
     return collate_entries(loaded, entries, numbers)
 

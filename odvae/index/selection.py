@@ -8,7 +8,7 @@ from typing import overload
 import numpy as np
 
 # Rows whose chosen ones are counted together; the i-th chosen row is searched within one such block.
-_BLOCK = 4096
+_BLOCK = 1024
 
 
 class Selection(Sequence[int]):

@@ -93,6 +93,8 @@ def valid_unicode(name: str) -> str:
 
 def printable(name: str) -> str:
     """A name on one line: bytes that are not UTF-8, control characters and line breaks are escaped."""
+    if name.isprintable():  # as nearly all are
+        return name
     return "".join(
         _escaped(character) if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") else character
         for character in name

@@ -17,6 +17,7 @@ from odvae.running.commands import CONSOLE_COMMANDS
 # A layer may import itself and the layers before it. A module belongs to the layer with the longest matching name.
 LAYERS = [
     "odvae.running",
+    "odvae.storage",
     "odvae.cluster",
     "odvae.weights",
     "odvae.video",

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from odvae.running.errors import InputError
 from odvae.running.hashing import checksum
 from odvae.running.seeds import derive_seed
 from odvae.running.text import printable
+from odvae.storage.files import prefetch_range, read_range
+from odvae.storage.paths import is_remote
 from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Sample:
         """The bytes of a member. Raises InputError if the sample has no such member or the shard was truncated, and
         ChangedShardError if the bytes are not those that were indexed."""
         member = self._member(extension)
-        data = _read_at(self.shard, member.size, member.offset)
+        data = read_range(self.shard, member.offset, member.size)
         if len(data) < member.size:
             raise ChangedShardError(
                 f"{self.name}: the shard ends inside .{extension}; it was truncated after it was indexed"
@@ -94,7 +95,7 @@ class Sample:
     def read_all(self) -> dict[str, bytes]:
         """The bytes of all members, with a single read. Raises the errors of `read`."""
         first, end = self._extent()
-        data = _read_at(self.shard, end - first, first)
+        data = read_range(self.shard, first, end - first)
         if len(data) < end - first:
             raise ChangedShardError(f"{self.name}: the shard ends inside it; it was truncated after it was indexed")
         found = {}
@@ -112,10 +113,9 @@ class Sample:
             )
 
     def prefetch(self) -> None:
-        """Let the operating system read the sample's bytes in the background, before a call of `read_all`."""
+        """Have the sample's bytes read in the background, before a call of `read_all`."""
         first, end = self._extent()
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(_open_now(self.shard).fileno(), first, end - first, os.POSIX_FADV_WILLNEED)
+        prefetch_range(self.shard, first, end - first)
 
     def _extent(self) -> tuple[int, int]:
         """Start of its first member and end of its last one."""
@@ -158,7 +158,9 @@ class MemberFile(io.RawIOBase):
     """`size` bytes of a file from `offset` on, as a file object."""
 
     def __init__(self, path: Path, offset: int, size: int) -> None:
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        # A remote one has no file of its own: its bytes come by way of the cache.
+        self._file = None if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
+        self._path = path
         self._offset, self._size, self._position = offset, size, 0
 
     def readable(self) -> bool:
@@ -177,28 +179,20 @@ class MemberFile(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         wanted = max(0, min(len(memoryview(buffer)), self._size - self._position))
-        read = os.preadv(self._file.fileno(), [memoryview(buffer)[:wanted]], self._offset + self._position)
+        view = memoryview(buffer)[:wanted]
+        if self._file is not None:
+            read = os.preadv(self._file.fileno(), [view], self._offset + self._position)
+        else:
+            data = read_range(self._path, self._offset + self._position, wanted)
+            read = len(data)
+            view[:read] = data
         self._position += read
         return read
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         super().close()
-
-
-@functools.lru_cache(maxsize=128)
-def _open_file(path: Path, _identity: tuple[int, ...]) -> BinaryIO:
-    return open(path, "rb", buffering=0)  # closed when it leaves the cache
-
-
-def _read_at(path: Path, size: int, offset: int) -> bytes:
-    """Read bytes of a file and keep it open for the next read: opening a file can take longer than reading it."""
-    return os.pread(_open_now(path).fileno(), size, offset)
-
-
-def _open_now(path: Path) -> BinaryIO:
-    now = os.stat(path)  # a shard that was replaced is a different file with the same name
-    return _open_file(path, (now.st_dev, now.st_ino, now.st_mtime_ns))
 
 
 def scene_key(video_key: str, scene: int) -> str:

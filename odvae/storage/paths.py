@@ -1,0 +1,61 @@
+"""Paths and URLs: plain paths as `pathlib.Path`, others as `UPath` of universal_pathlib."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from odvae.running.errors import InputError
+
+# Scheme -> (module of its client, how it is installed).
+CLIENTS: dict[str, tuple[str, str]] = {
+    "s3": ("s3fs", "pip install 'odvae[s3]'"),
+    "gs": ("gcsfs", "pip install 'odvae[gcs]'"),
+    "hf": ("huggingface_hub", "pip install 'odvae[hf]'"),
+    "http": ("aiohttp", "pip install 'odvae[http]'"),
+    "https": ("aiohttp", "pip install 'odvae[http]'"),
+    "memory": ("fsspec", "pip install fsspec"),
+}
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+# A URL that went through pathlib, which makes one slash of two.
+_MANGLED = re.compile(r"(s3|gs|hf|https?|memory):/[^/]")
+
+
+class StorageError(InputError):
+    """A file that is not on this machine cannot be read or written; the message has its URL and what was found."""
+
+
+def open_path(text: str | Path) -> Path:
+    """The path that a text names: a `pathlib.Path`, or for a URL a `UPath`, which has the same methods.
+
+    Raises InputError for an unknown scheme, a scheme whose client is not installed, and a URL without a bucket.
+    """
+    if not isinstance(text, str):
+        return text
+    found = _URL.match(text)
+    if found is None:
+        if _MANGLED.match(text):
+            raise InputError(f"{text}: a URL has two slashes after its scheme: {text.replace(':/', '://', 1)}")
+        return Path(text)
+    scheme = found[1].lower()
+    if scheme == "file":
+        return Path(found[2])
+    if scheme not in CLIENTS:
+        raise InputError(f"{text}: unknown scheme {scheme}://; allowed are plain paths, file:// and "
+                         f"{', '.join(f'{name}://' for name in CLIENTS)}")  # fmt: skip
+    module, install = CLIENTS[scheme]
+    if importlib.util.find_spec(module) is None:
+        raise InputError(f"{text}: reading {scheme}:// needs {module}, which is not installed: {install}")
+    if not found[2].strip("/"):
+        raise InputError(f"{text}: it names no bucket or host")
+    from upath import UPath
+
+    return cast(Path, UPath(text))
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path from `open_path` is a URL's, not a file's of this machine."""
+    return not isinstance(path, Path) or hasattr(path, "storage_options")

@@ -25,6 +25,7 @@ from odvae.running.commands import command_line
 from odvae.running.run_folder import RunFolder
 from odvae.running.settings import Settings
 from odvae.settings import EvalVAESettings, VAESettings
+from odvae.storage.paths import check_local
 from odvae.training.settings import Tracker
 
 # The configs that come with the project: a wheel carries the checkout's folder inside the package.
@@ -65,6 +66,12 @@ class Experiment(Settings):
         frames = self.vae.video_phase.frames if self.vae.video_phase else None
         if frames is not None and frames > self.data.frames:
             raise ValueError(f"vae.video_phase.frames={frames} is more than data.frames={self.data.frames}")
+        return self
+
+    @model_validator(mode="after")
+    def _folders_are_of_this_machine(self) -> Experiment:
+        check_local(self.run, "run")
+        check_local(self.data.shards or "", "data.shards")
         return self
 
     @model_validator(mode="after")

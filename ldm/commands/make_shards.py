@@ -19,6 +19,7 @@ from odvae.packing.settings import PackingSettings
 from odvae.running.commands import command_line
 from odvae.running.errors import readable_errors
 from odvae.running.settings import make_settings
+from odvae.storage.paths import check_local
 
 # Settings that a newcomer does not need; they are explained in the documentation.
 _AT_SCALE = ("part", "finish", "engine", "downloads", "download_seconds", "download_retries", "largest_mib")
@@ -39,6 +40,8 @@ def main() -> None:
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_args()
+    check_local(str(options.source), "SRC")
+    check_local(str(options.out), "OUT")
     settings = make_settings(PackingSettings, {}, options.settings, command_line("make_shards"))
     from odvae.packing.finishing import finish_parts
     from odvae.packing.packing import command_of, pack_folder

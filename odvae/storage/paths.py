@@ -56,6 +56,16 @@ def open_path(text: str | Path) -> Path:
     return cast(Path, UPath(text))
 
 
+def check_local(text: str, what: str) -> None:
+    """Raise InputError for a URL in a place that takes files of this machine alone; `what` is its name in the error."""
+    found = _URL.match(text) or _MANGLED.match(text)
+    if found is not None:
+        raise InputError(
+            f"{what}={text}: a URL is not supported here yet, only a path (of a disk, a network file system, or a "
+            "bucket that is mounted as one); data.stream takes URLs of shards, make_shards a table of URLs"
+        )
+
+
 def is_remote(path: Any) -> bool:
     """Whether a path from `open_path` is a URL's, not a file's of this machine."""
     return not isinstance(path, Path) or hasattr(path, "storage_options")

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 from object_server import Faults, served
 
+from ldm.experiment import Experiment
 from odvae.running.errors import InputError
 from odvae.running.hashing import checksum
+from odvae.running.settings import make_settings
 from odvae.shards.samples import ChangedShardError, Member, Sample
 from odvae.storage import client, files
 from odvae.storage.cache import Cache, cache
 from odvae.storage.files import BLOCK, atomic_file, file_state, list_files, local_copy, read_range
-from odvae.storage.paths import StorageError, is_remote, open_path
+from odvae.storage.paths import StorageError, check_local, is_remote, open_path
 
 DATA = random.Random(1).randbytes(3 * BLOCK + 1000)
 
@@ -247,3 +249,16 @@ def test_a_sample_is_read_and_checked_where_its_shard_is_remote(bucket):
     assert Sample("k", shard, {"mp4": Member(4, 5)}).open("mp4").read() == b"video"
     with pytest.raises(ChangedShardError, match=r"00000\.tar:k\.txt"):
         sample.read_all()
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "s3:/bucket/run", "gs://bucket/run", "file:///run"])
+def test_commands_refuse_a_url_where_only_a_path_is_taken(url):
+    with pytest.raises(InputError, match=r"run=.*: a URL is not supported here yet"):
+        make_settings(Experiment, {"run": url}, [], "config.yaml")
+    with pytest.raises(InputError, match=r"data\.shards=.*: a URL is not supported here yet"):
+        make_settings(Experiment, {"data": {"shards": url}}, [], "config.yaml")
+
+
+@pytest.mark.parametrize("path", ["runs/demo", "/runs/a:b", "s3/runs"])
+def test_paths_are_no_urls(path):
+    check_local(path, "run")

@@ -65,11 +65,12 @@ def shared_writer(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exclusive_update(folder: Path, lock: str = LOCK, timeout: float = TIMEOUT) -> Iterator[None]:
+def exclusive_update(folder: Path, lock: str = LOCK, timeout: float | None = None) -> Iterator[None]:
     """Hold the folder's lock while its files are changed; waits until other processes have released it.
 
-    `lock`: the lock file's name. Raises InputError if one holds it for longer than `timeout` seconds.
+    `lock`: the lock file's name. Raises InputError if one holds it for longer than `timeout` seconds (None: TIMEOUT).
     """
+    timeout = TIMEOUT if timeout is None else timeout
     held = f"another process ({{}}) has been changing files of {folder} for {timeout} s; end it"
     with _locked(folder / lock, timeout, held):
         yield

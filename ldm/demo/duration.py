@@ -34,9 +34,9 @@ class Reference:
 
 REFERENCES = {
     "demo": Reference(
-        probe=0.0141,
-        seconds={"vae": 118, "latents": 34, "ldm": 227, "samples": 25, "report": 26},
-        minutes={"vae": 1.70, "latents": 0.47, "ldm": 3.69, "samples": 0.31, "report": 0.22},
+        probe=0.0122,
+        seconds={"vae": 79, "latents": 25, "ldm": 176, "samples": 18, "report": 21},
+        minutes={"vae": 1.11, "latents": 0.31, "ldm": 2.83, "samples": 0.20, "report": 0.15},
     ),
 }
 

@@ -81,13 +81,14 @@ def make_settings(kind: type[SettingsT], data: dict[str, Any], overrides: Sequen
         return kind.model_validate_json(text, strict=True)  # JSON mode: strict, yet lists fill tuples
     except ValidationError as error:
         renamed = find_renamed(kind, data)
-        lines = [f"{old} is now {new} (since version 0.2)" for old, new in renamed.items()]
+        moved = [f"{old} is now {new} (since version 0.2)" for old, new in renamed.items()]
+        lines: list[str] = []
         for problem in error.errors():
             dotted = ".".join(map(str, problem["loc"]))
             if dotted not in renamed and f"{dotted}: {problem['input']}" not in renamed:
                 lines.append(_describe(problem, kind))
         more = [f"and {len(lines) - _PROBLEMS_SHOWN} more problems"] if len(lines) > _PROBLEMS_SHOWN else []
-        raise InputError("\n  ".join([f"{source}:", *lines[:_PROBLEMS_SHOWN], *more])) from None
+        raise InputError("\n  ".join([f"{source}:", *moved, *lines[:_PROBLEMS_SHOWN], *more])) from None
 
 
 def _apply_override(data: dict, override: str) -> None:

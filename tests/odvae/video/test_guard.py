@@ -15,7 +15,7 @@ from odvae.clips.loader import each_clip, endless_loader
 from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.packing import examining, packing
+from odvae.packing import examining, writing
 from odvae.packing.packing import pack_folder
 from odvae.packing.settings import PackingSettings
 from odvae.running.errors import InputError
@@ -199,7 +199,7 @@ CHANGES = {"cannot be read any more": os.unlink, "has changed": lambda path: pat
 
 @pytest.mark.parametrize("words", CHANGES)
 def test_a_file_that_vanishes_or_changes_while_its_folder_is_packed_is_named(folder, tmp_path, monkeypatch, words):
-    source, real = tmp_path / "source", packing.shard_writer
+    source, real = tmp_path / "source", writing.shard_writer
     source.mkdir()
     (source / "a.mp4").write_bytes((folder / "0.mp4").read_bytes())
 
@@ -207,7 +207,7 @@ def test_a_file_that_vanishes_or_changes_while_its_folder_is_packed_is_named(fol
         CHANGES[words](source / "a.mp4")
         return real(path)
 
-    monkeypatch.setattr(packing, "shard_writer", writer)
+    monkeypatch.setattr(writing, "shard_writer", writer)
     with pytest.raises(InputError, match=rf"a\.mp4 {words}.*run the command again"):
         pack_folder(source, tmp_path / "out", PackingSettings(workers=0))
 

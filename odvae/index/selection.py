@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import overload
 
@@ -11,7 +12,29 @@ import numpy as np
 _BLOCK = 1024
 
 
-class Selection(Sequence[int]):
+class ChosenRows(Sequence[int], ABC):
+    """Numbers of rows, ascending, each computed when it is asked for."""
+
+    @abstractmethod
+    def at(self, position: int) -> int:
+        """The number at a position from 0 to before the length."""
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[int]: ...
+
+    def __getitem__(self, index: int | slice) -> int | list[int]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        position = index + len(self) if index < 0 else index
+        if not 0 <= position < len(self):
+            raise IndexError(f"row {index} of {len(self)} chosen ones")
+        return self.at(position)
+
+
+class Selection(ChosenRows):
     """The numbers of the chosen rows, ascending. `masks` are bools, in pieces of any length, of all rows in order."""
 
     def __init__(self, masks: Iterator[np.ndarray] | Sequence[np.ndarray]) -> None:
@@ -33,18 +56,7 @@ class Selection(Sequence[int]):
     def __len__(self) -> int:
         return int(self._before[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[int]: ...
-
-    def __getitem__(self, index: int | slice) -> int | list[int]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"row {index} of {len(self)} chosen ones")
+    def at(self, position: int) -> int:
         block = int(np.searchsorted(self._before, position, side="right")) - 1
         within = np.flatnonzero(np.unpackbits(self._bits[block]))[position - int(self._before[block])]
         return block * _BLOCK + int(within)
@@ -71,7 +83,7 @@ class Selection(Sequence[int]):
         return before + int(np.unpackbits(self._bits[block])[:within].sum()) if within else before
 
 
-class PartOfSelection(Sequence[int]):
+class PartOfSelection(ChosenRows):
     """Consecutive ones of the chosen rows, by their positions in the selection."""
 
     def __init__(self, whole: Selection, positions: range) -> None:
@@ -80,16 +92,8 @@ class PartOfSelection(Sequence[int]):
     def __len__(self) -> int:
         return len(self._positions)
 
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[int]: ...
-
-    def __getitem__(self, index: int | slice) -> int | list[int]:
-        if isinstance(index, slice):
-            return [self._whole[i] for i in self._positions[index]]
-        return self._whole[self._positions[index]]
+    def at(self, position: int) -> int:
+        return self._whole.at(self._positions[position])
 
     def between(self, first: int, end: int) -> PartOfSelection:
         """The chosen ones of the rows from `first` to before `end`."""
@@ -98,7 +102,7 @@ class PartOfSelection(Sequence[int]):
         return PartOfSelection(self._whole, range(start, max(start, min(self._positions.stop, others.stop))))
 
 
-class RangesOfSelection(Sequence[int]):
+class RangesOfSelection(ChosenRows):
     """The chosen ones of the rows in several ranges: in a number a range, so that many such share one selection.
 
     `ranges` (n, 2) are the first row of each, and the row after its last one, ascending.
@@ -113,20 +117,9 @@ class RangesOfSelection(Sequence[int]):
     def __len__(self) -> int:
         return int(self._before[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[int]: ...
-
-    def __getitem__(self, index: int | slice) -> int | list[int]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
-            raise IndexError(f"row {index} of {len(self)} chosen ones")
+    def at(self, position: int) -> int:
         number = int(np.searchsorted(self._before, position, side="right")) - 1
-        return self._whole[int(self._first[number]) + position - int(self._before[number])]
+        return self._whole.at(int(self._first[number]) + position - int(self._before[number]))
 
     def between(self, first: int, end: int) -> RangesOfSelection:
         """The chosen ones of the rows from `first` to before `end`."""

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from odvae.index.rows import CHUNK, TRANSFERS, Header, IndexRow, parse_header
-from odvae.index.selection import PartOfSelection, RangesOfSelection, Selection
+from odvae.index.selection import ChosenRows, Selection
 from odvae.running.errors import InputError
 from odvae.shards.samples import Member, Sample
 from odvae.video.video_io import VideoFacts
@@ -221,7 +221,7 @@ class FolderIndex:
 class IndexedSamples(Sequence[Sample]):
     """Some samples of an index, made when they are asked for."""
 
-    def __init__(self, folder_index: FolderIndex, rows: Selection | PartOfSelection | RangesOfSelection) -> None:
+    def __init__(self, folder_index: FolderIndex, rows: ChosenRows) -> None:
         self.folder_index, self.rows = folder_index, rows
 
     def by_shard(self) -> Iterator[tuple[Path, IndexedSamples]]:

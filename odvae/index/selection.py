@@ -19,6 +19,10 @@ class ChosenRows(Sequence[int], ABC):
     def at(self, position: int) -> int:
         """The number at a position from 0 to before the length."""
 
+    @abstractmethod
+    def between(self, first: int, end: int) -> ChosenRows:
+        """Those of the rows from `first` to before `end`."""
+
     @overload
     def __getitem__(self, index: int) -> int: ...
 

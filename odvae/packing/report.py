@@ -10,7 +10,6 @@ from typing import Any
 
 from odvae.running.account import Account, most_frequent
 from odvae.running.commands import command_line
-from odvae.running.errors import InputError
 from odvae.running.files import parse_record, read_object
 from odvae.running.text import counted, printable
 
@@ -119,10 +118,7 @@ class PackingReport:
 
 def read_report(path: Path) -> PackingReport:
     """The report in a folder of shards. Raises InputError where it was damaged."""
-    try:
-        return parse_record(PackingReport, {"part": "", "parts": []} | read_object(path), path)
-    except (KeyError, TypeError, AttributeError) as error:  # of its account
-        raise InputError(f"{path} was damaged: its account cannot be read ({error})") from None
+    return parse_record(PackingReport, {"part": "", "parts": []} | read_object(path), path)
 
 
 def _count(counts: dict[str, int], name: str) -> None:

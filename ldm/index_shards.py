@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from ldm.latents import index_files
@@ -10,6 +11,7 @@ from odvae.cluster.parts import Part
 from odvae.index.building import finish_index, index_part, open_index
 from odvae.index.settings import IndexingSettings
 from odvae.index.video_rows import VideoIndexer
+from odvae.running.commands import command_line
 from odvae.running.text import counted
 from odvae.shards.facts import ExamineLimits
 from odvae.shards.tars import list_shards
@@ -24,7 +26,7 @@ def index_folder(folder: Path, settings: IndexingSettings) -> str:
     part = None if settings.part is None else Part.parse(settings.part)
     if (folder / MANIFEST).is_file():
         return _index_latents(folder, part, settings.finish)
-    shards = list_shards(folder, "make_shards")
+    shards = list_shards(folder, f"{command_line('make_shards')} SRC {shlex.quote(str(folder))}")
     indexer = VideoIndexer(ExamineLimits(settings.workers, settings.decode_seconds, settings.decode_gib))
     if part is not None:
         place = index_part(folder, shards, indexer, part)

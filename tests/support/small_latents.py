@@ -1,10 +1,14 @@
 """Encoding of a few small videos for tests: settings and call."""
 
+import shutil
+from pathlib import Path
+
 from ldm.encode import encode_latents
 from ldm.encoding.settings import EncodeSettings
 from ldm.networks.settings import TextSettings
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.shards.tars import index_shards, list_shards, shard_writer
 
 DATA = DataSettings(frames=5, height=32, width=32, held_out=0.3, workers=0)
 TEXT = TextSettings(max_tokens=8, width=16, steps=3)
@@ -16,3 +20,15 @@ def encode(folder, out, needs_text=False, **changes):
     videos = VideoSet(folder / "shards", settings["data"], "?")
     arguments = (settings["encode"], settings["text"], settings["data"], videos)
     encode_latents(*arguments, folder / "vae", out, seed=0, needs_text=needs_text)
+
+
+def encode_in_four_shards(run: Path, folder: Path, settings: EncodeSettings) -> None:
+    """vae/, shards/ and latents/ in `folder`: those of a run, its videos in four shards, encoded again."""
+    shutil.copytree(run / "vae", folder / "vae")
+    (folder / "shards").mkdir()
+    samples = index_shards(list_shards(run / "shards", "?"))
+    for i in range(4):
+        with shard_writer(folder / f"shards/{i:05d}.tar") as writer:
+            for sample in samples[i::4]:
+                writer.write({"__key__": sample.key, **sample.read_all()})
+    encode(folder, folder / "latents", encode=settings)

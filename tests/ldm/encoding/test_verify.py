@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 from scripts import Script, succeed
-from small_latents import encode
+from small_latents import encode_in_four_shards
 
 from ldm.encoding import verify
 from ldm.encoding.settings import EncodeSettings
@@ -16,21 +16,14 @@ from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import load_manifest
 from odvae.index.building import INDEX
 from odvae.index.rows import merge_indexes
-from odvae.shards.tars import index_shards, list_shards, shard_writer
+from odvae.shards.tars import index_shards
 
 
 @pytest.fixture(scope="module")
 def encoded(ldm_run, tmp_path_factory):
     """vae/, shards/ and latents/ of 16 videos in four shards."""
     folder = tmp_path_factory.mktemp("verified")
-    shutil.copytree(ldm_run / "vae", folder / "vae")
-    (folder / "shards").mkdir()
-    samples = index_shards(list_shards(ldm_run / "shards", "?"))
-    for i in range(4):
-        with shard_writer(folder / f"shards/{i:05d}.tar") as writer:
-            for sample in samples[i::4]:
-                writer.write({"__key__": sample.key, **sample.read_all()})
-    encode(folder, folder / "latents", encode=EncodeSettings(batch_size=3))
+    encode_in_four_shards(ldm_run, folder, EncodeSettings(batch_size=3))
     return folder
 
 

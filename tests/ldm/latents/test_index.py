@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 import torch
-from small_latents import encode
+from small_latents import encode_in_four_shards
 
 from ldm.encoding.settings import EncodeSettings
 from ldm.latents.batches import entry_failures, latent_batches
@@ -22,21 +22,14 @@ from odvae.index.building import INDEX
 from odvae.index.folder_index import FolderIndex
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
-from odvae.shards.tars import index_shards, list_shards, shard_writer
+from odvae.shards.tars import index_shards
 
 
 @pytest.fixture(scope="module")
 def encoded(ldm_run, tmp_path_factory):
     """vae/, shards/ and latents/ of 16 videos of classes, each with two clips, in four shards."""
     folder = tmp_path_factory.mktemp("indexed")
-    shutil.copytree(ldm_run / "vae", folder / "vae")
-    (folder / "shards").mkdir()
-    samples = index_shards(list_shards(ldm_run / "shards", "?"))
-    for i in range(4):
-        with shard_writer(folder / f"shards/{i:05d}.tar") as writer:
-            for sample in samples[i::4]:
-                writer.write({"__key__": sample.key, **sample.read_all()})
-    encode(folder, folder / "latents", encode=EncodeSettings(batch_size=3, clips_per_video=2))
+    encode_in_four_shards(ldm_run, folder, EncodeSettings(batch_size=3, clips_per_video=2))
     return folder
 
 

@@ -37,7 +37,7 @@ import torch
 
 from ldm.latents.batches import DrawnBatches
 from ldm.latents.entries import entry_key, pack_entry, pack_text
-from ldm.latents.index_files import latent_rows, shard_index_path, write_latent_index
+from ldm.latents.index_files import latent_rows, write_latent_index
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import EMPTY_TEXT, Manifest, ShardRecord, check_latents, load_manifest
 from odvae.clips.permutation import shuffled_index
@@ -49,6 +49,7 @@ from odvae.running.errors import readable_errors
 from odvae.running.files import atomic_file, write_json
 from odvae.running.hashing import file_fingerprint
 from odvae.running.seeds import numpy_generator
+from odvae.shards.facts_journal import shard_index_path
 from odvae.shards.tars import shard_writer
 from odvae.training.optimization import sample_order
 from odvae.training.settings import OptimizationSettings

@@ -20,7 +20,7 @@ from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.source_hashes import SourceIdentity
 from ldm.encoding.waits import Waits
 from ldm.latents.entries import entry_key, pack_entry, pack_text, text_member
-from ldm.latents.index_files import WrittenEntry, shard_index_path, write_latent_index, written_rows
+from ldm.latents.index_files import WrittenEntry, write_latent_index, written_rows
 from ldm.networks.text_encoder import TextEncoder
 from odvae.clips.clip import clip_rate
 from odvae.clips.settings import DataSettings
@@ -31,6 +31,7 @@ from odvae.running.failures import Failures
 from odvae.running.files import write_json
 from odvae.running.hashing import checksum, file_fingerprint
 from odvae.shards.facts import about_sample
+from odvae.shards.facts_journal import shard_index_path
 from odvae.shards.samples import Sample
 from odvae.shards.tars import shard_writer
 from odvae.video_vae import VideoVAE

@@ -18,13 +18,14 @@ from accelerate import PartialState
 from ldm.latents.entries import read_about, source_key
 from ldm.latents.manifest import Manifest, ShardRecord, changed_hash, encode_command
 from odvae.cluster.parts import Part
-from odvae.index.building import INDEX
+from odvae.index.building import INDEX, check_all_indexed
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import Header, IndexedShard, IndexRow, merge_indexes, read_header, write_shard_index
+from odvae.index.shard_rows import samples_with_checksums
 from odvae.running.errors import InputError
-from odvae.running.hashing import checksum, file_fingerprint
+from odvae.running.hashing import file_fingerprint
 from odvae.running.progress import progress_bar
-from odvae.shards.facts_journal import INDEX_FOLDER, index_places
+from odvae.shards.facts_journal import INDEX_FOLDER, index_places, shard_index_path
 from odvae.shards.samples import Member, Sample, split_position
 from odvae.shards.tars import index_shard
 
@@ -33,9 +34,6 @@ _READER = "latents"
 
 # Shards that are read at a time, by threads: computing checksums does not hold Python's lock.
 _THREADS = 4
-
-# Missing shards that are named in an error.
-_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -64,18 +62,15 @@ def latent_rows(shard: Path) -> list[IndexRow]:
 
     Raises InputError for a truncated or invalid tar.
     """
-    return [_row_of(sample) for sample in index_shard(shard)]
+    return [_row_of(sample, texts) for sample, texts in samples_with_checksums(shard)]
 
 
-def _row_of(sample: Sample) -> IndexRow:
-    contents = sample.read_all()
-    members = {
-        name: Member(offset, size, checksum(contents[name])) for name, (offset, size, _) in sample.members.items()
-    }
+def _row_of(sample: Sample, texts: Mapping[str, bytes]) -> IndexRow:
+    members = sample.members
     try:
-        if missing := {"json", "safetensors"} - contents.keys():
+        if missing := {"json", "safetensors"} - members.keys():
             raise InputError(f"{sample.name} has no .{' and no .'.join(sorted(missing))}")
-        about = read_about(contents["json"], sample.name)
+        about = read_about(texts["json"], sample.name)
     except InputError as error:
         return _row(sample.key, members, 0, None, str(error).removeprefix(sample.name))
     label, captions = about.get("label"), about.get("captions")
@@ -97,11 +92,6 @@ def write_latent_index(path: Path, shard: Path, rows: Sequence[IndexRow], sha256
     """
     indexed = IndexedShard(shard.name, shard.stat().st_size, 0, len(rows), sha256=sha256)
     write_shard_index(path, indexed, rows, _READER, [])
-
-
-def shard_index_path(base: Path, shard: str) -> Path:
-    """Path of the index of a shard, below a folder of latents or its place in the cache."""
-    return base / INDEX_FOLDER / f"{shard}.arrow"
 
 
 def open_index(folder: Path, manifest: Manifest) -> FolderIndex:
@@ -131,12 +121,7 @@ def index_part(folder: Path, manifest: Manifest, part: Part) -> Path:
 def finish_index(folder: Path, manifest: Manifest) -> None:
     """Merge the shards' indexes. Raises InputError with those that are missing."""
     missing = [record.name for record in manifest.shards if _find_of_shard(folder, record) is None]
-    if missing:
-        more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
-        raise InputError(
-            f"{len(missing)} of the {len(manifest.shards)} shards in {folder} have no index: "
-            f"{', '.join(missing[:_SHOWN])}{more}. Run their parts again, or the command without finish=true"
-        )
+    check_all_indexed(folder, missing, len(manifest.shards))
     write_folder_index(folder, manifest)
 
 

@@ -23,7 +23,7 @@ from odvae.running.errors import InputError
 from odvae.running.files import temporary_path
 from odvae.running.progress import progress_bar
 from odvae.running.text import counted
-from odvae.shards.facts_journal import INDEX_FOLDER, index_places
+from odvae.shards.facts_journal import INDEX_FOLDER, index_places, shard_index_path
 
 INDEX = "index.arrow"
 
@@ -69,14 +69,19 @@ def finish_index(folder: Path, shards: Sequence[Path], indexer: Indexer) -> Fold
     two samples with the same key."""
     making = _Making(folder, shards, indexer)
     missing = [shard.name for shard, part in zip(shards, making.parts, strict=True) if not part.is_right]
+    check_all_indexed(folder, missing, len(shards))
+    return making.right_index() or making.merge()
+
+
+def check_all_indexed(folder: Path, missing: Sequence[str], total: int) -> None:
+    """Raise InputError with the names of the shards that have no right index, of `total` ones, where there are any."""
     if missing:
         more = f" and {len(missing) - _SHOWN} more" if len(missing) > _SHOWN else ""
         raise InputError(
-            f"{len(missing)} of the {counted(len(shards), 'shard')} in {folder} have no right index: "
+            f"{len(missing)} of the {counted(total, 'shard')} in {folder} have no right index: "
             f"{', '.join(missing[:_SHOWN])}{more}. Run their parts again, or the command without finish=true, which "
             "makes all that is missing"
         )
-    return making.right_index() or making.merge()
 
 
 @dataclass
@@ -133,7 +138,7 @@ class _Making:
         shard, (size, mtime) = self.shards[number], self._states[number]
         found = [_PartIndex()]
         for place in self._places:
-            path = place / INDEX_FOLDER / f"{shard.name}.arrow"
+            path = shard_index_path(place, shard.name)
             if not path.is_file():
                 continue
             try:
@@ -184,7 +189,7 @@ class _Making:
 
     def write(self, number: int, rows: ShardRows) -> None:
         """Write the index of a shard."""
-        path = self.written_to / INDEX_FOLDER / f"{self.shards[number].name}.arrow"
+        path = shard_index_path(self.written_to, self.shards[number].name)
         write_shard_index(path, rows.shard, rows.rows, rows.reader, rows.limits)
         self.parts[number] = _PartIndex(path, is_right=True)
 

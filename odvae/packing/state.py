@@ -22,6 +22,7 @@ from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json_lines, read_object, temporary_path, write_json, write_text
 from odvae.running.folder_lock import sole_writer
 from odvae.running.resume_check import differing_keys
+from odvae.shards.facts_journal import INDEX_FOLDER, shard_index_path
 from odvae.shards.unfinished import UNFINISHED
 
 STATE = ".packing"
@@ -114,7 +115,7 @@ class PackingState:
     def remove_shard(self, name: str) -> None:
         """Remove a shard that this packing has written before its input changed."""
         (self.out / name).unlink(missing_ok=True)
-        index_of(self.out / name).unlink(missing_ok=True)
+        shard_index_path(self.out, name).unlink(missing_ok=True)
 
     def finish_part(self, report: PackingReport) -> None:
         write_json(self._report, asdict(report))
@@ -143,15 +144,10 @@ def remove_partial(out: Path, prefix: str) -> None:
     example = temporary_path(out / "NAME").name
     assert example.startswith(".NAME.")
     assert example.endswith(".partial")
-    for folder in (out, out / "index"):
+    for folder in (out, out / INDEX_FOLDER):
         for path in folder.glob(f".{prefix}*.partial"):
             if re.match(rf"\.{re.escape(prefix)}(?:[a-z]+-)?\d{{5,}}\.tar\.", path.name):
                 path.unlink(missing_ok=True)
-
-
-def index_of(shard: Path) -> Path:
-    """The file with the index of a shard."""
-    return shard.parent / "index" / f"{shard.name}.arrow"
 
 
 def _check_settings(other: PackingState, before: dict[str, Any], record: dict[str, Any]) -> None:

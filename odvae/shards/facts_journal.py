@@ -36,6 +36,11 @@ _OLD_JOURNAL = ".facts.jsonl"
 READER = f"av {av.__version__}"
 
 
+def shard_index_path(place: Path, shard: str) -> Path:
+    """Path of the index of a shard, given by its file's name, in the folder of the shards or its place in the cache."""
+    return place / INDEX_FOLDER / f"{shard}.arrow"
+
+
 def index_places(folder: Path) -> tuple[Path, Path]:
     """Where files about a folder's shards may be: in the folder itself, or the user's cache where it is read-only."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

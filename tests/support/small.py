@@ -1,5 +1,8 @@
-"""Common helpers of tests: the path of the checkout, sizes of a small VAE, differences of tensors."""
+"""Common helpers of tests: the path of the checkout, sizes of a small VAE, differences of tensors, tars."""
 
+import io
+import tarfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,3 +13,13 @@ SMALL = {"block_out_channels": (8, 16, 16, 16), "layers_per_block": 1, "latent_c
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
+
+
+def tar_of(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
+    """A tar with these members, (name, content), in this order."""
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path

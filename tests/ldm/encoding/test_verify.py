@@ -11,11 +11,12 @@ from ldm.encoding import verify
 from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.verified_files import VERIFIED
 from ldm.encoding.verify import find_problems, sample_problems
-from ldm.latents.index_files import latent_rows, shard_index_path, write_latent_index
+from ldm.latents.index_files import latent_rows, write_latent_index
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import load_manifest
 from odvae.index.building import INDEX
 from odvae.index.rows import merge_indexes
+from odvae.shards.facts_journal import shard_index_path
 from odvae.shards.tars import index_shards
 
 

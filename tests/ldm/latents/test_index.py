@@ -12,7 +12,7 @@ from small_latents import encode_in_four_shards
 from ldm.encoding.settings import EncodeSettings
 from ldm.latents.batches import entry_failures, latent_batches
 from ldm.latents.entries import load_entry
-from ldm.latents.index_files import latent_rows, shard_index_path
+from ldm.latents.index_files import latent_rows
 from ldm.latents.latent_set import held_out_batches, open_latents
 from ldm.latents.manifest import check_latents, load_manifest
 from odvae.clips.sample_order import SampleOrder
@@ -22,6 +22,7 @@ from odvae.index.building import INDEX
 from odvae.index.folder_index import FolderIndex
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
+from odvae.shards.facts_journal import shard_index_path
 from odvae.shards.tars import index_shards
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from scripts import start_on_ranks
+from small import tar_of
 
 from ldm.demo.videos import write_demo_videos
 from odvae.clips import stream_reader
@@ -42,15 +43,6 @@ def shards(tmp_path_factory):
     write_demo_videos(folder / "videos", 12, 9, 32, 8, seed=3, progress=False)
     pack_folder(folder / "videos", folder / "shards", PackingSettings(samples_per_shard=5, workers=0))
     return folder / "shards"
-
-
-def tar_of(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def stream(shards, urls, batches=0, **changes):

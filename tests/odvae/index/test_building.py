@@ -1,6 +1,5 @@
 """Making a folder's index: what is made, when it is made again, and how parts of the work are joined."""
 
-import io
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
+from small import tar_of
 
 from odvae.cluster.parts import Part
 from odvae.index import building
@@ -53,14 +53,6 @@ def own(key: str, **about) -> list[tuple[str, bytes]]:
 
 def foreign(key: str) -> list[tuple[str, bytes]]:
     return [(f"{key}.mp4", f"video {key}".encode()), (f"{key}.txt", b"a caption")]
-
-
-def tar_of(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
 
 
 def write(folder, shards: dict[str, list[tuple[str, bytes]]]):

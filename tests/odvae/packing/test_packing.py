@@ -1,6 +1,5 @@
 """Packing and reading shards: layout, captions, what is skipped, and files that are not what they should be."""
 
-import io
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ import pytest
 import webdataset as wds
 from PIL import Image
 from scripts import fail, succeed
+from small import tar_of
 
 from odvae.clips.clip import load_clip
 from odvae.clips.settings import DataSettings
@@ -155,15 +155,6 @@ def test_the_same_key_in_two_shards_is_an_error(source, tmp_path):
     shutil.copy(tmp_path / "out/00000.tar", tmp_path / "out/00001.tar")
     with pytest.raises(InputError, match=r"is in .*00000\.tar and in .*00001\.tar"):
         index_shards(list_shards(tmp_path / "out", "?"))
-
-
-def tar_of(path, members):
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd.mp4", "../up.mp4", "a/../../b.mp4", "x\\..\\y.mp4"])

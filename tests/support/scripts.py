@@ -7,6 +7,7 @@ is as it would be: the script's file is run, with its own arguments, environment
 from __future__ import annotations
 
 import atexit
+import contextlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -77,7 +78,8 @@ class Script:
     def kill(self) -> None:
         """kill -9, with all the processes it has started."""
         assert self.process.pid is not None  # it was started
-        os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself, a moment before
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.join()
 
 

@@ -17,7 +17,7 @@ from ldm.encoding.shard_files import class_name
 from ldm.fuzzing.containers import TAR
 from ldm.fuzzing.kind import Kind, NeighborLost, Valid
 from ldm.fuzzing.media import healthy_video, image_bytes, random_clips, video_bytes
-from ldm.fuzzing.mutations import BYTES, JSON, JSON_LINES, TEXT
+from ldm.fuzzing.mutations import BYTES, JSON, TEXT
 from ldm.networks.settings import ConditioningSettings
 from ldm.sampling.sample_requests import evaluation_requests
 from ldm.sampling.settings import SampleSettings
@@ -158,7 +158,7 @@ def _make_members(context: Path) -> Sequence[Valid]:
         Valid("foreign.json", json.dumps(foreign).encode(), JSON),
         Valid("own.txt", "one, über\n".encode(), TEXT),
         Valid("own.mp4", own["mp4"], BYTES),
-        *(Valid(_JOURNAL, journal.read_bytes(), JSON_LINES) for _ in range(2)),
+        *(Valid(_JOURNAL, journal.read_bytes(), TEXT) for _ in range(2)),
     ]
 
 

@@ -7,7 +7,6 @@ read-only), keeps what a stopped start has found; it is removed once the shard's
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -21,6 +20,7 @@ import av
 
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
+from odvae.running.hashing import checksum
 from odvae.running.worker_pool import WorkerPool
 from odvae.shards.facts import ExamineLimits, checked_about, facts_of_json, steps_fit
 from odvae.shards.samples import Sample
@@ -28,9 +28,6 @@ from odvae.video.video_io import VideoFacts
 
 # The folder, next to the shards, of files about each of them.
 INDEX_FOLDER = "index"
-
-# Until version 0.2, one journal for all shards of a folder, which was kept.
-_OLD_JOURNAL = ".facts.jsonl"
 
 # The decoder that finds the facts: another version of FFmpeg may count frames differently.
 READER = f"av {av.__version__}"
@@ -103,7 +100,7 @@ def _has_no_video(sample: Sample) -> Failure | None:
 class FactsJournal:
     """What was found about the videos of a shard. Facts of a shard that has changed since are ignored.
 
-    Lines that cannot be read are skipped. Without write permission, nothing is kept.
+    A line is a checksum and a row; lines that are damaged are skipped. Without write permission, nothing is kept.
     """
 
     def __init__(self, shard: Path, limits: ExamineLimits) -> None:
@@ -111,9 +108,7 @@ class FactsJournal:
         self.paths = [place / INDEX_FOLDER / f"{shard.name}.facts.jsonl" for place in index_places(shard.parent)]
         state = shard.stat()
         self._identity = [state.st_size, state.st_mtime_ns]
-        self._rows = dict(_old_rows(*_old_journals(shard.parent)).get(shard.name, {}))
-        for path in self.paths:
-            self._rows |= {str(row.get("key")): row for row in _readable_rows(path)}
+        self._rows = {str(row.get("key")): row for path in self.paths for row in _readable_rows(path)}
         self._file: Path | None = None
 
     def recall(self, sample: Sample) -> VideoFacts | Failure | None:
@@ -139,7 +134,8 @@ class FactsJournal:
             row["limits"] = self.limits if found.cause == "limit" else None
         else:
             row["facts"] = asdict(found)
-        line = json.dumps(row) + "\n"
+        text = json.dumps(row)
+        line = f"{_mark(text.encode())} {text}\n"
         for path in self.paths if self._file is None else [self._file]:
             with contextlib.suppress(OSError):
                 if self._file is None:
@@ -158,21 +154,8 @@ class FactsJournal:
                 path.unlink()
 
 
-def _old_journals(folder: Path) -> tuple[tuple[Path, int], ...]:
-    """The journals of version 0.2 about a folder that there are, with their modification times."""
-    place, cache = index_places(folder)
-    paths = (place / _OLD_JOURNAL, cache.with_name(cache.name + _OLD_JOURNAL))
-    return tuple((path, path.stat().st_mtime_ns) for path in paths if path.is_file())
-
-
-@functools.lru_cache(maxsize=1)
-def _old_rows(*journals: tuple[Path, int]) -> dict[str, dict[str, dict]]:
-    """Shard -> key -> row of journals of version 0.2."""
-    found: dict[str, dict[str, dict]] = {}
-    for path, _ in journals:
-        for row in _readable_rows(path):
-            found.setdefault(str(row.get("shard")), {})[str(row.get("key"))] = row
-    return found
+def _mark(row: bytes) -> str:
+    return f"{checksum(row):016x}"
 
 
 def _readable_rows(path: Path) -> Iterator[dict]:
@@ -181,9 +164,6 @@ def _readable_rows(path: Path) -> Iterator[dict]:
     except OSError:
         return
     for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict):
-            yield row
+        mark, _, text = line.partition(b" ")
+        if mark == _mark(text).encode():
+            yield json.loads(text)

@@ -36,6 +36,7 @@ from odvae.running.failures import Failure
 from odvae.running.files import write_json
 from odvae.running.folder_lock import exclusive_update
 from odvae.running.hashing import weights_fingerprint
+from odvae.running.precision import precision_name
 from odvae.running.stage import Stage
 from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
 
@@ -82,7 +83,13 @@ def encode_latents(
         sources = Sources(videos.samples, settings, data, seed)
         vae_sha256 = weights_fingerprint(vae)
         waiting, hashes = decide_on_main_process(
-            lambda: _find_waiting(stage, sources, settings, check_vae(stage, vae, vae_sha256, vae_folder))
+            lambda: _find_waiting(
+                stage,
+                sources,
+                settings,
+                check_vae(stage, vae, vae_sha256, vae_folder),
+                precision_name(settings.precision, state.device),
+            )
         )
         text_encoder = open_text_encoder(text, videos, folder, seed)
         check_max_tokens(text_encoder, text.max_tokens)
@@ -145,12 +152,12 @@ def _encode(
 
 
 def _find_waiting(
-    stage: Stage, sources: Sources, settings: EncodeSettings, encoded: EncodedFolder
+    stage: Stage, sources: Sources, settings: EncodeSettings, encoded: EncodedFolder, precision: str
 ) -> tuple[dict[str, list[str]], dict[Path, str]]:
     """The jobs of this part that are not done, by video shard, and the hashes of video shards that are known.
 
-    Raises InputError where the others had other videos, where no video is long enough, and where a folder that is to be
-    finished lacks shards.
+    `precision` is that of this machine. Raises InputError where the others had other videos or another precision, where
+    no video is long enough, and where a folder that is to be finished lacks shards.
     """
     chosen = sources_of_part(sources.named, settings.chosen_part)
     encoded.check_same_videos(sources, chosen)
@@ -161,6 +168,8 @@ def _find_waiting(
         raise InputError(describe_missing(stage.folder, sources.named, waiting))
     elif not waiting and not encoded.records:
         raise InputError("no video is long enough for any of encode.buckets")
+    if waiting and settings.engine == "processes":
+        encoded.check_same_precision(precision)
     return waiting, encoded.known_hashes(sources)
 
 

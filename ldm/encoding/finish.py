@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from safetensors.torch import save as save_safetensors
 
-from ldm.encoding.job_records import JobRecord
+from ldm.encoding.job_records import UNKNOWN_PRECISION, JobRecord
 from ldm.encoding.resume import EncodedFolder, Outline, Sources
 from ldm.encoding.settings import BucketSettings
 from ldm.encoding.shard_files import DTYPES, EncodingContext
@@ -19,11 +18,10 @@ from ldm.latents.manifest import EMPTY_TEXT, MANIFEST, TEXT_ENCODER_FOLDER, Mani
 from ldm.networks.settings import LEARNED, TextSettings
 from odvae.clips.video_set import VideoSet
 from odvae.latent_statistics import ChannelSums
-from odvae.running.account import TOO_SHORT, Account
+from odvae.running.account import TOO_SHORT, Account, shown_names
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
-from odvae.running.precision import uses_bf16
 from odvae.running.run_folder import code_version
 
 
@@ -75,6 +73,27 @@ def _check_failures(records: Sequence[JobRecord], videos: int, share: float) -> 
             f"{len(failed)} of {videos} videos could not be used, more than data.failures_allowed={share:g} of "
             f"them:{listed}"
         )
+
+
+def encoded_precision(records: Sequence[JobRecord], folder: Path) -> str:
+    """The precision in which the VAE encoded all shards; UNKNOWN_PRECISION where the record of one does not say it.
+
+    Raises InputError where it differs between shards.
+    """
+    shards: dict[str, list[str]] = {}
+    for record in records:
+        shards.setdefault(record.precision, []).append(record.name)
+    known = {precision: names for precision, names in shards.items() if precision != UNKNOWN_PRECISION}
+    if len(known) > 1:
+        rarest = min(known, key=lambda precision: len(known[precision]))
+        listed = "; ".join(f"{precision}: {shown_names(names)}" for precision, names in sorted(known.items()))
+        raise InputError(
+            f"the shards in {folder} were not all encoded in the same precision ({listed}): encode.precision=auto is "
+            f"bf16 on some devices and fp32 on others. To have the {len(known[rarest])} of them in {rarest} encoded "
+            f"again, remove their records, the files in {folder / 'shards'} with \"precision\": \"{rarest}\", and run "
+            "the same command (or their parts) where the others were encoded"
+        )
+    return next(iter(known)) if known.keys() == shards.keys() else UNKNOWN_PRECISION
 
 
 def write_empty_text(encoding: EncodingContext, folder: Path) -> None:
@@ -135,7 +154,7 @@ def _write_manifest(
         flip=settings.flip,
         posterior=settings.posterior,
         dtype=settings.dtype,
-        precision="bf16" if uses_bf16(settings.precision, PartialState().device) else "fp32",
+        precision=encoded_precision(full, folder),
         held_out=data.held_out,
         buckets=_bucket_shapes(full, encoding),
         train_entries=train,

@@ -12,7 +12,10 @@ from odvae.running.account import Account
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, read_object
 
-# Values of the keys that records of version 0.2 lack: such a record's video shard is planned, and hashed, again.
+# The precision of shards whose records do not say it.
+UNKNOWN_PRECISION = "unknown"
+
+# Values of the keys that records of earlier versions lack: such a record's video shard is planned, and hashed, again.
 _UNKNOWN: dict[str, Any] = {
     "source_bytes": -1,
     "source_mtime_ns": -1,
@@ -20,6 +23,7 @@ _UNKNOWN: dict[str, Any] = {
     "too_short": [],
     "videos": 0,
     "unmirrored": 0,
+    "precision": UNKNOWN_PRECISION,
 }
 
 # Threads that read records: on a network's file system each takes milliseconds, mostly of waiting.
@@ -58,6 +62,8 @@ class JobRecord:
     account: dict[str, Any]
     shape: list[int]
     vae_sha256: str
+    precision: str
+    """In which the VAE encoded: bf16, fp32, or UNKNOWN_PRECISION."""
     sums: dict[str, Any] | None
     """`ChannelSums` of the training entries."""
 

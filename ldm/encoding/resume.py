@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.encoding.job_records import JobRecord, read_job_records
+from ldm.encoding.job_records import UNKNOWN_PRECISION, JobRecord, read_job_records
 from ldm.encoding.plan import ShardJob, plan_source, record_path, samples_by_shard
 from ldm.encoding.settings import EncodeSettings
 from odvae.clips.settings import DataSettings
@@ -107,6 +107,15 @@ class EncodedFolder:
                 raise InputError(
                     f"{self.folder / record.name} was encoded by another VAE ({record.vae_sha256[:16]}...) than "
                     f"{vae_folder} ({vae_sha256[:16]}...); remove {self.folder} and run the same command again"
+                )
+
+    def check_same_precision(self, precision: str) -> None:
+        """Raise InputError where a shard was encoded in another precision than this machine would encode in."""
+        for record in self.records.values():
+            if record.precision not in (precision, UNKNOWN_PRECISION):
+                raise InputError(
+                    f"{self.folder / record.name} was encoded in {record.precision}, but here encode.precision=auto is "
+                    f"{precision}: encode all shards on devices of the same kind"
                 )
 
     def check_same_videos(self, sources: Sources, chosen: Iterable[str]) -> None:

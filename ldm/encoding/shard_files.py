@@ -30,6 +30,7 @@ from odvae.running.account import Account
 from odvae.running.failures import Failures
 from odvae.running.files import write_json
 from odvae.running.hashing import checksum, file_fingerprint
+from odvae.running.precision import precision_name
 from odvae.shards.facts import about_sample
 from odvae.shards.facts_journal import shard_index_path
 from odvae.shards.samples import Sample
@@ -49,6 +50,11 @@ class EncodingContext:
     max_tokens: int
     settings: EncodeSettings
     data: DataSettings
+
+    @property
+    def precision(self) -> str:
+        """bf16 or fp32: that of the VAE on its device."""
+        return precision_name(self.settings.precision, self.vae.device)
 
 
 @dataclass(frozen=True)
@@ -222,6 +228,7 @@ def write_record(
         "account": result.account().to_json(),
         "shape": list(result.shape),
         "vae_sha256": encoding.vae_sha256,
+        "precision": encoding.precision,
         "sums": result.sums.to_json() if result.train_entries else None,
     }
     job.record(folder).parent.mkdir(exist_ok=True)

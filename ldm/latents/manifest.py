@@ -83,7 +83,7 @@ class Manifest:
     code: dict[str, str]
     format: int = FORMAT
     precision: str = "fp32"
-    """In which the VAE encoded: bf16 (autocast) or fp32."""
+    """In which the VAE encoded: bf16 (autocast), fp32, or "unknown" where it was not recorded with the shards."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

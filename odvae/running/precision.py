@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from odvae.running.settings import Precision
@@ -12,6 +14,11 @@ def uses_bf16(precision: Precision, device: torch.device) -> bool:
     if precision == "auto":
         return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return precision == "bf16"
+
+
+def precision_name(precision: Precision, device: torch.device) -> Literal["bf16", "fp32"]:
+    """In which of the two `precision` computes on this device."""
+    return "bf16" if uses_bf16(precision, device) else "fp32"
 
 
 def autocast(precision: Precision, device: torch.device) -> torch.autocast:

@@ -9,7 +9,7 @@ from ldm.encoding.job_records import JobRecord, read_job_record
 from odvae.running.account import Account
 from odvae.running.errors import InputError
 
-WORDS = ("name", "sha256", "bucket", "source", "source_sha256", "vae_sha256")
+WORDS = ("name", "sha256", "bucket", "source", "source_sha256", "vae_sha256", "precision")
 GOOD = {
     **dict.fromkeys(JobRecord.__dataclass_fields__, 1),
     **dict.fromkeys(WORDS, "x"),

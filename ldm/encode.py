@@ -83,13 +83,7 @@ def encode_latents(
         sources = Sources(videos.samples, settings, data, seed)
         vae_sha256 = weights_fingerprint(vae)
         waiting, hashes = decide_on_main_process(
-            lambda: _find_waiting(
-                stage,
-                sources,
-                settings,
-                check_vae(stage, vae, vae_sha256, vae_folder),
-                precision_name(settings.precision, state.device),
-            )
+            lambda: _find_waiting(stage, sources, settings, check_vae(stage, vae, vae_sha256, vae_folder))
         )
         text_encoder = open_text_encoder(text, videos, folder, seed)
         check_max_tokens(text_encoder, text.max_tokens)
@@ -152,12 +146,12 @@ def _encode(
 
 
 def _find_waiting(
-    stage: Stage, sources: Sources, settings: EncodeSettings, encoded: EncodedFolder, precision: str
+    stage: Stage, sources: Sources, settings: EncodeSettings, encoded: EncodedFolder
 ) -> tuple[dict[str, list[str]], dict[Path, str]]:
     """The jobs of this part that are not done, by video shard, and the hashes of video shards that are known.
 
-    `precision` is that of this machine. Raises InputError where the others had other videos or another precision, where
-    no video is long enough, and where a folder that is to be finished lacks shards.
+    Raises InputError where the others had other videos or another precision, where no video is long enough, and where a
+    folder that is to be finished lacks shards.
     """
     chosen = sources_of_part(sources.named, settings.chosen_part)
     encoded.check_same_videos(sources, chosen)
@@ -169,7 +163,7 @@ def _find_waiting(
     elif not waiting and not encoded.records:
         raise InputError("no video is long enough for any of encode.buckets")
     if waiting and settings.engine == "processes":
-        encoded.check_same_precision(precision)
+        encoded.check_same_precision(precision_name(settings.precision, PartialState().device))
     return waiting, encoded.known_hashes(sources)
 
 

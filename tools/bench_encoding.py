@@ -136,6 +136,7 @@ def synthetic_record(source: Path, videos: int) -> JobRecord:
         source_sha256="0" * 64,
         source_bytes=source.stat().st_size,
         source_mtime_ns=source.stat().st_mtime_ns,
+        precision="fp32",
         source_entries=videos,
         of_source=[source.name],
         too_short=[],

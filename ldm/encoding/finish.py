@@ -90,7 +90,7 @@ def encoded_precision(records: Sequence[JobRecord], folder: Path) -> str:
         raise InputError(
             f"the shards in {folder} were not all encoded in the same precision ({listed}): encode.precision=auto is "
             f"bf16 on some devices and fp32 on others. To have the {len(known[rarest])} of them in {rarest} encoded "
-            f"again, remove their records, the files in {folder / 'shards'} with \"precision\": \"{rarest}\", and run "
+            f'again, remove their records, the files in {folder / "shards"} with "precision": "{rarest}", and run '
             "the same command (or their parts) where the others were encoded"
         )
     return next(iter(known)) if known.keys() == shards.keys() else UNKNOWN_PRECISION

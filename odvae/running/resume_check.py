@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 
 from odvae.running.errors import InputError
 from odvae.running.files import read_object, write_text
-from odvae.running.settings import Settings, find_renamed, settings_in
+from odvae.running.settings import Settings, find_renamed, section_in, settings_in
 from odvae.running.strict_yaml import read_yaml
 from odvae.running.text import read_text_file
 
@@ -22,6 +24,17 @@ class MayChange:
     Such a field is about length, logging, checkpoints, workers, limits, speed or memory. Only `steps` changes later
     steps too: a learning rate with cosine decay falls until the new last step. docs/cluster.md lists these fields.
     """
+
+
+@dataclass(frozen=True)
+class EarlierValue:
+    """Marks a field that is newer than runs which may be resumed, and whose default is not what these did:
+    `shuffle: Annotated[str, EarlierValue("exact")] = "blocks"`. Where a run's record lacks it, the run had this value.
+
+    A field without this mark had its default. So a new setting whose default is what was done before needs no mark.
+    """
+
+    value: Any
 
 
 def check_not_made_by_0_1(path: Path, sections: Mapping[str, Any]) -> None:
@@ -57,15 +70,16 @@ def _read_sections(path: Path) -> dict[Any, Any]:
 def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
     """Write the resolved settings of a run, or check that they equal those of the run that is already in the folder.
 
-    Returns whether all keys are equal to those of an earlier run. Raises InputError with every key that differs and is
-    not marked with `MayChange`.
+    A setting that the record of an earlier version lacks counts as its default (or `EarlierValue`). Returns whether all
+    keys are equal to those of an earlier run. Raises InputError with every key that differs and is not marked with
+    `MayChange`.
     """
     resolved = {
         name: section.model_dump(mode="json") if isinstance(section, Settings) else section
         for name, section in sections.items()
     }
     if path.exists():
-        differing = differing_keys(_read_sections(path), resolved)
+        differing = differing_keys(_with_later_fields(_read_sections(path), sections), resolved)
         if not differing:
             return True
         if changed := {key: values for key, values in differing.items() if not may_change(key, sections)}:
@@ -75,6 +89,48 @@ def record_settings(path: Path, sections: Mapping[str, Any]) -> bool:
             )
     write_text(path, yaml.safe_dump(resolved, sort_keys=False))
     return False
+
+
+def _with_later_fields(record: Mapping[Any, Any], sections: Mapping[str, Any]) -> dict[Any, Any]:
+    """A record with the sections and settings that it lacks, as they were when it was written."""
+    return {**record} | {
+        name: _completed(type(section), record.get(name, {}))
+        for name, section in sections.items()
+        if isinstance(section, Settings)
+    }
+
+
+def _completed(kind: type[Settings], record: Any) -> Any:
+    """The recorded values of a section, with those that it lacks; what is no section is returned as it is."""
+    if not isinstance(record, dict):
+        return record
+    values = dict(record)
+    for name, field in kind.model_fields.items():
+        if name in values:
+            values[name] = _completed_within(field.annotation, values[name])
+        elif not field.is_required():
+            values[name] = to_jsonable_python(_earlier_value(field, values))
+    return values
+
+
+def _completed_within(annotation: Any, value: Any) -> Any:
+    """The value of a field, where it is a section, a list or a dictionary of sections, with what these lack."""
+    kinds = settings_in(annotation)
+    if not kinds:
+        return value
+    if isinstance(value, list):
+        return [_completed_within(annotation, one) for one in value]
+    if isinstance(value, dict) and section_in(annotation) is None and get_origin(annotation) is dict:
+        return {name: _completed_within(kinds[0], one) for name, one in value.items()}
+    fitting = [kind for kind in kinds if isinstance(value, dict) and value.keys() <= kind.model_fields.keys()]
+    closest = min(fitting, key=lambda kind: len(kind.model_fields), default=None)  # of a union's classes
+    return value if closest is None else _completed(closest, value)
+
+
+def _earlier_value(field: FieldInfo, values: dict[str, Any]) -> Any:
+    """What a record that lacks a field stands for; `values` are those of the fields before it."""
+    marks = [mark for mark in field.metadata if isinstance(mark, EarlierValue)]
+    return marks[0].value if marks else field.get_default(call_default_factory=True, validated_data=values)
 
 
 def differing_keys(before: Any, now: Any, prefix: str = "") -> dict[str, tuple[Any, Any]]:

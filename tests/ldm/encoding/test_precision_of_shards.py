@@ -50,7 +50,7 @@ def test_shards_of_different_precisions_are_named_at_the_end_and_can_be_encoded_
     path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "bf16"}))
     with pytest.raises(InputError, match=re.escape("(bf16: 5x32x32-00001.tar; fp32: 5x32x32-00000.tar, ")) as error:
         encode_in_process(runs, tmp_path, "encode.finish=true")
-    assert 'remove their records, the files in' in str(error.value)
+    assert "remove their records, the files in" in str(error.value)
     path.unlink()
     encode_in_process(runs, tmp_path)
     assert load_manifest(tmp_path).precision == "fp32"

@@ -50,22 +50,24 @@ def file_state(path: Path, refresh: bool = True) -> FileState:
     try:
         info = call(path, lambda files, name: files.info(name))
     except FileNotFoundError as error:
-        raise _missing(path, error) from error
+        raise missing_error(path, error) from error
     if info.get("type") == "directory":
         raise StorageError(f"{path} is a folder, not a file")
     if info.get("size") is None:
         raise StorageError(f"{path}: the server does not say its size, so parts of it cannot be read")
-    _states[str(path)] = FileState(int(info["size"]), _version(info))
+    _states[str(path)] = FileState(int(info["size"]), version_of(info))
     return _states[str(path)]
 
 
-def _version(info: dict[str, Any]) -> str:
+def version_of(info: dict[str, Any]) -> str:
+    """A text that is another one when the file was replaced, from what a client says about the file."""
     keys = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "last_modified", "mtime", "updated",
             "created")  # fmt: skip
     return next((f"{key} {info[key]}" for key in keys if info.get(key)), "unknown")
 
 
-def _missing(path: Path, error: FileNotFoundError) -> StorageError:
+def missing_error(path: Path, error: FileNotFoundError) -> StorageError:
+    """What to say where a client has found no file, or no bucket."""
     if "bucket" in str(error).lower():
         return StorageError(f"{path}: there is no such bucket ({error})")
     if _states.pop(str(path), None) is not None:
@@ -124,7 +126,7 @@ def _fetch(path: Path, start: int, end: int) -> bytes:
     try:
         return call(path, read)
     except FileNotFoundError as error:
-        raise _missing(path, error) from error
+        raise missing_error(path, error) from error
 
 
 def prefetch_range(path: Path, offset: int, size: int) -> None:
@@ -168,9 +170,21 @@ def local_copy(path: Path) -> Path:
             os.utime(copy)
         return copy
     with kept.writing(copy) as temporary, open(temporary, "wb") as file:
-        for start in range(0, state.size, _PIECE):
-            file.write(_fetch(path, start, min(start + _PIECE, state.size)))
+        _download(path, state.size, file)
     return copy
+
+
+def download(path: Path, target: Path) -> FileState:
+    """Copy a remote file to `target`, which appears when it is whole. Returns the state of what was copied."""
+    state = file_state(path)
+    with atomic_local_file(target) as file:
+        _download(path, state.size, file)
+    return state
+
+
+def _download(path: Path, size: int, file: BinaryIO) -> None:
+    for start in range(0, size, _PIECE):
+        file.write(_fetch(path, start, min(start + _PIECE, size)))
 
 
 @contextlib.contextmanager
@@ -192,7 +206,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         try:
             call(path, lambda files, name: files.put_file(file.name, name))
         except FileNotFoundError as error:
-            raise _missing(path, error) from error
+            raise missing_error(path, error) from error
         _states.pop(str(path), None)
 
 
@@ -208,7 +222,7 @@ def list_files(folder: Path) -> list[Path]:
     try:
         found = call(folder, read)
     except FileNotFoundError as error:
-        raise _missing(folder, error) from error
+        raise missing_error(folder, error) from error
     names = {one["name"].rstrip("/").rpartition("/")[2]: one for one in found if one.get("type") == "file"}
     if not str(folder).endswith("/") and list(names) == [folder.name]:
         raise StorageError(f"{folder} is a file, not a folder")

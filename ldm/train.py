@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
 from ldm.networks.attention import check_backend
@@ -17,6 +17,7 @@ from ldm.networks.settings import ConditioningSettings
 from ldm.networks.text_encoder import has_vocabulary
 from ldm.training.diffusion_batches import LatentData, SampleLoss, per_sample_mse
 from ldm.training.settings import LDMSettings
+from ldm.training.step import apply_model_options, training_step
 from ldm.training.throughput import StepMeter
 from ldm.training.validation import log_samples, validate
 from odvae.measuring import matmul_rate
@@ -26,7 +27,7 @@ from odvae.running.files import install_folder
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.stage import Stage, names_of
-from odvae.training.optimization import gradients_synced_at, sample_order
+from odvae.training.optimization import sample_order
 from odvae.training.settings import Tracker
 from odvae.training.state import TrainingState
 from odvae.video_vae import VAELoader, VideoVAE, load_vae
@@ -151,25 +152,14 @@ def fit(
     optimization, folder = settings.optimization, stage.folder
     apply_model_options(network, settings)
     state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
-    accelerator, model, done = state.accelerator, state.model, state.resume()
+    accelerator, done = state.accelerator, state.resume()
     order = sample_order(optimization, state.plan)
     batches = data.training_batches(state.plan, seed, done, settings.workers, order)
     meter = StepMeter(network, state.plan.ranks, peak_flops(settings, accelerator.device, accelerator.mixed_precision))
     progress = progress_bar("training the LDM", done, optimization.steps)
 
     for step in stage.steps(done + 1, optimization.steps):
-        loss_sum = torch.zeros((), device=accelerator.device)
-        for micro_step in range(1, optimization.gradient_accumulation_steps + 1):
-            with meter.waiting_for_data():
-                batch = next(batches)
-            with gradients_synced_at(accelerator, model, micro_step == optimization.gradient_accumulation_steps):
-                with accelerator.autocast():
-                    losses = per_sample_loss(model, batch)
-                loss = (batch.weight * losses).mean()
-                accelerator.backward(loss / optimization.gradient_accumulation_steps)
-            loss_sum += loss.detach() / optimization.gradient_accumulation_steps
-            meter.count(batch)
-        gradient_norm, learning_rate = state.apply_gradients(step, {"loss": loss_sum})
+        loss_sum, gradient_norm, learning_rate = training_step(state, per_sample_loss, batches, meter, step)
         progress.update()
 
         last = step == optimization.steps
@@ -192,16 +182,6 @@ def fit(
     names = [".", *map(ema_folder, optimization.extra_ema_decays)]
     keep = accelerator.is_main_process
     return {name: average.gather(keep) for name, average in zip(names, state.averages, strict=True)}
-
-
-def apply_model_options(network: nn.Module, settings: LDMSettings) -> None:
-    """Apply attention back end, gradient checkpointing and compilation with diffusers' methods."""
-    if settings.attention_backend == "xformers":
-        network.enable_xformers_memory_efficient_attention()
-    if settings.optimization.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-    if settings.optimization.compile:
-        network.compile_repeated_blocks()
 
 
 def peak_flops(settings: LDMSettings, device: torch.device, mixed_precision: str) -> float:

@@ -16,7 +16,6 @@ from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 
 from odvae.architecture.frame_counts import check_clip_size
-from odvae.architecture.layers import keep_channels_last
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
@@ -35,10 +34,10 @@ from odvae.running.seeds import derive_seed
 from odvae.running.stage import Stage, names_of
 from odvae.settings import ModelSettings, PhaseSettings, VAESettings
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
-from odvae.training.optimization import gradients_synced_at
-from odvae.training.settings import OptimizationSettings, Tracker
+from odvae.training.settings import Tracker
 from odvae.training.state import TrainingState
 from odvae.training.tracking import MetricsLog
+from odvae.training_step import prepare_network, training_step
 from odvae.vae_batches import Batches
 from odvae.video.frame_grid import frame_grid
 from odvae.video.pixels import to_float, to_uint8
@@ -193,7 +192,7 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     """
     prepare_network(network, optimization)
     state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
-    accelerator, model = state.accelerator, state.model
+    accelerator = state.accelerator
     torch.manual_seed(derive_seed(run.seed, name))  # for the discriminator's weights; the same after a resume
     vae_loss = VAELoss(run.settings.loss, network, optimization, accelerator, run.pixel_loss)
     if vae_loss.gan is not None:
@@ -204,18 +203,7 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
     for step in run.stage.steps(done + 1, optimization.steps):
-        for micro_step in range(1, optimization.gradient_accumulation_steps + 1):
-            batch = next(batches)
-            video, noise = batch.video, batch.posterior_noise(network, run.seed)
-            sync = micro_step == optimization.gradient_accumulation_steps
-            with gradients_synced_at(accelerator, model, sync):
-                with accelerator.autocast():
-                    reconstruction, mean, logvar = model(video, noise)
-                loss, terms = vae_loss(reconstruction, video, mean, logvar, step)
-                accelerator.backward(loss / optimization.gradient_accumulation_steps)
-            terms |= vae_loss.discriminator_step(reconstruction, video, step, sync)
-        gradient_norm, learning_rate = state.apply_gradients(step, terms)
-        vae_loss.apply_gradients(step)
+        terms, gradient_norm, learning_rate = training_step(state, vae_loss, batches, run.seed, step)
         progress.update()
 
         last = step == optimization.steps
@@ -232,30 +220,6 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     state.finish()
     network.eval()  # type: ignore[attr-defined]  # a torch module
     return network
-
-
-def prepare_network(network: nn.Module, optimization: OptimizationSettings) -> None:
-    """Apply channels-last layout, gradient checkpointing and compilation, in place."""
-    keep_channels_last(network)
-    if optimization.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
-    if optimization.compile:
-        # Block by block, without the last convolution: the GAN needs the gradient at that convolution alone, for which
-        # a network compiled as a whole would run its whole backward pass. Blocks share code and differ in size, so
-        # each is one more recompilation.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        for block in blocks_of(network):
-            block.compile(dynamic=False)
-
-
-def blocks_of(network: nn.Module) -> list[nn.Module]:
-    """The levels and middle blocks of encoder and decoder. Raises InputError for a VAE without such modules."""
-    names = ("encoder.down_blocks", "encoder.mid_block", "decoder.up_blocks", "decoder.mid_block")
-    try:
-        found = [network.get_submodule(name) for name in names]
-    except AttributeError as error:
-        raise InputError(f"compile=true is supported only for an AutoencoderKL or OD-VAE: {error}") from None
-    return [block for part in found for block in (part if isinstance(part, nn.ModuleList) else [part])]
 
 
 def held_out_clips(run: VAERun, accelerator: Accelerator) -> list[Tensor]:

@@ -9,9 +9,10 @@ import torch
 
 from ldm.latents.manifest import load_manifest
 from ldm.networks.network import Network
-from ldm.train import apply_model_options, new_network
+from ldm.train import new_network
 from ldm.training.diffusion_batches import Batch, LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings
+from ldm.training.step import apply_model_options
 from odvae.clips.samplers import BatchPlan
 from odvae.clips.settings import DataSettings
 from odvae.measuring import PeakMemory, count_flops, now

@@ -1,0 +1,47 @@
+"""One optimizer step of the latent diffusion model's training, and what is applied to the network before the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ldm.training.diffusion_batches import Batch, SampleLoss
+from ldm.training.settings import LDMSettings
+from ldm.training.throughput import StepMeter
+from odvae.training.optimization import gradients_synced_at
+from odvae.training.state import TrainingState
+
+
+def training_step(
+    state: TrainingState, per_sample_loss: SampleLoss, batches: Iterator[Batch], meter: StepMeter, step: int
+) -> tuple[Tensor, Tensor, float]:
+    """Optimizer step `step` (counted from 1).
+
+    Returns this rank's mean loss, the gradient's norm, and the learning rate. Nothing in it waits for a GPU.
+    """
+    accelerator, accumulated = state.accelerator, state.optimization.gradient_accumulation_steps
+    loss_sum = torch.zeros((), device=accelerator.device)
+    for micro_step in range(1, accumulated + 1):
+        with meter.waiting_for_data():
+            batch = next(batches)
+        with gradients_synced_at(accelerator, state.model, micro_step == accumulated):
+            with accelerator.autocast():
+                losses = per_sample_loss(state.model, batch)
+            loss = (batch.weight * losses).mean()
+            accelerator.backward(loss / accumulated)
+        loss_sum += loss.detach() / accumulated
+        meter.count(batch)
+    gradient_norm, learning_rate = state.apply_gradients(step, {"loss": loss_sum})
+    return loss_sum, gradient_norm, learning_rate
+
+
+def apply_model_options(network: nn.Module, settings: LDMSettings) -> None:
+    """Apply attention back end, gradient checkpointing and compilation with diffusers' methods."""
+    if settings.attention_backend == "xformers":
+        network.enable_xformers_memory_efficient_attention()
+    if settings.optimization.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if settings.optimization.compile:
+        network.compile_repeated_blocks()

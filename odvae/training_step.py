@@ -1,0 +1,64 @@
+"""One optimizer step of the VAE's training, and what is applied to the network before the first."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from odvae.architecture.layers import keep_channels_last
+from odvae.losses import VAELoss
+from odvae.running.errors import InputError
+from odvae.training.optimization import gradients_synced_at
+from odvae.training.settings import OptimizationSettings
+from odvae.training.state import TrainingState
+from odvae.vae_batches import Batch
+
+
+def training_step(
+    state: TrainingState, vae_loss: VAELoss, batches: Iterator[Batch], seed: int, step: int
+) -> tuple[dict[str, Tensor], Tensor, float]:
+    """Optimizer step `step` (counted from 1) of the VAE and, where the GAN is active, of its discriminator.
+
+    Returns the terms of the loss by name, of the last micro-step, the gradient's norm, and the learning rate. Nothing
+    in it waits for a GPU.
+    """
+    accelerator, accumulated = state.accelerator, state.optimization.gradient_accumulation_steps
+    for micro_step in range(1, accumulated + 1):
+        batch = next(batches)
+        video, noise = batch.video, batch.posterior_noise(state.network, seed)
+        sync = micro_step == accumulated
+        with gradients_synced_at(accelerator, state.model, sync):
+            with accelerator.autocast():
+                reconstruction, mean, logvar = state.model(video, noise)
+            loss, terms = vae_loss(reconstruction, video, mean, logvar, step)
+            accelerator.backward(loss / accumulated)
+        terms |= vae_loss.discriminator_step(reconstruction, video, step, sync)
+    gradient_norm, learning_rate = state.apply_gradients(step, terms)
+    vae_loss.apply_gradients(step)
+    return terms, gradient_norm, learning_rate
+
+
+def prepare_network(network: nn.Module, optimization: OptimizationSettings) -> None:
+    """Apply channels-last layout, gradient checkpointing and compilation, in place."""
+    keep_channels_last(network)
+    if optimization.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    if optimization.compile:
+        # Block by block, without the last convolution: the GAN needs the gradient at that convolution alone, for which
+        # a network compiled as a whole would run its whole backward pass. Blocks share code and differ in size, so
+        # each is one more recompilation.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        for block in blocks_of(network):
+            block.compile(dynamic=False)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The levels and middle blocks of encoder and decoder. Raises InputError for a VAE without such modules."""
+    names = ("encoder.down_blocks", "encoder.mid_block", "decoder.up_blocks", "decoder.mid_block")
+    try:
+        found = [network.get_submodule(name) for name in names]
+    except AttributeError as error:
+        raise InputError(f"compile=true is supported only for an AutoencoderKL or OD-VAE: {error}") from None
+    return [block for part in found for block in (part if isinstance(part, nn.ModuleList) else [part])]

@@ -56,6 +56,8 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _no_split_modules = ("ResnetBlock", "FrameAttention", "Downsample", "Upsample", "TimeDownsample", "TimeUpsample")
+    _group_offload_block_modules = ("quant_conv", "post_quant_conv", "encoder", "decoder")
     temporal_compression_ratio = 4
     spatial_compression_ratio = 8
     has_temporal_tiling = True

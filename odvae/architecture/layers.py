@@ -2,7 +2,7 @@
 
 Videos are (b, c, t, h, w) throughout; layers that work frame by frame fold t into the batch.
 
-Every layer takes an optional `cache`, a dict in which it keeps the few input frames that it needs again for the next
+Every layer takes an optional `cache`, in which it keeps the few input frames that it needs again for the next
 piece of the same video. A video passed in pieces with one cache gives the same result as the whole video without one.
 Tensor names are those of diffusers' AutoencoderKL, so the weights of an image VAE can be loaded by name.
 
@@ -67,6 +67,13 @@ def conv3d(
     return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), 1)  # dilation, groups
 
 
+class Conv3d(nn.Conv3d):
+    """A 3D convolution computed by `conv3d`, without padding in time. (b, c, t, h, w) -> (b, c', t', h', w')"""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv3d(x, self.weight, self.bias, self.stride, self.padding)
+
+
 class FrameConv2d(VideoLayer, nn.Conv2d):
     """A 2D convolution applied to every frame. (b, c, t, h, w) -> (b, c', t, h', w')"""
 
@@ -78,7 +85,7 @@ class FrameConv2d(VideoLayer, nn.Conv2d):
         return from_frames(super().forward(to_frames(x)), len(x))
 
 
-class CausalConv3d(VideoLayer, nn.Conv3d):
+class CausalConv3d(VideoLayer, Conv3d):
     """Causal 3D convolution: (b, c, t, h, w) -> (b, c', (t - 1) // stride + 1, h', w'); no frame depends on later ones.
 
     Time is padded in front only, with copies of the first frame; space with zeros. So an image is a video with t = 1,
@@ -92,11 +99,11 @@ class CausalConv3d(VideoLayer, nn.Conv3d):
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
         if kernel > 1:
-            past = cache.get(self) if cache else None
+            past = None if cache is None else cache.get(self)
             if past is None:  # the video begins here; `cat`, since after `expand` the memory layout would be lost
                 past = torch.cat([x[:, :, :1]] * (kernel - 1), dim=2)
             x = join_past(cache, self, past, x, kernel - stride)
-        return conv3d(x, self.weight, self.bias, self.stride, self.padding)
+        return super().forward(x)
 
 
 def make_conv(temporal: bool, channels: int, out_channels: int, kernel: int = 3) -> nn.Module:
@@ -197,16 +204,32 @@ def keep_channels_last(model: nn.Module) -> None:
     kernels return contiguous gradients.
     """
     for module in model.modules():
-        if isinstance(module, (nn.Conv2d, nn.Conv3d)) and min(module.in_channels, module.out_channels) >= 8:
-            layout = torch.channels_last_3d if isinstance(module, nn.Conv3d) else torch.channels_last
-            module.weight.data = module.weight.data.to(memory_format=layout)
+        if isinstance(module, (nn.Conv2d, nn.Conv3d)):
+            module.weight.data = laid_out_weight(module).data
+
+
+def laid_out_weight(conv: nn.Conv2d | nn.Conv3d) -> Tensor:
+    """The weight in the layout that `keep_channels_last` gives it; a copy only where it has lost that on a disk."""
+    if min(conv.in_channels, conv.out_channels) < 8:
+        return conv.weight
+    layout = torch.channels_last_3d if isinstance(conv, nn.Conv3d) else torch.channels_last
+    return conv.weight.to(memory_format=layout)
 
 
 class ChannelsLastMixin(_Mixed):
-    """Makes `from_pretrained` of a diffusers model return channels-last weights.
+    """Makes `from_pretrained` of a diffusers model return channels-last weights, also where they are offloaded to disk.
 
     The layout determines which kernels run, and kernels round differently; with one layout, results are reproducible.
     """
+
+    def enable_group_offload(
+        self, onload_device: torch.device, *arguments, offload_to_disk_path: str | None = None, **options
+    ) -> None:
+        """Same as diffusers' ModelMixin.enable_group_offload, whose files hold contiguous tensors only."""
+        if offload_to_disk_path is not None:
+            for parameter in self.parameters():
+                parameter.data = parameter.data.contiguous()
+        super().enable_group_offload(onload_device, *arguments, offload_to_disk_path=offload_to_disk_path, **options)
 
     @classmethod
     def from_pretrained(cls, *arguments, **options):

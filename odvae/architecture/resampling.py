@@ -13,13 +13,41 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from odvae.architecture.layers import CausalConv3d, Downsample, FrameConv2d, conv3d, from_frames, to_frames
+from odvae.architecture.layers import (
+    CausalConv3d,
+    Conv3d,
+    Downsample,
+    FrameConv2d,
+    conv3d,
+    from_frames,
+    laid_out_weight,
+    make_conv,
+    to_frames,
+)
 from odvae.architecture.streaming import StreamCache, VideoLayer, join_past
 
 # Nearest upsampling by 2 repeats each value, so two of a kernel's three taps are applied to the same value and can be
 # added up: a kernel of two taps remains. Which taps are added differs between even and odd output positions.
 # PHASES[parity of the position][tap of two][tap of three]:
 PHASES = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+
+
+class DoublingFrameConv2d(FrameConv2d):
+    """Nearest upsampling by 2 in space, then a 3x3 convolution of each frame. (b, c, t, h, w) -> (b, c', t, 2h, 2w)
+
+    The fused computation is the module's own forward: hooks that bring or cast its weights (offloading, layerwise
+    casting, FSDP) run when a module is called, not when another one reads its weights.
+    """
+
+    def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
+        return from_frames(doubled_conv2d(to_frames(x), laid_out_weight(self), self.bias), len(x))
+
+
+class DoublingConv3d(Conv3d):
+    """Nearest upsampling by 2 in time and space, then a 3x3x3 convolution: `doubled_conv3d`, as a module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return doubled_conv3d(x, laid_out_weight(self), self.bias)
 
 
 class Upsample(VideoLayer):
@@ -33,24 +61,26 @@ class Upsample(VideoLayer):
         super().__init__()
         self.doubles_time, self.needs_whole_clip = doubles_time, trilinear and doubles_time
         self.values_per_position = channels * (8 if doubles_time else 4)
-        if temporal and doubles_time:
-            self.conv: VideoLayer = CausalConv3d(channels, channels, 3, padding=(0, 1, 1))
+        temporal = temporal and doubles_time
+        if self.needs_whole_clip:
+            self.conv: nn.Module = make_conv(temporal, channels, channels)
+        elif temporal:
+            self.conv = DoublingConv3d(channels, channels, 3, padding=(0, 1, 1))
         else:
-            self.conv = FrameConv2d(channels, channels, 3, padding=1)
+            self.conv = DoublingFrameConv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         if self.needs_whole_clip:
             return self.conv(_interpolate(x))
         if not self.doubles_time:
-            return from_frames(doubled_conv2d(to_frames(x), self.conv.weight, self.conv.bias), len(x))
-        begins = not cache or self not in cache
-        past = cache[self] if cache and self in cache else x[:, :, :1].clone()
-        x = join_past(cache, self, past, x, kept=1)
-        if isinstance(self.conv, CausalConv3d):
-            y = doubled_conv3d(x, self.conv.weight, self.conv.bias)
+            return self.conv(x)
+        past = None if cache is None else cache.get(self)
+        begins = past is None
+        x = join_past(cache, self, x[:, :, :1].clone() if past is None else past, x, kept=1)
+        if isinstance(self.conv, DoublingConv3d):
+            y = self.conv(x)
         else:
-            frames = doubled_conv2d(to_frames(x[:, :, 1:]), self.conv.weight, self.conv.bias)
-            y = from_frames(frames, len(x)).repeat_interleave(2, dim=2)
+            y = self.conv(x[:, :, 1:]).repeat_interleave(2, dim=2)
         # The first frame of the video is not doubled.
         return y[:, :, 1:].contiguous(memory_format=torch.channels_last_3d) if begins else y
 
@@ -119,15 +149,15 @@ class TimeDownsample(VideoLayer):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.values_per_position, self.halves_time = channels, True
-        self.conv = nn.Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
+        self.conv = Conv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        past = cache.get(self) if cache else None
+        past = None if cache is None else cache.get(self)
         if past is None:  # the video begins here
             past = torch.cat([x[:, :, :1]] * 2, dim=2)
         x = join_past(cache, self, past, x, kept=1)
-        y = conv3d(x, self.conv.weight, self.conv.bias, self.conv.stride, self.conv.padding)
+        y = self.conv(x)
         mix = self.mix_factor.sigmoid()
         return mix * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - mix) * y
 
@@ -147,13 +177,11 @@ class TimeUpsample(VideoLayer):
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        begins = cache is None or self not in cache
+        begins = cache is None or cache.begins(self)
         first, rest = x[:, :, :begins], x[:, :, begins:]
         if rest.shape[2]:
             rest = self._double(rest)
         x = torch.cat([first, rest], dim=2)
-        if cache is not None:
-            cache[self] = x[:, :, :0]  # empty; its presence marks that the video has begun
         mix = self.mix_factor.sigmoid()
         return mix * x + (1 - mix) * self.conv(x, cache)
 

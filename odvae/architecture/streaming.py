@@ -16,10 +16,10 @@ same for every second frame. The first frame is padded with two copies of it.
 Now in two chunks. Each layer stores in `cache` the input frames that it needs again for its next piece: `add` the last
 two, `halve`, which has stride 2, only one. The results of the chunks, concatenated, equal those of the whole video.
 
->>> cache: StreamCache = {}
+>>> cache = StreamCache()
 >>> halve(add(video[:, :, :3], cache), cache).flatten().tolist()
 [9.0, 13.0]
->>> cache[add].flatten().tolist(), cache[halve].flatten().tolist()
+>>> cache.get(add).flatten().tolist(), cache.get(halve).flatten().tolist()
 ([2.0, 3.0], [6.0])
 >>> halve(add(video[:, :, 3:], cache), cache).flatten().tolist()
 [27.0]
@@ -43,8 +43,29 @@ from torch import Tensor, nn
 PIECE_VALUES = {"cpu": 2**21}
 PIECE_VALUES_ELSEWHERE = 2**26
 
-# For each layer, the input frames that it needs again for the next piece of the same video.
-StreamCache = dict[nn.Module, Tensor]
+
+class StreamCache:
+    """For each layer, the input frames that it needs again for the next piece of the same video; at first none.
+
+    Not a dict: the hooks with which accelerate and diffusers move a layer's arguments to its device copy dicts, and
+    what the layer stores in the copy would be lost.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[nn.Module, Tensor] = {}
+        self._begun: set[nn.Module] = set()
+
+    def begins(self, module: nn.Module) -> bool:
+        """Whether this is the first piece for the module; from its second call on, it is not."""
+        first = module not in self._begun
+        self._begun.add(module)
+        return first
+
+    def get(self, layer: nn.Module) -> Tensor | None:
+        return self._frames.get(layer)
+
+    def __setitem__(self, layer: nn.Module, frames: Tensor) -> None:
+        self._frames[layer] = frames
 
 
 class VideoLayer(nn.Module):
@@ -66,9 +87,11 @@ def join_past(cache: StreamCache | None, layer: nn.Module, past: Tensor, x: Tens
     """
     if cache is None:
         return torch.cat([past, x], dim=2)
-    cache.setdefault(layer, past[:, :, :kept])
+    entry = cache.get(layer)
+    if entry is None:
+        entry = cache[layer] = past[:, :, :kept]
     joined = torch.cat([past, x], dim=2)
-    cache[layer].copy_(joined[:, :, joined.shape[2] - kept :])
+    entry.copy_(joined[:, :, joined.shape[2] - kept :])
     return joined
 
 
@@ -85,15 +108,22 @@ class LayerStack(nn.Module):
         """The layers and nested stacks, in order."""
         raise NotImplementedError
 
-    def layers(self) -> list[VideoLayer]:
-        """All layers in order, with nested stacks flattened."""
-        return [layer for part in self.parts() for layer in (part.layers() if isinstance(part, LayerStack) else [part])]
+    def layers(self) -> list[VideoLayer | LayerStack]:
+        """All layers in order. Nested stacks are flattened, except those that a library has hooked.
+
+        A hook (offloading, FSDP) brings a stack's weights when the stack is called, so it is called, with all frames.
+        """
+        flattened: list[VideoLayer | LayerStack] = []
+        for part in self.parts():
+            flattened += part.layers() if isinstance(part, LayerStack) and not is_hooked(part) else [part]
+        return flattened
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         """Apply the layers to a video, or to the next chunk of the video that `cache` belongs to (empty: the first)."""
         x = x.contiguous(memory_format=torch.channels_last_3d)
         if not torch.is_grad_enabled():
-            return torch.cat(list(run_in_pieces(self.layers(), x, {} if cache is None else cache)), dim=2)
+            cache = StreamCache() if cache is None else cache
+            return torch.cat(list(run_in_pieces(self.layers(), x, cache, cache.begins(self))), dim=2)
         for part in self.parts():
             if self.gradient_checkpointing and isinstance(part, VideoLayer):
                 x = self._gradient_checkpointing_func(part, x, cache)
@@ -102,25 +132,32 @@ class LayerStack(nn.Module):
         return x
 
 
-def run_in_pieces(layers: Sequence[VideoLayer], x: Tensor, cache: StreamCache) -> Iterator[Tensor]:
+def is_hooked(module: nn.Module) -> bool:
+    """Whether something must happen when the module is called: accelerate and diffusers replace its `forward`."""
+    return "forward" in vars(module) or bool(module._forward_pre_hooks)
+
+
+def run_in_pieces(
+    layers: Sequence[VideoLayer | LayerStack], x: Tensor, cache: StreamCache, begins: bool
+) -> Iterator[Tensor]:
     """Apply the layers to x in pieces; yields the pieces of the result in order.
 
-    Each piece goes through all layers before the next one is started.
+    Each piece goes through all layers before the next one is started. `begins`: these are the first frames of the
+    video.
     """
-    begins = not cache
     pieces: Iterable[Tensor] = [x]
     for layer in layers:
         pieces = map(layer, regroup(pieces, layer, begins), repeat(cache))
     return iter(pieces)
 
 
-def regroup(pieces: Iterable[Tensor], layer: VideoLayer, begins: bool) -> Iterator[Tensor]:
+def regroup(pieces: Iterable[Tensor], layer: VideoLayer | LayerStack, begins: bool) -> Iterator[Tensor]:
     """Regroup frames into pieces of as many frames as `layer` processes at once; the last piece may be shorter.
 
     `begins`: these are the first frames of the video.
     """
     waiting: list[Tensor] = []
-    alone = int(begins and layer.halves_time)  # the first frame is not part of a pair
+    alone = int(begins and isinstance(layer, VideoLayer) and layer.halves_time)  # the first frame is not in a pair
     for piece in pieces:
         frames = alone + frames_at_once(layer, piece)
         waiting.append(piece)
@@ -139,9 +176,9 @@ def take(waiting: list[Tensor], frames: int) -> Tensor:
     return joined[:, :, :frames]
 
 
-def frames_at_once(layer: VideoLayer, x: Tensor) -> int:
+def frames_at_once(layer: VideoLayer | LayerStack, x: Tensor) -> int:
     """How many frames of the size of x's (b, c, t, h, w) the layer processes at once."""
-    if layer.needs_whole_clip:
+    if isinstance(layer, LayerStack) or layer.needs_whole_clip:
         return sys.maxsize // 2
     b, _, _, h, w = x.shape
     frames = PIECE_VALUES.get(x.device.type, PIECE_VALUES_ELSEWHERE) // (b * h * w * layer.values_per_position)

@@ -140,13 +140,13 @@ def run_in_tiles(
     `output_step`. `caches` has the stream cache of each tile if x is a chunk of a longer video.
     """
     if len(rows) == len(columns) == 1:
-        return network(x, None if caches is None else caches.setdefault((0, 0), {}))
+        return network(x, None if caches is None else caches.setdefault((0, 0), StreamCache()))
     blended: Tensor | None = None
     outputs = [[(start // output_step, end // output_step) for start, end in spans] for spans in (rows, columns)]
     row_weights, column_weights = map(blend_weights, outputs)
     for i, (top, bottom) in enumerate(rows):
         for j, (left, right) in enumerate(columns):
-            cache = None if caches is None else caches.setdefault((top, left), {})
+            cache = None if caches is None else caches.setdefault((top, left), StreamCache())
             part = x[:, :, :, top // input_step : bottom // input_step, left // input_step : right // input_step]
             tile = network(part, cache)
             if blended is None:  # at least float32: in bfloat16 the weights would not sum to 1

@@ -6,24 +6,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator, PartialState
-from torch import Tensor, nn
+from accelerate import PartialState
+from torch import nn
 
 from odvae.architecture.frame_counts import check_clip_size
-from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.evaluation.validation import held_out_clips, validate
 from odvae.initial_weights import initialize_from_scratch, load_image_vae, load_video_vae, make_image_vae
 from odvae.latent_statistics import latent_statistics
-from odvae.losses import PixelLoss, VAELoss, lpips_per_frame
-from odvae.lpips import LPIPS
-from odvae.metrics import psnr, ssim
+from odvae.losses import PixelLoss, VAELoss
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
 from odvae.running.distributed import decide_on_main_process
@@ -36,11 +33,8 @@ from odvae.settings import ModelSettings, PhaseSettings, VAESettings
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 from odvae.training.settings import Tracker
 from odvae.training.state import TrainingState
-from odvae.training.tracking import MetricsLog
 from odvae.training_step import prepare_network, training_step
 from odvae.vae_batches import Batches
-from odvae.video.frame_grid import frame_grid
-from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VAEFactory, VideoVAE, compression_of, load_pretrained_vae
 from odvae.weights.pretrained import load_model
 
@@ -49,10 +43,9 @@ TrainedVAE = TypeVar("TrainedVAE", bound=VideoVAE)
 
 @dataclass(frozen=True)
 class VAERun:
-    """Settings, data and functions that both phases of a run share."""
+    """Settings, videos and functions that both phases of a run share."""
 
     settings: VAESettings
-    data: DataSettings
     videos: VideoSet
     stage: Stage
     seed: int
@@ -96,7 +89,7 @@ def train_vae(
         if stage.finished:
             return
         make = make_vae or functools.partial(random_odvae, settings.model)
-        run = VAERun(settings, data, videos, stage, seed, tracker, make, pixel_loss)
+        run = VAERun(settings, videos, stage, seed, tracker, make, pixel_loss)
         vae: Any = trained_vae(run) if pretrained is None else pretrained  # Any: a VideoVAE and a diffusers model
         if pretrained is None or vae.config.get("latents_mean", "no such entry") is None:
             mean, std = latent_statistics(vae, videos, settings.statistics_clips, state.device)
@@ -198,7 +191,7 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     if vae_loss.gan is not None:
         state.checkpoints.remember(vae_loss.gan.state)
     done = state.resume()
-    held_out = held_out_clips(run, accelerator)  # before the workers for training clips start: fewer run at a time
+    held_out = held_out_clips(run.videos, run.settings.validation_clips, accelerator)  # before training's workers start
     batches = Batches(run.videos, optimization, state.plan, accelerator.device, run.seed).from_step(done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
@@ -220,45 +213,3 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     state.finish()
     network.eval()  # type: ignore[attr-defined]  # a torch module
     return network
-
-
-def held_out_clips(run: VAERun, accelerator: Accelerator) -> list[Tensor]:
-    """This rank's share of the validation clips, uint8 (t, h, w, 3); decoded once, used by every validation.
-
-    Raises InputError if no rank could decode any.
-    """
-    chosen = run.videos.held_out[: run.settings.validation_clips]
-    mine = chosen[accelerator.process_index :: accelerator.num_processes]
-    clips = [clip.clone() for _, clip in each_clip(mine, run.data, len(run.videos.samples), run.videos.failed)]
-    if not accelerator.reduce(torch.tensor(len(clips), device=accelerator.device), "sum"):
-        raise InputError(f"none of the {len(chosen)} held-out videos for validation could be decoded")
-    return clips
-
-
-@torch.no_grad()
-def validate(
-    network: nn.Module,
-    clips: Sequence[Tensor],
-    perceptual: LPIPS | None,
-    log: MetricsLog,
-    step: int,
-    accelerator: Accelerator,
-) -> None:
-    """Log PSNR, SSIM and (if in the loss) LPIPS of this rank's held-out clips, averaged over ranks, and an image."""
-    network.eval()
-    names = ["psnr", "ssim", *(["lpips"] if perceptual else [])]
-    total, pairs = torch.zeros(len(names) + 1, device=accelerator.device), []  # the last counts the clips
-    for clip in clips:
-        video = to_float(clip).unsqueeze(0).to(accelerator.device)
-        with accelerator.autocast():
-            reconstruction = network(video)[0].float().clamp(-1, 1)
-        scores = [psnr(reconstruction, video)[0], ssim(reconstruction, video)[0]]
-        if perceptual is not None:
-            scores.append(lpips_per_frame(perceptual, reconstruction, video))
-        total += torch.stack([*(score.to(total) for score in scores), torch.ones_like(total[-1])])
-        if len(pairs) < 6:
-            pairs += [to_uint8(video[0]), to_uint8(reconstruction[0])]
-    *sums, count = accelerator.reduce(total, "sum").tolist()
-    log.row(step, **{f"validation_{name}": value / count for name, value in zip(names, sums, strict=True)})
-    if pairs:
-        log.image(step, "strips", frame_grid(pairs))

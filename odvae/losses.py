@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from odvae.gan import GANTrainer
 from odvae.lpips import LPIPS, load_lpips
+from odvae.regularizers.local_correlation import LocalCorrelationLoss
+from odvae.regularizers.settings import RegularizerSettings
 from odvae.running.errors import InputError
 from odvae.settings import LossSettings
 from odvae.training.settings import OptimizationSettings
@@ -103,9 +105,9 @@ def last_weight(network: nn.Module) -> Tensor:
 
 
 class VAELoss:
-    """Loss of the VAE: reconstruction terms + KL + adversarial term (from `gan.start_step` on).
+    """Loss of the VAE: reconstruction terms + KL + adversarial term (from `gan.start_step` on) + regularizers.
 
-    Create it before a checkpoint is loaded: the GAN's state is part of the checkpoint.
+    Create it before a checkpoint is loaded, and have the checkpoint remember its `states`.
     """
 
     def __init__(
@@ -115,15 +117,25 @@ class VAELoss:
         optimization: OptimizationSettings,
         accelerator: Accelerator,
         pixel_loss: PixelLoss | None = None,
+        regularizers: RegularizerSettings | None = None,
     ) -> None:
         self.settings, self.accelerator, self.pixel_loss = settings, accelerator, pixel_loss
         self.perceptual: LPIPS | None = None
         self.gan: GANTrainer | None = None
+        self.local_correlation: LocalCorrelationLoss | None = None
         if settings.lpips is not None:
             with accelerator.main_process_first():  # the main process downloads the weights
                 self.perceptual = load_lpips(settings.lpips.network, settings.lpips.weights, accelerator.device)
         if settings.gan is not None:
             self.gan = GANTrainer(settings.gan, optimization, accelerator, last_weight(network))
+        if regularizers is not None and regularizers.local_correlation is not None:
+            channels = network.config.latent_channels
+            self.local_correlation = LocalCorrelationLoss(regularizers.local_correlation, channels, accelerator)
+
+    @property
+    def states(self) -> list[nn.Module]:
+        """What the terms carry from step to step, for the checkpoint."""
+        return [term.state for term in (self.gan, self.local_correlation) if term is not None]
 
     def __call__(
         self, reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor, step: int
@@ -147,8 +159,13 @@ class VAELoss:
             weight = self.gan.state.adaptive_weight.clone()
             terms |= {"generator_loss": generator_loss.detach(), "adaptive_weight": weight}
         kl = kl_per_pixel(mean, logvar, video)
-        terms = {"loss": (rec_loss + self.settings.kl * kl).detach(), **terms, "kl": kl.detach()}
-        return (reconstruction.float() * gradient).sum() + self.settings.kl * kl, terms
+        latent_loss = self.settings.kl * kl
+        terms["kl"] = kl.detach()
+        if self.local_correlation is not None:
+            regularization, terms["local_correlation"] = self.local_correlation(mean)
+            latent_loss = latent_loss + regularization
+        terms = {"loss": (rec_loss + latent_loss).detach(), **terms}
+        return (reconstruction.float() * gradient).sum() + latent_loss, terms
 
     def discriminator_step(self, reconstruction: Tensor, video: Tensor, step: int, sync: bool) -> dict[str, Tensor]:
         """Backward pass of the discriminator in one micro-step, if the GAN is active; returns values for the log."""
@@ -157,6 +174,8 @@ class VAELoss:
         return self.gan.discriminator_step(video, reconstruction, sync)
 
     def apply_gradients(self, step: int) -> None:
-        """Optimizer step of the discriminator, if the GAN is active."""
+        """Optimizer step of the discriminator, if the GAN is active; updates what the terms carry to the next step."""
         if self.gan is not None and self.gan.is_active(step):
             self.gan.apply_gradients(step)
+        if self.local_correlation is not None:
+            self.local_correlation.end_step()

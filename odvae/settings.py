@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from odvae.architecture.frame_counts import check_clip_size, check_tile_frames
 from odvae.clips.settings import DataSettings
+from odvae.regularizers.settings import RegularizerSettings
 from odvae.running.settings import Settings
 from odvae.training.settings import OptimizationSettings
 
@@ -159,6 +160,9 @@ class VAESettings(Settings):
     compress time (the baseline of the paper's generation study)."""
     loss: LossSettings = LossSettings()
     """Loss of both phases."""
+    regularizers: RegularizerSettings | None = None
+    """Regularizers of the latents in both phases, for latents that a diffusion model learns from more easily
+    (docs/regularizers.md); null: none."""
     validation_clips: int = Field(16, ge=1)
     """Held-out clips that each validation reconstructs."""
     statistics_clips: int = Field(256, ge=2)
@@ -195,6 +199,13 @@ class VAESettings(Settings):
             raise ValueError("init_from names a video VAE, but video_phase=null trains only an image VAE")
         if self.init == "random" and self.video_phase is None:
             raise ValueError("init=random with video_phase=null leaves nothing to train")
+        return self
+
+    @model_validator(mode="after")
+    def _regularizers_fit_the_latents(self) -> VAESettings:
+        correlated = self.regularizers is not None and self.regularizers.local_correlation is not None
+        if correlated and self.model.latent_channels < 2:
+            raise ValueError("regularizers.local_correlation needs at least two latent_channels to correlate, found 1")
         return self
 
     @property

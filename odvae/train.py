@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
-from torch import nn
 
 from odvae.architecture.frame_counts import check_clip_size
 from odvae.clips.settings import DataSettings
@@ -117,6 +116,8 @@ def trained_vae(run: VAERun) -> VideoVAE:
     settings = run.settings
     if PartialState().is_main_process:
         print(f"loss: {settings.loss.describe(run.pixel_loss and run.pixel_loss.__name__)}", flush=True)
+        if settings.regularizers is not None:
+            print(f"regularizers of the latents: {', '.join(settings.regularizers.describe()) or 'none'}", flush=True)
     if settings.video_phase is None:
         return initial_image_vae(run)
     return fit(initial_video_vae(run), "video VAE", settings.video_phase, run, run.folder)
@@ -187,11 +188,12 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
     accelerator = state.accelerator
     torch.manual_seed(derive_seed(run.seed, name))  # for the discriminator's weights; the same after a resume
-    vae_loss = VAELoss(run.settings.loss, network, optimization, accelerator, run.pixel_loss)
-    if vae_loss.gan is not None:
-        state.checkpoints.remember(vae_loss.gan.state)
+    settings = run.settings
+    vae_loss = VAELoss(settings.loss, network, optimization, accelerator, run.pixel_loss, settings.regularizers)
+    for carried in vae_loss.states:
+        state.checkpoints.remember(carried)
     done = state.resume()
-    held_out = held_out_clips(run.videos, run.settings.validation_clips, accelerator)  # before training's workers start
+    held_out = held_out_clips(run.videos, settings.validation_clips, accelerator)  # before training's workers start
     batches = Batches(run.videos, optimization, state.plan, accelerator.device, run.seed).from_step(done)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 

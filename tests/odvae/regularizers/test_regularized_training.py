@@ -1,0 +1,63 @@
+"""Trainings of a VAE with regularizers: what is off changes nothing; a resumed run has the same weights."""
+
+import shutil
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+from small_vae import WEIGHTS, train, vae_settings
+
+from odvae.settings import VAESettings
+
+REGULARIZERS = {"local_correlation": {"local_correlation": {"weight": 1.0}}}
+GAN = {"width": 8, "start_step": 1, "lecam": 0.01}
+
+
+@pytest.fixture(scope="module")
+def plain(ldm_run, tmp_path_factory):
+    """Weights and rows of a training without regularizers, with the GAN."""
+    return train(ldm_run / "shards", tmp_path_factory.mktemp("plain") / "vae", vae_settings(loss={"gan": GAN}))
+
+
+@pytest.fixture(scope="module")
+def perceptual(tmp_path_factory):
+    """LPIPS with random weights of its smallest backbone, as a setting."""
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("weights") / "squeezenet.safetensors"
+    save_file(torchvision.models.squeezenet1_1(weights=None).state_dict(), file)
+    return {"network": "squeeze", "weights": str(file)}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_regularizers_that_are_all_off_change_no_bit_and_log_nothing(ldm_run, tmp_path, plain):
+    weights, rows = train(ldm_run / "shards", tmp_path / "vae", vae_settings(loss={"gan": GAN}, regularizers={}))
+    assert same(weights, plain[0])
+    assert rows == plain[1]
+
+
+@pytest.mark.parametrize("name", REGULARIZERS)
+def test_a_resumed_run_has_the_weights_of_an_uninterrupted_one(ldm_run, tmp_path, plain, perceptual, name):
+    """With GAN and LPIPS. The weights are others than without the regularizer, and the exported VAE has no others."""
+    settings = vae_settings(loss={"gan": GAN, "lpips": perceptual}, regularizers=REGULARIZERS[name])
+    whole, rows = train(ldm_run / "shards", tmp_path / "vae", settings)
+    unregularized = settings.model_copy(update={"regularizers": None})
+    without, _ = train(ldm_run / "shards", tmp_path / "without", unregularized)
+    assert whole.keys() == without.keys()
+    assert not same(whole, without)
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / f"vae/checkpoints/step_{step:08d}")
+    (tmp_path / "vae" / WEIGHTS).unlink()
+    (tmp_path / "vae/stage.json").unlink()
+    again, resumed = train(ldm_run / "shards", tmp_path / "vae", settings)
+    assert same(again, whole)
+    assert resumed == rows
+
+
+def test_one_channel_has_nothing_to_correlate():
+    given = {"regularizers": {"local_correlation": {}}, "model": {"latent_channels": 1}}
+    with pytest.raises(ValueError, match="local_correlation needs at least two latent_channels"):
+        VAESettings(**given)

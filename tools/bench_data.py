@@ -37,7 +37,7 @@ from ldm.encoding.settings import EncodeSettings
 from ldm.latents.batches import latent_batches
 from ldm.latents.entries import pack_entry
 from ldm.latents.index_files import latent_rows, write_latent_index
-from ldm.latents.latent_set import LatentSet, open_latents
+from ldm.latents.latent_set import LatentEntries, LatentSet, open_latents
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import TextSettings
 from odvae import ODVAE
@@ -49,6 +49,7 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import merge_indexes
+from odvae.index.selection import Selection
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import readable_errors
 from odvae.running.files import read_json
@@ -160,7 +161,8 @@ def bench_disk() -> dict:
             write_latent_index(part, path, latent_rows(path), "")
         merge_indexes(Path(work) / "index.arrow", parts)
         index = FolderIndex(Path(work) / "index.arrow", Path(work))
-        latents = LatentSet({"all": index.select(lambda chunk: chunk.split >= 0)}, {}, [])
+        every = Selection(chunk.split >= 0 for chunk in index.chunks)
+        latents = LatentSet({"all": LatentEntries(index, every)}, {}, [])
         size = sum(path.stat().st_size for path in shards)
         ours, plain = [], []
         for _ in range(5):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from ldm.encoding.plan import PlannedClip, ShardJob
-from ldm.encoding.shard_files import DTYPES, EncodedBatch, EncodedTensors, EncodingContext, write_record, write_shard
+from ldm.encoding.shard_files import EncodedBatch, EncodedTensors, EncodingContext, write_record, write_shard
 from ldm.encoding.source_hashes import SourceHashes
 from ldm.encoding.threads import ComputeThreads
 from ldm.encoding.waits import Waits, describe_waits
+from ldm.latents.entries import DTYPES
 from odvae.clips.clip import load_clip
 from odvae.clips.pool import ClipPool
 from odvae.clips.settings import ClipSettings

@@ -12,7 +12,8 @@ from safetensors.torch import save as save_safetensors
 from ldm.encoding.job_records import UNKNOWN_PRECISION, JobRecord
 from ldm.encoding.resume import EncodedFolder, Outline, Sources
 from ldm.encoding.settings import BucketSettings
-from ldm.encoding.shard_files import DTYPES, EncodingContext
+from ldm.encoding.shard_files import EncodingContext
+from ldm.latents.entries import DTYPES
 from ldm.latents.index_files import write_folder_index
 from ldm.latents.manifest import EMPTY_TEXT, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
 from ldm.networks.settings import LEARNED, TextSettings

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 from webdataset import TarWriter
@@ -19,7 +18,7 @@ from ldm.encoding.plan import PlannedClip, ShardJob
 from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.source_hashes import SourceIdentity
 from ldm.encoding.waits import Waits
-from ldm.latents.entries import entry_key, pack_entry, pack_text, text_member
+from ldm.latents.entries import DTYPES, entry_key, pack_entry, pack_text, text_member
 from ldm.latents.index_files import WrittenEntry, write_latent_index, written_rows
 from ldm.networks.text_encoder import TextEncoder
 from odvae.clips.clip import clip_rate
@@ -36,8 +35,6 @@ from odvae.shards.facts_journal import shard_index_path
 from odvae.shards.samples import Sample
 from odvae.shards.tars import shard_writer
 from odvae.video_vae import VideoVAE
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)

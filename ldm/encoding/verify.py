@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor
 from ldm.encoding.encode_shards import encode_pieces
 from ldm.encoding.settings import BucketSettings
 from ldm.encoding.verified_files import VerifiedFiles, in_processes
-from ldm.latents.entries import load_entry, source_key
+from ldm.latents.entries import EntryForm, load_entries, load_entry, source_key
 from ldm.latents.index_files import find_index, latent_rows, open_index
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import EMPTY_TEXT, Manifest, changed_config, changed_hash, resized_files
@@ -140,14 +140,15 @@ def sample_problems(folder: Path, manifest: Manifest, count: int, seed: int, pro
     """Those of `count` random entries that are not what was indexed or cannot be read, one sentence each."""
     index = open_index(folder, manifest)
     rows = [permuted(i, len(index), derive_seed(seed, "sample")) for i in range(min(count, len(index)))]
+    forms = {record.name: manifest.entry_form(record.bucket) for record in manifest.shards}
     with progress_bar("verifying entries", 0, len(rows), unit="entry") as bar:
-        for sentence in in_processes(partial(_check_entry, index, manifest.classes), rows, processes):
+        for sentence in in_processes(partial(_check_entry, index, manifest, forms), rows, processes):
             bar.update()
             if sentence:
                 yield sentence
 
 
-def _check_entry(index: FolderIndex, classes: Sequence[str], row: int) -> str:
+def _check_entry(index: FolderIndex, manifest: Manifest, forms: Mapping[str, EntryForm], row: int) -> str:
     """What is wrong with an entry; empty if it is right."""
     try:
         entry = index.sample(row)
@@ -155,7 +156,7 @@ def _check_entry(index: FolderIndex, classes: Sequence[str], row: int) -> str:
             return f"{entry.name}{problem}"
         for member in entry.members:
             entry.read(member)
-        load_entry(entry, 0, classes)
+        load_entries([entry], [0], manifest.classes, form=forms[entry.shard.name])
     except InputError as error:
         return str(error)
     except OSError as error:

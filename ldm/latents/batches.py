@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.latents.entries import collate_entries, label_index, load_tensors
-from ldm.latents.latent_set import LatentSet
+from ldm.latents.latent_set import LatentEntries, LatentSet
 from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan, BucketSampler, SampleIndex
-from odvae.index.folder_index import IndexedSamples
 from odvae.running.distributed import uses_cuda
 from odvae.running.errors import InputError
 from odvae.running.failures import Failures
@@ -54,9 +53,10 @@ def latent_batches(
     functions of (seed, step) and `order`: a resumed run continues with the next ones, also with another number of
     ranks, accumulation steps and batch size of the same product.
 
-    An entry that cannot be read, or is not what was indexed, is added to `failures` and replaced by another one of its
-    bucket, a function of the sample's number, so that this is the same for any ranks and workers. Raises InputError
-    after more failures than are allowed; without `failures`, after the first.
+    An entry that cannot be read, or is not what was indexed, or not of the manifest's shapes and data type or not
+    finite, is added to `failures` and replaced by another one of its bucket, a function of the sample's number, so that
+    this is the same for any ranks and workers. Raises InputError after more failures than are allowed; without
+    `failures`, after the first.
     """
     failures = entry_failures(latents, 0.0) if failures is None else failures
     buckets = [entries for entries in latents.train.values() if len(entries)]
@@ -86,7 +86,7 @@ def _without_failures(loaded: Iterator[_Loaded], failures: Failures) -> Iterator
 class DrawnBatches(Dataset):
     """Maps a list of draws from one bucket to their batch."""
 
-    def __init__(self, buckets: Sequence[IndexedSamples], classes: list[str], seed: int, order: SampleOrder) -> None:
+    def __init__(self, buckets: Sequence[LatentEntries], classes: list[str], seed: int, order: SampleOrder) -> None:
         self.buckets, self.classes, self.seed, self.order = buckets, classes, seed, order
 
     def __getitem__(self, draws: list[tuple[SampleIndex, _Found | None]]) -> _Loaded:
@@ -116,7 +116,7 @@ class DrawnBatches(Dataset):
         for attempt in range(_MOST_ATTEMPTS):
             try:
                 entry, label = found if found is not None and attempt == 0 else self.find(draw, attempt)
-                return entry, load_tensors(entry, draw.number, label, self.seed)
+                return entry, load_tensors(entry, draw.number, label, self.seed, self.buckets[draw.bucket].form)
             except InputError as error:
                 failed.append((self._name(draw, attempt), str(error)))
         raise InputError(

@@ -10,6 +10,7 @@ of padding, in which its mask is False: a reader puts them back, as zeros. A fol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,40 @@ from odvae.running.files import parse_json
 from odvae.running.seeds import derive_seed
 from odvae.running.text import decode_text
 from odvae.shards.samples import Sample
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EntryForm:
+    """What the tensors of a bucket's entries are, by the manifest."""
+
+    latents: tuple[int, ...]
+    """(c, k, h, w)"""
+    text: tuple[int, int]
+    """(m, d)"""
+    dtype: torch.dtype
+    has_std: bool
+
+    def check(self, tensors: Mapping[str, Tensor], name: str) -> None:
+        """Raise InputError unless the tensors of the entry `name` (text with padding) are so, all values finite."""
+        expected = {"mean": self.latents, "std": self.latents, "text": self.text, "text_mask": self.text[:1]}
+        if not self.has_std:
+            del expected["std"]
+        found = {key: tuple(tensors[key].shape) for key in expected if key in tensors}
+        if found != expected or (not self.has_std and "std" in tensors):
+            have = {key: tuple(tensors[key].shape) for key in _STORED if key in tensors}
+            raise InputError(f"{name} has tensors of shapes {have}, by the manifest they are {expected}")
+        for key, tensor in tensors.items():
+            if not tensor.is_floating_point():
+                continue
+            if tensor.dtype != self.dtype:
+                raise InputError(f"{name}.safetensors: {key} is {tensor.dtype}, by the manifest {self.dtype}")
+            if not np.isfinite(tensor.sum(dtype=torch.float32).numpy()):  # one that is not makes the sum so
+                raise InputError(f"{name}.safetensors: {key} has values that are not finite")
+
+
+_STORED = ("mean", "std", "text", "text_mask")
 
 
 def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
@@ -119,23 +154,29 @@ def label_index(label: object, classes: Sequence[str], entry: Sample) -> int:
 
 
 def load_entries(
-    entries: Sequence[Sample], numbers: Sequence[int], classes: Sequence[str], seed: int | None = None
+    entries: Sequence[Sample],
+    numbers: Sequence[int],
+    classes: Sequence[str],
+    seed: int | None = None,
+    form: EntryForm | None = None,
 ) -> dict[str, Tensor]:
     """A batch of encoded clips of one size, in float32.
 
     mean, std: (b, c, k, h, w); std is 0 where only means were stored. text: (b, m, d). text_mask: (b, m) bool.
     label: (b,), a clip's class as index in `classes`, -1 for none. number: (b,), the given `numbers` of the samples.
     The text of a clip with several captions is one of them, a function of (seed, number); without a seed, the first.
-    Raises InputError that names the entry where one cannot be read, or is not what was indexed.
+    Raises InputError that names the entry where one cannot be read, is not what was indexed, or has not this `form`.
     """
     loaded = []
     for entry, number in zip(entries, numbers, strict=True):
         label = label_index(read_about(_read(entry, "json"), entry.name).get("label"), classes, entry)
-        loaded.append(load_tensors(entry, number, label, seed))
+        loaded.append(load_tensors(entry, number, label, seed, form))
     return collate_entries(loaded, entries, numbers)
 
 
-def load_tensors(entry: Sample, number: int, label: int, seed: int | None = None) -> dict[str, Tensor]:
+def load_tensors(
+    entry: Sample, number: int, label: int, seed: int | None = None, form: EntryForm | None = None
+) -> dict[str, Tensor]:
     """The tensors of an entry, as stored, with its `label`: one sample of `load_entries`, which raises its errors."""
     caption = 0 if seed is None else derive_seed(seed, "caption", number) % caption_count(entry)
     tensors = dict(unpack_entry(_read(entry, "safetensors"), entry.name))
@@ -146,7 +187,9 @@ def load_tensors(entry: Sample, number: int, label: int, seed: int | None = None
         tensors |= {key: further[key] for key in ("text", "text_mask")}
     _check_entry(tensors, entry.name)
     tensors["text"] = pad_text(tensors["text"], tensors["text_mask"])
-    stored = {key: tensors[key] for key in ("mean", "std", "text", "text_mask") if key in tensors}
+    stored = {key: tensors[key] for key in _STORED if key in tensors}
+    if form is not None:
+        form.check(stored, entry.name)
     return stored | {"label": torch.tensor(label)}
 
 

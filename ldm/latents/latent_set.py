@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
-from ldm.latents.entries import load_entries
+from ldm.latents.entries import EntryForm, load_entries
 from ldm.latents.index_files import open_index
 from ldm.latents.manifest import Manifest, encode_command
 from odvae.index.folder_index import FolderIndex, IndexedSamples
-from odvae.index.selection import RangesOfSelection, Selection
+from odvae.index.selection import ChosenRows, RangesOfSelection, Selection
 from odvae.running.errors import InputError
+
+
+class LatentEntries(IndexedSamples):
+    """The entries of one split and bucket, of the same `form` (None: it is not checked)."""
+
+    def __init__(self, folder_index: FolderIndex, rows: ChosenRows, form: EntryForm | None = None) -> None:
+        super().__init__(folder_index, rows)
+        self.form = form
+
+    def load(self, positions: Sequence[int], numbers: Sequence[int], classes: Sequence[str]) -> dict[str, Tensor]:
+        """A batch of the entries at these positions, as from `load_entries` without a seed."""
+        return load_entries([self[position] for position in positions], numbers, classes, form=self.form)
 
 
 @dataclass(frozen=True)
@@ -24,8 +36,8 @@ class LatentSet:
     It has no object an entry: two bits of an entry in memory, and the index, which all processes of a machine share.
     """
 
-    train: dict[str, IndexedSamples]
-    held_out: dict[str, IndexedSamples]
+    train: dict[str, LatentEntries]
+    held_out: dict[str, LatentEntries]
     classes: list[str]
 
 
@@ -47,21 +59,25 @@ def open_latents(folder: Path, manifest: Manifest) -> LatentSet:
 
 def choose_entries(index: FolderIndex, manifest: Manifest) -> LatentSet:
     """The entries of an index of the manifest's shards: the bucket follows from the shard, the split from the video."""
-    train, held_out = (
-        index.select(lambda chunk: chunk.split >= manifest.held_out),
-        index.select(lambda chunk: chunk.split < manifest.held_out),
-    )
+    train = Selection(chunk.split >= manifest.held_out for chunk in index.chunks)
+    held_out = Selection(chunk.split < manifest.held_out for chunk in index.chunks)
+    forms = {bucket: manifest.entry_form(bucket) for bucket in manifest.buckets}
     if len(manifest.buckets) == 1:
-        (bucket,) = manifest.buckets
-        return LatentSet({bucket: train}, {bucket: held_out}, manifest.classes)
+        ((bucket, form),) = forms.items()
+        return LatentSet(
+            {bucket: LatentEntries(index, train, form)},
+            {bucket: LatentEntries(index, held_out, form)},
+            manifest.classes,
+        )
     first_rows = np.cumsum([0, *(record.entries for record in manifest.shards)])
     of_shards = np.stack([first_rows[:-1], first_rows[1:]], axis=1)
     bucket_of_shard = np.array([record.bucket for record in manifest.shards])
 
-    def by_bucket(split: IndexedSamples) -> dict[str, IndexedSamples]:
-        assert isinstance(split.rows, Selection)
+    def by_bucket(split: Selection) -> dict[str, LatentEntries]:
         ranges = {name: of_shards[bucket_of_shard == name] for name in manifest.buckets}
-        return {name: IndexedSamples(index, RangesOfSelection(split.rows, rows)) for name, rows in ranges.items()}
+        return {
+            name: LatentEntries(index, RangesOfSelection(split, rows), forms[name]) for name, rows in ranges.items()
+        }
 
     return LatentSet(by_bucket(train), by_bucket(held_out), manifest.classes)
 
@@ -77,5 +93,5 @@ def held_out_batches(latents: LatentSet, batch_size: int, rank: int, ranks: int)
         for i in range(0, len(mine), batch_size):
             chosen = mine[i : i + batch_size]
             numbers = [first + number for number in chosen]
-            yield load_entries([entries[number] for number in chosen], numbers, latents.classes)
+            yield entries.load(chosen, numbers, latents.classes)
         first += len(entries)

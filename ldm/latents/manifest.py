@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import PartialState
 
+from ldm.latents.entries import DTYPES, EntryForm
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, parse_record_bytes, read_object, write_json
@@ -59,7 +60,7 @@ class Manifest:
     clips_per_video: int
     flip: bool
     posterior: str
-    dtype: str
+    dtype: Literal["bf16", "fp16"]
     held_out: float
     buckets: dict[str, tuple[int, int, int, int]]
     """Bucket name -> shape (c, k, h, w) of its latents."""
@@ -89,6 +90,11 @@ class Manifest:
     def shape(self) -> tuple[int, int, int, int]:
         """(c, k, h, w) of the latents; with several buckets, of the first."""
         return next(iter(self.buckets.values()))
+
+    def entry_form(self, bucket: str) -> EntryForm:
+        """What the entries of a bucket are."""
+        text = (self.text_tokens, self.text_width)
+        return EntryForm(self.buckets[bucket], text, DTYPES[self.dtype], self.posterior == "moments")
 
     def save(self, folder: Path) -> None:
         write_json(folder / MANIFEST, asdict(self))

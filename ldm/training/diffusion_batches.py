@@ -18,7 +18,7 @@ from ldm.diffusion.objective import add_noise, min_snr_weight, target
 from ldm.diffusion.settings import ObjectiveSettings
 from ldm.diffusion.timesteps import alpha_sigma, shift_for, training_time
 from ldm.latents.batches import entry_failures, latent_batches
-from ldm.latents.entries import check_text, entry_rate, load_entries, pad_text, unpack_entry
+from ldm.latents.entries import check_text, entry_rate, pad_text, unpack_entry
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import EMPTY_TEXT, Manifest
 from ldm.networks.conditioning import Condition
@@ -64,8 +64,6 @@ class LatentData:
         self.conditioning, self.objective, self.device = conditioning, objective, device
         self.mean = torch.tensor(manifest.latents_mean, device=device).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(manifest.latents_std, device=device).view(1, -1, 1, 1, 1)
-        self.folder, self.shapes = folder, set(manifest.buckets.values())
-        self.text_shape = (manifest.text_tokens, manifest.text_width)
         self.empty_text: Tensor | None = None  # (m, d)
         self.empty_mask: Tensor | None = None  # (m,)
         if conditioning.kind == "text":
@@ -74,6 +72,11 @@ class LatentData:
             check_text(empty, name)
             self.empty_text = pad_text(empty["text"], empty["text_mask"]).float().to(device)
             self.empty_mask = empty["text_mask"].to(device)
+            if self.empty_text.shape != (manifest.text_tokens, manifest.text_width):
+                raise InputError(
+                    f"{folder / EMPTY_TEXT} has an embedding {tuple(self.empty_text.shape)}, by the manifest it is "
+                    f"{(manifest.text_tokens, manifest.text_width)}"
+                )
 
     def training_batches(
         self,
@@ -123,8 +126,7 @@ class LatentData:
 
     def held_out(self, bucket: str, numbers: Sequence[int]) -> dict[str, Tensor]:
         """Held-out clips of a bucket by their indices in it, collated."""
-        chosen = self.latents.held_out[bucket]
-        return load_entries([chosen[number] for number in numbers], numbers, self.latents.classes)
+        return self.latents.held_out[bucket].load(numbers, numbers, self.latents.classes)
 
     def visualized(self, count: int) -> Iterator[tuple[Tensor, Condition]]:
         """Noise and condition, each a batch of one, of the first held-out clips.
@@ -156,7 +158,6 @@ class LatentData:
             name: value.to(self.device, non_blocking=True) for name, value in entries.items() if name != "number"
         }
         mean, std = on_device["mean"], on_device["std"]
-        self._check_shapes(mean, on_device["text"])
         z = mean + std * normal_per_sample(mean.shape[1:], seed, "posterior", numbers, self.device)
         x = (z - self.mean) / self.std
         text, label, first = self.conditioning.kind == "text", self.conditioning.kind == "class", None
@@ -169,17 +170,6 @@ class LatentData:
             first_frame=None if first is None else x[:, :, :1],
             first_frame_given=first,
         )
-
-    def _check_shapes(self, mean: Tensor, text: Tensor) -> None:
-        """Raise InputError for latents or embeddings of other shapes than the manifest has."""
-        found, expected = tuple(mean.shape[1:]), list(self.shapes)
-        if found not in expected:
-            raise InputError(f"{self.folder}: entries have latents {found}, the manifest's are {expected}")
-        if self.empty_text is not None and not text.shape[1:] == self.empty_text.shape == self.text_shape:
-            raise InputError(
-                f"{self.folder}: entries have embeddings {tuple(text.shape[1:])}, the empty caption's is "
-                f"{tuple(self.empty_text.shape)}, the manifest's are {self.text_shape}"
-            )
 
     def _noised(self, x: Tensor, u: Tensor, condition: Condition, numbers: Sequence[int], seed: int) -> Batch:
         """The batch of x at the training timesteps of u (b,) in [0, 1]."""

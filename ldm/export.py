@@ -15,7 +15,7 @@ from ldm.sample import load_pipeline
 from ldm.sampling.settings import SampleSettings
 from odvae.architecture.frame_counts import video_frames
 from odvae.report_file import read_report
-from odvae.running.errors import InputError, write_errors_named
+from odvae.running.errors import InputError
 from odvae.running.files import atomic_folder, read_json_lines
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.run_folder import RunFolder, code_version
@@ -49,7 +49,7 @@ def export_pipeline(
             if out.exists() and not (out / "model_index.json").is_file():
                 raise InputError(f"{out} exists and is no pipeline folder: choose another, or remove it")
             pipeline = assemble_pipeline(folders, samples, push or str(out), copy_text_encoder)
-            with atomic_folder(out) as temporary, write_errors_named(out):
+            with atomic_folder(out) as temporary:
                 pipeline.save_pretrained(temporary)
             if push:
                 pipeline.push_to_hub(push)

@@ -169,6 +169,7 @@ def _write_batch(
             "flip": clip.flip,
             "frames": job.bucket.frames,
             "fps": clip_rate(source, data),
+            **({"group": source.group} if source.group else {}),
         }
         mean, std = tensors.mean[i], tensors.std[i]
         stored_std = std if settings.posterior == "moments" else None
@@ -182,8 +183,8 @@ def _write_batch(
         with waits.of("disk"):
             shard.write({"__key__": key, **members})
         checksums = {name: checksum(data) for name, data in members.items()}
-        result.written.append(WrittenEntry(key, checksums, len(captions), metadata["label"]))
-        is_train = not is_held_out(source.key, data.held_out)
+        result.written.append(WrittenEntry(key, checksums, len(captions), metadata["label"], source.group))
+        is_train = not is_held_out(source.key, source.group, data.held_out)
         result.count(source.key, captions, metadata["label"], is_train)
         result.shape = tuple(mean.shape)
         if is_train:

@@ -26,7 +26,7 @@ from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.shards.facts_journal import INDEX_FOLDER, index_places, shard_index_path
-from odvae.shards.samples import Member, Sample, split_position
+from odvae.shards.samples import Member, Sample, group_in, split_position
 from odvae.shards.tars import index_shard
 
 # The `reader` in these indexes: there are no facts of videos in them, which a decoder would have found.
@@ -45,6 +45,7 @@ class WrittenEntry:
     """Checksum of each member, by extension."""
     captions: int
     label: str | None
+    group: str
 
 
 def written_rows(shard: Path, written: Sequence[WrittenEntry]) -> list[IndexRow]:
@@ -53,7 +54,7 @@ def written_rows(shard: Path, written: Sequence[WrittenEntry]) -> list[IndexRow]
     for sample, entry in zip(index_shard(shard), written, strict=True):
         assert sample.key == entry.key, f"{shard} has {sample.key} in place of {entry.key}"
         members = {name: one._replace(checksum=entry.checksums[name]) for name, one in sample.members.items()}
-        rows.append(_row(sample.key, members, entry.captions, entry.label))
+        rows.append(_row(sample.key, members, entry.captions, entry.label, entry.group))
     return rows
 
 
@@ -72,17 +73,19 @@ def _row_of(sample: Sample, texts: Mapping[str, bytes]) -> IndexRow:
             raise InputError(f"{sample.name} has no .{' and no .'.join(sorted(missing))}")
         about = read_about(texts["json"], sample.name)
     except InputError as error:
-        return _row(sample.key, members, 0, None, str(error).removeprefix(sample.name))
+        return _row(sample.key, members, 0, None, problem=str(error).removeprefix(sample.name))
     label, captions = about.get("label"), about.get("captions")
     count = len(captions) if isinstance(captions, list) else int(bool(about.get("caption")))
     if not (label is None or isinstance(label, str)):
-        return _row(sample.key, members, count, None, f".json: label {label!r:.100} is no name of a class")
-    return _row(sample.key, members, count, label)
+        return _row(sample.key, members, count, None, problem=f".json: label {label!r:.100} is no name of a class")
+    return _row(sample.key, members, count, label, group_in(about))
 
 
-def _row(key: str, members: Mapping[str, Member], captions: int, label: str | None, problem: str = "") -> IndexRow:
-    position = split_position(source_key(key))
-    return IndexRow(key, dict(members), position, captions=captions, label=label, problem=problem)
+def _row(
+    key: str, members: Mapping[str, Member], captions: int, label: str | None, group: str = "", problem: str = ""
+) -> IndexRow:
+    position = split_position(source_key(key), group)
+    return IndexRow(key, dict(members), position, captions=captions, label=label, group=group, problem=problem)
 
 
 def write_latent_index(path: Path, shard: Path, rows: Sequence[IndexRow], sha256: str) -> None:

@@ -35,7 +35,7 @@ from odvae.running.seeds import derive_seed
 from odvae.running.text import printable
 from odvae.shards.facts import checked_about, own_facts
 from odvae.shards.remote_shards import expand_urls
-from odvae.shards.samples import Member, Sample
+from odvae.shards.samples import Member, Sample, group_in
 from odvae.video.extensions import IMAGE_EXTENSIONS
 
 # Minimum denominator of the share of failures, so that one early failure does not end the run.
@@ -261,8 +261,8 @@ def _first_of(lines: Sequence[str], what: str, most: int) -> list[str]:
 
 def why_not(sample: dict[str, Any], data: DataSettings) -> str:
     """Why training does not use a streamed sample, judged by its members; empty if it does."""
-    key = sample["__key__"]
-    if is_held_out(key, data.held_out):
+    key, about = sample["__key__"], checked_about(sample.get("json", b"{}"))[0]
+    if is_held_out(key, group_in(about), data.held_out):
         return _HELD_OUT
     members = {name: Member(0, 0) for name in sample if not name.startswith("__")}
     try:
@@ -271,7 +271,7 @@ def why_not(sample: dict[str, Any], data: DataSettings) -> str:
         return "has no video" + (" (several dots in its name?)" if any("." in name for name in members) else "")
     if kind in IMAGE_EXTENSIONS and data.span > 1:
         return "is an image"
-    facts = own_facts(key, checked_about(sample.get("json", b"{}"))[0])
+    facts = own_facts(key, about)
     too_short = facts is not None and frames_at_rate(facts, data.fps) < data.span
     return f"is shorter than the {data.span} frames a clip spans" if too_short else ""
 

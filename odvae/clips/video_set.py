@@ -26,12 +26,13 @@ from odvae.video.display import HDR_NAMES
 _SDR = TRANSFERS.index("sdr")
 
 
-def is_held_out(key: str, share: float) -> bool:
-    """Whether a video belongs to the held-out split: a function of its key, so it is the same in every stage.
+def is_held_out(key: str, group: str, share: float) -> bool:
+    """Whether a video belongs to the held-out split: a function of its group, or, where that is empty, of its key, so
+    it is the same in every stage.
 
-    All scenes of a video are in the same split.
+    All videos of a group, and all scenes of a video, are in the same split.
     """
-    return split_position(key) < share
+    return split_position(key, group) < share
 
 
 class VideoSet:

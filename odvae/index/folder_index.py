@@ -181,7 +181,8 @@ class FolderIndex:
         chunk, i = self._locate(row)
         shard = self.header.shards[chunk.shard[i]]
         members = self._members(chunk, i, shard.bytes)
-        return Sample(chunk.bytes["key"][i], self.folder / shard.name, members, self.facts(row))
+        group = chunk.bytes["group"][i]
+        return Sample(chunk.bytes["key"][i], self.folder / shard.name, members, self.facts(row), group)
 
     def _members(self, chunk: Chunk, i: int, shard_bytes: int) -> dict[str, Member]:
         members = {}

@@ -14,9 +14,8 @@ from typing import Any, Protocol
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import CAPTIONS_UNREADABLE, Header, IndexedShard, IndexRow
 from odvae.running.hashing import checksum, checksum_of_pieces
-from odvae.running.text import valid_unicode
 from odvae.shards.captions import captions_of
-from odvae.shards.samples import Member, Sample, split_position
+from odvae.shards.samples import Member, Sample, group_in, split_position
 from odvae.shards.tars import index_shard
 from odvae.video.video_io import VideoFacts
 
@@ -111,15 +110,15 @@ def _checksum(file: int, member: Member) -> int:
 
 def make_row(sample: Sample, about: dict[str, Any], text: bytes | None, facts: VideoFacts | None) -> IndexRow:
     """The row of a sample with checksums, from the valid entries of its .json and from its text."""
-    label, group = about.get("label"), about.get("group")
+    label, group = about.get("label"), group_in(about)
     return IndexRow(
         sample.key,
         sample.members,
-        split_position(sample.key),
+        split_position(sample.key, group),
         facts,
         _count_captions(text, about),
         None if label is None else str(label),
-        valid_unicode(group) if isinstance(group, str) else "",
+        group,
     )
 
 

@@ -98,6 +98,8 @@ def _about_sample(
         about["captions"] = list(description.captions)
     label = _label(one.name, description, settings)
     about |= one.about | ({} if label is None else {"label": valid_unicode(label)})
+    if group := settings.group_of(one.name):
+        about["group"] = valid_unicode(group)
     return about | ({"row": others} if others else {})
 
 

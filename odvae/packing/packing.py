@@ -50,6 +50,7 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
     part = settings.own_part
     state = PackingState(out, part)
     files, captions = open_source(root, out, settings, part, state.scratch)
+    check_groups(root, files.own, settings)
     if settings.cut_scenes:
         check_scene_detection()
     identity = input_identity(files, files.own, captions, settings)
@@ -101,6 +102,14 @@ def open_source(
     file, text = (name and column_name(name) for name in (settings.file_column, settings.text_column))
     named = Path(settings.captions) if settings.captions else None
     return folder, CaptionReader(folder, named, Columns(file, text))
+
+
+def check_groups(source: Path, names: Sequence[str], settings: PackingSettings) -> None:
+    """Raise InputError where `settings.groups` puts none of the files into a group."""
+    if settings.groups is None or not names or any(map(settings.group_of, names)):
+        return
+    raise InputError(f"groups={settings.groups}: the expression is found in none of the {len(names)} paths in "
+                     f"{source}, such as {names[0]}")  # fmt: skip
 
 
 def input_identity(

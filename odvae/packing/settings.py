@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -35,6 +36,9 @@ class PackingSettings(Settings):
     """Column of the tables with the caption; null: the usual ones (text, caption, prompt, ...)."""
     labels: Literal["table", "folders"] = "table"
     """Classes are a column of the table, or the names of the videos' folders."""
+    groups: str | None = None
+    """A regular expression. Files in whose paths it finds the same text are a group, which is in the training or in the
+    held-out split as a whole: `groups='v_\\w+_g\\d+'` for UCF101, where such clips are cut from one video."""
     min_frames: int = Field(1, ge=1)
     """Videos with fewer frames are left out. Images are filtered by size and aspect only."""
     min_seconds: float = Field(0.0, ge=0)
@@ -72,6 +76,15 @@ class PackingSettings(Settings):
     largest_mib: float = Field(4096.0, gt=0)
     """A file of a URL that is larger is left out."""
 
+    @field_validator("groups")
+    @classmethod
+    def _is_expression(cls, text: str | None) -> str | None:
+        try:
+            re.compile(text or "")
+        except re.error as error:
+            raise ValueError(f"{text!r} is no regular expression: {error}") from None
+        return text
+
     @field_validator("part")
     @classmethod
     def _is_part(cls, text: str | None) -> str | None:
@@ -90,10 +103,20 @@ class PackingSettings(Settings):
 
     def decisive(self) -> dict[str, Any]:
         """The settings that determine what is in the shards."""
-        return self.model_dump(mode="json", exclude=_MAY_CHANGE)
+        return self.model_dump(mode="json", exclude=self._not_decisive)
 
     def decisive_json(self) -> str:
-        return self.model_dump_json(exclude=_MAY_CHANGE)
+        return self.model_dump_json(exclude=self._not_decisive)
+
+    @property
+    def _not_decisive(self) -> set[str]:
+        # Without groups, so that folders packed before there were any are recognized.
+        return _MAY_CHANGE | ({"groups"} if self.groups is None else set())
+
+    def group_of(self, name: str) -> str:
+        """The group of the file with this path in the source; empty if it belongs to none."""
+        found = re.search(self.groups, name) if self.groups else None
+        return found[0] if found else ""
 
     def why_not(self, about: dict) -> tuple[str, str] | None:
         """The setting whose filter a video does not pass, and the details; None if it passes all filters."""

@@ -87,7 +87,8 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary, retired = temporary_path(path), temporary_path(path)
     temporary.mkdir(parents=True)
     try:
-        yield temporary
+        with write_errors_named(path):
+            yield temporary
         replaces = path.exists()
         if replaces:
             path.rename(retired)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from odvae.running.errors import InputError
 from odvae.running.hashing import checksum
 from odvae.running.seeds import derive_seed
-from odvae.running.text import printable
+from odvae.running.text import printable, valid_unicode
 from odvae.storage.files import prefetch_range, read_range
 from odvae.storage.paths import is_remote
 from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
@@ -51,6 +52,8 @@ class Sample:
     members: dict[str, Member]
     facts: VideoFacts | None = None
     """Facts found by examining its video, if they are not in its .json (`odvae.shards.facts`)."""
+    group: str = ""
+    """Samples of a group are in the same split; empty: it is in none. Known where the sample comes from an index."""
 
     @property
     def name(self) -> str:
@@ -205,6 +208,13 @@ def video_of(key: str) -> str:
     return key.partition(SCENE_MARK)[0]
 
 
-def split_position(key: str) -> float:
-    """A number in [0, 1) of a video's key, the same for all its scenes: below the held-out share, it is held out."""
-    return derive_seed("held out", video_of(key)) / 2**63
+def group_in(about: Mapping[str, Any]) -> str:
+    """The group in the entries of a KEY.json; empty where there is none."""
+    group = about.get("group")
+    return valid_unicode(group) if isinstance(group, str) else ""
+
+
+def split_position(key: str, group: str) -> float:
+    """A number in [0, 1) of a video, the same for all videos of a group and for all scenes of a video: below the
+    held-out share, it is held out. `group` is empty for a video that is in no group."""
+    return derive_seed("held out", group or video_of(key)) / 2**63

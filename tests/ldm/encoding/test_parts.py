@@ -187,8 +187,8 @@ def test_a_part_on_a_full_disk_is_named_and_resumes(runs, tmp_path):
         (folder / name).symlink_to(runs / name)
     words = words_of(runs, f"run={folder}", "encode.part=2/4")
     size = (runs / "undisturbed/5x32x32-00001.tar").stat().st_size
-    script = Script(words, file_size=size // 2)
     encode_in_process(runs, folder / "latents", "encode.part=4/4")
+    script = Script(words, file_size=size // 2)
     assert script.wait() == 1
     assert "Traceback" not in script.stderr
     assert re.search(r"error: .*run the same command again", script.stderr)

@@ -69,7 +69,9 @@ def test_the_entries_are_those_of_the_shards_in_their_order(latents):
     samples = index_shards([latents / record.name for record in manifest.shards])
     found = opened(latents)
     for split, held_out in ((found.train, False), (found.held_out, True)):
-        keys = [one.key for one in samples if is_held_out(one.key.rpartition("-")[0], manifest.held_out) == held_out]
+        keys = [
+            one.key for one in samples if is_held_out(one.key.rpartition("-")[0], "", manifest.held_out) == held_out
+        ]
         assert [entry.key for entry in split[bucket]] == keys
         assert len(keys) > 3
 

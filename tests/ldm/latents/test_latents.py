@@ -121,7 +121,7 @@ def test_all_clips_of_a_video_are_in_one_split(encoded):
     train, held_out = entries_of(encoded / "latents")
     keys = [{entry.read_json()["source"] for entry in split} for split in (train, held_out)]
     assert keys[0] & keys[1] == set()
-    assert all(is_held_out(key, DATA.held_out) for key in keys[1])
+    assert all(is_held_out(key, "", DATA.held_out) for key in keys[1])
 
 
 def test_an_interrupted_encoding_resumes_with_the_same_bytes(encoded, tmp_path):

@@ -142,7 +142,7 @@ def test_another_seed_gives_other_clips(shards):
 
 
 def test_the_split_is_a_function_of_the_key_and_has_the_requested_share(shards):
-    share = np.mean([is_held_out(f"key{i}", 0.2) for i in range(5000)])
+    share = np.mean([is_held_out(f"key{i}", "", 0.2) for i in range(5000)])
     assert abs(share - 0.2) < 0.02
     videos = VideoSet(shards, DATA, "?")
     assert {s.key for s in videos.train} & {s.key for s in videos.held_out} == set()

@@ -33,13 +33,15 @@ def synthetic(folder, rows):
 def random_row(key, rng):
     if rng.random() < 0.1:
         members = {"txt": Member(0, 0, 0)} if rng.random() < 0.5 else {"mp4": Member(0, 0, 0)}
-        return IndexRow(key, members, split_position(key), problem=": cannot be decoded", captions=1)
+        return IndexRow(key, members, split_position(key, ""), problem=": cannot be decoded", captions=1)
     if rng.random() < 0.1:
-        return IndexRow(key, {"png": Member(0, 0, 0)}, split_position(key), VideoFacts(1, 8, 8, 0.0, 0.0, False, []))
+        return IndexRow(
+            key, {"png": Member(0, 0, 0)}, split_position(key, ""), VideoFacts(1, 8, 8, 0.0, 0.0, False, [])
+        )
     frames, fps = int(rng.integers(1, 40)), float(rng.choice([7.0, 8.0, 24.0, 30000 / 1001]))
     transfer = str(rng.choice(["sdr", "sdr", "pq", "hlg"]))
     facts = VideoFacts(frames, 8, 8, fps, frames / fps, False, [(0, 0)], transfer)
-    return IndexRow(key, {"mp4": Member(0, 0, 0)}, split_position(key), facts)
+    return IndexRow(key, {"mp4": Member(0, 0, 0)}, split_position(key, ""), facts)
 
 
 @pytest.mark.parametrize("fps", [None, 8.0, 5.3])
@@ -52,9 +54,9 @@ def test_columns_choose_what_the_facts_of_each_video_say(tmp_path, fps, hdr):
     usable = [one for one in rows if one.facts and (hdr == "tone_map" or one.facts.transfer == "sdr")]
     long = [one.key for one in usable if frames_at_rate(one.facts, fps) >= data.span]
     assert [one.key for one in videos.samples] == [one.key for one in usable]
-    assert [one.key for one in videos.train] == [key for key in long if not is_held_out(key, 0.3)]
-    assert [one.key for one in videos.held_out] == [key for key in long if is_held_out(key, 0.3)]
-    assert [one.key for one in videos.not_held_out] == [one.key for one in usable if not is_held_out(one.key, 0.3)]
+    assert [one.key for one in videos.train] == [key for key in long if not is_held_out(key, "", 0.3)]
+    assert [one.key for one in videos.held_out] == [key for key in long if is_held_out(key, "", 0.3)]
+    assert [one.key for one in videos.not_held_out] == [one.key for one in usable if not is_held_out(one.key, "", 0.3)]
     account = videos.account()
     assert account.found == 400
     assert account.used == len(long)

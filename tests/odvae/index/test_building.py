@@ -81,7 +81,8 @@ def test_a_row_has_what_is_known_of_its_sample(tmp_path, examined):
     assert (b.facts, b.captions, b.problem) == (None, CAPTIONS_UNREADABLE, ": cannot be decoded")
     assert (d.facts, d.captions, d.problem) == (None, 1, " has no video, only txt")
     assert examined == ["c", "b"]
-    assert [one.split for one in (a, b)] == [split_position("a"), split_position("b")]
+    assert [one.split for one in (a, b)] == [split_position("a", ""), split_position("b", "")]
+    assert c.split == split_position("any other", "g01")
     for one, sample in zip((a, c, b, d), index.select(lambda chunk: chunk.split >= 0), strict=True):
         assert {name: checksum(data) for name, data in sample.read_all().items()} == {
             name: member.checksum for name, member in one.members.items()

@@ -20,7 +20,7 @@ FACTS = VideoFacts(33, 48, 64, 8.0, 4.125, True, [(0, 0), (24, 96)], transfer="p
 
 def row(key: str, extension: str = "mp4", facts=FACTS, label=None, offset: int = 0) -> IndexRow:
     members = {extension: Member(offset, 5, checksum(b"video")), "txt": Member(offset + 5, 4, checksum(b"text"))}
-    return IndexRow(key, members, split_position(key), facts, captions=2, label=label, group="g01")
+    return IndexRow(key, members, split_position(key, "g01"), facts, captions=2, label=label, group="g01")
 
 
 def write(folder, name: str, rows) -> None:

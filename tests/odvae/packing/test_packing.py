@@ -194,7 +194,7 @@ def test_samples_without_a_video_are_left_out_and_named(source, tmp_path):
     tar_of(tmp_path / "out/00001.tar", [("lonely.txt", b"a caption"), ("lonely.json", b"{}")])
     with tarfile.open(tmp_path / "out/00000.tar") as tar:  # keys depend on the encoder's bytes
         keys = {name.split(".")[0] for name in tar.getnames()}
-    share = next(i / 100 for i in range(1, 100) if any(is_held_out(key, i / 100) for key in keys))
+    share = next(i / 100 for i in range(1, 100) if any(is_held_out(key, "", i / 100) for key in keys))
     data = DataSettings(frames=9, height=32, width=32, held_out=share, workers=0)
     videos = VideoSet(tmp_path / "out", data, "?")
     assert len(videos.train) + len(videos.held_out) == 3
@@ -313,7 +313,7 @@ def test_scenes_become_samples_of_one_split(source, tmp_path):
     assert (report.videos, report.frames) == (2, 80)
     scenes = index_shards([tmp_path / "out/00000.tar"])
     assert [scene.key[-4:] for scene in scenes] == ["+000", "+001"]
-    assert len({is_held_out(scene.key, 0.5) for scene in scenes}) == 1
+    assert len({is_held_out(scene.key, "", 0.5) for scene in scenes}) == 1
     for scene, half in zip(scenes, halves, strict=True):
         frames = np.stack(list(decode(scene.open("mp4"), scene.name)))
         assert len(frames) == scene.read_json()["frames"] == 40

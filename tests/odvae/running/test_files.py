@@ -1,11 +1,15 @@
-"""JSON that the project wrote for itself and that was damaged since."""
+"""JSON that the project wrote for itself and that was damaged since; files that do not fit on the disk."""
 
+import resource
+import signal
 from dataclasses import dataclass
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from odvae.running.errors import InputError
-from odvae.running.files import parse_record, read_json_lines, read_object
+from odvae.running.files import atomic_folder, install_folder, parse_record, read_json_lines, read_object
 
 
 @dataclass(frozen=True)
@@ -56,3 +60,24 @@ def test_a_last_line_that_was_cut_is_left_out_and_any_other_one_is_named(tmp_pat
         path.write_text(f'{line}\n{{"a": 1}}\n')
         with pytest.raises(InputError, match=r"rows\.jsonl, line 1"):
             read_json_lines(path)
+
+
+@pytest.mark.parametrize("folder", [atomic_folder, install_folder])
+def test_a_model_that_does_not_fit_on_the_disk_is_named_and_nothing_of_it_stays(tmp_path, folder):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text("before")
+
+    def write_model():
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            with folder(tmp_path / "model") as temporary:
+                save_file({"weight": torch.zeros(1000)}, temporary / "model.safetensors")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    with pytest.raises(InputError, match=r"cannot write .*model: .*File too large.*run the same command again"):
+        write_model()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "config.json"]
+    assert (tmp_path / "model/config.json").read_text() == "before"

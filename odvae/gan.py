@@ -21,6 +21,9 @@ from odvae.training.optimization import (
 )
 from odvae.training.settings import OptimizationSettings
 
+# The maximum of the adaptive weight in VQGAN's code and the paper's, for losses summed over the values of a frame.
+_CEILING_OF_SUMS = 1e4
+
 
 class PatchDiscriminator(nn.Module):
     """3D PatchGAN discriminator: video (b, 3, t, h, w) -> logits (b, 1, t', h', w') with t' ~ t / 4 and h' ~ h / 8.
@@ -95,6 +98,7 @@ class GANTrainer:
         self.discriminator, self.optimizer = accelerator.prepare(network, optimizer)
         self.network = accelerator.unwrap_model(self.discriminator)
         self.state = GANState().to(accelerator.device)
+        self.frame_values = 0  # 3 H W of the videos
         self._begin_step()
 
     def _begin_step(self) -> None:
@@ -119,6 +123,7 @@ class GANTrainer:
         `reconstruction_grad` and `generator_grad` are the two losses' gradients with respect to the pixels. Both are
         also propagated to the decoder's last weight, to measure the adaptive weight of the next step.
         """
+        self.frame_values = reconstruction[0, :, 0].numel()
         for i, gradient in enumerate((reconstruction_grad, generator_grad)):
             (last_weight_grad,) = torch.autograd.grad(
                 reconstruction, self.last_weight, gradient.to(reconstruction.dtype), retain_graph=True
@@ -153,7 +158,7 @@ class GANTrainer:
         self.optimizer.zero_grad()
 
         reconstruction, generator = self.accelerator.reduce(self.gradients, "mean").flatten(1).norm(dim=1)
-        adaptive_weight = (reconstruction / (generator + 1e-4)).clamp(max=self.settings.adaptive_ceiling)
+        adaptive_weight = (reconstruction / (generator + 1e-4)).clamp(max=self._ceiling())
         real, fake = self.accelerator.reduce(self.logits, "mean")
         decay = 0.99 if self.is_active(step - 1) else 0.0  # in the first step the running means are that step's means
         for buffer, value in (
@@ -163,3 +168,10 @@ class GANTrainer:
         ):
             buffer.copy_(torch.where(torch.isfinite(value), value, buffer))  # keep the old value
         self._begin_step()
+
+    def _ceiling(self) -> float:
+        """The maximum of the adaptive weight. The ratio of the gradients is that of losses averaged over the values of
+        a frame, so it is `frame_values` times smaller than the ratio of sums that the paper's maximum is for."""
+        if self.settings.adaptive_ceiling is not None:
+            return self.settings.adaptive_ceiling
+        return _CEILING_OF_SUMS / max(self.frame_values, 1)

@@ -90,8 +90,9 @@ class LPIPSTermSettings(LPIPSSettings):
 class GANSettings(Settings):
     weight: float = Field(0.5, gt=0)
     """Weight of the generator loss; multiplied by the adaptive weight."""
-    adaptive_ceiling: float = Field(1e4, gt=0)
-    """Maximum of the adaptive weight."""
+    adaptive_ceiling: float | None = Field(None, gt=0)
+    """Maximum of the adaptive weight; null: the paper's 1e4, which holds for losses summed over the 3 H W values of a
+    frame, in the units of the means that are used here: 1e4 / (3 H W), 0.051 at 256x256."""
     start_step: int = Field(0, ge=0)
     """Completed steps of a phase after which the GAN starts."""
     width: int = Field(64, ge=8, multiple_of=8)

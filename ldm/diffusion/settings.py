@@ -50,6 +50,11 @@ class ObjectiveSettings(Settings):
                 f"zero_terminal_snr=true needs prediction=v or x0, found {self.prediction}: at zero SNR the data "
                 "cannot be computed from the noise (and rectified flow ends in pure noise anyway)"
             )
+        if self.zero_terminal_snr and self.min_snr_gamma is not None:
+            raise ValueError(
+                "zero_terminal_snr=true and min_snr_gamma exclude each other: min-SNR weights a step by at most its "
+                "SNR, so the last step, of SNR 0, would never be trained, though sampling starts from it"
+            )
         if self.prediction != "flow" and (self.shift != 1 or self.shift_base_tokens is not None):
             raise ValueError(f"shift and shift_base_tokens are for prediction=flow, found prediction={self.prediction}")
         return self

@@ -85,6 +85,8 @@ def test_zero_terminal_snr_trains_on_pure_noise():
     assert torch.equal(target(x[:1], eps[:1], alpha, sigma, "v"), -x[:1])
     with pytest.raises(ValueError, match="zero_terminal_snr=true needs prediction=v or x0, found epsilon"):
         ObjectiveSettings(prediction="epsilon", zero_terminal_snr=True)
+    with pytest.raises(ValueError, match="zero_terminal_snr=true and min_snr_gamma exclude each other"):
+        ObjectiveSettings(prediction="v", zero_terminal_snr=True, min_snr_gamma=5.0)
 
 
 @every_objective

@@ -79,7 +79,7 @@ def test_every_condition_trains_on_rendered_videos_and_samples(ldm_run, tmp_path
 
 @pytest.mark.parametrize("prediction", ["flow", "v"])
 def test_the_loss_falls_where_there_is_something_to_learn(ldm_run, tmp_path, prediction):
-    objective = ObjectiveSettings(prediction=prediction, zero_terminal_snr=prediction == "v", min_snr_gamma=5.0)
+    objective = ObjectiveSettings(prediction=prediction, min_snr_gamma=5.0)
     every = {"validate_every": 100, "checkpoint_every": 100, "log_every": 10, "learning_rate": 4e-3}
     conditioning = ConditioningSettings(kind="none")
     chosen = settings(100, "adamw", objective=objective, conditioning=conditioning, optimization=every)

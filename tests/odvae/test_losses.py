@@ -156,6 +156,18 @@ def test_the_adaptive_weight_is_the_ratio_of_both_gradients_of_the_previous_step
     assert gan.state.adaptive_weight == pytest.approx(float(expected), rel=1e-4)
 
 
+def test_the_maximum_of_the_adaptive_weight_is_the_papers_in_the_units_of_means():
+    """The paper sums losses over the values of a frame: its weight, divided by their number, is that of the means."""
+    network, objective = make_objective(gan={"width": 8}, kl=0.0)
+    video = torch.rand(1, 3, 5, 16, 16) * 2 - 1
+    latent = torch.zeros(1, 4, 2, 2, 2)
+    reconstruction = network(video)
+    objective(reconstruction, video, latent, latent, step=1)
+    objective.gan.gradients[0], objective.gan.gradients[1] = 1.0, 1e-9
+    objective.gan.apply_gradients(step=1)
+    assert objective.gan.state.adaptive_weight == pytest.approx(1e4 / (3 * 16 * 16))
+
+
 def test_the_adaptive_weight_has_a_maximum_and_ignores_steps_that_are_not_finite():
     _, objective = make_objective(gan={"width": 8, "adaptive_ceiling": 3.0})
     gan = objective.gan

@@ -7,6 +7,7 @@ decodes with the same results. The differences between these VAEs are handled he
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import diffusers
 import torch
@@ -45,11 +46,15 @@ class VideoVAEAdapter(VideoVAEMixin, ModelMixin):
         video = self._to_pixels(latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
-    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Same as ODVAE.forward: it checks shapes, not values."""
         self._check_video(video)
         posterior = self._to_posterior(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        if change_latents is not None:
+            latents = change_latents(latents)
         return self._to_pixels(latents), posterior.mean, posterior.logvar
 
     def _check_video(self, video: Tensor) -> None:

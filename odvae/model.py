@@ -5,7 +5,7 @@ A video of 4k+1 frames becomes k+1 latent frames: the first frame alone, the oth
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -170,8 +170,10 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         video = self._decode_tiled(self._to_pixels, latents) if self.use_tiling else self._to_pixels(latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
-    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """Encode, sample latents as mean + std * noise (without `noise`: the mean), decode.
+    def forward(
+        self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode, sample latents as mean + std * noise (without `noise`: the mean), change them, decode.
 
         Returns (reconstruction like `video`, latent mean, latent log-variance) for training. Unlike `encode`, it checks
         shapes but not values, since reading values synchronizes the GPU in every step.
@@ -180,6 +182,8 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         moments = self._encode_tiled(self._to_moments, video) if self.use_tiling else self._to_moments(video)
         posterior = DiagonalGaussianDistribution(moments)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        if change_latents is not None:
+            latents = change_latents(latents)
         video = self._decode_tiled(self._to_pixels, latents) if self.use_tiling else self._to_pixels(latents)
         return video, posterior.mean, posterior.logvar
 

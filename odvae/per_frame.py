@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from diffusers import AutoencoderKL
@@ -49,11 +49,15 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
         video = self._decode_frames(latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
-    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Same as ODVAE.forward: (reconstruction, latent mean, latent log-variance); checks shapes, not values."""
         check_video(video, 1, self.spatial_compression_ratio)
         posterior = self._encode_frames(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        if change_latents is not None:
+            latents = change_latents(latents)
         return self._decode_frames(latents), posterior.mean, posterior.logvar
 
     def _encode_frames(self, video: Tensor) -> DiagonalGaussianDistribution:

@@ -22,6 +22,7 @@ from odvae.latent_statistics import latent_statistics
 from odvae.losses import PixelLoss, VAELoss
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
+from odvae.regularizers.regularized_vae import LatentChanges
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
@@ -184,11 +185,13 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     Returns it with its EMA weights. `step` counts completed optimizer steps. Data, noise and learning rate are
     functions of it, so a run that is killed at any point and resumed ends with the same weights.
     """
+    settings = run.settings
     prepare_network(network, optimization)
-    state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}")
+    changes = None if (chosen := settings.regularizers) is None else LatentChanges(chosen, network, run.seed, name)
+    trained = None if changes is None else changes.trained_module()
+    state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}", trained)
     accelerator = state.accelerator
     torch.manual_seed(derive_seed(run.seed, name))  # for the discriminator's weights; the same after a resume
-    settings = run.settings
     vae_loss = VAELoss(settings.loss, network, optimization, accelerator, run.pixel_loss, settings.regularizers)
     for carried in vae_loss.states:
         state.checkpoints.remember(carried)
@@ -198,7 +201,7 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
     for step in run.stage.steps(done + 1, optimization.steps):
-        terms, gradient_norm, learning_rate = training_step(state, vae_loss, batches, run.seed, step)
+        terms, gradient_norm, learning_rate = training_step(state, vae_loss, batches, run.seed, step, changes)
         progress.update()
 
         last = step == optimization.steps

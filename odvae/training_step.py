@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from odvae.architecture.layers import keep_channels_last
 from odvae.losses import VAELoss
+from odvae.regularizers.regularized_vae import LatentChanges
 from odvae.running.errors import InputError
 from odvae.training.optimization import gradients_synced_at
 from odvae.training.settings import OptimizationSettings
@@ -17,10 +18,16 @@ from odvae.vae_batches import Batch
 
 
 def training_step(
-    state: TrainingState, vae_loss: VAELoss, batches: Iterator[Batch], seed: int, step: int
+    state: TrainingState,
+    vae_loss: VAELoss,
+    batches: Iterator[Batch],
+    seed: int,
+    step: int,
+    changes: LatentChanges | None = None,
 ) -> tuple[dict[str, Tensor], Tensor, float]:
     """Optimizer step `step` (counted from 1) of the VAE and, where the GAN is active, of its discriminator.
 
+    With `changes`, `state` trains their `trained_module()`, and they draw what happens to the latents in this step.
     Returns the terms of the loss by name, of the last micro-step, the gradient's norm, and the learning rate. Nothing
     in it waits for a GPU.
     """
@@ -28,10 +35,11 @@ def training_step(
     for micro_step in range(1, accumulated + 1):
         batch = next(batches)
         video, noise = batch.video, batch.posterior_noise(state.network, seed)
+        drawn = () if changes is None else changes.draw(batch, step)
         sync = micro_step == accumulated
         with gradients_synced_at(accelerator, state.model, sync):
             with accelerator.autocast():
-                reconstruction, mean, logvar = state.model(video, noise)
+                reconstruction, mean, logvar = state.model(video, noise, *drawn)
             loss, terms = vae_loss(reconstruction, video, mean, logvar, step)
             accelerator.backward(loss / accumulated)
         terms |= vae_loss.discriminator_step(reconstruction, video, step, sync)

@@ -34,15 +34,19 @@ class Batch:
     noise_name: str
     sample_numbers: list[int]
 
-    def posterior_noise(self, network: VideoVAE, seed: int) -> Tensor:
-        """Standard normal noise for sampling latents from the posterior, (b, c, 1 + k, h/s, w/s)."""
+    def latent_shape(self, network: VideoVAE) -> tuple[int, int, int, int]:
+        """Channels, frames, height and width of a video's latents, (c, 1 + k, h/s, w/s)."""
         _, _, t, h, w = self.video.shape
-        shape = (
+        return (
             network.config.latent_channels,
             latent_frames(t, network.temporal_compression_ratio),
             h // network.spatial_compression_ratio,
             w // network.spatial_compression_ratio,
         )
+
+    def posterior_noise(self, network: VideoVAE, seed: int) -> Tensor:
+        """Standard normal noise for sampling latents from the posterior, (b, c, 1 + k, h/s, w/s)."""
+        shape = self.latent_shape(network)
         return normal_per_sample(shape, seed, self.noise_name, self.sample_numbers, self.video.device)
 
 

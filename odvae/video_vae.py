@@ -55,8 +55,13 @@ class VideoVAE(Protocol):
         """`decode` of latents that arrive in chunks along time. Raises InputError if not `streamable`."""
         ...
 
-    def __call__(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstruction, latent mean, latent log-variance); decodes mean + std * noise, or the mean without noise."""
+    def __call__(
+        self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(reconstruction, latent mean, latent log-variance); decodes mean + std * noise, or the mean without noise.
+
+        `change_latents`, which only some regularizers need (docs/regularizers.md), is applied before decoding.
+        """
         ...
 
     @property
@@ -84,10 +89,14 @@ class VideoVAEMixin(_Mixed):
     streamable = False
     has_temporal_tiling = False
 
-    def forward(self, video: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(reconstruction, latent mean, latent log-variance), see `VideoVAE.__call__`."""
         posterior = self.encode(video).latent_dist
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        if change_latents is not None:
+            latents = change_latents(latents)
         return self.decode(latents).sample, posterior.mean, posterior.logvar
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:

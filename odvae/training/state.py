@@ -28,18 +28,26 @@ from odvae.training.tracking import MetricsLog
 class TrainingState:
     """A network in training with its optimizer, EMA weights, checkpoints and log.
 
-    `model` is the network prepared by accelerate, to be called in the loop; `plan` describes how the samples of a step
-    are divided. `ema` is the average that is validated and saved; `averages` are it and those of `extra_ema_decays`.
-    Anything else that belongs in checkpoints must be prepared with `accelerator` or passed to `checkpoints.remember`
-    before `resume`, which loads the newest checkpoint.
+    `model` is the network prepared by accelerate, to be called in the loop; or `trained`, a module that holds the
+    network beside parameters that only the training needs. `plan` describes how the samples of a step are divided.
+    `ema` is the average that is validated and saved; `averages` are it and those of `extra_ema_decays`. Anything else
+    that belongs in checkpoints must be prepared with `accelerator` or passed to `checkpoints.remember` before `resume`,
+    which loads the newest checkpoint.
     """
 
     def __init__(
-        self, network: nn.Module, optimization: OptimizationSettings, folder: Path, tracker: Tracker, name: str
+        self,
+        network: nn.Module,
+        optimization: OptimizationSettings,
+        folder: Path,
+        tracker: Tracker,
+        name: str,
+        trained: nn.Module | None = None,
     ) -> None:
         self.network, self.optimization, self.folder = network, optimization, folder
         self.accelerator: Accelerator = make_accelerator(optimization.precision, tracker, folder, name)
-        self.model, self.optimizer = self.accelerator.prepare(network, make_optimizer(network, optimization))
+        trained = network if trained is None else trained
+        self.model, self.optimizer = self.accelerator.prepare(trained, make_optimizer(trained, optimization))
         decays = (optimization.ema_decay, *optimization.extra_ema_decays)
         self.averages = [EMA(network, decay) for decay in decays]
         self.ema = self.averages[0]

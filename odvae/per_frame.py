@@ -15,9 +15,10 @@ from torch import Tensor
 
 from odvae.architecture.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.architecture.layers import ChannelsLastMixin
+from odvae.video_vae import VideoVAEMixin
 
 
-class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
+class PerFrameVAE(ChannelsLastMixin, VideoVAEMixin, AutoencoderKL):
     """diffusers' AutoencoderKL with the interface of ODVAE: video (b, 3, t, h, w) <-> latents (b, c, t, h/8, w/8).
 
     Any t >= 1. Time is not compressed, and streaming is exact, since frames are independent. Model folders are
@@ -42,17 +43,19 @@ class PerFrameVAE(ChannelsLastMixin, AutoencoderKL):
         return AutoencoderKLOutput(latent_dist=distribution) if return_dict else (distribution,)
 
     @apply_forward_hook
-    def decode(self, latents: Tensor, return_dict: bool = True) -> DecoderOutput | tuple:
+    def decode(
+        self, latents: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple:
         """Same as ODVAE.decode, including its checks."""
         check_latents(latents, self.config.latent_channels)
         check_latent_values(latents)
         video = self._decode_frames(latents)
         return DecoderOutput(sample=video) if return_dict else (video,)
 
-    def forward(
+    def reconstruct(
         self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Same as ODVAE.forward: (reconstruction, latent mean, latent log-variance); checks shapes, not values."""
+        """Same as ODVAE.reconstruct: (reconstruction, latent mean, latent log-variance); checks shapes, not values."""
         check_video(video, 1, self.spatial_compression_ratio)
         posterior = self._encode_frames(video)
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise

@@ -49,7 +49,11 @@ def training_step(
 
 
 def prepare_network(network: nn.Module, optimization: OptimizationSettings) -> None:
-    """Apply channels-last layout, gradient checkpointing and compilation, in place."""
+    """Apply channels-last layout, gradient checkpointing and compilation, in place; a call is `reconstruct`.
+
+    DDP, FSDP and accelerate's autocast act where a module is called, not on its other methods.
+    """
+    network.forward = network.reconstruct
     keep_channels_last(network)
     if optimization.gradient_checkpointing:
         network.enable_gradient_checkpointing()

@@ -55,12 +55,13 @@ class VideoVAE(Protocol):
         """`decode` of latents that arrive in chunks along time. Raises InputError if not `streamable`."""
         ...
 
-    def __call__(
+    def reconstruct(
         self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstruction, latent mean, latent log-variance); decodes mean + std * noise, or the mean without noise.
+        """(reconstruction, latent mean, latent log-variance), for training.
 
-        `change_latents`, which only some regularizers need (docs/regularizers.md), is applied before decoding.
+        Decodes mean + std * noise, or without noise the mean. `change_latents`, which only some regularizers need
+        (docs/regularizers.md), is applied before decoding.
         """
         ...
 
@@ -84,15 +85,34 @@ class VideoVAE(Protocol):
 
 
 class VideoVAEMixin(_Mixed):
-    """The members of `VideoVAE` besides `encode` and `decode`, for a VAE without streaming and temporal tiling."""
+    """The members of `VideoVAE` besides `encode` and `decode`, for a VAE without streaming and temporal tiling.
 
-    streamable = False
-    has_temporal_tiling = False
+    And `forward` with the arguments of diffusers' autoencoders.
+    """
+
+    streamable: bool = False
+    has_temporal_tiling: bool = False
 
     def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Encode and decode a video (b, 3, t, h, w): its reconstruction as `.sample`, or as a tuple of one.
+
+        `sample_posterior`: decodes latents drawn with `generator` from the posterior, in place of its mean.
+        """
+        posterior = self.encode(sample).latent_dist
+        latents = posterior.sample(generator) if sample_posterior else posterior.mode()
+        video = self.decode(latents).sample
+        return DecoderOutput(sample=video) if return_dict else (video,)
+
+    def reconstruct(
         self, video: Tensor, noise: Tensor | None = None, change_latents: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstruction, latent mean, latent log-variance), see `VideoVAE.__call__`."""
+        """(reconstruction, latent mean, latent log-variance), see `VideoVAE.reconstruct`."""
         posterior = self.encode(video).latent_dist
         latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
         if change_latents is not None:

@@ -126,7 +126,7 @@ def measure_reconstructions(clips: Sequence[tuple[Sample, int]], vae: VideoVAE, 
     measured = []
     for indices, batch in batches_of_rank(RealClips(clips, scorers.data), scorers, "reconstructing"):
         video = to_float(torch.from_numpy(batch)).to(vae.device)
-        reconstruction = vae(video)[0].clamp(-1, 1)
+        reconstruction = vae.reconstruct(video)[0].clamp(-1, 1)
         if not torch.isfinite(reconstruction).all():
             names = ", ".join(clips[index][0].name for index in indices)
             raise InputError(f"the VAE's reconstructions have values that are not finite, among {names}")

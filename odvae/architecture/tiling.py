@@ -23,10 +23,14 @@ TileCaches = dict[tuple[int, int], StreamCache]  # by a tile's first row and col
 
 
 class TilingMixin(AutoencoderMixin):
-    """Tiled encoding and decoding, with `enable_tiling` and `disable_tiling`. Sizes are in pixels and frames."""
+    """Tiled encoding and decoding, with `enable_tiling` and `disable_tiling`. Sizes are in pixels and frames.
+
+    And slicing, diffusers' `enable_slicing` and `disable_slicing`: the videos of a batch one after the other.
+    """
 
     temporal_compression_ratio: int
     spatial_compression_ratio: int
+    use_slicing: bool = False
     use_tiling: bool = False
     tile_sample_min_height: int | None = None
     tile_sample_min_width: int | None = None
@@ -68,6 +72,10 @@ class TilingMixin(AutoencoderMixin):
         self.tile_sample_min_num_frames = frames
         self.tile_sample_min_height, self.tile_sample_stride_height = tile_sample_min_height, stride_height
         self.tile_sample_min_width, self.tile_sample_stride_width = tile_sample_min_width, stride_width
+
+    def _run_sliced(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`function` of a batch or, with slicing, of each of its videos."""
+        return torch.cat([function(part) for part in x.split(1)]) if self.use_slicing else function(x)
 
     def _encode_tiled(self, network: Network, video: Tensor) -> Tensor:
         """Apply `network` (pixels -> latents) to groups of frames, each in spatial tiles."""

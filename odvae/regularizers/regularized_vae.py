@@ -57,10 +57,10 @@ class LatentChanges:
         network: nn.Module = self.vae
         if self.settings.latent_masking is None:
             return network
-        if "change_latents" not in inspect.signature(network.forward).parameters:
+        if "change_latents" not in inspect.signature(network.reconstruct).parameters:
             raise InputError(
                 f"vae.regularizers.latent_masking changes latents before they are decoded: "
-                f"{type(network).__name__}.forward must have an argument change_latents, see odvae.video_vae.VideoVAE"
+                f"{type(network).__name__}.reconstruct must have an argument change_latents, see odvae.video_vae.VideoVAE"
             )
         return RegularizedVAE(network)
 

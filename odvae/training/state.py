@@ -93,8 +93,9 @@ class TrainingState:
             stage.stop(step)
 
     def finish(self) -> None:
-        """Load the EMA weights into the network and close the log."""
+        """Load the EMA weights into the network, whose `forward` is its class's again, and close the log."""
         self.network.load_state_dict(self.ema.values)
+        vars(self.network).pop("forward", None)  # the training's own, or the one in which accelerate wrapped it
         self.log.close()
 
 

@@ -62,7 +62,7 @@ def test_it_encodes_and_decodes_as_diffusers_class_alone_does(adapted, k):
     else:  # CogVideoX alone makes frames that were never there of an even number of latents
         assert type(adapted).__name__ == "AutoencoderKLCogVideoX"
         assert k % 2 == 1
-    reconstruction, mean, _ = adapted(video)
+    reconstruction, mean, _ = adapted.reconstruct(video)
     assert torch.equal(reconstruction, decoded)
     assert torch.equal(mean, latents.mean)
 
@@ -106,7 +106,7 @@ def test_a_wan_2_2_vae_works_on_patches():
     vae = make_adapted("AutoencoderKLWan", **sizes)
     assert compression_of(vae) == (4, 16)
     with torch.no_grad():
-        reconstruction, mean, _ = vae(clip_for(vae, 1))
+        reconstruction, mean, _ = vae.reconstruct(clip_for(vae, 1))
     assert mean.shape == (1, 4, 2, 1, 2)
     assert reconstruction.shape == (1, 3, 5, 16, 32)
 

@@ -54,7 +54,7 @@ class Identity(nn.Module):
     class config:
         latent_channels = 3
 
-    def forward(self, video, noise=None, change_latents=None):
+    def reconstruct(self, video, noise=None, change_latents=None):
         latents = video if change_latents is None else change_latents(video)
         return latents, video, torch.zeros_like(video)
 
@@ -108,8 +108,8 @@ def test_settings_that_cannot_be_meant_are_refused(given, message):
 
 def test_a_vae_whose_latents_cannot_be_changed_is_named():
     class Closed(Identity):
-        def forward(self, video, noise=None):
+        def reconstruct(self, video, noise=None):
             return video, video, video
 
-    with pytest.raises(InputError, match=r"latent_masking .* Closed\.forward must have an argument change_latents"):
+    with pytest.raises(InputError, match=r"latent_masking .* Closed\.reconstruct must have an argument change_latents"):
         LatentChanges(MASKING, Closed(), 0, "video VAE").trained_module()

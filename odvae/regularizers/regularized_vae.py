@@ -28,13 +28,13 @@ class RegularizedVAE(nn.Module):
         self.mask_vector = nn.Parameter(torch.zeros(vae.config.latent_channels))
 
     def forward(self, video: Tensor, noise: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As the VAE's, with the vector in place of latents where `mask` (b, 1, t, h, w) is True."""
+        """The VAE's `reconstruct`, with the vector in place of latents where `mask` (b, 1, t, h, w) is True."""
 
         def change(latents: Tensor) -> Tensor:
             vector = self.mask_vector.view(-1, 1, 1, 1).to(latents.dtype)
             return torch.where(mask, vector, latents)
 
-        return self.vae(video, noise, change)
+        return self.vae.reconstruct(video, noise, change)
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,9 @@ class LatentChanges:
             return network
         if "change_latents" not in inspect.signature(network.reconstruct).parameters:
             raise InputError(
-                f"vae.regularizers.latent_masking changes latents before they are decoded: "
-                f"{type(network).__name__}.reconstruct must have an argument change_latents, see odvae.video_vae.VideoVAE"
+                "vae.regularizers.latent_masking changes latents before they are decoded: "
+                f"{type(network).__name__}.reconstruct must have an argument change_latents, as in "
+                "odvae.video_vae.VideoVAE"
             )
         return RegularizedVAE(network)
 

@@ -8,8 +8,6 @@ reach.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +19,15 @@ from ldm.demo.judge import Verdict, prompt_accuracy
 from ldm.evaluation.clip_score import CLIPScorer
 from ldm.evaluation.features import FeatureNetwork, load_networks
 from ldm.evaluation.protocols import PROTOCOLS
-from ldm.evaluation.real_clips import decodable_clips
 from ldm.evaluation.reference_cache import cached_features, describe_clips, given_features
 from ldm.evaluation.scorers import Scorers, measure_real, measure_reconstructions, measure_samples
 from ldm.evaluation.scores import distance_part
 from ldm.evaluation.settings import EvalLDMSettings
+from ldm.evaluation.video_sets import VideoSets, check_enough_for, choose_video_sets, count_clips, describe_reference
 from ldm.report.page import render_report
 from ldm.sampling.sample_requests import HELD_OUT, UNSEEN
 from ldm.sampling.sample_table import SAMPLE_TABLE, read_sample_rows
 from odvae.architecture.frame_counts import check_clip_size
-from odvae.clips.clip import frame_count
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.flicker import seam_ratio
@@ -38,24 +35,13 @@ from odvae.measuring import forbid_tf32
 from odvae.report_file import read_report, update_report
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
-from odvae.running.failures import Failures
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.run_folder import RunFolder
 from odvae.running.stage import Stage
-from odvae.shards.samples import Sample
 from odvae.video_vae import VAELoader, compression_of, load_vae
 
 PROMPT_ACCURACY_PARTS = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
 JUDGE_PROTOCOL = "exact judge on {videos} (color by hue, shape by overlap, motion by displacement); unclear is wrong"
-
-
-@dataclass(frozen=True)
-class VideoSets:
-    """The videos that distances compare, the same number of each kind; real ones as (video, first frame)."""
-
-    generated: list[dict]
-    reference: list[tuple[Sample, int]]
-    other_real: list[tuple[Sample, int]]
 
 
 def evaluate_ldm(
@@ -78,14 +64,16 @@ def evaluate_ldm(
     protocol.check(data.frames)
     read_report(folders)  # raises where it cannot be added to
     rows = read_samples(folders.samples)
-    sets = without_broken_videos(choose_video_sets(settings, data, videos, rows, seed), data, len(videos.samples))
+    networks = load_networks(settings, PartialState().device)
+    clips = count_clips(settings, protocol, sum(row["group"] == HELD_OUT for row in rows), videos)
+    for network in networks:
+        network.check_frames(protocol.frames_of(data.frames))
+        check_enough_for(network, clips, settings)
+    sets = choose_video_sets(settings, data, videos, rows, seed)
     with Stage(folders.report) as stage:
         device = stage.state.device
         vae = load_vae(folders.vae).to(device)
         check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")
-        networks = load_networks(settings.networks, settings.i3d, settings.i3d_sha256, settings.videomae, device)
-        for network in networks:
-            network.check_frames(protocol.frames_of(data.frames))
         clip = CLIPScorer(settings.clip_model, device) if settings.clip_model else None
         scorers = Scorers(networks, protocol, data, demo, settings.batch_size, clip)
 
@@ -98,7 +86,7 @@ def evaluate_ldm(
             parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(PROMPT_ACCURACY_PARTS)
             parts["clip_score"] = clip_part(generated, settings) if clip else None
             parts["flicker"] = flicker_part(generated, reconstructed, vae.temporal_compression_ratio)
-            origin = {**protocol.describe(data, seed), **origin_of_sets(rows, vae)}
+            origin = {**protocol.describe(data, seed), **origin_of_sets(rows, settings, vae)}
             parts["distances"] = {
                 network.name: distances(network, generated, reconstructed, real[network.name], origin, settings, seed)
                 for network in networks
@@ -155,45 +143,6 @@ def read_samples(samples: Path) -> list[dict]:
     return rows
 
 
-def choose_video_sets(
-    settings: EvalLDMSettings, data: DataSettings, videos: VideoSet, rows: list[dict], seed: int
-) -> VideoSets:
-    """Choose the same number of samples of held-out conditions, of held-out clips and of training clips.
-
-    Raises InputError for fewer than two of a kind.
-    """
-    protocol = PROTOCOLS[settings.protocol]
-    held_out = [row for row in rows if row["group"] == HELD_OUT]
-    counts = {"samples": len(held_out), "held-out videos": len(videos.held_out), "training videos": len(videos.train)}
-    n = min(settings.clips, *counts.values(), *([protocol.max_videos] if protocol.max_videos else []))
-    if n < 2:
-        raise InputError(f"distances need at least 2 videos of each kind, found {counts}")
-
-    def start(sample: Sample, index: int) -> int:
-        if protocol.start == "first":
-            return 0
-        return protocol.random_start(frame_count(sample, data.fps), data, seed, index)
-
-    def clips(samples: Sequence[Sample], first: int) -> list[tuple[Sample, int]]:
-        return [(sample, start(sample, first + i)) for i, sample in enumerate(samples[:n])]
-
-    return VideoSets(held_out[:n], clips(videos.held_out, 0), clips(videos.train, n))
-
-
-def without_broken_videos(sets: VideoSets, data: DataSettings, total_videos: int) -> VideoSets:
-    """The sets without real videos that cannot be decoded, which are listed; all of the same, smaller, size.
-
-    Raises InputError for fewer than two of a kind, and for more failures than `data.failures_allowed` permits.
-    """
-    failures = Failures(total_videos, data.failures_allowed, "videos", prints=PartialState().is_main_process)
-    reference, other_real = (decodable_clips(clips, data, failures) for clips in (sets.reference, sets.other_real))
-    n = min(len(reference), len(other_real))
-    if n < 2:
-        counts = {"held-out videos": len(reference), "training videos": len(other_real)}
-        raise InputError(f"distances need at least 2 videos of each kind; decodable: {counts}")
-    return VideoSets(sets.generated[:n], reference[:n], other_real[:n])
-
-
 def measure_real_sets(
     settings: EvalLDMSettings, sets: VideoSets, scorers: Scorers, protocol: dict, report: Path
 ) -> dict[str, dict[str, np.ndarray]]:
@@ -226,7 +175,7 @@ def accuracy_parts(generated: list[dict], reconstructed: list[dict]) -> dict:
     parts: dict = {}
     for group, name in ((HELD_OUT, "prompt_accuracy"), (UNSEEN, "prompt_accuracy_unseen")):
         rows = [row for row in generated if row["group"] == group and row["prompt"]]
-        parts[name] = accuracy_part(rows, "prompt", "the mp4 files") if rows else None
+        parts[name] = accuracy_part(rows, "prompt", "the written files") if rows else None
     parts["prompt_accuracy_reconstructed"] = accuracy_part(reconstructed, "caption", "reconstructions of real clips")
     return parts
 
@@ -262,7 +211,7 @@ def flicker_part(generated: list[dict], reconstructed: list[dict], temporal_comp
         "n": len(reconstructed),
         "protocol": "added: mean |frame-to-frame change of the reconstruction - that of the real clip|, in 8-bit "
         "levels; seam_ratio: added flicker between frames of different latent frames over that within one; steadiness: "
-        "(255 - mean |change|) / 255 as VBench's temporal flickering; generated videos are read from mp4",
+        "(255 - mean |change|) / 255 as VBench's temporal flickering; generated videos are those of the written files",
     }
 
 
@@ -273,11 +222,12 @@ def duplicates_part(generated: list[dict]) -> dict:
     return {"n": len(generated), "different": len(counts), "repeated": repeated, "protocol": "equal decoded frames"}
 
 
-def origin_of_sets(rows: list[dict], vae: Any) -> dict:
+def origin_of_sets(rows: list[dict], settings: EvalLDMSettings, vae: Any) -> dict:
     """The origin of each set of videos, and the models' hashes."""
+    lossless = all("lossless" in row for row in rows)
     return {
-        "generated": "read from H.264 mp4 files (crf 12); held-out captions",
-        "reference": "held-out videos; baselines: training videos, and reconstructions of the reference",
+        "generated": f"read from {'lossless (FFV1)' if lossless else 'H.264 mp4'} files; held-out captions",
+        "reference": describe_reference(settings),
         "ldm_sha256": rows[0]["ldm_sha256"],
         "vae_sha256": weights_fingerprint(vae),
     }

@@ -18,7 +18,7 @@ from ldm.networks.provenance import Provenance, weights_folder
 from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sampling.sample_requests import USER, Request
-from ldm.sampling.sample_table import add_sample_rows, read_sample_rows
+from ldm.sampling.sample_table import add_sample_rows, lossless_file, read_sample_rows
 from ldm.sampling.schedulers import make_scheduler
 from ldm.sampling.settings import SamplerName, SampleSettings
 from odvae.clips.clip import fit_frames
@@ -35,7 +35,7 @@ from odvae.video.decoding import decoding
 from odvae.video.frame_grid import frame_grid, save_gif, save_image
 from odvae.video.images import decode_image
 from odvae.video.pixels import to_float, to_uint8
-from odvae.video.video_io import decode, encode_video
+from odvae.video.video_io import decode, encode_lossless, encode_video
 from odvae.video_vae import VAELoader, load_vae
 
 CONTACT_SHEET_VIDEOS = 16
@@ -115,11 +115,16 @@ def sample_videos(
 
 
 def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, settings: SampleSettings) -> None:
-    """Decode latents (c, k, h, w) in pieces into an mp4 and, by the settings, a GIF."""
+    """Decode latents (c, k, h, w) in pieces into an mp4 and, by the settings, a lossless file and a GIF."""
     _, _, h, w = latents.shape
     pieces = pipeline.decode_in_pieces(latents[None])
-    frames = (frame for piece in pieces for frame in to_uint8(piece[0]))
+    frames: Iterator[np.ndarray] = (frame for piece in pieces for frame in to_uint8(piece[0]))
     factor = pipeline.vae.spatial_compression_ratio
+    if settings.lossless:
+        lossless = lossless_file(path)
+        with atomic_file(lossless) as file:
+            file.write(encode_lossless(frames, h * factor, w * factor, settings.fps))
+        frames = decode(lossless, str(lossless))
     with atomic_file(path) as file:
         file.write(encode_video(frames, h * factor, w * factor, settings.fps))
     if settings.gif:
@@ -189,7 +194,7 @@ def _record(
 ) -> None:
     """Write everything that determines a video's bytes to samples.jsonl, one row per file."""
     common = {
-        **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif"}),
+        **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif", "lossless"}),
         "precision": "bf16" if uses_bf16(settings.precision, pipeline.device) else "fp32",
         "scheduler": type(pipeline.scheduler).__name__,
         "vae_sha256": provenance.vae_sha256,
@@ -203,7 +208,8 @@ def _record(
     rows = {}
     for request in requests:
         image = {"image_sha256": file_fingerprint(Path(request.image))} if request.image else {}
-        rows[request.file] = asdict(request) | common | image
+        lossless = {"lossless": lossless_file(Path(request.file)).name} if settings.lossless else {}
+        rows[request.file] = asdict(request) | common | image | lossless
     add_sample_rows(stage, rows)
 
 

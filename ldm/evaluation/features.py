@@ -6,7 +6,6 @@ Only the Frechet distance on I3D's features is called FVD; that of any other net
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import VideoMAEForVideoClassification
 
-from ldm.evaluation.i3d import CLASSES, MIN_FRAMES, RESOLUTION, load_i3d
-from ldm.evaluation.settings import NetworkName
+from ldm.evaluation import c3d, i3d
+from ldm.evaluation.settings import EvalLDMSettings, NetworkName
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.video.pixels import to_float
@@ -26,7 +25,7 @@ from odvae.weights.pretrained import load_model
 
 @dataclass(frozen=True)
 class FeatureNetwork:
-    """A frozen network in eval mode: square videos (b, 3, t, r, r) in [-1, 1] -> features (b, dimension)."""
+    """A frozen network in eval mode: videos (b, 3, t, r, r) in [-1, 1] -> features (b, dimension)."""
 
     name: NetworkName
     title: str
@@ -34,19 +33,19 @@ class FeatureNetwork:
     module: nn.Module
     sha256: str
     dimension: int
-    resolution: int
+    resolution: int | None  # None: it takes videos of any size, and resizes them itself
     antialias: bool
     frames: tuple[int, int | None]  # fewest and most frames it takes
     are_logits: bool = False  # features are a classifier's logits, from which an inception score follows
 
     def describe(self) -> dict:
         """The part of a score's protocol that concerns the network."""
+        size = f"{self.resolution}x{self.resolution}" if self.resolution else "resized by the network"
         return {
             "network": self.title,
             "sha256": self.sha256,
             "features": self.dimension,
-            "input": f"{self.resolution}x{self.resolution} in [-1, 1], bilinear, "
-            f"{'' if self.antialias else 'not '}antialiased",
+            "input": f"{size} in [-1, 1], bilinear, {'' if self.antialias else 'not '}antialiased",
         }
 
     def check_frames(self, frames: int) -> None:
@@ -60,20 +59,50 @@ class FeatureNetwork:
             )
 
 
-def load_network(
-    name: NetworkName, i3d: str | None = None, i3d_sha256: str | None = None, videomae: str | None = None
-) -> FeatureNetwork:
-    """One network by name. `i3d` and `i3d_sha256` are passed to `load_i3d`; `videomae` is a folder or hub name."""
+def load_network(name: NetworkName, settings: EvalLDMSettings) -> FeatureNetwork:
+    """One network by name, with the weights that the settings name."""
     if name == "i3d":
-        module, sha256 = load_i3d(i3d, i3d_sha256)
-        title = f"I3D, Kinetics-400 logits ({type(module).__name__})"
-        return FeatureNetwork(name, title, "FVD", module, sha256, CLASSES, RESOLUTION, False, (MIN_FRAMES, None), True)
+        return _load_i3d(settings)
+    if name == "c3d":
+        return _load_c3d(settings)
     if name == "videomae":
-        return _load_videomae(videomae)
+        return _load_videomae(settings.videomae)
     module = RandomConv3d()
     title, distance = "random conv3d features, 64-d, seed 0", "Frechet distance on random conv3d features (not FVD)"
     sha256 = weights_fingerprint(module)
     return FeatureNetwork(name, title, distance, module, sha256, WIDTHS[-1], 48, True, (1, None))
+
+
+def _load_i3d(settings: EvalLDMSettings) -> FeatureNetwork:
+    module, sha256 = i3d.load_i3d(settings.i3d, settings.i3d_sha256)
+    return FeatureNetwork(
+        "i3d",
+        f"I3D, Kinetics-400 logits ({type(module).__name__})",
+        "FVD",
+        module,
+        sha256,
+        i3d.CLASSES,
+        i3d.RESOLUTION,
+        False,
+        (i3d.MIN_FRAMES, None),
+        are_logits=True,
+    )
+
+
+def _load_c3d(settings: EvalLDMSettings) -> FeatureNetwork:
+    module, sha256 = c3d.load_c3d(settings.c3d, settings.c3d_mean)
+    return FeatureNetwork(
+        "c3d",
+        "C3D fine-tuned on UCF101, logits (TGANv2's files)",
+        "Frechet distance on C3D logits (not FVD)",
+        module,
+        sha256,
+        c3d.CLASSES,
+        None,
+        False,
+        (c3d.FRAMES, c3d.FRAMES),
+        are_logits=True,
+    )
 
 
 def _load_videomae(folder: str | None) -> FeatureNetwork:
@@ -153,7 +182,9 @@ def extract_features(
     parts = []
     for first in range(0, len(videos), batch_size):
         video = to_float(torch.from_numpy(videos[first : first + batch_size])).to(device)
-        parts.append(network.module(to_square(video, network.resolution, network.antialias, resize)).float().cpu())
+        if network.resolution is not None:
+            video = to_square(video, network.resolution, network.antialias, resize)
+        parts.append(network.module(video).float().cpu())
     return torch.cat(parts).numpy() if parts else np.zeros((0, network.dimension), np.float32)
 
 
@@ -172,11 +203,9 @@ def to_square(video: Tensor, size: int, antialias: bool, resize: Literal["squash
     return frames.unflatten(0, (b, t)).transpose(1, 2)
 
 
-def load_networks(
-    names: Sequence[NetworkName], i3d: str | None, i3d_sha256: str | None, videomae: str | None, device: torch.device
-) -> list[FeatureNetwork]:
-    """The networks of these names, each once, on the device."""
-    networks = [load_network(name, i3d, i3d_sha256, videomae) for name in dict.fromkeys(names)]
+def load_networks(settings: EvalLDMSettings, device: torch.device) -> list[FeatureNetwork]:
+    """The networks that the settings name, each once, on the device."""
+    networks = [load_network(name, settings) for name in dict.fromkeys(settings.networks)]
     for network in networks:
         network.module.to(device).requires_grad_(False)
     return networks

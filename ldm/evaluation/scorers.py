@@ -86,7 +86,7 @@ class SampleFiles(Dataset):
 
 def measure_samples(rows: Sequence[dict], folder: Path, scorers: Scorers, compared: set[str]) -> list[dict]:
     """Rows of samples.jsonl, each with its video's scores; features only of the files in `compared`."""
-    files = SampleFiles([folder / row["file"] for row in rows], scorers.data)
+    files = SampleFiles([folder / row.get("lossless", row["file"]) for row in rows], scorers.data)
     measured = []
     for indices, clips in batches_of_rank(files, scorers, "scoring samples"):
         features = scorers.features(clips) if compared & {rows[index]["file"] for index in indices} else None

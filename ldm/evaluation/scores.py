@@ -59,8 +59,11 @@ def kernel_name(network: FeatureNetwork) -> str:
 
 
 def inception_part(logits: np.ndarray) -> dict:
-    """The inception score of logits (n, classes), over `SPLITS` parts if each has at least 10 videos, else over one."""
-    logits = logits.astype(np.float64)
+    """The inception score of logits (n, classes), over `SPLITS` parts if each has at least 10 videos, else over one.
+
+    Videos are shuffled first, as in StyleGAN-V's code: samples of classes in turn are not a random order.
+    """
+    logits = logits[np.random.RandomState(42).permutation(len(logits))].astype(np.float64)
     exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
     splits = SPLITS if len(logits) >= 10 * SPLITS else 1
     mean, std = inception_score(exponentials / exponentials.sum(axis=1, keepdims=True), splits)

@@ -21,6 +21,8 @@ def read_sample_rows(folder: Path) -> list[dict]:
             raise InputError(
                 f"{path}, line {number}: `file` must be the name of a video, found {row.get('file')!r:.100}"
             )
+        if not isinstance(row.get("lossless", ""), str):
+            raise InputError(f"{path}, line {number}: `lossless` must be a file's name, found {row['lossless']!r:.100}")
     if any("guidance" in row and "guidance_scale" not in row for row in rows):
         raise InputError(
             f"{path} was written by version 0.1 (its `steps` is now `num_inference_steps`, its `guidance` "
@@ -28,6 +30,11 @@ def read_sample_rows(folder: Path) -> list[dict]:
             "version 0.1 (docs/changes.md)"
         )
     return rows
+
+
+def lossless_file(path: Path) -> Path:
+    """The lossless file of an mp4 of the table."""
+    return path.with_suffix(".mkv")
 
 
 def add_sample_rows(stage: Stage, added: dict[str, dict]) -> None:

@@ -49,5 +49,8 @@ class SampleSettings(Settings):
     """Demo videos only: videos generated from prompts whose combination of shape, color and motion was held out."""
     fps: float = Field(8.0, gt=0)
     """Frames per second of the files."""
+    lossless: bool = False
+    """Write a lossless .mkv (FFV1) next to each mp4, which the evaluation then scores in its place: published distances
+    are those of the frames themselves, and H.264 moves them."""
     gif: bool = False
     """Write a GIF next to each mp4."""

@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from odvae.packing.source_folder import member_kind
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
-from odvae.running.files import atomic_file, read_json_lines
+from odvae.running.files import atomic_file, load_json, read_json_lines
 from odvae.shards.facts import checked_about
 
 JOURNAL = "examined.jsonl"
@@ -120,7 +120,7 @@ def read_rows_in_order(path: Path) -> Iterator[dict]:
     with open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line)
+                row = load_json(line)
             except (ValueError, RecursionError):
                 row = None
             if not isinstance(row, dict) or not _is_whole(row):

@@ -144,10 +144,21 @@ def read_json(path: str | Path) -> Any:
     return parse_json(read_text_file(path), str(path))
 
 
+def load_json(text: str | bytes) -> Any:
+    """The value of a JSON text, in which an integer of more than 64 bits becomes a float: no count or size is so large,
+    and arithmetic with it would raise an OverflowError. Raises ValueError for invalid text, RecursionError for deep
+    nesting."""
+    return json.loads(text, parse_int=_int_of_64_bits)
+
+
+def _int_of_64_bits(digits: str) -> int | float:
+    return int(digits) if len(digits) < 19 or -(2**63) <= int(digits) < 2**63 else float(digits)
+
+
 def parse_json(text: str, name: str) -> Any:
     """Parse a JSON text. Raises InputError, which names the text `name`, if it is not valid."""
     try:
-        return json.loads(text)
+        return load_json(text)
     except (ValueError, RecursionError) as error:  # also for huge numbers and deep nesting
         raise InputError(f"{name} is not valid JSON: {error}") from None
 
@@ -218,7 +229,7 @@ def read_json_lines(path: str | Path) -> list[dict]:
     lines = read_text_file(path).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = load_json(line)
         except (ValueError, RecursionError):
             if number == len(lines):
                 break

@@ -9,11 +9,11 @@ results are in the folder's index (`odvae.index`), so that later starts are as f
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from odvae.running.files import load_json
 from odvae.running.worker_pool import WorkerPool
 from odvae.shards.samples import Sample, video_of
 from odvae.video.decoding import decoding
@@ -74,7 +74,7 @@ def checked_about(data: bytes) -> tuple[dict[str, Any], list[str]]:
     Unknown entries are kept unchanged. A .json that is not a UTF-8 object is ignored as a whole.
     """
     try:
-        about = json.loads(data.removeprefix(codecs.BOM_UTF8).decode())
+        about = load_json(data.removeprefix(codecs.BOM_UTF8).decode())
     except UnicodeDecodeError:
         return {}, ["not UTF-8"]
     except (ValueError, RecursionError):

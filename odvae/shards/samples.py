@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from odvae.running.errors import InputError
+from odvae.running.files import load_json
 from odvae.running.hashing import checksum
 from odvae.running.seeds import derive_seed
 from odvae.running.text import printable, valid_unicode
@@ -143,7 +143,7 @@ class Sample:
         if "json" not in self.members:
             return {}
         try:
-            return json.loads(self.read("json"))
+            return load_json(self.read("json"))
         except ValueError as error:
             raise InputError(f"{self.name}.json is not valid JSON: {error}") from None
 

@@ -265,6 +265,21 @@ def encode_video(frames: Iterator[np.ndarray], height: int, width: int, fps: flo
     return buffer.getvalue()
 
 
+def encode_lossless(frames: Iterator[np.ndarray], height: int, width: int, fps: float) -> bytes:
+    """Encode uint8 RGB frames (height, width, 3) as FFV1 in Matroska, from which they are read bit for bit."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="matroska") as container:
+        rate = Fraction(fps).limit_denominator(1000)
+        stream = container.add_stream("ffv1", rate=rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "bgr0"
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            frame.pts, frame.time_base = number, 1 / rate
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
 # Accurate conversion; swscale's default flags cause errors of up to two color levels.
 # BICUBIC, ACCURATE_RND, BITEXACT, FULL_CHR_H_INP, FULL_CHR_H_INT (libswscale/swscale.h), in this order; PyAV has names
 # for them only since version 18.

@@ -1,31 +1,12 @@
-"""Evaluation of generated videos: which are compared, and what is refused."""
+"""Evaluation of generated videos: what is counted, and what is refused."""
 
 import json
-import types
 
 import pytest
 
 from ldm.demo.judge import Verdict
-from ldm.evaluate import accuracy_parts, announce_warnings, choose_video_sets, duplicates_part, read_samples
-from ldm.evaluation.settings import EvalLDMSettings
-from odvae.clips.settings import DataSettings
+from ldm.evaluate import accuracy_parts, announce_warnings, duplicates_part, read_samples
 from odvae.running.errors import InputError
-from odvae.shards.samples import Member, Sample
-
-DATA = DataSettings(frames=17, height=16, width=16)
-
-
-def sample(key):
-    return Sample(key, None, {"mp4": Member(0, 100), "json": Member(0, 0)})
-
-
-def test_sets_have_equal_size_and_too_few_videos_are_refused():
-    videos = types.SimpleNamespace(held_out=[sample("a"), sample("b"), sample("c")], train=[sample("d"), sample("e")])
-    rows = [{"group": "held_out", "file": f"{i}"} for i in range(5)]
-    sets = choose_video_sets(EvalLDMSettings(), DATA, videos, rows, 0)
-    assert len(sets.generated) == len(sets.reference) == len(sets.other_real) == 2
-    with pytest.raises(InputError, match="at least 2 videos of each kind"):
-        choose_video_sets(EvalLDMSettings(), DATA, videos, rows[:1], 0)
 
 
 def test_equal_samples_are_counted_named_and_warned_of(capsys):

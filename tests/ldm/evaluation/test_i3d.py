@@ -11,6 +11,7 @@ from torch import nn
 
 from ldm.evaluation.features import extract_features, load_network
 from ldm.evaluation.i3d import I3D, load_i3d
+from ldm.evaluation.settings import EvalLDMSettings
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint
 
@@ -65,7 +66,7 @@ def test_a_torchscript_program_runs_only_with_the_known_hash_or_the_one_given(tm
     torch.jit.script(Scripted()).save(str(path))
     with pytest.raises(InputError, match=r"set eval_ldm\.i3d_sha256"):
         load_i3d(path, None)
-    network = load_network("i3d", str(path), file_fingerprint(path))
+    network = load_network("i3d", EvalLDMSettings(i3d=str(path), i3d_sha256=file_fingerprint(path)))
     assert network.distance == "FVD"
     with pytest.raises(InputError, match="takes 10 or more frames, the protocol gives 9"):
         network.check_frames(9)

@@ -1,15 +1,16 @@
 """Reading of samples for scoring."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from ldm.evaluate import (
-    read_samples,
-)
-from ldm.evaluation.scorers import SampleFiles
+from ldm.evaluate import read_samples
+from ldm.evaluation.protocols import PROTOCOLS
+from ldm.evaluation.scorers import SampleFiles, Scorers, measure_samples
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
-from odvae.video.video_io import write_video
+from odvae.video.video_io import encode_lossless, write_video
 
 DATA = DataSettings(frames=17, height=16, width=16)
 
@@ -29,3 +30,15 @@ def test_samples_missing_broken_or_of_another_size_are_named(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             files[number]
+
+
+def test_a_lossless_file_is_scored_in_place_of_the_mp4(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (17, 16, 16, 3), dtype=np.uint8)
+    write_video(tmp_path / "a.mp4", frames, 8)
+    (tmp_path / "a.mkv").write_bytes(encode_lossless(iter(frames), 16, 16, 8))
+    scorers = Scorers([], PROTOCOLS["clip"], DATA.model_copy(update={"workers": 0}), False, 1)
+    digests = [
+        measure_samples([{"file": "a.mp4", "prompt": None, **more}], tmp_path, scorers, set())[0]["digest"]
+        for more in ({"lossless": "a.mkv"}, {})
+    ]
+    assert digests[0] == hashlib.sha256(frames.tobytes()).hexdigest() != digests[1]

@@ -5,12 +5,13 @@ import pytest
 
 from ldm.evaluation.features import load_network
 from ldm.evaluation.scores import distance_part
+from ldm.evaluation.settings import EvalLDMSettings
 
 rng = np.random.default_rng(0)
 
 
 def test_a_distance_comes_with_both_baselines_and_a_warning_for_too_few_videos():
-    network = load_network("random")
+    network = load_network("random", EvalLDMSettings())
     reference = rng.normal(size=(20, 64))
     sets = {"generated": reference + 1, "reconstructed": reference + 0.1, "real": rng.normal(size=(20, 64))}
     part = distance_part(network, reference, sets, {"ddof": 1}, bootstrap=10, seed=0)

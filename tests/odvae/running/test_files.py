@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from odvae.running.errors import InputError
-from odvae.running.files import atomic_folder, install_folder, parse_record, read_json_lines, read_object
+from odvae.running.files import atomic_folder, install_folder, parse_json, parse_record, read_json_lines, read_object
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ def test_a_record_comes_back_with_its_types():
         ({"size": "1"}, r"x\.json was damaged:\n  size: found '1'; "),
         ({"size": True}, r"size: found True"),
         ({"size": 1.5}, r"size: found 1\.5"),
+        (parse_json('{"size": 9223372036854775808}', "x.json"), r"size: found 9\.2"),
         ({"shape": [1]}, r"shape\.1: found"),
         ({"names": {"a": None}}, r"names\.a: found None"),
         ({"more": 1}, r"x\.json: missing or unexpected keys: 'more'"),

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from odvae.video.images import decode_image
-from odvae.video.video_io import VideoError, decode, examine, read_frames, read_frames_at, write_video
+from odvae.video.video_io import VideoError, decode, encode_lossless, examine, read_frames, read_frames_at, write_video
 
 
 def make_video(path, codec, pixels, frames, times=None, rate=10):
@@ -205,3 +205,11 @@ def test_every_awkward_real_file_is_packed_or_named_with_its_reason(shared, tmp_
         "made_truncated_davis_bear.mp4",
     }
     assert report.variable_rate == 1
+
+
+def test_a_lossless_file_has_the_very_frames(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 18, 26, 3), dtype=np.uint8)
+    path = tmp_path / "x.mkv"
+    path.write_bytes(encode_lossless(iter(frames), 18, 26, 7.5))
+    assert np.array_equal(np.stack(list(decode(path, "x"))), frames)
+    assert examine(path, "x").fps == pytest.approx(7.5, rel=0.01)  # Matroska has whole milliseconds

@@ -36,6 +36,7 @@ from odvae.report_file import read_report, update_report
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
+from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import RunFolder
 from odvae.running.stage import Stage
 from odvae.video_vae import VAELoader, compression_of, load_vae
@@ -124,7 +125,7 @@ COMMON_SETTINGS = (
 )  # fmt: skip
 
 
-def read_samples(samples: Path) -> list[dict]:
+def read_samples(samples: Path) -> list[JsonObject]:
     """The rows of samples.jsonl that an evaluation scores.
 
     Raises InputError where there are none, and for samples of several LDMs or with different sampling settings.
@@ -222,7 +223,7 @@ def duplicates_part(generated: list[dict]) -> dict:
     return {"n": len(generated), "different": len(counts), "repeated": repeated, "protocol": "equal decoded frames"}
 
 
-def origin_of_sets(rows: list[dict], settings: EvalLDMSettings, vae: Any) -> dict:
+def origin_of_sets(rows: Sequence[dict], settings: EvalLDMSettings, vae: Any) -> dict:
     """The origin of each set of videos, and the models' hashes."""
     lossless = all("lossless" in row for row in rows)
     return {

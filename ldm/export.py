@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER
 from ldm.networks.provenance import Provenance, weights_folder
 from ldm.pipeline import TextToVideoPipeline
+from ldm.report.report_values import distance_parts
 from ldm.sample import load_pipeline
 from ldm.sampling.settings import SampleSettings
 from odvae.architecture.frame_counts import video_frames
@@ -18,6 +17,7 @@ from odvae.report_file import read_report
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_folder, read_json_lines
 from odvae.running.hashing import weights_fingerprint
+from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import RunFolder, code_version
 from odvae.running.stage import Stage
 from odvae.running.strict_yaml import read_yaml
@@ -73,7 +73,7 @@ def write_card(
 ) -> str:
     """The model card: what the model is, how to use it, what it was trained on, and its scores."""
     settings_text = read_text_file(folders.ldm / "experiment.yaml")
-    optimization = read_yaml(settings_text, str(folders.ldm / "experiment.yaml"))["ldm"]["optimization"]
+    steps = trained_steps(settings_text, folders.ldm / "experiment.yaml")
     provenance = Provenance.load(weights_folder(folders.ldm, samples.ema_decay))
     config, vae = pipeline.transformer.config, pipeline.vae
     t, h, w = config.sample_size
@@ -95,7 +95,7 @@ def write_card(
         height=h * vae.spatial_compression_ratio,
         width=w * vae.spatial_compression_ratio,
         data=provenance.data,
-        steps=optimization["steps"],
+        steps=steps,
         global_batch=checkpoint_facts(checkpoints[-1])["global_batch"] if checkpoints else "unknown",
         scheduler=type(pipeline.scheduler).__name__,
         text_encoder=_text_encoder(pipeline, folders, copied),
@@ -105,6 +105,14 @@ def write_card(
         results=_results(folders),
         settings=settings_text,
     )
+
+
+def trained_steps(settings: str, path: Path) -> float:
+    """The steps of the training in the text of its settings. Raises InputError, with `path`, where it has none."""
+    sections = read_yaml(settings, str(path))
+    if not isinstance(sections, dict):
+        raise InputError(f"{path} was damaged: expected sections, found {type(sections).__name__}")
+    return JsonObject(sections, path).section("ldm").section("optimization").number("steps")
 
 
 def _conditioning(pipeline: TextToVideoPipeline) -> tuple[str, str, str]:
@@ -124,23 +132,24 @@ def _conditioning(pipeline: TextToVideoPipeline) -> tuple[str, str, str]:
 def _results(folders: RunFolder) -> list[tuple[str, str]]:
     """(label, value) of the last held-out loss and of the report's scores."""
     rows = [row for row in read_json_lines(folders.ldm / "metrics.jsonl") if "held_out_loss" in row]
-    losses = [("held-out loss", f"{row['held_out_loss']:.4f} after {row['step']} steps") for row in rows[-1:]]
+    losses = [
+        ("held-out loss", f"{row.number('held_out_loss'):.4f} after {row.number('step')} steps") for row in rows[-1:]
+    ]
     return losses + report_scores(read_report(folders))
 
 
-def report_scores(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+def report_scores(report: JsonObject) -> list[tuple[str, str]]:
     """(label, value) of the scores of a report.json that a model card lists, as far as they were measured."""
     scores = []
     for dotted, label in SCORES.items():
         section, key = dotted.split(".")
-        value = (report.get(section) or {}).get(key)
-        if isinstance(value, float):
-            scores.append((label, f"{value:.4g}"))
-    for part in (report.get("distances") or {}).values():
-        if isinstance(part, Mapping):  # one per feature network; the others are the command and the commit
-            label = f"{part['name']} of {part['generated']['n']} generated to {part['n']} real videos"
-            values = f"{part['generated']['frechet']:.4g} (other real videos: {part['real']['frechet']:.4g})"
-            scores.append((label, values))
+        if report.has(section) and key in report.section(section):
+            scores.append((label, f"{report.section(section).number(key):.4g}"))
+    for _, part in distance_parts(report):
+        generated, real = part.section("generated"), part.section("real")
+        label = f"{part.text('name')} of {generated.number('n')} generated to {part.number('n')} real videos"
+        values = f"{generated.number('frechet'):.4g} (other real videos: {real.number('frechet'):.4g})"
+        scores.append((label, values))
     return scores
 
 

@@ -34,6 +34,7 @@ from odvae.running.run_folder import RunFolder
 from odvae.running.seeds import normal_per_sample
 from odvae.running.stage import Stage
 from odvae.settings import EvalVAESettings, Mode
+from odvae.shards.captions import shown_caption
 from odvae.shards.samples import Sample
 from odvae.video.frame_grid import frame_grid, save_image
 from odvae.video.pixels import to_float, to_uint8
@@ -173,7 +174,7 @@ def _reconstruct(evaluation: Evaluation, batch: Sequence[IndexedClip], report: P
     rows = []
     for i, (index, sample, clip) in enumerate(batch):
         sums.add(*moments[i].chunk(2))
-        row: dict[str, Any] = {"index": index, "key": sample.key, "caption": sample.read_text()}
+        row: dict[str, Any] = {"index": index, "key": sample.key, "caption": shown_caption(sample)}
         row |= scores(reconstructions[i : i + 1], videos[i : i + 1], settings)
         if index < settings.num_visualized:
             names = {name: f"videos/{name}_{index:04d}.mp4" for name in ("real", "reconstructed")}

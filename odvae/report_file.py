@@ -6,6 +6,7 @@ import sys
 
 from odvae.running.errors import InputError
 from odvae.running.files import read_object, write_json
+from odvae.running.json_objects import JsonObject
 from odvae.running.resume_check import read_stage_record
 from odvae.running.run_folder import RunFolder, code_version
 from odvae.running.stage import RECORD, Stage
@@ -31,10 +32,10 @@ def update_report(folders: RunFolder, stage: Stage, parts: dict) -> None:
     write_json(folders.report / "report.json", report)
 
 
-def read_report(folders: RunFolder) -> dict:
+def read_report(folders: RunFolder) -> JsonObject:
     """The content of report.json; empty before the first evaluation. Raises InputError for a file of version 0.1."""
     path = folders.report / "report.json"
-    report = read_object(path) if path.is_file() else {}
+    report = read_object(path) if path.is_file() else JsonObject({}, path)
     reconstruction = report.get("reconstruction") or {}
     if not isinstance(reconstruction, dict):
         raise InputError(f"{path} was damaged: reconstruction is {reconstruction!r:.100}; remove it and evaluate again")

@@ -10,19 +10,24 @@ from accelerate.utils import gather_object
 from odvae.clips.loader import clips_from
 from odvae.clips.settings import DataSettings
 from odvae.running.failures import Failure, Failures
+from odvae.shards.captions import caption_problem
 from odvae.shards.samples import Sample
 
 
 def decodable_clips(
     clips: Sequence[tuple[Sample, int]], data: DataSettings, failures: Failures
 ) -> list[tuple[Sample, int]]:
-    """Those of the clips, given as (video, first frame), that can be decoded; ranks share the work.
+    """Those of the clips, given as (video, first frame), that can be decoded and whose caption, if there is one, can be
+    read; ranks share the work.
 
     The others are added to `failures`, which raises InputError if there are too many.
     """
     state = PartialState()
     mine = clips[state.process_index :: state.num_processes]
-    found = [clip.reason if isinstance(clip, Failure) else "" for clip in clips_from(mine, data)]
+    found = [
+        clip.reason if isinstance(clip, Failure) else caption_problem(sample)
+        for clip, (sample, _) in zip(clips_from(mine, data), mine, strict=True)
+    ]
     by_rank = gather_object([found])
     decodable = []
     for i, clip in enumerate(clips):

@@ -35,13 +35,13 @@ class VideoSets:
     There are as many samples as videos of the reference, and of the baseline `other_real` as many if there are enough.
     """
 
-    generated: list[dict]
+    generated: Sequence[dict]
     reference: list[RealClip]
     other_real: list[RealClip]
 
 
 def choose_video_sets(
-    settings: EvalLDMSettings, data: DataSettings, videos: VideoSet, rows: list[dict], seed: int
+    settings: EvalLDMSettings, data: DataSettings, videos: VideoSet, rows: Sequence[dict], seed: int
 ) -> VideoSets:
     """Choose samples of held-out conditions, clips of `settings.reference_split`, and clips of other real videos.
 

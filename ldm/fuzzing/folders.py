@@ -75,11 +75,17 @@ def _make_records(context: Path) -> Sequence[Valid]:
         for one in found
     ]
     account = Account("videos", used=2, left_out={"too short": {"a": "3 frames"}}, classes={"a": 2})
-    words = dict.fromkeys(("name", "sha256", "bucket", "source", "source_sha256", "vae_sha256"), "x")
+    words = dict.fromkeys(("name", "sha256", "bucket", "source", "source_sha256", "vae_sha256", "precision"), "x")
     record: dict[str, Any] = (
         {name: 1 for name in JobRecord.__dataclass_fields__} | words | {"entries_by_class": {"a": 1}}
     )
-    record |= {"failed": {"x": "y"}, "account": account.to_json(), "shape": [4, 2, 4, 4]}
+    record |= {
+        "failed": {"x": "y"},
+        "of_source": ["x"],
+        "too_short": ["y"],
+        "account": account.to_json(),
+        "shape": [4, 2, 4, 4],
+    }
     record |= {"sums": {"count": 3, "total": [1.0] * 4, "square": [1.0] * 4}}
     stage = {"minutes": 1.5, "finished": True, "command": "x", "version": "0", "commit": "?"}
     rows = [{"file": f"{i}.mp4", "seed": i, "prompt": "x", "guidance_scale": 4.0} for i in range(3)]

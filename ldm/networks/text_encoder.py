@@ -30,7 +30,7 @@ from transformers import (
 
 from ldm.networks.settings import TextSettings
 from odvae.running.errors import InputError
-from odvae.running.files import atomic_folder, read_json
+from odvae.running.files import atomic_folder, read_object
 from odvae.running.progress import progress_over
 from odvae.running.seeds import torch_generator
 from odvae.weights.model_sizes import check_sizes
@@ -210,7 +210,7 @@ def learn_text_encoder(captions: Sequence[str], settings: TextSettings, folder: 
 
 def has_vocabulary(folder: Path) -> bool:
     """Whether a learned encoder has any word in its vocabulary, that is, was trained on captions."""
-    return read_json(folder / "config.json")["vocab_size"] > len(_SPECIAL)
+    return read_object(folder / "config.json").number("vocab_size") > len(_SPECIAL)
 
 
 def _words(caption: str) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from odvae.running.errors import InputError
+
 INHERITED = ("n", "protocol", "command", "commit")  # keys of a section that hold for all values in it
 
 
@@ -47,8 +49,12 @@ def _rows_in(part: Mapping[str, Any], path: str, about: Mapping[str, Any]) -> It
 
 
 def _row(name: str, value: float, interval: tuple[float, float] | None, about: Mapping[str, Any]) -> Row:
+    if interval is not None and not (isinstance(interval, (list, tuple)) and len(interval) == 2):
+        raise InputError(
+            f"the report was damaged: {name}_interval must be a list of 2 numbers, found {interval!r:.100}"
+        )
     low, high = interval or (None, None)
-    command, commit = about["command"] or "", about["commit"] or ""
+    command, commit = str(about["command"] or ""), str(about["commit"] or "")
     return Row(name, value, low, high, about["n"], as_text(about["protocol"]), command, commit)
 
 
@@ -56,7 +62,7 @@ def as_text(protocol: Any) -> str:
     """A protocol (a string, or a mapping of its choices) as one line."""
     if isinstance(protocol, Mapping):
         return "; ".join(f"{key}: {value}" for key, value in protocol.items() if value is not None)
-    return protocol or ""
+    return str(protocol or "")
 
 
 def to_csv(rows: list[Row]) -> str:

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import base64
+import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,12 @@ from markupsafe import Markup
 
 from ldm.report import charts
 from ldm.report.flat_table import as_text, flatten, to_csv
+from ldm.report.report_values import check_shown, check_source, distance_parts, interval_of
+from ldm.sampling.sample_table import read_sample_rows
 from odvae.report_file import STAGES
-from odvae.running.files import read_json, read_json_lines, write_text
+from odvae.running.errors import InputError
+from odvae.running.files import read_json_lines, read_object, write_text
+from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import RunFolder
 from odvae.video.frame_grid import frame_grid, save_image
 from odvae.video.video_io import decode
@@ -28,17 +34,21 @@ LABELS = {
 }
 
 
-def render_report(folders: RunFolder, report: dict, num_visualized: int) -> Path:
-    """Write report.html, numbers.csv and overview.png from the outputs of the stages; return the page's path."""
+def render_report(folders: RunFolder, report: JsonObject, num_visualized: int) -> Path:
+    """Write report.html, numbers.csv and overview.png from the outputs of the stages; return the page's path.
+
+    Raises InputError that names the file, and the key or line, where one of them was damaged or a video is missing.
+    """
     stages = stage_records(folders)
+    check_shown(report)
     numbers = flatten(report, stages)
     table = to_csv(numbers)
-    samples = read_json_lines(folders.samples / "samples.jsonl")
+    samples = read_sample_rows(folders.samples)
     rows = side_by_side(folders, samples, num_visualized)
     page = render_page(
         "report.html.j2",
         title=folders.root.name,
-        report=report,
+        report=dict(report),
         rows=rows,
         groups=[
             ("Generated", "The evaluation's samples; there are no real videos with the same captions to compare with.",
@@ -65,6 +75,11 @@ def render_report(folders: RunFolder, report: dict, num_visualized: int) -> Path
 
 def render_page(template: str, **values: Any) -> str:
     """A page from one of ldm/report/templates. Raises jinja2's UndefinedError where a template's value is missing."""
+    return _environment().get_template(template).render(**values)
+
+
+@functools.cache
+def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("ldm.report"),
         autoescape=True,
@@ -73,7 +88,7 @@ def render_page(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"text": as_text, "number": short_number, "percent": lambda share: f"{100 * share:.1f}%"}
-    return environment.get_template(template).render(**values)
+    return environment
 
 
 def short_number(value: float | None) -> str:
@@ -86,43 +101,49 @@ def short_number(value: float | None) -> str:
     return f"{value:.{max(0, digits)}f}"
 
 
-def stage_records(folders: RunFolder) -> dict[str, dict]:
+def stage_records(folders: RunFolder) -> dict[str, JsonObject]:
     """Each stage's record: minutes, command, commit."""
     paths = {stage: getattr(folders, stage) / "stage.json" for stage in STAGES}
-    return {stage: read_json(path) for stage, path in paths.items() if path.is_file()}
+    records = {stage: read_object(path) for stage, path in paths.items() if path.is_file()}
+    for record in records.values():
+        record.number("minutes")
+        check_source(record)
+    return records
 
 
-def side_by_side(folders: RunFolder, samples: list[dict], num_visualized: int) -> list[dict]:
+def side_by_side(folders: RunFolder, samples: Sequence[JsonObject], num_visualized: int) -> list[dict]:
     """Rows of a real video, its reconstruction and a video generated from its caption.
 
     Empty where the VAE was not evaluated.
     """
     table = folders.report / "reconstructions.jsonl"
-    generated = {row["source"]: row for row in reversed(samples) if row["group"] == "held_out"}
+    generated = {row.text("source"): row for row in reversed(samples) if row["group"] == "held_out" and row["source"]}
     rows = []
     for row in read_json_lines(table) if table.is_file() else []:
-        if "reconstructed" in row and row["key"] in generated and len(rows) < num_visualized:
+        if "reconstructed" in row and row.text("key") in generated and len(rows) < num_visualized:
             files = {
-                "real": folders.report / row["real"],
-                "reconstructed": folders.report / row["reconstructed"],
-                "generated": folders.samples / generated[row["key"]]["file"],
+                "real": folders.report / row.text("real"),
+                "reconstructed": folders.report / row.text("reconstructed"),
+                "generated": folders.samples / generated[row.text("key")].text("file"),
             }
             videos = {name: video_uri(path) for name, path in files.items()}
-            rows.append({"caption": row["caption"], "psnr": row["psnr"], "files": files, "videos": videos})
+            about = {"caption": row.text("caption"), "psnr": row.number("psnr")}
+            rows.append({**about, "files": files, "videos": videos})
     return rows
 
 
-def sample_cells(folders: RunFolder, samples: list[dict], group: str, num_visualized: int) -> list[dict]:
+def sample_cells(folders: RunFolder, samples: Sequence[JsonObject], group: str, num_visualized: int) -> list[dict]:
     return [
-        {"caption": describe_condition(row), "video": video_uri(folders.samples / row["file"])}
+        {"caption": describe_condition(row), "video": video_uri(folders.samples / row.text("file"))}
         for row in samples
         if row["group"] == group
     ][:num_visualized]
 
 
-def describe_condition(row: dict) -> str:
+def describe_condition(row: JsonObject) -> str:
     """What a sample was generated from, in words: its prompt, its class, or "unconditional"."""
-    return row["prompt"] or (f"class {row['class_label']}" if row.get("class_label") is not None else "unconditional")
+    prompt = row.text("prompt") if row["prompt"] is not None else ""
+    return prompt or (f"class {row['class_label']}" if row.get("class_label") is not None else "unconditional")
 
 
 def write_overview(folders: RunFolder, rows: list[dict]) -> None:
@@ -132,18 +153,19 @@ def write_overview(folders: RunFolder, rows: list[dict]) -> None:
         save_image(folders.report / "overview.png", frame_grid(strips))
 
 
-def distance_charts(report: dict) -> dict[str, list[Markup]]:
+def distance_charts(report: JsonObject) -> dict[str, list[Markup]]:
     """Charts per feature network: distances with their intervals, and distance over 1/n."""
     found = {}
-    for network, part in report["distances"].items():
-        if isinstance(part, dict):
-            sets = {name: part[name] for name in LABELS}
-            dots = {name: (values["frechet"], values["frechet_interval"]) for name, values in sets.items()}
-            lines = {name: [(1 / n, value) for n, value in values["frechet_by_n"]] for name, values in sets.items()}
-            found[network] = [
-                charts.whiskers(f"{part['name']} and its 95% interval", part["name"].split(" (")[0], dots),
-                charts.curve("Distance over 1/n", "1 / number of videos", {"distance": lines}),
-            ]
+    for network, part in distance_parts(report):
+        sets, name = {label: part.section(label) for label in LABELS}, part.text("name")
+        dots = {label: (one.number("frechet"), interval_of(one, "frechet")) for label, one in sets.items()}
+        lines = {
+            label: [(1 / n, value) for n, value in one.number_pairs("frechet_by_n")] for label, one in sets.items()
+        }
+        found[network] = [
+            charts.whiskers(f"{name} and its 95% interval", name.split(" (")[0], dots),
+            charts.curve("Distance over 1/n", "1 / number of videos", {"distance": lines}),
+        ]
     return found
 
 
@@ -158,7 +180,7 @@ def training_curves(folders: RunFolder) -> list[tuple[str, Markup]]:
     for title, folder, validation, label in plots:
         rows = read_json_lines(folder / "metrics.jsonl") if (folder / "metrics.jsonl").is_file() else []
         panels = {
-            name: {title: [(row["step"], row[key]) for row in rows if key in row]}
+            name: {title: [(row.number("step"), row.number(key)) for row in rows if key in row]}
             for name, key in (("training loss", "loss"), (label, validation))
         }
         if rows:
@@ -167,6 +189,9 @@ def training_curves(folders: RunFolder) -> list[tuple[str, Markup]]:
 
 
 def video_uri(path: Path) -> str:
+    """A video's file as a data URI. Raises InputError where it is missing."""
+    if not path.is_file():
+        raise InputError(f"{path} is missing, but a table of this run lists it: make it again, or restore it")
     return data_uri(path.read_bytes(), "video/mp4")
 
 

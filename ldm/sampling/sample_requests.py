@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
 from odvae.running.text import check_is_file
+from odvae.shards.captions import caption_problem
+from odvae.shards.samples import Sample
 
 HELD_OUT, UNSEEN, USER = "held_out", "unseen", "user"  # groups of requests
 
@@ -59,8 +62,7 @@ def evaluation_requests(
             Request(file, video_seed, HELD_OUT, class_label=classes[i % len(classes)])
             for i, (file, video_seed) in enumerate(seeds.items())
         ]
-    all_captioned = ((sample, text) for sample in videos.held_out if (text := sample.read_text()))
-    captioned = list(itertools.islice(all_captioned, settings.count))
+    captioned = list(itertools.islice(_captioned(videos.held_out), settings.count))
     if not captioned:
         raise InputError("the held-out videos have no captions; give --prompt")
     requests = []
@@ -70,6 +72,15 @@ def evaluation_requests(
     for i, prompt in enumerate(demo_prompts(settings.unseen_count, seed, unseen=True) if demo else []):
         requests.append(Request(f"{UNSEEN}_{i:04d}.mp4", derive_seed(seed, UNSEEN, i), UNSEEN, prompt))
     return requests
+
+
+def _captioned(samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
+    """The samples with a caption, and it; those whose caption cannot be read are named."""
+    for sample in samples:
+        if problem := caption_problem(sample):
+            print(f"left out: {problem}", file=sys.stderr, flush=True)
+        elif text := sample.read_text():
+            yield sample, text
 
 
 def user_requests(

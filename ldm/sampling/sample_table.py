@@ -7,22 +7,20 @@ from pathlib import Path
 
 from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines, write_text
+from odvae.running.json_objects import JsonObject
 from odvae.running.stage import Stage
 
 SAMPLE_TABLE = "samples.jsonl"
 
 
-def read_sample_rows(folder: Path) -> list[dict]:
+def read_sample_rows(folder: Path) -> list[JsonObject]:
     """The rows of a samples folder; none where there is no table. Raises InputError for a table of version 0.1."""
     path = folder / SAMPLE_TABLE
     rows = read_json_lines(path) if path.is_file() else []
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row.get("file"), str):
-            raise InputError(
-                f"{path}, line {number}: `file` must be the name of a video, found {row.get('file')!r:.100}"
-            )
-        if not isinstance(row.get("lossless", ""), str):
-            raise InputError(f"{path}, line {number}: `lossless` must be a file's name, found {row['lossless']!r:.100}")
+    for row in rows:
+        row.text("file")
+        if "lossless" in row:
+            row.text("lossless")
     if any("guidance" in row and "guidance_scale" not in row for row in rows):
         raise InputError(
             f"{path} was written by version 0.1 (its `steps` is now `num_inference_steps`, its `guidance` "
@@ -40,5 +38,6 @@ def lossless_file(path: Path) -> Path:
 def add_sample_rows(stage: Stage, added: dict[str, dict]) -> None:
     """Add rows (by file) to the table of the stage's folder, replacing those of the same files."""
     with stage.updating():
-        rows = {row["file"]: row for row in read_sample_rows(stage.folder)} | added
+        rows: dict[str, dict] = {row["file"]: row for row in read_sample_rows(stage.folder)}
+        rows |= added
         write_text(stage.folder / SAMPLE_TABLE, "".join(json.dumps(rows[file]) + "\n" for file in sorted(rows)))

@@ -9,8 +9,9 @@ from pathlib import Path
 from ldm.report import charts
 from ldm.report.flat_table import flatten, to_csv
 from ldm.report.page import data_uri, describe_condition, render_page, video_uri
+from ldm.sampling.sample_table import read_sample_rows
 from ldm.study.settings import StudySettings
-from odvae.running.files import read_json_lines, write_json, write_text
+from odvae.running.files import write_json, write_text
 
 NUM_VISUALIZED = 8  # captions per generator
 
@@ -54,10 +55,10 @@ def same_captions(folder: Path, rows: list[dict]) -> list[dict]:
     found: dict[str, dict] = {}
     for row in rows:
         samples = folder / row["run"] / "samples"
-        held_out = (sample for sample in read_json_lines(samples / "samples.jsonl") if sample["group"] == "held_out")
+        held_out = (sample for sample in read_sample_rows(samples) if sample["group"] == "held_out")
         for sample in islice(held_out, NUM_VISUALIZED):
-            entry = found.setdefault(sample["file"], {"caption": describe_condition(sample), "videos": {}})
-            entry["videos"][row["label"]] = video_uri(samples / sample["file"])
+            entry = found.setdefault(sample.text("file"), {"caption": describe_condition(sample), "videos": {}})
+            entry["videos"][row["label"]] = video_uri(samples / sample.text("file"))
     return [entry for entry in found.values() if len(entry["videos"]) == len(rows)]
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ldm.report.report_values import distance_parts, interval_of
 from ldm.study.claims import ATTRIBUTES, claims
 from ldm.study.plan import IMAGE, Budget, generator_name, init_name
 from ldm.study.settings import StudySettings, variant_name
-from odvae.running.files import read_json, read_json_lines
+from odvae.running.files import read_json_lines, read_object
+from odvae.running.json_objects import JsonObject
 from odvae.running.resume_check import read_stage_record
 from odvae.running.run_folder import code_version
 
@@ -54,16 +56,16 @@ def vae_row(folder: Path, label: str) -> dict | None:
     report, cost = _read(folder / "report" / "report.json"), _read(folder / "cost.json")
     if report is None or cost is None or "reconstruction" not in report:
         return None
-    part = report["reconstruction"]
-    quality = {name: part[name] for name in SCORES if name in part}
+    part = report.section("reconstruction")
+    quality = {name: part.number(name) for name in SCORES if name in part or name == "psnr"}
     return {"label": label, "run": folder.name, **quality, **cost, "curve": psnr_curve(folder), **_source(part)}
 
 
-def psnr_curve(folder: Path) -> list[tuple[int, float]]:
+def psnr_curve(folder: Path) -> list[tuple[float, float]]:
     """(step, held-out PSNR) of the training on clips."""
     path = folder / "vae" / "metrics.jsonl"
     rows = read_json_lines(path) if path.is_file() else []
-    return [(row["step"], row["validation_psnr"]) for row in rows if "validation_psnr" in row]
+    return [(row.number("step"), row.number("validation_psnr")) for row in rows if "validation_psnr" in row]
 
 
 def mode_rows(settings: StudySettings) -> list[dict]:
@@ -71,11 +73,12 @@ def mode_rows(settings: StudySettings) -> list[dict]:
     report = _read(settings.folder / "long_clips" / "report" / "report.json")
     if report is None:
         return []
-    part = report["reconstruction"]
-    frames = part["protocol"]["frames"]
+    part = report.section("reconstruction")
+    frames, modes = part.section("protocol").number("frames"), part.section("modes")
+    rows = {mode: modes.section(mode) for mode in modes}
     return [
-        {"label": mode, "run": "long_clips", "frames": frames, **row, **_source(part)}
-        for mode, row in part["modes"].items()
+        {"label": mode, "run": "long_clips", "frames": frames, **row, "psnr": row.number("psnr"), **_source(part)}
+        for mode, row in rows.items()
         if "psnr" in row
     ]
 
@@ -101,28 +104,31 @@ def generator_rows(settings: StudySettings, generator: str) -> list[dict]:
 def training(folder: Path) -> dict:
     """Steps, minutes and the last losses of a generator's training."""
     logged = read_json_lines(folder / "ldm" / "metrics.jsonl")
+    curve = [(row.number("step"), row.number("held_out_loss")) for row in logged if "held_out_loss" in row]
     return {
-        "steps": max(row["step"] for row in logged),
+        "steps": max((row.number("step") for row in logged), default=0),
         "minutes": read_stage_record(folder / "ldm" / "stage.json")["minutes"],
-        "held_out_loss": next((row["held_out_loss"] for row in reversed(logged) if "held_out_loss" in row), None),
-        "curve": [(row["step"], row["held_out_loss"]) for row in logged if "held_out_loss" in row],
+        "held_out_loss": curve[-1][1] if curve else None,
+        "curve": curve,
     }
 
 
-def scores(report: dict) -> dict:
+def scores(report: JsonObject) -> dict:
     """Distances with their baselines, and prompt accuracy where the videos are the demo's."""
-    network, part = next((name, part) for name, part in report["distances"].items() if isinstance(part, dict))
-    accuracy = report["prompt_accuracy"]
+    network, part = next(distance_parts(report), ("", JsonObject({}, f"{report.source}: distances")))
+    accuracy = report.section("prompt_accuracy") if report["prompt_accuracy"] is not None else None
+    generated = part.section("generated")
     return {
-        "distance": part["name"],
+        "distance": part.text("name"),
         "network": network,
-        "n": part["n"],
-        **{key: part["generated"][key] for key in ("frechet", "frechet_interval", "kernel", "kernel_interval")},
-        "frechet_reconstructed": part["reconstructed"]["frechet"],
-        "frechet_real": part["real"]["frechet"],
-        "inception_score": part["generated"].get("inception_score"),
-        "prompt_accuracy": None if accuracy is None else {name: accuracy[name] for name in ATTRIBUTES},
-        **_source(report["distances"]),
+        "n": part.number("n"),
+        **{key: generated.number(key) for key in ("frechet", "kernel")},
+        **{f"{key}_interval": interval_of(generated, key) for key in ("frechet", "kernel")},
+        "frechet_reconstructed": part.section("reconstructed").number("frechet"),
+        "frechet_real": part.section("real").number("frechet"),
+        "inception_score": generated.get("inception_score"),
+        "prompt_accuracy": None if accuracy is None else {name: accuracy.number(name) for name in ATTRIBUTES},
+        **_source(report.section("distances")),
     }
 
 
@@ -131,13 +137,13 @@ def minutes(folder: Path) -> dict[str, float]:
     spent: dict[str, float] = {}
     for marker in sorted(folder.glob("*/done/*.json")):
         run = marker.parents[1].name
-        spent[run] = round(spent.get(run, 0.0) + read_json(marker)["minutes"], 3)
+        spent[run] = round(spent.get(run, 0.0) + read_object(marker).number("minutes"), 3)
     return spent
 
 
-def _read(path: Path) -> dict | None:
-    return read_json(path) if path.is_file() else None
+def _read(path: Path) -> JsonObject | None:
+    return read_object(path) if path.is_file() else None
 
 
-def _source(part: dict) -> dict:
-    return {"command": part["command"], "commit": part["commit"]}
+def _source(part: JsonObject) -> dict:
+    return {"command": part.text("command"), "commit": part.text("commit")}

@@ -17,7 +17,7 @@ from ldm.experiment import Experiment
 from ldm.study.plan import IMAGE, Run, generator_run, vae_runs
 from ldm.study.settings import StudySettings
 from odvae.running.errors import InputError
-from odvae.running.files import read_json, write_json, write_text
+from odvae.running.files import read_object, write_json, write_text
 from odvae.running.resume_check import differing_keys, read_stage_record
 from odvae.running.run_folder import code_version
 from odvae.running.settings import load_settings
@@ -62,7 +62,7 @@ class Runner:
                 read_stage_record(self.settings.folder / name / "ldm/stage.json")["minutes"] for name in (slow, fast)
             ]
             write_json(path, {"steps": round(steps * minutes[0] / minutes[1]), "minutes": minutes})
-        return read_json(path)["steps"]
+        return int(read_object(path).number("steps"))
 
     def execute(self, run: Run) -> None:
         """Execute the run's scripts that have not finished yet."""

@@ -103,7 +103,7 @@ class PackingState:
     def written_shards(self) -> dict[str, dict[str, Any]]:
         """Name -> record of each shard that this packing has written, or has begun to write."""
         rows = read_json_lines(self._shards) if self._shards.is_file() else []
-        found = {row["name"]: row for row in rows if isinstance(row.get("name"), str)}
+        found: dict[str, dict[str, Any]] = {row["name"]: row for row in rows if isinstance(row.get("name"), str)}
         write_text(self._shards, "".join(f"{json.dumps(row)}\n" for row in found.values()))  # without a truncated line
         return found
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, get_type_hints
 
 from odvae.running.errors import InputError, write_errors_named
+from odvae.running.json_objects import JsonObject
 from odvae.running.text import check_is_file, read_text_file
 
 T = TypeVar("T")
@@ -163,13 +164,14 @@ def parse_json(text: str, name: str) -> Any:
         raise InputError(f"{name} is not valid JSON: {error}") from None
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises InputError if there is no such file, or it is not an object."""
+def read_object(path: Path) -> JsonObject:
+    """Read a JSON object from a file. Raises InputError if there is no such file, or it is not an object; so does the
+    object, naming the file, for a key that it lacks."""
     check_is_file(path)
     found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(found).__name__}")
-    return found
+    return JsonObject(found, path)
 
 
 def parse_record(kind: type[T], values: dict[str, Any], source: object) -> T:
@@ -222,9 +224,9 @@ def _describe(problem: Any) -> str:
     return f"{'.'.join(map(str, problem['loc']))}: found {problem['input']!r:.100}; {problem['msg']}"
 
 
-def read_json_lines(path: str | Path) -> list[dict]:
+def read_json_lines(path: str | Path) -> list[JsonObject]:
     """The rows of a .jsonl file; an incomplete last line, left by a killed process, is ignored. Raises InputError for
-    any other line that is no JSON object."""
+    any other line that is no JSON object; so does a row, naming file and line, for a key that it lacks."""
     rows = []
     lines = read_text_file(path).splitlines()
     for number, line in enumerate(lines, start=1):
@@ -236,7 +238,7 @@ def read_json_lines(path: str | Path) -> list[dict]:
             raise InputError(f"{path}, line {number} is not valid JSON") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
-        rows.append(row)
+        rows.append(JsonObject(row, f"{path}, line {number}"))
     return rows
 
 

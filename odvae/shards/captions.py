@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
+from odvae.running.errors import InputError
 from odvae.shards.facts import about_sample
 from odvae.shards.samples import Sample
 from odvae.tables.cells import is_valid_text
@@ -23,6 +25,23 @@ def captions_in(sample: Sample) -> tuple[str, ...]:
     """
     text = sample.read_text() if "txt" in sample.members else None
     return () if text == "" else captions_of(text, about_sample(sample))
+
+
+def caption_problem(sample: Sample) -> str:
+    """Why a sample's text cannot be read; empty if it can, or there is none."""
+    try:
+        sample.read_text()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def shown_caption(sample: Sample) -> str:
+    """A sample's text, to be shown next to its video; where it cannot be read that is shown, and printed."""
+    if problem := caption_problem(sample):
+        print(f"warning: {problem}", file=sys.stderr, flush=True)
+        return "(its caption cannot be read)"
+    return sample.read_text()
 
 
 def captions_of(text: str | None, about: dict[str, Any]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ class MetricsLog:
     def __init__(self, folder: Path, accelerator: Accelerator, resumed_at: int) -> None:
         self.folder, self.path, self.accelerator = folder, folder / "metrics.jsonl", accelerator
         if accelerator.is_main_process and self.path.exists():
-            kept = [row for row in read_json_lines(self.path) if row["step"] <= resumed_at]
+            kept = [row for row in read_json_lines(self.path) if row.number("step") <= resumed_at]
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def row(self, step: int, **values: float) -> None:

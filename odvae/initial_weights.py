@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 
+from odvae.architecture.rates import Halvings, choose_growth, name_rate
+from odvae.inflation import RATES, image_halvings
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
@@ -53,21 +56,25 @@ def make_image_vae(model: ModelSettings) -> PerFrameVAE:
 def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
     """Load an AutoencoderKL from a model folder, a pipeline folder, or the hub name of either.
 
-    Raises InputError where there is none, or its sizes differ from those in `model`.
+    Raises InputError where there is none, where its sizes differ from those in `model`, and where a VAE with the rate
+    in `model` cannot begin from it.
     """
     setting = f"vae.init_image_vae={name!r}"
     config, where = read_vae_config(name, setting, "an AutoencoderKL")
     _check_class(config, ("AutoencoderKL", "PerFrameVAE", "FrameVAE"), setting)
     image_vae = load_model(PerFrameVAE, name, setting, "an AutoencoderKL", **where)
     _check_sizes(image_vae, model, f"the image VAE {name}")
+    _check_growth(image_vae.config.block_out_channels, image_halvings(image_vae), model, f"the image VAE {name}")
     return image_vae
 
 
 def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
     """An OD-VAE with the weights of another one: folder, hub name or Open-Sora-Plan's file. `norm` and
-    `temporal_upsample` are those of `model`, or where it has null those that the weights were trained with.
+    `temporal_upsample` are those of `model`, or where it has null those that the weights were trained with. With a
+    higher rate in `model`, the VAE is grown (`ODVAE.from_odvae`).
 
-    Raises InputError where there is none, its sizes differ from those in `model`, or it has separate temporal layers.
+    Raises InputError where there is none, its sizes differ from those in `model`, its rate is higher, or it has
+    separate temporal layers.
     """
     path, setting = Path(name), f"vae.init_from={name!r}"
     if any((path / name).is_file() for name in ("config.json", "vae/config.json")) or not path.exists():
@@ -83,9 +90,12 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
             f"vae.init_from={name!r} has separate layers that resample time (v1.1.0); training supports only v1.2.0's "
             "joint resampling"
         )
-    vae = ODVAE(**model.arguments(loaded=source.config))
-    vae.load_state_dict(source.state_dict())
-    return vae
+    _check_growth(source.config.block_out_channels, source.halvings, model, f"the OD-VAE {name}")
+    before, after = (name_rate(halvings.ratios) for halvings in (source.halvings, model.halvings))
+    if before != after and PartialState().is_main_process:
+        print(f"vae.init_from={name} compresses {before}; it is grown to {after}, as in vae.model", flush=True)
+    arguments = model.arguments(loaded=source.config)
+    return ODVAE.from_odvae(source, **{key: arguments[key] for key in ("norm", "temporal_upsample", *RATES)})
 
 
 def _check_class(config: Mapping[str, Any], allowed: Sequence[str], setting: str) -> None:
@@ -93,8 +103,22 @@ def _check_class(config: Mapping[str, Any], allowed: Sequence[str], setting: str
         raise InputError(f"{setting} is a {found} by its config.json; expected {allowed[0]}")
 
 
+def _check_growth(widths: Sequence[int], source: Halvings, model: ModelSettings, name: str) -> None:
+    """Raise InputError unless a VAE with these levels is, or can grow to, what `model` describes."""
+    try:
+        growth = choose_growth(widths, source, **{key: getattr(model, key) for key in RATES})
+    except InputError as error:
+        raise InputError(f"vae.model: {error} ({name})") from None
+    if growth.block_out_channels != tuple(model.block_out_channels):
+        rate = "" if not growth.outer else f", which at {name_rate(growth.halvings.ratios)} has new first levels:"
+        raise InputError(
+            f"vae.model.block_out_channels={list(model.block_out_channels)}, but {name} has {list(widths)}{rate} "
+            f"{list(growth.block_out_channels) if growth.outer else ''}".rstrip()
+        )
+
+
 def _check_sizes(vae: VideoVAE, model: ModelSettings, name: str, *more: str) -> None:
-    for key in ("block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", *more):
+    for key in ("layers_per_block", "latent_channels", "norm_num_groups", *more):
         found, expected = vae.config[key], getattr(model, key)
         if (tuple(found) if isinstance(found, list) else found) != expected:
             raise InputError(f"vae.model.{key}={expected}, but {name} has {found}")

@@ -1,16 +1,15 @@
-"""OD-VAE, a causal 3D video VAE with 4x temporal and 8x8 spatial compression (arXiv 2409.01199).
+"""OD-VAE, a causal 3D video VAE (arXiv 2409.01199), with 4x temporal and 8x8 spatial compression or other rates.
 
 A video of 4k+1 frames becomes k+1 latent frames: the first frame alone, the others in groups of four.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
-from diffusers import AutoencoderKL
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
@@ -19,28 +18,27 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from odvae.architecture.encoder_decoder import Architecture, Decoder, Encoder
-from odvae.architecture.inflation import add_quant_convolutions, inflate_state
 from odvae.architecture.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.architecture.layers import ChannelsLastMixin, keep_channels_last, make_conv
+from odvae.architecture.rates import choose_halvings
 from odvae.architecture.streaming import StreamCache
 from odvae.architecture.tiling import TileCaches, TilingMixin
+from odvae.inflation import InflationMixin
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
 from odvae.running.errors import InputError
 from odvae.video_vae import VideoVAEMixin
 from odvae.weights.model_sizes import check_sizes
 from odvae.weights.pretrained import loading
 
-if TYPE_CHECKING:
-    from odvae.settings import Init
 
-
-class ODVAE(ChannelsLastMixin, VideoVAEMixin, ModelMixin, TilingMixin, ConfigMixin):
+class ODVAE(InflationMixin, ChannelsLastMixin, VideoVAEMixin, ModelMixin, TilingMixin, ConfigMixin):
     """The video VAE of arXiv 2409.01199 as a diffusers model.
 
-    Videos are float (b, 3, 4k+1, h, w) in [-1, 1], h and w multiples of 8; latents are (b, c, k+1, h/8, w/8).
+    Videos are float (b, 3, r*k + 1, h, w) in [-1, 1], h and w multiples of s; latents are (b, c, k + 1, h/s, w/s). The
+    temporal and spatial compression ratios r and s are 4 and 8 in the paper; shapes below are for these.
 
     Args:
-        block_out_channels: channels of the four levels, each a multiple of `norm_num_groups`.
+        block_out_channels: channels of the levels, from full resolution down, each a multiple of `norm_num_groups`.
         layers_per_block: residual blocks per level in the encoder; the decoder has one more.
         latent_channels: c.
         norm_num_groups: groups of every group norm.
@@ -49,9 +47,13 @@ class ODVAE(ChannelsLastMixin, VideoVAEMixin, ModelMixin, TilingMixin, ConfigMix
         norm: "frame": statistics of each frame (causal, can be streamed exactly); "clip": of the whole clip (as in the
             released models).
         temporal_upsample: "nearest" (causal) or "trilinear" (as in the released models).
+        temporal_compression_ratio, spatial_compression_ratio: r and s, powers of two.
+        temporal_downsample, spatial_downsample: for each level but the last, whether the layer at its end halves time,
+            and whether it halves space; None: the table in `odvae.architecture.rates`.
         temporal_resampling: "joint": one convolution resamples space and time (v1.2.0); "separate": time has its own
             layers (v1.1.0; more tensors).
-        latents_mean, latents_std: per channel, measured on training videos; None until measured.
+        latents_mean, latents_std: per channel, measured on training videos; before, those that the shift_factor and
+            scaling_factor of the inflated image VAE stand for, or None.
 
     `norm` and `temporal_upsample` change the results, but no tensor's name or shape.
     """
@@ -59,8 +61,6 @@ class ODVAE(ChannelsLastMixin, VideoVAEMixin, ModelMixin, TilingMixin, ConfigMix
     _supports_gradient_checkpointing = True
     _no_split_modules = ("ResnetBlock", "FrameAttention", "Downsample", "Upsample", "TimeDownsample", "TimeUpsample")
     _group_offload_block_modules = ("quant_conv", "post_quant_conv", "encoder", "decoder")
-    temporal_compression_ratio = 4
-    spatial_compression_ratio = 8
     has_temporal_tiling = True
 
     @register_to_config
@@ -73,11 +73,27 @@ class ODVAE(ChannelsLastMixin, VideoVAEMixin, ModelMixin, TilingMixin, ConfigMix
         variant: int = 4,
         norm: Literal["frame", "clip"] = "frame",
         temporal_upsample: Literal["nearest", "trilinear"] = "nearest",
+        temporal_compression_ratio: int = 4,
+        spatial_compression_ratio: int = 8,
+        temporal_downsample: Sequence[bool] | None = None,
+        spatial_downsample: Sequence[bool] | None = None,
         temporal_resampling: Literal["joint", "separate"] = "joint",
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
     ) -> None:
         super().__init__()
+        self.temporal_compression_ratio = temporal_compression_ratio
+        self.spatial_compression_ratio = spatial_compression_ratio
+        self.halvings = choose_halvings(
+            len(block_out_channels),
+            temporal_compression_ratio,
+            spatial_compression_ratio,
+            temporal_downsample,
+            spatial_downsample,
+        )
+        self.register_to_config(
+            temporal_downsample=list(self.halvings.time), spatial_downsample=list(self.halvings.space)
+        )
         architecture = Architecture(
             block_out_channels=block_out_channels,
             layers_per_block=layers_per_block,
@@ -87,45 +103,13 @@ class ODVAE(ChannelsLastMixin, VideoVAEMixin, ModelMixin, TilingMixin, ConfigMix
             norm=norm,
             temporal_upsample=temporal_upsample,
             temporal_resampling=temporal_resampling,
+            halvings=self.halvings,
         )
         self.encoder = Encoder(architecture)
         self.decoder = Decoder(architecture)
         self.quant_conv = make_conv(True, 2 * latent_channels, 2 * latent_channels, kernel=1)
         self.post_quant_conv = make_conv(True, latent_channels, latent_channels, kernel=1)
         keep_channels_last(self)
-
-    @classmethod
-    def from_image_vae(cls, image_vae: AutoencoderKL, variant: int = 4, init: Init = "tail", **settings) -> ODVAE:
-        """A video VAE initialized from an image VAE by inflating its convolutions.
-
-        With `init="tail"` and default norm and temporal_upsample, the latents of a video equal the image VAE's latents
-        of frames 0, 4, 8, ..., and each later latent is decoded to four equal frames. "average" spreads the kernels
-        evenly over time; "random" takes only the sizes. `settings` are further arguments of ODVAE.
-
-        The image VAEs of SD 1 to 3, SDXL and FLUX are supported. Missing quant convolutions start as identities.
-
-        Raises InputError for an unknown `init`, for an image VAE without attention in its middle block, and for a
-        tensor that is missing, unexpected or of another shape, with its name.
-        """
-        if init not in ("tail", "average", "random"):
-            raise InputError(f"init={init!r}: allowed are tail, average, random")
-        config = image_vae.config
-        if not config.mid_block_add_attention:
-            raise InputError(
-                "the image VAE has no attention in its middle block (mid_block_add_attention=false); OD-VAE needs it"
-            )
-        vae = cls(
-            block_out_channels=tuple(config.block_out_channels),
-            layers_per_block=config.layers_per_block,
-            latent_channels=config.latent_channels,
-            norm_num_groups=config.norm_num_groups,
-            variant=variant,
-            **settings,
-        )
-        if init != "random":
-            image = add_quant_convolutions(image_vae.state_dict(), config.latent_channels)
-            vae.load_state_dict(inflate_state(image, vae.state_dict(), init))
-        return vae
 
     @classmethod
     def from_opensora_plan(cls, path: str | Path) -> ODVAE:
@@ -150,7 +134,7 @@ class ODVAE(ChannelsLastMixin, VideoVAEMixin, ModelMixin, TilingMixin, ConfigMix
 
     @apply_forward_hook
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:
-        """Video (b, 3, 4k+1, h, w) -> `.latent_dist` over latents (b, c, k+1, h/8, w/8).
+        """Video (b, 3, 4k+1, h, w) -> `.latent_dist` over latents (b, c, k+1, h/8, w/8), at 4x8x8.
 
         Raises InputError for any other shape, NaN, and pixels that cannot be in [-1, 1].
         """
@@ -163,7 +147,7 @@ class ODVAE(ChannelsLastMixin, VideoVAEMixin, ModelMixin, TilingMixin, ConfigMix
     def decode(
         self, latents: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
     ) -> DecoderOutput | tuple:
-        """Latents (b, c, k+1, h, w) -> `.sample`, a video (b, 3, 4k+1, 8h, 8w), not clipped to [-1, 1].
+        """Latents (b, c, k+1, h, w) -> `.sample`, a video (b, 3, 4k+1, 8h, 8w) at 4x8x8, not clipped to [-1, 1].
 
         `generator` is not used: decoding is not random, but diffusers' pipelines pass one. Raises InputError for any
         other shape, NaN and infinity.

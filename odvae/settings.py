@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from odvae.architecture.frame_counts import check_clip_size, check_tile_frames
 from odvae.clips.settings import DataSettings
+from odvae.model_settings import ModelSettings
 from odvae.regularizers.settings import RegularizerSettings
 from odvae.running.settings import Settings
 from odvae.training.settings import OptimizationSettings
@@ -16,42 +16,6 @@ from odvae.training.settings import OptimizationSettings
 Init = Literal["tail", "average", "random"]
 Backbone = Literal["vgg", "alex", "squeeze"]
 Mode = Literal["whole", "streamed", "tiled"]
-
-
-class ModelSettings(Settings):
-    variant: Literal[1, 2, 3, 4] = 4
-    """Which convolutions are temporal, that is causal 3D (paper, section 3.2): 1: all; 2: half of them; 3: those of the
-    inner blocks; 4: those of the encoder's inner blocks and of the whole decoder."""
-    block_out_channels: tuple[int, int, int, int] = (128, 256, 512, 512)
-    """Channels of the four levels, from full resolution down."""
-    layers_per_block: int = Field(2, ge=1)
-    """Residual blocks per level in the encoder; the decoder has one more."""
-    latent_channels: int = Field(4, ge=1)
-    """Channels of the latents."""
-    norm_num_groups: int = Field(32, ge=1)
-    """Groups of every group norm."""
-    norm: Literal["frame", "clip"] | None = None
-    """Group norm statistics: of each frame (causal, can be streamed) or of the whole clip (the released models); null:
-    frame, or with init_from those of the loaded VAE."""
-    temporal_upsample: Literal["nearest", "trilinear"] | None = None
-    """Upsampling of time in the decoder: "nearest" is causal, "trilinear" is as in the released models; null: nearest,
-    or with init_from that of the loaded VAE."""
-
-    @model_validator(mode="after")
-    def _widths_fit_the_groups(self) -> ModelSettings:
-        for width in self.block_out_channels:
-            if width % self.norm_num_groups:
-                raise ValueError(
-                    f"block_out_channels has {width}, which norm_num_groups={self.norm_num_groups} does not divide"
-                )
-        return self
-
-    def arguments(self, loaded: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The arguments of ODVAE. `norm` and `temporal_upsample` that are null are those of `loaded`, the config of the
-        VAE whose weights are loaded, or causal."""
-        defaults = loaded or {"norm": "frame", "temporal_upsample": "nearest"}
-        chosen = {key: getattr(self, key) or defaults[key] for key in ("norm", "temporal_upsample")}
-        return self.model_dump() | chosen
 
 
 class ImagePhaseSettings(OptimizationSettings):
@@ -62,8 +26,9 @@ class ImagePhaseSettings(OptimizationSettings):
 
 class VideoPhaseSettings(OptimizationSettings):
     frames: int | None = Field(None, ge=2)
-    """Frames per training clip, 4k+1; null: data.frames. The model is convolutional in time, so it can be trained on
-    shorter clips than it is used for (the paper trains on 25 frames and evaluates on 33)."""
+    """Frames per training clip, a number that the VAE accepts (4x: 4k+1); null: data.frames. The model is convolutional
+    in time, so it can be trained on shorter clips than it is used for (the paper trains on 25 frames and evaluates on
+    33)."""
     image_every: int | None = Field(None, ge=2)
     """Every image_every-th step trains on single frames instead of clips, so that the model stays a good image VAE;
     null: no such steps."""
@@ -148,11 +113,12 @@ class VAESettings(Settings):
     init: Init = "tail"
     """Initialization of the video VAE: "tail" or "average" inflate the image VAE, "random" is from scratch."""
     init_image_vae: str | None = None
-    """Folder or hub name of the image VAE (diffusers' AutoencoderKL) that is inflated; null: the image phase trains
-    one."""
+    """The image VAE (diffusers' AutoencoderKL) that is inflated: folder, hub name, or a single file in the format of
+    latent-diffusion; null: the image phase trains one. `model` must match its sizes, and may compress space more
+    (docs/rates.md)."""
     init_from: str | None = None
     """OD-VAE whose weights training continues from (the paper's second phase): folder, hub name, or a checkpoint file
-    published by Open-Sora-Plan. `model` must match its sizes."""
+    published by Open-Sora-Plan. `model` must match its sizes, and may have a higher rate (docs/rates.md)."""
     image_phase: ImagePhaseSettings | None = ImagePhaseSettings()
     """First phase, the training of the image VAE; must be null if init_image_vae or
     init_from is set, or with init=random."""
@@ -209,6 +175,18 @@ class VAESettings(Settings):
             raise ValueError("regularizers.local_correlation needs at least two latent_channels to correlate, found 1")
         return self
 
+    @model_validator(mode="after")
+    def _the_image_vae_has_the_rate_in_space(self) -> VAESettings:
+        trains_image_vae = self.pretrained is None and self.image_phase is not None
+        if trains_image_vae and not all(self.model.halvings.space):
+            raise ValueError(
+                "the image phase trains an image VAE, which halves space after each level but the last: "
+                f"{len(self.model.block_out_channels)} levels (model.block_out_channels) give "
+                f"{2 ** (len(self.model.block_out_channels) - 1)}x, but model.spatial_compression_ratio="
+                f"{self.model.spatial_compression_ratio}; choose other widths, or init=random without image_phase"
+            )
+        return self
+
     @property
     def compression(self) -> tuple[int, int] | None:
         """(temporal, spatial) compression ratio of the trained VAE, an OD-VAE or an image VAE.
@@ -217,7 +195,9 @@ class VAESettings(Settings):
         """
         if self.pretrained is not None:
             return None
-        return (1, 8) if self.video_phase is None else (4, 8)
+        if self.video_phase is None:
+            return 1, 2 ** (len(self.model.block_out_channels) - 1)
+        return self.model.halvings.ratios
 
 
 class EvalVAESettings(Settings):
@@ -243,7 +223,7 @@ class EvalVAESettings(Settings):
     chunk: int = Field(4, ge=1)
     """Frames per chunk in streaming."""
     tile_frames: int = Field(9, ge=2)
-    """Frames per temporal tile, 4m+1 (the paper uses 33)."""
+    """Frames per temporal tile, a multiple of the temporal compression ratio plus one (the paper uses 33)."""
     num_visualized: int = Field(12, ge=1)
     """Clips saved as videos for the report page."""
 

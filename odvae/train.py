@@ -17,6 +17,7 @@ from odvae.architecture.frame_counts import check_clip_size
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.evaluation.validation import held_out_clips, validate
+from odvae.inflation import RATES
 from odvae.initial_weights import initialize_from_scratch, load_image_vae, load_video_vae, make_image_vae
 from odvae.latent_statistics import latent_statistics
 from odvae.losses import PixelLoss, VAELoss
@@ -127,13 +128,15 @@ def trained_vae(run: VAERun) -> VideoVAE:
 def initial_video_vae(run: VAERun) -> VideoVAE:
     """The video VAE before its training: inflated from an image VAE, with another OD-VAE's weights, or random."""
     settings, model = run.settings, run.settings.model
+    torch.manual_seed(run.seed)
     if settings.init_from is not None:
         return load_video_vae(settings.init_from, model)
     if settings.init == "random":
-        torch.manual_seed(run.seed)
         return run.make_vae()
-    options = {key: model.arguments()[key] for key in ("norm", "temporal_upsample")}
-    return ODVAE.from_image_vae(initial_image_vae(run), model.variant, settings.init, **options)
+    options = {key: model.arguments()[key] for key in ("norm", "temporal_upsample", *RATES)}
+    image_vae = initial_image_vae(run)
+    torch.manual_seed(run.seed)  # for layers that the image VAE does not have
+    return ODVAE.from_image_vae(image_vae, model.variant, settings.init, **options)
 
 
 def random_odvae(model: ModelSettings) -> ODVAE:

@@ -22,6 +22,7 @@ from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import make_output_folder, write_json
 from odvae.running.progress import progress_over
 from odvae.running.run_folder import code_version
+from odvae.video_vae import compression_of
 
 SMALLEST = {"frames": 9, "size": 32, "repeats": 1}
 
@@ -69,8 +70,10 @@ def main() -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Raise InputError for a clip or device that cannot be measured."""
-    check_frame_count(options.frames, ODVAE.temporal_compression_ratio, "--frames")
-    check_frame_size(options.size, options.size, ODVAE.spatial_compression_ratio, ("--size", "--size"))
+    with torch.device("meta"):
+        temporal_ratio, spatial_ratio = compression_of(ODVAE())  # those of all models
+    check_frame_count(options.frames, temporal_ratio, "--frames")
+    check_frame_size(options.size, options.size, spatial_ratio, ("--size", "--size"))
     if options.repeats < 1:
         raise InputError(f"--repeats must be at least 1, found {options.repeats}")
     if options.device == "cuda" and not torch.cuda.is_available():

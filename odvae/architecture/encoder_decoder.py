@@ -9,14 +9,15 @@ from typing import Literal
 from torch import nn
 
 from odvae.architecture.layers import FrameAttention, NormSiLU, ResnetBlock, make_conv
+from odvae.architecture.rates import Halvings
 from odvae.architecture.resampling import make_downsamplers, make_upsamplers
 from odvae.architecture.streaming import LayerStack, VideoLayer
 from odvae.running.errors import InputError
 
 # Which convolutions are temporal (causal 3D) by variant (paper, section 3.2): for the encoder and the decoder, for
-# outer (high resolution: conv_in/conv_out side, levels 0 and 1) and inner blocks, whether the (first, second)
-# convolution of a residual block is. The paper does not specify which half of them variant 2 keeps; here it is the
-# first of each block.
+# outer (high resolution: conv_in/conv_out side and all levels but the last two) and inner blocks, whether the (first,
+# second) convolution of a residual block is. The paper does not specify which half of them variant 2 keeps; here it is
+# the first of each block. Layers that halve or double time are temporal in all variants.
 ALL, HALF, NONE = (True, True), (True, False), (False, False)
 TEMPORAL_CONVS = {
     #   encoder outer, inner   decoder outer, inner
@@ -42,12 +43,13 @@ class Architecture:
     norm: Literal["frame", "clip"]
     temporal_upsample: Literal["nearest", "trilinear"]
     temporal_resampling: Literal["joint", "separate"]
+    halvings: Halvings
 
     def __post_init__(self) -> None:
         widths, groups = tuple(self.block_out_channels), self.norm_num_groups
-        if len(widths) != 4 or any(width % groups for width in widths):
+        if len(widths) < 2 or any(width % groups for width in widths):
             raise InputError(
-                f"block_out_channels={widths}: needs four widths (8x8 in space is three halvings), each a multiple of "
+                f"block_out_channels={widths}: needs at least two widths, one for each level, all multiples of "
                 f"norm_num_groups={groups}"
             )
         allowed = {
@@ -59,6 +61,11 @@ class Architecture:
         for name, values in allowed.items():
             if (value := getattr(self, name)) not in values:
                 raise InputError(f"{name}={value!r}: allowed are {', '.join(map(str, values))}")
+
+    def temporal_convs(self, half: Literal["encoder", "decoder"], level: int) -> tuple[bool, bool]:
+        """Whether the two convolutions of each residual block are temporal; `level` counts from full resolution."""
+        outer, inner = TEMPORAL_CONVS[self.variant][half]
+        return inner if level >= len(self.block_out_channels) - 2 else outer
 
     def blocks(self, channels: int, out_channels: int, count: int, temporal: tuple[bool, bool]) -> list[ResnetBlock]:
         """`count` residual blocks of a level; the first maps `channels` to `out_channels`."""
@@ -98,7 +105,7 @@ class Level(LayerStack):
 
 
 class Encoder(LayerStack):
-    """Video (b, 3, 1 + 4k, h, w) -> moments (b, 2c, 1 + k, h/8, w/8)."""
+    """Video (b, 3, 1 + r*k, h, w) -> moments (b, 2c, 1 + k, h/s, w/s); r and s are the compression ratios."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -107,10 +114,12 @@ class Encoder(LayerStack):
         self.conv_in = make_conv(outer[0], 3, widths[0])
         self.down_blocks = nn.ModuleList()
         previous = widths[0]
-        for i, (width, temporal) in enumerate(zip(widths, (outer, outer, inner, inner), strict=True)):
+        for i, width in enumerate(widths):
+            temporal = architecture.temporal_convs("encoder", i)
             level = Level(architecture.blocks(previous, width, architecture.layers_per_block, temporal))
-            if i < 3:  # levels 1 and 2 also downsample time
-                level.downsamplers = make_downsamplers(width, any(temporal), halves_time=i > 0, separate=separate)
+            if i < len(widths) - 1:
+                time, space = architecture.halvings.time[i], architecture.halvings.space[i]
+                level.downsamplers = make_downsamplers(width, any(temporal), time, space, separate)
             self.down_blocks.append(level)
             previous = width
         self.mid_block = MidBlock(widths[-1], architecture, inner)
@@ -120,15 +129,15 @@ class Encoder(LayerStack):
     def parts(self) -> list[VideoLayer | LayerStack]:
         return [
             self.conv_in,  # (b, w0, t, h, w)
-            *self.down_blocks,  # (b, w_i, ..., h/2^i, w/2^i)
-            self.mid_block,  # (b, w3, 1 + k, h/8, w/8)
+            *self.down_blocks,
+            self.mid_block,  # (b, w_last, 1 + k, h/s, w/s)
             self.conv_norm_out,
-            self.conv_out,  # (b, 2c, 1 + k, h/8, w/8)
+            self.conv_out,  # (b, 2c, 1 + k, h/s, w/s)
         ]
 
 
 class Decoder(LayerStack):
-    """Latents (b, c, 1 + k, h/8, w/8) -> video (b, 3, 1 + 4k, h, w)."""
+    """Latents (b, c, 1 + k, h/s, w/s) -> video (b, 3, 1 + r*k, h, w); r and s are the compression ratios."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
@@ -139,10 +148,12 @@ class Decoder(LayerStack):
         self.mid_block = MidBlock(widths[0], architecture, inner)
         self.up_blocks = nn.ModuleList()
         previous = widths[0]  # from the lowest resolution up
-        for i, (width, temporal) in enumerate(zip(widths, (inner, inner, outer, outer), strict=True)):
+        for i, width in zip(range(len(widths))[::-1], widths, strict=True):  # i: the encoder's level of this resolution
+            temporal = architecture.temporal_convs("decoder", i)
             level = Level(architecture.blocks(previous, width, architecture.layers_per_block + 1, temporal))
-            if i < 3:  # the first two also upsample time
-                level.upsamplers = make_upsamplers(width, any(temporal), i < 2, trilinear=trilinear, separate=separate)
+            if i > 0:
+                time, space = architecture.halvings.time[i - 1], architecture.halvings.space[i - 1]
+                level.upsamplers = make_upsamplers(width, time, space, trilinear, separate)
             self.up_blocks.append(level)
             previous = width
         self.conv_norm_out = NormSiLU(architecture.norm_num_groups, widths[-1], architecture.norm_over_time(outer))
@@ -150,9 +161,9 @@ class Decoder(LayerStack):
 
     def parts(self) -> list[VideoLayer | LayerStack]:
         return [
-            self.conv_in,  # (b, w3, 1 + k, h/8, w/8)
+            self.conv_in,  # (b, w_last, 1 + k, h/s, w/s)
             self.mid_block,
             *self.up_blocks,
             self.conv_norm_out,
-            self.conv_out,  # (b, 3, 1 + 4k, h, w)
+            self.conv_out,  # (b, 3, 1 + r*k, h, w)
         ]

@@ -182,19 +182,21 @@ class FrameAttention(VideoLayer):
 class Downsample(VideoLayer):
     """Strided convolution that halves height and width and, with `halves_time`, the number of frames after the first.
 
-    Space is zero-padded by one at the right and the bottom.
+    Space is zero-padded by one at the right and the bottom. With `halves_space=False` only time is halved.
     """
 
-    def __init__(self, channels: int, temporal: bool, halves_time: bool) -> None:
+    def __init__(self, channels: int, temporal: bool, halves_time: bool, halves_space: bool = True) -> None:
         super().__init__()
-        self.values_per_position, self.halves_time = channels, halves_time
-        if temporal or halves_time:
+        self.values_per_position, self.halves_time, self.halves_space = channels, halves_time, halves_space
+        if not halves_space:
+            self.conv: VideoLayer = CausalConv3d(channels, channels, 3, stride=(2, 1, 1), padding=(0, 1, 1))
+        elif temporal or halves_time:
             self.conv = CausalConv3d(channels, channels, 3, stride=(2 if halves_time else 1, 2, 2))
         else:
             self.conv = FrameConv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)), cache)
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.halves_space else x, cache)
 
 
 def keep_channels_last(model: nn.Module) -> None:

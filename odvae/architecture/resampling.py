@@ -53,34 +53,38 @@ class DoublingConv3d(Conv3d):
 class Upsample(VideoLayer):
     """Doubles height and width and, with `doubles_time`, the frames after the first (2(t - 1) + 1); then a convolution.
 
+    With `doubles_space=False` only time is doubled. A layer that doubles time has a causal 3D convolution, since equal
+    frames would remain equal in layers that work frame by frame.
+
     `trilinear`, as in the released models: frames after the first are interpolated as one block, so that a frame
     depends on up to one later frame. Otherwise values are repeated (nearest), which is causal.
     """
 
-    def __init__(self, channels: int, temporal: bool, doubles_time: bool, trilinear: bool) -> None:
+    def __init__(self, channels: int, doubles_time: bool, trilinear: bool, doubles_space: bool = True) -> None:
         super().__init__()
-        self.doubles_time, self.needs_whole_clip = doubles_time, trilinear and doubles_time
-        self.values_per_position = channels * (8 if doubles_time else 4)
-        temporal = temporal and doubles_time
-        if self.needs_whole_clip:
-            self.conv: nn.Module = make_conv(temporal, channels, channels)
-        elif temporal:
+        self.doubles_time, self.doubles_space = doubles_time, doubles_space
+        self.needs_whole_clip = trilinear and doubles_time
+        self.values_per_position = channels * (2 if doubles_time else 1) * (4 if doubles_space else 1)
+        if self.needs_whole_clip or not doubles_space:
+            self.conv: nn.Module = make_conv(True, channels, channels)
+        elif doubles_time:
             self.conv = DoublingConv3d(channels, channels, 3, padding=(0, 1, 1))
         else:
             self.conv = DoublingFrameConv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         if self.needs_whole_clip:
-            return self.conv(_interpolate(x))
+            return self.conv(_interpolate(x, 2 if self.doubles_space else 1))
+        if not self.doubles_space:
+            begins = cache is None or cache.begins(self)
+            frames = x.repeat_interleave(2, dim=2)[:, :, int(begins) :]  # the first frame of the video is not doubled
+            return self.conv(frames.contiguous(memory_format=torch.channels_last_3d), cache)
         if not self.doubles_time:
             return self.conv(x)
         past = None if cache is None else cache.get(self)
         begins = past is None
         x = join_past(cache, self, x[:, :, :1].clone() if past is None else past, x, kept=1)
-        if isinstance(self.conv, DoublingConv3d):
-            y = self.conv(x)
-        else:
-            y = self.conv(x[:, :, 1:]).repeat_interleave(2, dim=2)
+        y = self.conv(x)
         # The first frame of the video is not doubled.
         return y[:, :, 1:].contiguous(memory_format=torch.channels_last_3d) if begins else y
 
@@ -131,12 +135,12 @@ def _empty(like: Tensor, *shape: int) -> Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
-def _interpolate(x: Tensor) -> Tensor:
-    """Trilinear upsampling by 2 in time and space; the first frame only in space."""
-    first = F.interpolate(x[:, :, :1], scale_factor=(1, 2, 2), mode="trilinear")
+def _interpolate(x: Tensor, space: int) -> Tensor:
+    """Trilinear upsampling by 2 in time and by `space` in space; the first frame only in space."""
+    first = F.interpolate(x[:, :, :1], scale_factor=(1, space, space), mode="trilinear")
     if x.shape[2] == 1:
         return first
-    return torch.cat([first, F.interpolate(x[:, :, 1:], scale_factor=(2, 2, 2), mode="trilinear")], dim=2)
+    return torch.cat([first, F.interpolate(x[:, :, 1:], scale_factor=(2, space, space), mode="trilinear")], dim=2)
 
 
 class TimeDownsample(VideoLayer):
@@ -191,18 +195,23 @@ class TimeUpsample(VideoLayer):
         return x.repeat_interleave(2, dim=2)
 
 
-def make_downsamplers(channels: int, temporal: bool, halves_time: bool, separate: bool) -> nn.ModuleList:
-    """The layers that halve height and width and, with `halves_time`, the number of frames after the first."""
-    if separate and halves_time:
-        return nn.ModuleList([Downsample(channels, temporal=False, halves_time=False), TimeDownsample(channels)])
-    return nn.ModuleList([Downsample(channels, temporal, halves_time)])
+def make_downsamplers(
+    channels: int, temporal: bool, halves_time: bool, halves_space: bool, separate: bool
+) -> nn.ModuleList:
+    """The layers that halve time, that is the number of frames after the first, and space; none if neither."""
+    if not (separate and halves_time):
+        halves = halves_time or halves_space
+        return nn.ModuleList([Downsample(channels, temporal, halves_time, halves_space)] if halves else [])
+    space = [Downsample(channels, temporal=False, halves_time=False)] if halves_space else []
+    return nn.ModuleList([*space, TimeDownsample(channels)])
 
 
 def make_upsamplers(
-    channels: int, temporal: bool, doubles_time: bool, trilinear: bool, separate: bool
+    channels: int, doubles_time: bool, doubles_space: bool, trilinear: bool, separate: bool
 ) -> nn.ModuleList:
-    """The layers that double height and width and, with `doubles_time`, the number of frames after the first."""
-    if separate and doubles_time:
-        space = Upsample(channels, temporal=False, doubles_time=False, trilinear=False)
-        return nn.ModuleList([space, TimeUpsample(channels, trilinear)])
-    return nn.ModuleList([Upsample(channels, temporal, doubles_time, trilinear)])
+    """The layers that double time, that is the number of frames after the first, and space; none if neither."""
+    if not (separate and doubles_time):
+        doubles = doubles_time or doubles_space
+        return nn.ModuleList([Upsample(channels, doubles_time, trilinear, doubles_space)] if doubles else [])
+    space = [Upsample(channels, doubles_time=False, trilinear=False)] if doubles_space else []
+    return nn.ModuleList([*space, TimeUpsample(channels, trilinear)])

@@ -10,8 +10,8 @@ import torch
 from accelerate import PartialState
 from torch import nn
 
+from odvae.architecture.inflation_mixin import RATES, image_halvings
 from odvae.architecture.rates import Halvings, choose_growth, name_rate
-from odvae.inflation import RATES, image_halvings
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError

@@ -18,12 +18,12 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from odvae.architecture.encoder_decoder import Architecture, Decoder, Encoder
+from odvae.architecture.inflation_mixin import InflationMixin
 from odvae.architecture.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.architecture.layers import ChannelsLastMixin, keep_channels_last, make_conv
 from odvae.architecture.rates import choose_halvings
 from odvae.architecture.streaming import StreamCache
 from odvae.architecture.tiling import TileCaches, TilingMixin
-from odvae.inflation import InflationMixin
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
 from odvae.running.errors import InputError
 from odvae.video_vae import VideoVAEMixin

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from odvae.architecture.frame_counts import check_clip_size, check_tile_frames
+from odvae.architecture.settings import ModelSettings
 from odvae.clips.settings import DataSettings
-from odvae.model_settings import ModelSettings
 from odvae.regularizers.settings import RegularizerSettings
 from odvae.running.settings import Settings
 from odvae.training.settings import OptimizationSettings
@@ -181,8 +181,8 @@ class VAESettings(Settings):
         if trains_image_vae and not all(self.model.halvings.space):
             raise ValueError(
                 "the image phase trains an image VAE, which halves space after each level but the last: "
-                f"{len(self.model.block_out_channels)} levels (model.block_out_channels) give "
-                f"{2 ** (len(self.model.block_out_channels) - 1)}x, but model.spatial_compression_ratio="
+                f"{len(self.model.block_out_channels)} levels (vae.model.block_out_channels) give "
+                f"{2 ** (len(self.model.block_out_channels) - 1)}x, but vae.model.spatial_compression_ratio="
                 f"{self.model.spatial_compression_ratio}; choose other widths, or init=random without image_phase"
             )
         return self

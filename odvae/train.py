@@ -14,10 +14,10 @@ import torch
 from accelerate import PartialState
 
 from odvae.architecture.frame_counts import check_clip_size
+from odvae.architecture.inflation_mixin import RATES
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.evaluation.validation import held_out_clips, validate
-from odvae.inflation import RATES
 from odvae.initial_weights import initialize_from_scratch, load_image_vae, load_video_vae, make_image_vae
 from odvae.latent_statistics import latent_statistics
 from odvae.losses import PixelLoss, VAELoss

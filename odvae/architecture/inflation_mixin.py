@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from diffusers import AutoencoderKL
 
-from odvae.architecture.inflation import add_quant_convolutions, load_grown
+from odvae.architecture.inflation import Kernels, add_quant_convolutions, load_grown
 from odvae.architecture.rates import Halvings, choose_growth
 from odvae.running.errors import InputError
 
@@ -15,9 +15,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from diffusers import ModelMixin as _Mixed  # what InflationMixin is mixed into
-
-    from odvae.model import ODVAE
-    from odvae.settings import Init
 else:
     _Mixed = object
 
@@ -32,7 +29,7 @@ class InflationMixin(_Mixed):
         cls,
         image_vae: AutoencoderKL,
         variant: int = 4,
-        init: Init = "tail",
+        init: Kernels | Literal["random"] = "tail",
         temporal_compression_ratio: int = 4,
         spatial_compression_ratio: int | None = None,
         temporal_downsample: Sequence[bool] | None = None,
@@ -80,7 +77,7 @@ class InflationMixin(_Mixed):
         return vae
 
     @classmethod
-    def from_odvae(cls, source: ODVAE, **settings) -> Self:
+    def from_odvae(cls, source: Self, **settings) -> Self:
         """A copy of an OD-VAE that compresses as much or more: `settings` are those of ODVAE that change, no width.
 
         Before training, each layer that newly halves time takes the first frame and every second one after it, and with

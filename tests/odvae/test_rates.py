@@ -224,7 +224,7 @@ def test_new_layers_all_learn_from_the_first_steps(ratios):
     grown = ODVAE.from_odvae(before, temporal_compression_ratio=ratios[0], spatial_compression_ratio=ratios[1]).train()
     optimizer = torch.optim.SGD(grown.parameters(), lr=1e-3)
     for _ in range(2):
-        loss = grown(noise(1, 3, 2 * ratios[0] + 1, 2 * ratios[1], ratios[1]))[0].square().mean()
+        loss = grown(noise(1, 3, 2 * ratios[0] + 1, 2 * ratios[1], ratios[1])).sample.square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

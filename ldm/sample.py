@@ -18,7 +18,7 @@ from ldm.networks.provenance import Provenance, weights_folder
 from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sampling.sample_requests import USER, Request
-from ldm.sampling.sample_table import add_sample_rows, lossless_file, read_sample_rows
+from ldm.sampling.sample_table import SampleTable, lossless_file, made_before, read_sample_rows
 from ldm.sampling.schedulers import make_scheduler
 from ldm.sampling.settings import SamplerName, SampleSettings
 from odvae.clips.clip import fit_frames
@@ -89,27 +89,34 @@ def sample_videos(
 ) -> list[Path]:
     """Generate the requested videos into `folder`, divided among the ranks. Returns their files.
 
-    Rows of the same files in samples.jsonl are replaced. A video is decoded and written in pieces, so memory does not
-    depend on its length.
+    Batches whose videos are there already, made by the same request, settings and weights, are not made again, so a
+    stopped command goes on. Rows of the same files in samples.jsonl are replaced. A video is decoded and written in
+    pieces, so memory does not depend on its length.
     """
     state = PartialState()
     decide_on_main_process(lambda: read_sample_rows(folder))  # raises where rows cannot be added to them
     loaders: dict[str, Any] = {"load_vae": load_vae, "load_network": load_network}
     pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay, **loaders).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
+    rows = _rows(requests, settings, Provenance.load(ldm_folder), pipeline)
     with Stage(folder) as stage:
+        made = decide_on_main_process(lambda: made_before(folder, rows, settings))
+        if made and state.is_main_process:
+            print(f"{len(made)} of {len(requests)} videos are in {folder} already, with the same settings and weights")
         mine = requests[state.process_index :: state.num_processes]
         with (
             autocast(settings.precision, state.device),
             progress_bar("sampling", 0, len(mine), unit="video") as bar,
+            SampleTable(stage) as table,
         ):
             for batch in _batches(mine, settings.batch_size):
-                for request, latents in zip(batch, generate_latents(pipeline, batch, settings), strict=True):
-                    _write(folder / request.file, pipeline, latents, settings)
-                    bar.update()
+                if not all(request.file in made for request in batch):
+                    for request, latents in zip(batch, generate_latents(pipeline, batch, settings), strict=True):
+                        _write(folder / request.file, pipeline, latents, settings)
+                        table.add(rows[request.file])
+                bar.update(len(batch))
         state.wait_for_everyone()
         if state.is_main_process:
-            _record(requests, settings, Provenance.load(ldm_folder), pipeline, stage)
             _write_contact_sheet([folder / request.file for request in requests[:CONTACT_SHEET_VIDEOS]], folder)
     return [folder / request.file for request in requests]
 
@@ -185,14 +192,10 @@ def read_first_frame(file: Path, height: int, width: int) -> torch.Tensor:
         return to_float(fit_frames(pixels[None], height, width))[:, 0]
 
 
-def _record(
-    requests: Sequence[Request],
-    settings: SampleSettings,
-    provenance: Provenance,
-    pipeline: TextToVideoPipeline,
-    stage: Stage,
-) -> None:
-    """Write everything that determines a video's bytes to samples.jsonl, one row per file."""
+def _rows(
+    requests: Sequence[Request], settings: SampleSettings, provenance: Provenance, pipeline: TextToVideoPipeline
+) -> dict[str, dict[str, Any]]:
+    """The rows of samples.jsonl, by file: everything that determines a video's bytes."""
     common = {
         **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif", "lossless"}),
         "precision": "bf16" if uses_bf16(settings.precision, pipeline.device) else "fp32",
@@ -210,7 +213,7 @@ def _record(
         image = {"image_sha256": file_fingerprint(Path(request.image))} if request.image else {}
         lossless = {"lossless": lossless_file(Path(request.file)).name} if settings.lossless else {}
         rows[request.file] = asdict(request) | common | image | lossless
-    add_sample_rows(stage, rows)
+    return rows
 
 
 def _write_contact_sheet(files: Sequence[Path], folder: Path) -> None:

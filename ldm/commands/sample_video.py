@@ -1,4 +1,5 @@
 """Generate videos from prompts, classes or an image; by default from held-out captions or classes, to be scored.
+Videos that are there already, made with the same settings and weights, are not made again.
 
 odvae-sample --prompt "a large red circle moves left" [--seed 0]
 odvae-sample [--config demo] [section.key=value ...]
@@ -9,15 +10,19 @@ import argparse
 from pathlib import Path
 
 from ldm.experiment import announce, parse_experiment
-from odvae.running.errors import InputError, readable_errors
-from odvae.running.text import read_text_file
+from odvae.running.errors import readable_errors
 
 
 @readable_errors()
 def main() -> None:
     extra = argparse.ArgumentParser(add_help=False)
     extra.add_argument("--prompt", action="append", default=[], help="text prompt; may be given several times")
-    extra.add_argument("--prompts", type=Path, help="text file with one prompt per line")
+    extra.add_argument(
+        "--prompts",
+        type=Path,
+        help="text file with one prompt per line, or table (.csv, .jsonl, .parquet ...) with a column prompt, and "
+        "perhaps negative_prompt and seed",
+    )
     extra.add_argument("--negative-prompt", default="", help="prompt that guidance leads away from")
     extra.add_argument("--class", dest="classes", action="append", default=[], help="name or index of a class")
     extra.add_argument("--image", type=Path, help="image to use as the first frame")
@@ -27,10 +32,11 @@ def main() -> None:
     from ldm.latents.manifest import load_manifest
     from ldm.open_videos import open_videos
     from ldm.sample import sample_videos
+    from ldm.sampling.prompt_file import read_prompts
     from ldm.sampling.sample_requests import evaluation_requests, user_requests
 
     folders, samples = experiment.folders, experiment.sample
-    prompts = options.prompt + read_prompts(options.prompts)
+    prompts = options.prompt + (read_prompts(options.prompts) if options.prompts else [])
     by_user = bool(prompts or options.classes or options.image or options.count is not None)
     if by_user:
         count = 1 if options.count is None else options.count
@@ -43,15 +49,6 @@ def main() -> None:
     for file in files if by_user else []:
         print(file)
     announce(folders.samples, None if by_user else "evaluate_vae", options)
-
-
-def read_prompts(path: Path | None) -> list[str]:
-    if path is None:
-        return []
-    prompts = [line.strip() for line in read_text_file(path, "--prompts").split("\n") if line.strip()]
-    if not prompts:
-        raise InputError(f"--prompts {path} holds no prompt; it must have one per line")
-    return prompts
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from random import Random
 
 import yaml
 
-from ldm.commands.sample_video import read_prompts
 from ldm.experiment import Experiment
 from ldm.fuzzing.kind import Kind, Valid
 from ldm.fuzzing.mutations import BYTES, JSON, TEXT, Mutation
 from ldm.networks.settings import ConditioningSettings
+from ldm.sampling.prompt_file import read_prompts
 from ldm.sampling.sample_requests import user_requests
 from odvae.running.resume_check import check_not_made_by_0_1, record_settings
 from odvae.running.settings import load_settings

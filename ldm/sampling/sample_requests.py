@@ -6,12 +6,14 @@ import hashlib
 import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ldm.demo.videos import prompts as demo_prompts
 from ldm.networks.settings import ConditioningSettings
+from ldm.sampling.prompt_file import Prompt
 from ldm.sampling.settings import SampleSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
@@ -84,7 +86,7 @@ def _captioned(samples: Iterable[Sample]) -> Iterator[tuple[Sample, str]]:
 
 
 def user_requests(
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     class_labels: Sequence[str],
     seed: int,
     count: int = 1,
@@ -93,27 +95,31 @@ def user_requests(
 ) -> list[Request]:
     """`count` videos of each prompt and class; where there is neither, of an unconditional network.
 
-    Their seeds are `seed`, `seed + 1`, ...; a file is named after its prompt or class and its seed. Raises InputError
-    for a missing image and an empty prompt.
+    Their seeds are `seed`, `seed + 1`, ...; a file is named after its prompt or class and its seed. A `Prompt` may have
+    a seed and a negative prompt of its own. Equal requests are made once. Raises InputError for a missing image and an
+    empty prompt.
     """
     if image is not None:
         check_is_file(image, "--image")
-    if any(not prompt.strip() for prompt in prompts):
+    read = [Prompt(one) if isinstance(one, str) else one for one in prompts]
+    if any(not prompt.text.strip() for prompt in read):
         raise InputError("a prompt is empty")
-    conditions: list[tuple[str, dict]] = [(prompt, {"prompt": prompt}) for prompt in prompts]
-    conditions += [(label, {"class_label": label}) for label in class_labels]
-    return [
-        Request(
-            f"{_slug(name)}_seed{seed + i}.mp4",
-            seed + i,
-            USER,
-            negative_prompt=negative_prompt,
-            image=str(image) if image else None,
-            **condition,
-        )
-        for name, condition in conditions or [("video", {})]
-        for i in range(count)
-    ]
+
+    def requests(name: str, own: Prompt | None, **condition: str) -> Iterator[Request]:
+        first = seed if own is None or own.seed is None else own.seed
+        negative = negative_prompt if own is None or own.negative is None else own.negative
+        for i in range(count):
+            file = f"{_slug(name)}_seed{first + i}.mp4"
+            yield Request(
+                file, first + i, USER, negative_prompt=negative, image=str(image) if image else None, **condition
+            )
+
+    found = [request for one in read for request in requests(one.text, one, prompt=one.text)]
+    found += [request for label in class_labels for request in requests(label, None, class_label=label)]
+    found = list(dict.fromkeys(found or requests("video", None)))
+    if repeated := sorted(file for file, times in Counter(one.file for one in found).items() if times > 1):
+        raise InputError(f"{repeated[0]} would be made with several negative prompts: give these rows other seeds")
+    return found
 
 
 def _slug(name: str) -> str:

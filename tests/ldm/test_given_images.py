@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ldm.commands.sample_video import read_prompts
 from ldm.sample import _read_image
+from ldm.sampling.prompt_file import read_prompts
 from ldm.sampling.sample_requests import user_requests
 from ldm.sampling.settings import SampleSettings
 from odvae.running.errors import InputError

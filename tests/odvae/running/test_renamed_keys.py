@@ -16,7 +16,7 @@ from ldm.encoding.settings import EncodeSettings
 from ldm.experiment import Experiment
 from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import TextSettings
-from ldm.sampling.sample_table import add_sample_rows, read_sample_rows
+from ldm.sampling.sample_table import SampleTable, read_sample_rows
 from ldm.study.settings import StudySettings
 from ldm.training.settings import LDMSettings
 from odvae.clips.settings import DataSettings
@@ -169,8 +169,8 @@ def test_latents_samples_and_a_report_of_version_0_1_are_refused_and_stay(tmp_pa
     (tmp_path / "samples.jsonl").write_text(old_row)
     with pytest.raises(InputError, match=r"by version 0\.1 .*`num_inference_steps`, .*`guidance_scale`.* move"):
         read_sample_rows(tmp_path)
-    with pytest.raises(InputError, match=r"by version 0\.1"), Stage(tmp_path) as stage:
-        add_sample_rows(stage, {"b.mp4": {"file": "b.mp4"}})
+    with pytest.raises(InputError, match=r"by version 0\.1"), Stage(tmp_path) as stage, SampleTable(stage) as table:
+        table.add({"file": "b.mp4"})
     assert (tmp_path / "samples.jsonl").read_text() == old_row
     folders = RunFolder(tmp_path)
     folders.report.mkdir()

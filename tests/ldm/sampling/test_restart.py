@@ -1,0 +1,77 @@
+"""A sampling that was stopped goes on: only what is missing is made, and it is what one run would have made."""
+
+from dataclasses import replace
+
+import pytest
+from small_ldm import settings, train
+
+from ldm import sample
+from ldm.networks.settings import ConditioningSettings
+from ldm.sample import sample_videos
+from ldm.sampling.sample_requests import user_requests
+from ldm.sampling.sample_table import read_sample_rows
+from ldm.sampling.settings import SampleSettings
+
+SAMPLING = SampleSettings(num_inference_steps=2, batch_size=2)
+REQUESTS = user_requests(["a red circle"], [], seed=0, count=5)
+
+
+@pytest.fixture(scope="module")
+def run(ldm_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("restart")
+    train(ldm_run, folder / "ldm", settings(2, conditioning=ConditioningSettings(kind="text")))
+    return ldm_run / "vae", folder / "ldm"
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Names of the files that were written; `stop_at` of them raise, as a signal would."""
+    names, write = [], sample._write
+
+    def counting(path, *arguments):
+        if len(names) == counting.stop_at:
+            raise KeyboardInterrupt
+        write(path, *arguments)
+        names.append(path.name)
+
+    counting.stop_at = None
+    monkeypatch.setattr(sample, "_write", counting)
+    return names, counting
+
+
+def test_a_stopped_sampling_makes_what_is_missing_with_the_same_bytes(run, tmp_path, written, capsys):
+    names, control = written
+    sample_videos(REQUESTS, SAMPLING, *run, tmp_path / "whole")
+    names.clear()
+    control.stop_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        sample_videos(REQUESTS, SAMPLING, *run, tmp_path / "parts")
+    assert [row["file"] for row in read_sample_rows(tmp_path / "parts")] == [one.file for one in REQUESTS[:3]]
+    names.clear()
+    control.stop_at = None
+    sample_videos(REQUESTS, SAMPLING, *run, tmp_path / "parts")
+    assert names == [one.file for one in REQUESTS[2:]]  # its batch is made again as a whole
+    assert "3 of 5 videos are in" in capsys.readouterr().out
+    for file in [*(one.file for one in REQUESTS), "samples.jsonl", "contact_sheet.png"]:
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+def test_other_settings_and_removed_files_are_made_again_and_others_stay(run, tmp_path, written):
+    names, _ = written
+    sample_videos(REQUESTS[:2], SAMPLING, *run, tmp_path)
+    names.clear()
+    sample_videos(REQUESTS[:2], SAMPLING, *run, tmp_path)
+    assert names == []
+    (tmp_path / REQUESTS[0].file).unlink()
+    one_at_a_time = SAMPLING.model_copy(update={"batch_size": 1})
+    for requests, changed, expected in (
+        (REQUESTS[:2], SAMPLING, 2),
+        (REQUESTS[:2], SAMPLING.model_copy(update={"guidance_scale": 2.0}), 2),
+        ([replace(REQUESTS[0], negative_prompt="blue")], one_at_a_time, 1),
+        (REQUESTS[:1], one_at_a_time.model_copy(update={"lossless": True}), 1),
+        (REQUESTS[:1], one_at_a_time.model_copy(update={"lossless": True, "gif": True}), 1),
+        (REQUESTS[:1], one_at_a_time.model_copy(update={"lossless": True, "gif": True}), 0),
+    ):
+        names.clear()
+        sample_videos(requests, changed, *run, tmp_path)
+        assert len(names) == expected

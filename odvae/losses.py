@@ -9,7 +9,6 @@ for 1e-6 at 25 frames.
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 from typing import Literal
 
 import torch
@@ -55,12 +54,22 @@ def haar(video: Tensor) -> Tensor:
     """
     if video.shape[2] % 2:
         video = torch.cat([video[:, :, :1], video], dim=2)
-    low, high = torch.tensor([1.0, 1.0]), torch.tensor([1.0, -1.0])
-    kernels = [torch.einsum("t,h,w->thw", *axes) / 8**0.5 for axes in product((low, high), repeat=3)]
-    kernel = torch.stack(kernels).unsqueeze(1).to(video.device, video.dtype, non_blocking=True)  # (8, 1, 2, 2, 2)
     b = len(video)
-    bands = F.conv3d(rearrange(video, "b c t h w -> (b c) 1 t h w"), kernel, stride=2)
+    bands = F.conv3d(rearrange(video, "b c t h w -> (b c) 1 t h w"), _haar_kernels(video), stride=2)
     return rearrange(bands, "(b c) band t h w -> b c band t h w", b=b)
+
+
+def _haar_kernels(like: Tensor) -> Tensor:
+    """The kernels (8, 1, 2, 2, 2) of the bands, low or high along t, h and w, with the device and dtype of `like`.
+
+    A band that is high along an axis has opposite signs there. Bands and positions count in binary, one digit an axis:
+    a value is negative where the two have an odd number of ones in common. Computed where it is needed: to copy a table
+    to a GPU in each call would let the GPU wait for the CPU.
+    """
+    index = torch.arange(8, device=like.device)
+    common = index.view(8, 1) & index
+    odd = (common ^ (common >> 1) ^ (common >> 2)) & 1
+    return ((1 - 2 * odd).to(like.dtype) / 8**0.5).view(8, 1, 2, 2, 2)
 
 
 def wavelet_loss(reconstruction: Tensor, video: Tensor) -> Tensor:

@@ -100,11 +100,13 @@ def check_steps(scheduler: SchedulerMixin, steps: int) -> None:
 
 
 def schedule_steps(
-    scheduler: SchedulerMixin, steps: int, positions: int, objective: ObjectiveSettings, device: torch.device
+    scheduler: SchedulerMixin, steps: int, positions: int, objective: ObjectiveSettings
 ) -> tuple[SchedulerMixin, Tensor]:
     """A new scheduler with `steps` steps set, shifted for this many latent positions, and the network's timesteps.
 
-    The timesteps (n,) are in [0, 1] and on the CPU. Raises InputError for a number of steps the scheduler cannot take.
+    The timesteps (n,) are in [0, 1] and on the CPU, and so are the scheduler's: it looks its coefficients up by them,
+    for which a GPU would have to finish all earlier work in each step. Raises InputError for a number of steps the
+    scheduler cannot take.
     """
     check_steps(scheduler, steps)
     shift = shift_for(positions, objective)
@@ -113,12 +115,12 @@ def schedule_steps(
     scheduler = type(scheduler).from_config(scheduler.config, **({name: shift} if name and flow else {}))
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         # From 1 to 1/steps: by default the last step would go from 1/1000 to 0, which is wasted.
-        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device=device)
+        scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device="cpu")
     else:
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps, device="cpu")
     if flow:
-        return scheduler, scheduler.sigmas[: len(scheduler.timesteps)].float().cpu()
-    return scheduler, scheduler.timesteps.float().cpu() / DIFFUSION_STEPS
+        return scheduler, scheduler.sigmas[: len(scheduler.timesteps)].float()
+    return scheduler, scheduler.timesteps.float() / DIFFUSION_STEPS
 
 
 @torch.no_grad()
@@ -136,7 +138,7 @@ def sample_latents(
     `predict(z, time, guided)` is the network's prediction, see `guided_prediction`; `guidance` decides at which
     timesteps it is guided.
     """
-    scheduler, times = schedule_steps(scheduler, steps, noise[0, 0].numel(), objective, noise.device)
+    scheduler, times = schedule_steps(scheduler, steps, noise[0, 0].numel(), objective)
     latents = noise
     for timestep, time in zip(progress(scheduler.timesteps), times.tolist(), strict=True):
         predicted = predict(latents, time, guidance.applies_at(time))

@@ -45,66 +45,26 @@ class Batch:
 SampleLoss = Callable[[nn.Module, Batch], Tensor]
 
 
-class LatentData:
-    """The encoded clips of a folder, and their conversion to training and validation batches on a device."""
+class BatchMaker:
+    """Converts encoded clips on the CPU to training and validation batches on a device.
+
+    `empty_text` (m, d) and `empty_mask` (m,) embed the empty caption, for networks with text conditioning.
+    """
 
     def __init__(
         self,
-        folder: Path,
         manifest: Manifest,
         conditioning: ConditioningSettings,
         objective: ObjectiveSettings,
         device: torch.device,
-        failures_allowed: float = 0.0,
+        empty_text: Tensor | None = None,
+        empty_mask: Tensor | None = None,
     ) -> None:
-        self.latents = open_latents(folder, manifest)
-        self.failures = entry_failures(self.latents, failures_allowed)
-        """Training entries that could not be read, and were replaced."""
-        self._merged = 0  # of these, those that all ranks know
         self.conditioning, self.objective, self.device = conditioning, objective, device
         self.mean = torch.tensor(manifest.latents_mean, device=device).view(1, -1, 1, 1, 1)
         self.std = torch.tensor(manifest.latents_std, device=device).view(1, -1, 1, 1, 1)
-        self.empty_text: Tensor | None = None  # (m, d)
-        self.empty_mask: Tensor | None = None  # (m,)
-        if conditioning.kind == "text":
-            name = str(folder / EMPTY_TEXT).removesuffix(".safetensors")
-            empty = unpack_entry((folder / EMPTY_TEXT).read_bytes(), name)
-            check_text(empty, name)
-            self.empty_text = pad_text(empty["text"], empty["text_mask"]).float().to(device)
-            self.empty_mask = empty["text_mask"].to(device)
-            if self.empty_text.shape != (manifest.text_tokens, manifest.text_width):
-                raise InputError(
-                    f"{folder / EMPTY_TEXT} has an embedding {tuple(self.empty_text.shape)}, by the manifest it is "
-                    f"{(manifest.text_tokens, manifest.text_width)}"
-                )
-
-    def training_batches(
-        self,
-        plan: BatchPlan,
-        seed: int,
-        start_step: int = 0,
-        workers: int = 0,
-        order: SampleOrder = SampleOrder(),  # noqa: B008 - frozen
-    ) -> Iterator[Batch]:
-        """Endless batches of one rank from step `start_step` on.
-
-        Raises InputError after more than `failures_allowed` of the training entries could not be read.
-        """
-        for entries in latent_batches(self.latents, seed, plan, start_step, workers, self.failures, order):
-            yield self.make_batch(entries, seed)
-
-    def merge_failures(self, accelerator: Accelerator) -> None:
-        """Count the entries that the other ranks could not read as well. Collective.
-
-        Raises InputError if all ranks together have more than are allowed.
-        """
-        if accelerator.num_processes == 1:
-            return
-        new = torch.tensor(len(self.failures.reasons) - self._merged, device=accelerator.device)
-        if int(accelerator.reduce(new, "sum")):
-            for reasons in gather_object([self.failures.reasons]):
-                self.failures.merge(reasons)
-            self._merged = len(self.failures.reasons)
+        self.empty_text = None if empty_text is None else empty_text.float().to(device)
+        self.empty_mask = None if empty_mask is None else empty_mask.to(device)
 
     def make_batch(self, entries: Mapping[str, Tensor], seed: int) -> Batch:
         """Collated entries (on the CPU) -> a training batch."""
@@ -123,27 +83,6 @@ class LatentData:
         x, condition = self._latents_and_condition(entries, numbers, seed=0)
         for quarter in range(4):
             yield self._noised(x, (quarter + self._uniform(numbers, 0, "time")) / 4, condition, numbers, seed=0)
-
-    def held_out(self, bucket: str, numbers: Sequence[int]) -> dict[str, Tensor]:
-        """Held-out clips of a bucket by their indices in it, collated."""
-        return self.latents.held_out[bucket].load(numbers, numbers, self.latents.classes)
-
-    def visualized(self, count: int) -> Iterator[tuple[Tensor, Condition]]:
-        """Noise and condition, each a batch of one, of the first held-out clips.
-
-        With their first frame as a condition for networks that take one.
-        """
-        bucket = next(name for name, entries in self.latents.held_out.items() if len(entries))
-        for number in range(min(count, len(self.latents.held_out[bucket]))):
-            x, condition = self._latents_and_condition(self.held_out(bucket, [number]), [number], seed=0)
-            if condition.first_frame_given is not None:
-                condition = replace(condition, first_frame_given=torch.ones_like(condition.first_frame_given))
-            yield normal_per_sample(x.shape[1:], 0, "shown", [number], self.device), condition
-
-    def frame_rate(self) -> float:
-        """Frames per second of the first held-out clip."""
-        first = next(entries[0] for entries in self.latents.held_out.values() if len(entries))
-        return entry_rate(first) or DEFAULT_FPS
 
     def unconditional(self, condition: Condition) -> Condition:
         """The condition without text and class, for guidance."""
@@ -189,6 +128,92 @@ class LatentData:
         if self.device.type == "cuda":
             values = values.pin_memory()
         return values.to(self.device, non_blocking=True)
+
+
+class LatentData(BatchMaker):
+    """The encoded clips of a folder, as batches on a device."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        conditioning: ConditioningSettings,
+        objective: ObjectiveSettings,
+        device: torch.device,
+        failures_allowed: float = 0.0,
+    ) -> None:
+        self.latents = open_latents(folder, manifest)
+        self.failures = entry_failures(self.latents, failures_allowed)
+        """Training entries that could not be read, and were replaced."""
+        self._merged = 0  # of these, those that all ranks know
+        text, mask = empty_caption(folder, manifest) if conditioning.kind == "text" else (None, None)
+        super().__init__(manifest, conditioning, objective, device, text, mask)
+
+    def training_batches(
+        self,
+        plan: BatchPlan,
+        seed: int,
+        start_step: int = 0,
+        workers: int = 0,
+        order: SampleOrder = SampleOrder(),  # noqa: B008 - frozen
+    ) -> Iterator[Batch]:
+        """Endless batches of one rank from step `start_step` on.
+
+        Raises InputError after more than `failures_allowed` of the training entries could not be read.
+        """
+        for entries in latent_batches(self.latents, seed, plan, start_step, workers, self.failures, order):
+            yield self.make_batch(entries, seed)
+
+    def merge_failures(self, accelerator: Accelerator) -> None:
+        """Count the entries that the other ranks could not read as well. Collective.
+
+        Raises InputError if all ranks together have more than are allowed.
+        """
+        if accelerator.num_processes == 1:
+            return
+        new = torch.tensor(len(self.failures.reasons) - self._merged, device=accelerator.device)
+        if int(accelerator.reduce(new, "sum")):
+            for reasons in gather_object([self.failures.reasons]):
+                self.failures.merge(reasons)
+            self._merged = len(self.failures.reasons)
+
+    def held_out(self, bucket: str, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """Held-out clips of a bucket by their indices in it, collated."""
+        return self.latents.held_out[bucket].load(numbers, numbers, self.latents.classes)
+
+    def visualized(self, count: int) -> Iterator[tuple[Tensor, Condition]]:
+        """Noise and condition, each a batch of one, of the first held-out clips.
+
+        With their first frame as a condition for networks that take one.
+        """
+        bucket = next(name for name, entries in self.latents.held_out.items() if len(entries))
+        for number in range(min(count, len(self.latents.held_out[bucket]))):
+            x, condition = self._latents_and_condition(self.held_out(bucket, [number]), [number], seed=0)
+            if condition.first_frame_given is not None:
+                condition = replace(condition, first_frame_given=torch.ones_like(condition.first_frame_given))
+            yield normal_per_sample(x.shape[1:], 0, "shown", [number], self.device), condition
+
+    def frame_rate(self) -> float:
+        """Frames per second of the first held-out clip."""
+        first = next(entries[0] for entries in self.latents.held_out.values() if len(entries))
+        return entry_rate(first) or DEFAULT_FPS
+
+
+def empty_caption(folder: Path, manifest: Manifest) -> tuple[Tensor, Tensor]:
+    """The embedding (m, d) and mask (m,) of the empty caption in a folder of latents.
+
+    Raises InputError where the embedding has another shape than the manifest gives.
+    """
+    name = str(folder / EMPTY_TEXT).removesuffix(".safetensors")
+    empty = unpack_entry((folder / EMPTY_TEXT).read_bytes(), name)
+    check_text(empty, name)
+    text = pad_text(empty["text"], empty["text_mask"])
+    if text.shape != (manifest.text_tokens, manifest.text_width):
+        raise InputError(
+            f"{folder / EMPTY_TEXT} has an embedding {tuple(text.shape)}, by the manifest it is "
+            f"{(manifest.text_tokens, manifest.text_width)}"
+        )
+    return text, empty["text_mask"]
 
 
 def per_sample_mse(model: nn.Module, batch: Batch) -> Tensor:

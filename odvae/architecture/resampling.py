@@ -26,10 +26,17 @@ from odvae.architecture.layers import (
 )
 from odvae.architecture.streaming import StreamCache, VideoLayer, join_past
 
-# Nearest upsampling by 2 repeats each value, so two of a kernel's three taps are applied to the same value and can be
-# added up: a kernel of two taps remains. Which taps are added differs between even and odd output positions.
-# PHASES[parity of the position][tap of two][tap of three]:
-PHASES = torch.tensor([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]])
+
+def upsampling_phases(like: Tensor) -> Tensor:
+    """How a kernel's three taps become two where it follows nearest upsampling by 2, which repeats each value: two of
+    the taps are applied to the same value and can be added up. [parity of the position][tap of two][tap of three],
+    zeros and ones with the device and dtype of `like`.
+
+    Tap t becomes tap (t + 1) // 2 of two at even positions, t // 2 at odd ones. Computed where it is needed: to copy a
+    table to a GPU in each call would let the GPU wait for the CPU.
+    """
+    parity, two, three = (torch.arange(n, device=like.device) for n in (2, 2, 3))
+    return ((three + 1 - parity.view(2, 1, 1)) // 2 == two.view(2, 1)).to(like.dtype)
 
 
 class DoublingFrameConv2d(FrameConv2d):
@@ -96,7 +103,7 @@ def doubled_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     n, _, h, w = x.shape
     x = F.pad(x, (1, 1, 1, 1))
-    phases = PHASES.to(weight.device, weight.dtype, non_blocking=True)
+    phases = upsampling_phases(weight)
     y = None
     for row in (0, 1):
         for column in (0, 1):
@@ -115,7 +122,7 @@ def doubled_conv3d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """
     b, _, frames, h, w = x.shape
     x = F.pad(x, (1, 1, 1, 1))
-    phases = PHASES.to(weight.device, weight.dtype, non_blocking=True)
+    phases = upsampling_phases(weight)
     time_phases = phases.flip(0).flatten(0, 1)  # flipped: a causal kernel is shifted back by one position
     y = None
     for row in (0, 1):

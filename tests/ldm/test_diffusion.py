@@ -220,7 +220,7 @@ def test_a_sampler_of_another_objective_is_refused_by_name_and_by_setting():
 def test_ddim_refuses_numbers_of_steps_with_wrong_timesteps():
     v = OBJECTIVES[2]
     with pytest.raises(InputError, match="steps that divide 1000, found 30; nearest: 25 or 40"):
-        schedule_steps(make_scheduler("ddim", v), 30, 1, v, torch.device("cpu"))
+        schedule_steps(make_scheduler("ddim", v), 30, 1, v)
 
 
 def test_guidance_acts_in_its_interval_and_rescale_restores_the_spread():

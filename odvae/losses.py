@@ -35,10 +35,10 @@ def reconstruction_loss(reconstruction: Tensor, video: Tensor, kind: Literal["l1
     return difference.abs().mean() if kind == "l1" else difference.square().mean()
 
 
-def kl_per_pixel(mean: Tensor, logvar: Tensor, video: Tensor) -> Tensor:
+def kl_per_pixel(mean: Tensor, logvar: Tensor, pixel_values: int) -> Tensor:
     """KL(N(mean, exp(logvar)) || N(0, 1)) in nats, summed over all latents, divided by the number of pixel values."""
     mean, logvar = mean.float(), logvar.float()
-    return 0.5 * torch.sum(mean.square() + logvar.exp() - 1 - logvar) / video.numel()
+    return 0.5 * torch.sum(mean.square() + logvar.exp() - 1 - logvar) / pixel_values
 
 
 def lpips_per_frame(network: LPIPS, reconstruction: Tensor, video: Tensor) -> Tensor:
@@ -147,9 +147,12 @@ class VAELoss:
         return [term.state for term in (self.gan, self.local_correlation) if term is not None]
 
     def __call__(
-        self, reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor, step: int
+        self, reconstruction: Tensor, video: Tensor, mean: Tensor, logvar: Tensor, step: int, pixel_values: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """A scalar to call `backward` on, and the terms by name (detached) for the log.
+
+        `video` is what the reconstruction is compared with, `pixel_values` the number of values of the video that was
+        encoded, by which the KL is divided; the two videos differ in size where `vae.regularizers.equivariance` scales.
 
         The terms that depend on pixels are first differentiated with respect to the pixels. So LPIPS and discriminator
         need one backward pass each, although the adaptive weight is measured too, and their activations are freed
@@ -167,7 +170,7 @@ class VAELoss:
             gradient = self.gan.combine_gradients(reconstruction, gradient, generator_grad)
             weight = self.gan.state.adaptive_weight.clone()
             terms |= {"generator_loss": generator_loss.detach(), "adaptive_weight": weight}
-        kl = kl_per_pixel(mean, logvar, video)
+        kl = kl_per_pixel(mean, logvar, pixel_values)
         latent_loss = self.settings.kl * kl
         terms["kl"] = kl.detach()
         if self.local_correlation is not None:

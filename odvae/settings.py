@@ -173,6 +173,12 @@ class VAESettings(Settings):
         correlated = self.regularizers is not None and self.regularizers.local_correlation is not None
         if correlated and self.model.latent_channels < 2:
             raise ValueError("regularizers.local_correlation needs at least two latent_channels to correlate, found 1")
+        scaled = self.regularizers is not None and self.regularizers.equivariance is not None
+        if scaled and any(phase.compile for phase in (self.image_phase, self.video_phase) if phase is not None):
+            raise ValueError(
+                "regularizers.equivariance changes the latents' size from step to step, and each size would be "
+                "compiled anew: set compile=false, or equivariance=null"
+            )
         return self
 
     @model_validator(mode="after")

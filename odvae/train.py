@@ -191,7 +191,7 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     settings = run.settings
     prepare_network(network, optimization)
     changes = None if (chosen := settings.regularizers) is None else LatentChanges(chosen, network, run.seed, name)
-    trained = None if changes is None else changes.trained_module()
+    trained = None if changes is None else changes.trained_module(run.videos.data, settings.loss.lpips is not None)
     state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}", trained)
     accelerator = state.accelerator
     torch.manual_seed(derive_seed(run.seed, name))  # for the discriminator's weights; the same after a resume

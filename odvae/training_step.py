@@ -35,14 +35,14 @@ def training_step(
     for micro_step in range(1, accumulated + 1):
         batch = next(batches)
         video, noise = batch.video, batch.posterior_noise(state.network, seed)
-        drawn = () if changes is None else changes.draw(batch, step)
+        target, *drawn = (video,) if changes is None else changes.draw(batch, step)
         sync = micro_step == accumulated
         with gradients_synced_at(accelerator, state.model, sync):
             with accelerator.autocast():
                 reconstruction, mean, logvar = state.model(video, noise, *drawn)
-            loss, terms = vae_loss(reconstruction, video, mean, logvar, step)
+            loss, terms = vae_loss(reconstruction, target, mean, logvar, step, video.numel())
             accelerator.backward(loss / accumulated)
-        terms |= vae_loss.discriminator_step(reconstruction, video, step, sync)
+        terms |= vae_loss.discriminator_step(reconstruction, target, step, sync)
     gradient_norm, learning_rate = state.apply_gradients(step, terms)
     vae_loss.apply_gradients(step)
     return terms, gradient_norm, learning_rate

@@ -44,11 +44,27 @@ class LatentMaskingSettings(Settings):
         return f"latents masked in blocks of {'x'.join(map(str, self.block))} ({shares} of the steps)"
 
 
+class EquivarianceSettings(Settings):
+    probability: float = Field(0.5, gt=0, le=1)
+    """Share of the steps whose latents are transformed before decoding."""
+    min_scale: float = Field(0.25, gt=0, le=1)
+    """Smallest scale; scales of height and width are uniform from here to 1, rounded to latent positions."""
+    quarter_turns: bool = True
+    """Also turn by one, two or three quarter turns."""
+
+    def describe(self) -> str:
+        turned = " and turned" if self.quarter_turns else ""
+        return f"latents scaled by {self.min_scale:g} to 1{turned} in {self.probability:.0%} of the steps"
+
+
 class RegularizerSettings(Settings):
     local_correlation: LocalCorrelationSettings | None = None
     """Local correlation regularization (LCR of SSVAE): neighboring latents shall be correlated; null: none."""
     latent_masking: LatentMaskingSettings | None = None
     """Latent masked reconstruction (LMR of SSVAE): the decoder fills in latents that are masked; null: none."""
+    equivariance: EquivarianceSettings | None = None
+    """Equivariance to scaling and quarter turns (EQ-VAE): transformed latents are decoded to a transformed video; null:
+    none."""
 
     def describe(self) -> list[str]:
         """The regularizers that are on, each in a few words."""
@@ -57,4 +73,6 @@ class RegularizerSettings(Settings):
             words.append(f"{self.local_correlation.weight:g} local correlation below {self.local_correlation.target:g}")
         if self.latent_masking is not None:
             words.append(self.latent_masking.describe())
+        if self.equivariance is not None:
+            words.append(self.equivariance.describe())
         return words

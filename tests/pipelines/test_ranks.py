@@ -20,9 +20,18 @@ def same_weights(a: Path, b: Path, tolerance: float):
     return worst
 
 
-def test_ranks_micro_steps_and_batch_make_the_same_vae_when_their_product_is_the_same(run, tmp_path):
+REGULARIZED = [
+    "vae.regularizers.local_correlation.weight=1.0",
+    "vae.regularizers.latent_masking={fractions: [0.5], probabilities: [1.0]}",
+    "vae.regularizers.equivariance.probability=0.5",
+]
+
+
+@pytest.mark.parametrize("regularizers", [[], REGULARIZED], ids=["plain", "regularized"])
+def test_ranks_micro_steps_and_batch_make_the_same_vae_when_their_product_is_the_same(run, tmp_path, regularizers):
     """With the gan on. By plain gradient descent: Adam would blow rounding up where a gradient is nearly zero."""
-    common = ["vae.loss.gan.optimizer=sgd", "vae.loss.gan.betas=null", "vae.image_phase.images_per_clip=1"]
+    common = list(regularizers)
+    common += ["vae.loss.gan.optimizer=sgd", "vae.loss.gan.betas=null", "vae.image_phase.images_per_clip=1"]
     common += [f"vae.{phase}.optimizer=sgd" for phase in ("image_phase", "video_phase")]
     torchrun = [BIN / "torchrun", "--standalone", "--nproc_per_node", "2"]
     for ranks, gradient_accumulation_steps, batch in ((1, 1, 4), (1, 2, 2), (2, 2, 1)):

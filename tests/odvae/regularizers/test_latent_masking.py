@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from small_vae import DATA
 from torch import nn
 
 from odvae.regularizers.latent_masking import draw_mask, masked_fraction
@@ -60,11 +61,11 @@ class Identity(nn.Module):
 
 
 def test_masked_latents_are_the_vector_and_the_others_are_untouched():
-    module = LatentChanges(MASKING, Identity(), 0, "video VAE").trained_module()
+    module = LatentChanges(MASKING, Identity(), 0, "video VAE").trained_module(DATA, has_lpips=False)
     module.mask_vector.data = torch.tensor([1.0, 2.0, 3.0])
     video = torch.rand(2, 3, 2, 4, 4)
     mask = draw_mask((2, 4, 4), 0.5, (1, 1, 1), 0, "x", [0, 1], "cpu")
-    decoded, mean, _ = module(video, torch.zeros(()), mask)
+    decoded, mean, _ = module(video, torch.zeros(()), None, mask)
     where = mask.expand_as(video)
     assert torch.equal(decoded[~where], video[~where])
     assert torch.equal(mean, video)  # the posterior is not masked
@@ -73,13 +74,13 @@ def test_masked_latents_are_the_vector_and_the_others_are_untouched():
 
 
 def test_the_vector_has_the_gradient_of_the_masked_positions_and_no_weight_decay():
-    module = RegularizedVAE(Identity())
+    module = RegularizedVAE(Identity(), masking=True)
     mask = torch.zeros(1, 1, 2, 4, 4, dtype=torch.bool)
-    module(torch.rand(1, 3, 2, 4, 4), torch.zeros(()), mask)[0].sum().backward()
+    module(torch.rand(1, 3, 2, 4, 4), torch.zeros(()), None, mask)[0].sum().backward()
     assert module.mask_vector.grad.tolist() == [0, 0, 0]  # none is masked; still a gradient, as DDP needs
     mask[0, 0, 1, :2] = True
     module.zero_grad()
-    module(torch.rand(1, 3, 2, 4, 4), torch.zeros(()), mask)[0].sum().backward()
+    module(torch.rand(1, 3, 2, 4, 4), torch.zeros(()), None, mask)[0].sum().backward()
     assert module.mask_vector.grad.tolist() == [8, 8, 8]
     groups = make_optimizer(module, OptimizationSettings(weight_decay=0.1)).param_groups
     assert [(len(group["params"]), group["weight_decay"]) for group in groups] == [(1, 0.0)]
@@ -87,9 +88,11 @@ def test_the_vector_has_the_gradient_of_the_masked_positions_and_no_weight_decay
 
 def test_ranks_and_micro_steps_mask_the_same_positions_of_a_sample():
     changes, video = LatentChanges(MASKING, Identity(), 0, "video VAE"), torch.rand(4, 3, 2, 4, 4)
-    (whole,) = changes.draw(Batch(video, "posterior", [10, 11, 12, 13]), step=5)
-    parts = [changes.draw(Batch(video[i : i + 2], "posterior", [10 + i, 11 + i]), step=5)[0] for i in (0, 2)]
-    assert torch.equal(whole, torch.cat(parts))
+    target, transformation, mask = changes.draw(Batch(video, "posterior", [10, 11, 12, 13]), step=5)
+    assert target is video
+    assert transformation is None
+    parts = [changes.draw(Batch(video[i : i + 2], "posterior", [10 + i, 11 + i]), step=5)[2] for i in (0, 2)]
+    assert torch.equal(mask, torch.cat(parts))
 
 
 @pytest.mark.parametrize(
@@ -111,5 +114,5 @@ def test_a_vae_whose_latents_cannot_be_changed_is_named():
         def reconstruct(self, video, noise=None):
             return video, video, video
 
-    with pytest.raises(InputError, match=r"latent_masking .* Closed\.reconstruct must have an argument change_latents"):
-        LatentChanges(MASKING, Closed(), 0, "video VAE").trained_module()
+    with pytest.raises(InputError, match=r"latent_masking and .* Closed\.reconstruct must have an argument"):
+        LatentChanges(MASKING, Closed(), 0, "video VAE").trained_module(DATA, has_lpips=False)

@@ -8,10 +8,12 @@ import torchvision
 from safetensors.torch import load_file, save_file
 from small_vae import WEIGHTS, train, vae_settings
 
+from odvae.running.errors import InputError
 from odvae.settings import VAESettings
 
 MASKING = {"fractions": [0.0, 0.5], "probabilities": [0.5, 0.5]}
 ALL = {"local_correlation": {"weight": 1.0}, "latent_masking": MASKING}
+ALL |= {"equivariance": {"probability": 0.5, "min_scale": 1.0}}  # 32 px are the least that LPIPS takes
 GAN = {"width": 8, "start_step": 1, "lecam": 0.01}
 
 
@@ -59,6 +61,27 @@ def test_the_vector_of_masked_latents_is_trained_and_is_in_the_checkpoints_alone
     saved = load_file(tmp_path / "vae/checkpoints/step_00000004/model.safetensors")
     assert saved["mask_vector"].abs().max() > 0
     assert {name.removeprefix("vae.") for name in saved.keys() - {"mask_vector"}} == weights.keys()
+
+
+def test_scaled_and_turned_steps_train_with_the_gan(ldm_run, tmp_path):
+    """Every step is transformed; local correlation and KL are of the video as it was encoded."""
+    regularizers = {"equivariance": {"probability": 1.0}, "latent_masking": MASKING, "local_correlation": {}}
+    weights, rows = train(
+        ldm_run / "shards", tmp_path / "vae", vae_settings(loss={"gan": GAN}, regularizers=regularizers)
+    )
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    assert [row["skipped_steps"] for row in rows if "skipped_steps" in row] == [0, 0, 0, 0]
+
+
+def test_clips_that_lpips_could_not_take_once_scaled_are_refused(ldm_run, tmp_path, perceptual):
+    settings = vae_settings(loss={"lpips": perceptual}, regularizers={"equivariance": {"min_scale": 0.5}})
+    with pytest.raises(InputError, match=r"min_scale=0\.5 scales clips of 32x32 down to 16 pixels"):
+        train(ldm_run / "shards", tmp_path / "vae", settings)
+
+
+def test_compiled_blocks_and_changing_sizes_exclude_each_other():
+    with pytest.raises(ValueError, match="equivariance changes the latents' size"):
+        vae_settings(regularizers={"equivariance": {}}, compile=True)
 
 
 def test_one_channel_has_nothing_to_correlate():

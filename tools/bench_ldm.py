@@ -17,6 +17,7 @@ import math
 import statistics
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from ldm.latents.entries import pack_entry
 from ldm.latents.manifest import EMPTY_TEXT, Manifest, ShardRecord
 from ldm.networks.conditioning import Condition
 from ldm.networks.dit import DiT
+from ldm.networks.network import predict
 from ldm.networks.settings import SIZES
 from ldm.train import new_network
 from ldm.training.diffusion_batches import Batch, LatentData, per_sample_mse
@@ -165,7 +167,7 @@ def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
             batch = next(batches)
             before = now(device)
             with state.accelerator.autocast():
-                loss = (batch.weight * per_sample_mse(state.model, batch)).mean()
+                loss = (batch.weight * per_sample_mse(partial(predict, state.model), batch)).mean()
             state.accelerator.backward(loss)
             after = now(device)
             state.apply_gradients(step, {"loss": loss.detach()})
@@ -235,7 +237,7 @@ def measure_peak_share(device: torch.device, steps: int, compiled: bool) -> dict
     flops = 3 * forward_flops(network, batch)
     if compiled:
         network.compile_repeated_blocks()
-    step = step_of(network, lambda: network(batch.noisy, batch.time, batch.condition))
+    step = step_of(network, lambda: predict(network, batch.noisy, batch.time, batch.condition))
     vae = (ODVAE() if gpu else ODVAE((8, 16, 16, 16), 1, 4, 4)).eval().to(device, dtype)
     video = torch.rand(1, 3, 4 * (t - 1) + 1, 8 * h, 8 * w, device=device, dtype=dtype) * 2 - 1
 

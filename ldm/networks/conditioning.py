@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from odvae.running.errors import InputError
+
 NO_LABEL = -1
 
 
@@ -22,6 +24,30 @@ class Condition:
     first_frame: Tensor | None = None  # (b, c, 1, h, w) normalized latents
     first_frame_given: Tensor | None = None  # (b,) bool: where False, the first frame is ignored
 
+    @classmethod
+    def from_arguments(
+        cls,
+        condition: Condition | None,
+        encoder_hidden_states: Tensor | None,
+        encoder_attention_mask: Tensor | None,
+        class_labels: Tensor | None,
+    ) -> Condition:
+        """The condition of a network's call: as it was given, or made of diffusers' arguments.
+
+        Without a mask, all tokens of `encoder_hidden_states` are real ones. Raises InputError where both are given.
+        """
+        apart = (encoder_hidden_states, encoder_attention_mask, class_labels)
+        if condition is not None:
+            if any(part is not None for part in apart):
+                raise InputError(
+                    "give either condition, or encoder_hidden_states, encoder_attention_mask, class_labels"
+                )
+            return condition
+        mask = encoder_attention_mask
+        if encoder_hidden_states is not None and mask is None:
+            mask = torch.ones(encoder_hidden_states.shape[:2], device=encoder_hidden_states.device)
+        return cls(encoder_hidden_states, None if mask is None else mask.bool(), class_labels)
+
     @property
     def supports_guidance(self) -> bool:
         """Whether there is a text or a class, which classifier-free guidance can leave out."""
@@ -31,6 +57,10 @@ class Condition:
         """The conditions with `change` applied to every tensor."""
         parts = {field.name: getattr(self, field.name) for field in fields(self)}
         return Condition(**{name: None if part is None else change(part) for name, part in parts.items()})
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Condition:
+        """The conditions on this device; accelerate's and diffusers' hooks move the arguments of a network with it."""
+        return self.map(lambda part: part.to(device, non_blocking=non_blocking))
 
     def concat(self, other: Condition) -> Condition:
         """Both batches in one; they must have the same conditions."""

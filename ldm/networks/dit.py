@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, get_timestep_embedding
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
@@ -158,11 +159,32 @@ class DiT(ModelMixin, ConfigMixin):
         for module in (self.final_modulation, self.final_linear, *(block.modulation for block in self.blocks)):
             nn.init.zeros_(module.weight)
 
-    def forward(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """Noisy latents (b, c, t, h, w) and time (b,) in [0, 1] -> prediction (b, c, t, h, w).
+    def forward(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        condition: Condition | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> Transformer2DModelOutput | tuple[Tensor]:
+        """The prediction (b, c, t, h, w) as `.sample`, or as a tuple of one.
+
+        Args:
+            hidden_states: noisy latents (b, c, t, h, w).
+            timestep: (b,) from 0 (data) to 1 (noise).
+            condition: all conditions in one; or else, named as in diffusers:
+            encoder_hidden_states, encoder_attention_mask: embedded text (b, m, d), and which tokens are real, (b, m).
+            class_labels: (b,) class indices, -1 for none.
 
         Raises InputError for latents that the patches do not divide, and for conditions that the network does not take.
         """
+        condition = Condition.from_arguments(condition, encoder_hidden_states, encoder_attention_mask, class_labels)
+        prediction = self._predict(hidden_states, timestep, condition)
+        return Transformer2DModelOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _predict(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         self._check_condition(condition)
         grid = self.token_grid(latents)  # t, h, w in tokens
         if self.config.first_frame:

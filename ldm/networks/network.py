@@ -20,10 +20,11 @@ class Network(Protocol):
     ConfigMixin provide those after `token_grid`.
     """
 
-    def __call__(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def __call__(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor | Any:
         """Noisy normalized latents (b, c, t, h, w), time (b,) from 0 (data) to 1 (noise) -> prediction (b, c, t, h, w).
 
-        `config.objective` determines whether that is velocity, noise, v or x0.
+        `config.objective` determines whether that is velocity, noise, v or x0. The prediction is the tensor itself or,
+        as diffusers' models return it, the attribute `sample` of the output; `predict` takes both.
         """
         ...
 
@@ -52,6 +53,12 @@ class Network(Protocol):
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Any: ...
 
     def save_pretrained(self, save_directory: Path) -> None: ...
+
+
+def predict(network: Callable[..., Any], latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    """The prediction of a network, as it is or as DDP and the like have wrapped it, as a tensor."""
+    prediction = network(latents, time, condition)
+    return prediction if isinstance(prediction, Tensor) else prediction.sample
 
 
 class NetworkFactory(Protocol):

@@ -8,6 +8,7 @@ import torch
 from diffusers import UNet3DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
 from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
@@ -74,8 +75,25 @@ class UNet(ModelMixin, ConfigMixin):
         if class_names is not None:
             self.class_embedding = nn.Embedding(len(class_names), token_width)
 
-    def forward(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
-        """Noisy latents (b, c, t, h, w) and time (b,) in [0, 1] -> prediction (b, c, t, h, w)."""
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        condition: Condition | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet3DConditionOutput | tuple[Tensor]:
+        """The prediction (b, c, t, h, w) as `.sample`, or as a tuple of one; the arguments are those of DiT.forward.
+
+        Raises InputError for latents that the levels cannot halve, and where a condition is missing.
+        """
+        condition = Condition.from_arguments(condition, encoder_hidden_states, encoder_attention_mask, class_labels)
+        prediction = self._predict(sample, timestep, condition)
+        return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+    def _predict(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
         self.token_grid(latents)
         if self.config.first_frame:
             latents = concat_first_frame(latents, condition)  # (b, 2c + 1, t, h, w)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.networks.conditioning import Condition
+from ldm.networks.network import predict
 from odvae.running.errors import InputError
 
 
@@ -63,11 +64,12 @@ def guided_prediction(
     """
     both = condition if unconditional is None else condition.concat(unconditional)
 
-    def predict(z: Tensor, time: float, guided: bool) -> Tensor:
+    def predict_guided(z: Tensor, time: float, guided: bool) -> Tensor:
         if not guided or unconditional is None:
-            return network(z, torch.full((len(z),), time, device=z.device), condition).to(z.dtype)
+            return predict(network, z, torch.full((len(z),), time, device=z.device), condition).to(z.dtype)
         doubled = torch.cat([z, z])
-        predictions = network(doubled, torch.full((len(doubled),), time, device=z.device), both).to(z.dtype)
+        times = torch.full((len(doubled),), time, device=z.device)
+        predictions = predict(network, doubled, times, both).to(z.dtype)
         return guidance.combine(*predictions.chunk(2))
 
-    return predict
+    return predict_guided

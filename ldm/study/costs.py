@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import torch
 
 from ldm.latents.manifest import load_manifest
-from ldm.networks.network import Network
+from ldm.networks.network import Network, predict
 from ldm.train import new_network
 from ldm.training.diffusion_batches import Batch, LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings
@@ -73,7 +74,7 @@ def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, d
 
     def step(batch: Batch) -> None:
         with accelerator.autocast():
-            errors = per_sample_mse(network, batch)
+            errors = per_sample_mse(partial(predict, network), batch)
         (batch.weight * errors).mean().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldm.diffusion.objective import add_noise, min_snr_weight, target
 from ldm.diffusion.settings import ObjectiveSettings
@@ -41,8 +41,9 @@ class Batch:
     condition: Condition
 
 
-# What a training minimizes: (network, batch) -> the loss of each sample, (b,).
-SampleLoss = Callable[[nn.Module, Batch], Tensor]
+# What a training minimizes: (predict, batch) -> the loss of each sample, (b,); `predict(latents, time, condition)` is
+# the network's prediction as a tensor.
+SampleLoss = Callable[[Callable[[Tensor, Tensor, Condition], Tensor], Batch], Tensor]
 
 
 class BatchMaker:
@@ -216,7 +217,7 @@ def empty_caption(folder: Path, manifest: Manifest) -> tuple[Tensor, Tensor]:
     return text, empty["text_mask"]
 
 
-def per_sample_mse(model: nn.Module, batch: Batch) -> Tensor:
+def per_sample_mse(predict: Callable[[Tensor, Tensor, Condition], Tensor], batch: Batch) -> Tensor:
     """Mean squared error of the prediction per sample, (b,), in float32 whatever the network computes in."""
-    prediction = model(batch.noisy, batch.time, batch.condition)
+    prediction = predict(batch.noisy, batch.time, batch.condition)
     return (prediction.float() - batch.target).square().mean(dim=(1, 2, 3, 4))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from ldm.networks.network import predict
 from ldm.training.diffusion_batches import Batch, SampleLoss
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
@@ -28,7 +30,7 @@ def training_step(
             batch = next(batches)
         with gradients_synced_at(accelerator, state.model, micro_step == accumulated):
             with accelerator.autocast():
-                losses = per_sample_loss(state.model, batch)
+                losses = per_sample_loss(partial(predict, state.model), batch)
             loss = (batch.weight * losses).mean()
             accelerator.backward(loss / accumulated)
         loss_sum += loss.detach() / accumulated

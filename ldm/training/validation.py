@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ldm.networks.network import Network
+from ldm.networks.network import Network, predict
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.guidance import Guidance, guided_prediction
 from ldm.sampling.schedulers import make_scheduler, sample_latents
@@ -49,7 +50,7 @@ def validate(
             total[4] += counts.sum()
             for quarter, batch in enumerate(data.validation_batches(collated)):
                 with accelerator.autocast():
-                    total[quarter] += (loss(network, batch) * counts).sum()
+                    total[quarter] += (loss(partial(predict, network), batch) * counts).sum()
     *sums, count = accelerator.reduce(total, "sum").tolist()
     means = [value / count for value in sums]
     quarters = {f"held_out_loss_{name}": mean for name, mean in zip(QUARTERS, means, strict=True)}
@@ -77,8 +78,8 @@ def log_samples(
     guidance = Guidance(VISUALIZED_GUIDANCE)
     for noise, condition in data.visualized(count):
         unconditional = data.unconditional(condition) if condition.supports_guidance else None
-        predict = guided_prediction(network, condition, unconditional, guidance)
-        latents = sample_latents(predict, noise, scheduler, objective, VISUALIZED_STEPS, guidance)
+        guided = guided_prediction(network, condition, unconditional, guidance)
+        latents = sample_latents(guided, noise, scheduler, objective, VISUALIZED_STEPS, guidance)
         if accelerator.is_main_process:
             mean, std = network.config.latents_mean, network.config.latents_std
             pieces = list(decode_in_pieces(vae.to(accelerator.device), latents.float(), mean, std))

@@ -210,6 +210,9 @@ def test_steps_that_do_not_log_read_no_value_from_the_device(ldm_run, tmp_path):
 def test_a_training_step_never_waits_for_the_gpu(ldm_run, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
+    from functools import partial
+
+    from ldm.networks.network import predict
     from ldm.training.diffusion_batches import per_sample_mse
     from odvae.training.state import TrainingState
 
@@ -222,7 +225,7 @@ def test_a_training_step_never_waits_for_the_gpu(ldm_run, tmp_path):
         torch.cuda.set_sync_debug_mode("error" if step > 2 else "default")
         batch = next(batches)
         with state.accelerator.autocast():
-            loss = (batch.weight * per_sample_mse(state.model, batch)).mean()
+            loss = (batch.weight * per_sample_mse(partial(predict, state.model), batch)).mean()
         state.accelerator.backward(loss)
         state.apply_gradients(step, {"loss": loss.detach()})
     torch.cuda.set_sync_debug_mode("default")

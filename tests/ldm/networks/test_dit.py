@@ -8,6 +8,7 @@ from torch import nn
 from ldm.networks.attention import apply_rope, check_backend, rope_angles, rope_cos_sin
 from ldm.networks.conditioning import Condition, concat_first_frame
 from ldm.networks.dit import DiT
+from ldm.networks.network import predict
 from ldm.networks.settings import SIZES
 from odvae.running.errors import InputError
 
@@ -39,7 +40,7 @@ every_attention = pytest.mark.parametrize("attention", ["full", "factorized"])
 @every_attention
 def test_an_untrained_network_predicts_zero_and_every_block_is_the_identity(way, attention):
     settings, given = WAYS[way]
-    assert make_dit(attention=attention, **settings)(*inputs(**given)).abs().max() == 0
+    assert predict(make_dit(attention=attention, **settings), *inputs(**given)).abs().max() == 0
 
 
 @every_way
@@ -47,7 +48,7 @@ def test_an_untrained_network_predicts_zero_and_every_block_is_the_identity(way,
 def test_every_parameter_learns_once_the_gates_have_moved(way, attention):
     settings, given = WAYS[way]
     model = awake(make_dit(attention=attention, **settings))
-    model(*inputs(**given)).square().sum().backward()
+    predict(model, *inputs(**given)).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
 
 
@@ -59,7 +60,7 @@ def test_the_unet_takes_every_condition_behind_the_same_call_and_learns_with_all
     if condition.label is not None:  # every class and none
         latents, time, condition = inputs(batch=4, **given)
         condition = Condition(label=torch.tensor([0, 1, 2, -1]))
-    out = model(latents, time, condition)
+    out = predict(model, latents, time, condition)
     assert out.shape == latents.shape
     out.square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -69,19 +70,19 @@ def test_the_unet_takes_every_condition_behind_the_same_call_and_learns_with_all
 def test_padding_tokens_change_nothing_and_real_ones_do(make):
     model = awake(make())
     latents, time, condition = inputs()
-    out = model(latents, time, condition)
+    out = predict(model, latents, time, condition)
     padded, real = condition.text.clone(), condition.text.clone()
     padded[:, 5] += 1
     real[:, 1] += 1
-    assert torch.equal(model(latents, time, Condition(padded, condition.text_mask)), out)
-    assert not torch.allclose(model(latents, time, Condition(real, condition.text_mask)), out)
+    assert torch.equal(predict(model, latents, time, Condition(padded, condition.text_mask)), out)
+    assert not torch.allclose(predict(model, latents, time, Condition(real, condition.text_mask)), out)
 
 
 @pytest.mark.parametrize("make", [make_dit, make_unet])
 def test_different_classes_and_no_class_give_different_predictions(make):
     model = awake(make(text_width=None, class_names=CLASSES))
     latents, time, _ = inputs(batch=1, text=False)
-    outs = [model(latents, time, Condition(label=torch.tensor([label]))) for label in (-1, 0, 1, 2)]
+    outs = [predict(model, latents, time, Condition(label=torch.tensor([label]))) for label in (-1, 0, 1, 2)]
     for i in range(4):
         for j in range(i):
             assert not torch.allclose(outs[i], outs[j])
@@ -92,7 +93,7 @@ def test_a_first_frame_matters_where_given_and_only_there(make):
     model = awake(make(first_frame=True))
     latents, time, condition = inputs(first_frame=True)
     other = Condition(condition.text, condition.text_mask, None, condition.first_frame + 1, condition.first_frame_given)
-    before, after = model(latents, time, condition), model(latents, time, other)
+    before, after = predict(model, latents, time, condition), predict(model, latents, time, other)
     assert not torch.allclose(before[0], after[0])
     assert torch.equal(before[1], after[1])
 
@@ -121,8 +122,11 @@ def test_dropped_conditions_are_the_empty_caption_and_no_class_and_a_first_frame
 def test_samples_of_a_batch_do_not_influence_each_other(attention):
     model = awake(make_dit(attention=attention))
     latents, time, condition = inputs()
-    together = model(latents, time, condition)
-    alone = [model(latents[i : i + 1], time[i : i + 1], condition.map(lambda x, i=i: x[i : i + 1])) for i in range(2)]
+    together = predict(model, latents, time, condition)
+    alone = [
+        predict(model, latents[i : i + 1], time[i : i + 1], condition.map(lambda x, i=i: x[i : i + 1]))
+        for i in range(2)
+    ]
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
@@ -132,7 +136,7 @@ def test_factorized_blocks_attend_within_a_frame_then_at_a_position_over_time():
     latents.requires_grad_()
     for axis in ("space", "time"):
         model.blocks[0].attention.axis = axis
-        out = model(latents, time, condition)
+        out = predict(model, latents, time, condition)
         (grad,) = torch.autograd.grad(out[0, :, 0, 0, 0].sum(), latents)  # of the first token
         seen = grad[0].abs().sum(0) > 0  # (3, 4, 4)
         expected = torch.zeros(3, 4, 4, dtype=torch.bool)
@@ -144,15 +148,15 @@ def test_factorized_blocks_attend_within_a_frame_then_at_a_position_over_time():
 @pytest.mark.parametrize("shape", [(1, 4, 4), (5, 4, 4), (3, 8, 6)])
 def test_other_lengths_and_sizes_than_trained_work(shape, attention):
     model = awake(make_dit(attention=attention))
-    assert model(*inputs(shape=shape)).shape == (2, 4, *shape)
-    assert make_unet()(*inputs(shape=shape)).shape == (2, 4, *shape)
+    assert predict(model, *inputs(shape=shape)).shape == (2, 4, *shape)
+    assert predict(make_unet(), *inputs(shape=shape)).shape == (2, 4, *shape)
 
 
 @pytest.mark.parametrize("patch_size", [(1, 1, 1), (1, 2, 2), (3, 2, 2), (1, 4, 2)])
 def test_every_patch_size_reads_and_predicts_every_latent_value(patch_size):
     model = awake(make_dit(patch_size=patch_size))
     latents, time, condition = inputs()
-    out = model(latents.requires_grad_(), time, condition)
+    out = predict(model, latents.requires_grad_(), time, condition)
     assert out.shape == latents.shape
     (grad,) = torch.autograd.grad(out.sum(), latents)
     assert grad.abs().gt(0).all()
@@ -185,16 +189,16 @@ def test_gradient_checkpointing_changes_no_gradient(attention):
     plain, checkpointed = awake(make_dit(attention=attention)), awake(make_dit(attention=attention))
     checkpointed.enable_gradient_checkpointing()
     for model in (plain, checkpointed):
-        model(*inputs()).square().sum().backward()
+        predict(model, *inputs()).square().sum().backward()
     for a, b in zip(plain.parameters(), checkpointed.parameters(), strict=True):
         assert torch.equal(a.grad, b.grad)
 
 
 def test_compiled_blocks_compute_the_same_and_keep_the_weights_names():
     model = awake(make_dit(depth=1))
-    expected, names = model(*inputs()), list(model.state_dict())
+    expected, names = predict(model, *inputs()), list(model.state_dict())
     model.compile_repeated_blocks(backend="eager", fullgraph=True)  # one graph a block: nothing in it falls back
-    assert torch.allclose(model(*inputs()), expected, atol=1e-6)
+    assert torch.allclose(predict(model, *inputs()), expected, atol=1e-6)
     assert list(model.state_dict()) == names
 
 
@@ -213,9 +217,9 @@ def test_xformers_equals_sdpa(attention):
     model = awake(make_dit(attention=attention)).cuda()
     latents, time, condition = inputs()
     batch = (latents.cuda(), time.cuda(), condition.map(lambda part: part.cuda()))
-    expected = model(*batch)
+    expected = predict(model, *batch)
     model.enable_xformers_memory_efficient_attention()
-    assert torch.allclose(model(*batch), expected, atol=1e-3)
+    assert torch.allclose(predict(model, *batch), expected, atol=1e-3)
 
 
 def test_sizes_and_conditions_that_do_not_fit_are_errors():

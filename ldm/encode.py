@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,8 @@ from odvae.running.folder_lock import exclusive_update
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.precision import precision_name
 from odvae.running.stage import Stage
+from odvae.storage.mirror import needed_to_resume
+from odvae.storage.paths import is_remote
 from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
 
 SPEED = "speed.json"
@@ -67,11 +69,7 @@ def encode_latents(
     cannot be decoded.
     """
     state = PartialState()
-    if settings.engine == "ray" and state.num_processes > 1:
-        raise InputError(
-            f"encode.engine=ray is one command that has the cluster's processes work, but this is one of "
-            f"{state.num_processes}: run it without accelerate launch"
-        )
+    check_engine(settings, state)
     if needs_text:
         check_captions(videos)
     vae = load_vae(vae_folder).to(state.device)
@@ -79,13 +77,14 @@ def encode_latents(
     check_long_clips(settings, data, vae)
     part = settings.chosen_part
     sections = {"encode": settings.recorded, "text": text, "data": data}
-    with Stage(folder, sections, shared=part is not None) as stage:  # a finished folder is checked again too
+    label = f"{part.number}-of-{part.count}" if part else ""
+    with Stage(folder, sections, shared=part is not None, label=label) as stage:  # a finished one is checked again too
         sources = Sources(videos.samples, settings, data, seed)
         vae_sha256 = weights_fingerprint(vae)
         waiting, hashes = decide_on_main_process(
             lambda: _find_waiting(stage, sources, settings, check_vae(stage, vae, vae_sha256, vae_folder))
         )
-        text_encoder = open_text_encoder(text, videos, folder, seed)
+        text_encoder = open_text_encoder(text, videos, stage, seed)
         check_max_tokens(text_encoder, text.max_tokens)
         text_encoder.model.to(state.device)
         encoding = EncodingContext(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
@@ -93,15 +92,25 @@ def encode_latents(
         speed = _encode(encoding, jobs, hashes, folder, len(videos.samples), (load_vae, vae_folder))
         if speed is not None and state.is_main_process:
             print(describe_speed(speed), flush=True)
-            note_speed(folder, part, speed)
-        state.wait_for_everyone()
+            note_speed(stage.folder, part, speed)
+        stage.exchange(records_and_indexes if part is None else needed_to_resume)
         if part is None and state.is_main_process:
-            print(finish(encoding, sources, videos, text, vae_folder, folder).table(), flush=True)
+            encoded = encoded_folder(stage)
+            print(finish(encoding, sources, videos, text, vae_folder, encoded).table(), flush=True)
     if part is not None and state.is_main_process:
         names = sources_of_part(sources.named, part)
         print(
             f"part {part}: the latents of its {len(names)} of {len(sources.named)} video shards are complete",
             flush=True,
+        )
+
+
+def check_engine(settings: EncodeSettings, state: PartialState) -> None:
+    """Raise InputError for a launch of several processes that each would use the cluster."""
+    if settings.engine == "ray" and state.num_processes > 1:
+        raise InputError(
+            f"encode.engine=ray is one command that has the cluster's processes work, but this is one of "
+            f"{state.num_processes}: run it without accelerate launch"
         )
 
 
@@ -138,10 +147,10 @@ def _encode(
     settings, data = encoding.settings, encoding.data
     if settings.engine == "processes":
         return encode_shard_jobs(encoding, jobs, folder, videos, hashes)
-    text, here = encoding.text, os.getcwd()
-    recipe = EncodingRecipe(
-        *vae, encoding.vae_sha256, text.name, encoding.max_tokens, settings, data, folder, videos, here
-    )
+    text, here = encoding.text.name, os.getcwd()
+    if is_remote(folder) and Path(text).name == TEXT_ENCODER_FOLDER:  # this machine's copy
+        text = str(folder / TEXT_ENCODER_FOLDER)
+    recipe = EncodingRecipe(*vae, encoding.vae_sha256, text, encoding.max_tokens, settings, data, folder, videos, here)
     return encode_on_ray(recipe, jobs, hashes)
 
 
@@ -172,11 +181,21 @@ def check_vae(stage: Stage, vae: VideoVAE, vae_sha256: str, vae_folder: Path) ->
 
     Returns what the folder has.
     """
-    encoded = EncodedFolder(stage.folder)
+    encoded = encoded_folder(stage)
     encoded.check_same_vae(vae_sha256, vae_folder)
     with stage.updating():  # of several parts, the first decides
         record_vae(stage.folder, vae, vae_sha256, vae_folder)
     return encoded
+
+
+def encoded_folder(stage: Stage) -> EncodedFolder:
+    """What the folder has, as far as its records were fetched."""
+    return EncodedFolder(stage.folder, None if stage.mirror is None else stage.mirror.listing)
+
+
+def records_and_indexes(names: Collection[str]) -> list[str]:
+    """Of the files of latents at a URL those from which the manifest is made: all but the shards."""
+    return [name for name in names if not name.endswith(".tar")]
 
 
 def note_speed(folder: Path, part: Part | None, speed: Mapping[str, Any]) -> None:
@@ -187,22 +206,23 @@ def note_speed(folder: Path, part: Part | None, speed: Mapping[str, Any]) -> Non
         note_part(folder, part, {"shards_left": 0, **speed})
 
 
-def open_text_encoder(text: TextSettings, videos: VideoSet, folder: Path, seed: int) -> TextEncoder:
+def open_text_encoder(text: TextSettings, videos: VideoSet, stage: Stage, seed: int) -> TextEncoder:
     """The text encoder of the settings; a "learned" one is first trained on the training videos' captions.
 
-    Of several parts that start together, one trains it and the others wait.
+    Of several parts that start together, one trains it and the others wait; at a URL, which has no locks, each that
+    finds none trains the same one.
     """
     if text.encoder != LEARNED:
         return load_text_encoder(text.encoder)
-    state, learned = PartialState(), folder / TEXT_ENCODER_FOLDER
+    state, learned = PartialState(), stage.folder / TEXT_ENCODER_FOLDER
     if state.is_main_process and not learned.exists():
-        with exclusive_update(folder, ".text_encoder.lock", timeout=TIMEOUT.total_seconds()):
+        with exclusive_update(stage.folder, ".text_encoder.lock", timeout=TIMEOUT.total_seconds()):
             if not learned.exists():
                 found = map(captions_of, videos.train)
                 readable = [caption for captions in found if not isinstance(captions, Failure) for caption in captions]
                 with one_thread():
                     learn_text_encoder(readable or [""], text, learned, seed)
-    state.wait_for_everyone()
+    stage.exchange()
     return load_text_encoder(learned)
 
 

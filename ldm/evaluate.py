@@ -33,13 +33,14 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.flicker import seam_ratio
 from odvae.measuring import forbid_tf32
-from odvae.report_file import read_report, update_report
+from odvae.report_file import fetched_run, read_report, update_report
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import RunFolder
 from odvae.running.stage import Stage
+from odvae.storage.mirror import everything, models
 from odvae.video_vae import VAELoader, compression_of, load_vae
 
 PROMPT_ACCURACY_PARTS = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
@@ -64,6 +65,8 @@ def evaluate_ldm(
     forbid_tf32()
     protocol = PROTOCOLS[settings.protocol]
     protocol.check(data.frames)
+    output = folders.report
+    folders = fetched_run(folders, vae=models, ldm=models, samples=everything, report=everything)
     read_report(folders)  # raises where it cannot be added to
     rows = read_samples(folders.samples)
     networks = load_networks(settings, PartialState().device)
@@ -72,7 +75,7 @@ def evaluate_ldm(
         network.check_frames(protocol.frames_of(data.frames))
         check_enough_for(network, clips, settings)
     sets = choose_video_sets(settings, data, videos, rows, seed)
-    with Stage(folders.report) as stage:
+    with Stage(output, fetches=everything) as stage:
         device = stage.state.device
         vae = load_vae(folders.vae).to(device)
         check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")

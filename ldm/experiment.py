@@ -25,7 +25,7 @@ from odvae.running.commands import command_line
 from odvae.running.run_folder import RunFolder
 from odvae.running.settings import Settings
 from odvae.settings import EvalVAESettings, VAESettings
-from odvae.storage.paths import check_local
+from odvae.storage.paths import open_path, open_target
 from odvae.training.settings import Tracker
 
 # The configs that come with the project: a wheel carries the checkout's folder inside the package.
@@ -36,7 +36,8 @@ DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 
 class Experiment(Settings):
     run: str = "runs/demo"
-    """Run folder: each stage writes its own folder in it and reads those of earlier stages."""
+    """Run folder, a path or a URL (s3://, gs://, hf://): each stage writes its own folder in it and reads those of
+    earlier stages."""
     seed: int = 0
     """Seed of all random numbers."""
     tracker: Tracker = "none"
@@ -69,9 +70,9 @@ class Experiment(Settings):
         return self
 
     @model_validator(mode="after")
-    def _folders_are_of_this_machine(self) -> Experiment:
-        check_local(self.run, "run")
-        check_local(self.data.shards or "", "data.shards")
+    def _folders_are_paths_or_urls(self) -> Experiment:
+        open_target(self.run, "run")
+        open_path(self.data.shards or "")
         return self
 
     @model_validator(mode="after")
@@ -87,11 +88,11 @@ class Experiment(Settings):
 
     @property
     def folders(self) -> RunFolder:
-        return RunFolder(Path(self.run))
+        return RunFolder(open_path(self.run))
 
     @property
     def shards(self) -> Path:
-        return Path(self.data.shards) if self.data.shards else self.folders.shards
+        return open_path(self.data.shards) if self.data.shards else self.folders.shards
 
 
 def parse_experiment(

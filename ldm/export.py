@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,7 +14,7 @@ from ldm.report.report_values import distance_parts
 from ldm.sample import load_pipeline
 from ldm.sampling.settings import SampleSettings
 from odvae.architecture.frame_counts import video_frames
-from odvae.report_file import read_report
+from odvae.report_file import fetched_run, read_report
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_folder, read_json_lines
 from odvae.running.hashing import weights_fingerprint
@@ -22,6 +23,7 @@ from odvae.running.run_folder import RunFolder, code_version
 from odvae.running.stage import Stage
 from odvae.running.strict_yaml import read_yaml
 from odvae.running.text import read_text_file
+from odvae.storage.mirror import everything, models
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 
 # Scores that a model card lists, as far as they were measured: path in report.json and label.
@@ -44,15 +46,25 @@ def export_pipeline(
     repository on the Hugging Face hub. Raises InputError where a part is missing or does not belong to the others, or
     `out` holds something else.
     """
-    with Stage(out, replaces_folder=True) as stage:
+    folders = fetched_run(folders, vae=models, ldm=_models_and_steps, latents=_text_encoder_files, report=models)
+    with Stage(out, replaces_folder=True, fetches=everything) as stage:
         if stage.state.is_main_process:
-            if out.exists() and not (out / "model_index.json").is_file():
+            is_there = stage.folder.exists() if stage.mirror is None else bool(stage.mirror.listing)
+            if is_there and not (stage.folder / "model_index.json").is_file():
                 raise InputError(f"{out} exists and is no pipeline folder: choose another, or remove it")
             pipeline = assemble_pipeline(folders, samples, push or str(out), copy_text_encoder)
-            with atomic_folder(out) as temporary:
+            with atomic_folder(stage.folder) as temporary:
                 pipeline.save_pretrained(temporary)
             if push:
                 pipeline.push_to_hub(push)
+
+
+def _models_and_steps(names: Collection[str]) -> list[str]:
+    return [*models(names), *(name for name in names if name.endswith("/state.json"))]
+
+
+def _text_encoder_files(names: Collection[str]) -> list[str]:
+    return [name for name in names if name.startswith(f"{TEXT_ENCODER_FOLDER}/")]
 
 
 def assemble_pipeline(

@@ -17,11 +17,13 @@ from odvae.packing.report import describe
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.shards.unfinished import describe_unfinished, is_unfinished
+from odvae.storage.paths import check_local
 
 
 def open_videos(experiment: Experiment) -> VideoSet:
     """The experiment's videos. Raises InputError for missing shards, with the command that packs them."""
     shards, state = experiment.shards, PartialState()
+    check_local(str(shards), "data.shards")
     command = f"{command_line('make_shards')} FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
     # The main process makes the index where it is missing; in folders that each machine has its own copy of, one there.
     with state.main_process_first(), state.local_main_process_first():

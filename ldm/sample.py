@@ -18,7 +18,7 @@ from ldm.networks.provenance import Provenance, weights_folder
 from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sampling.sample_requests import USER, Request
-from ldm.sampling.sample_table import SampleTable, lossless_file, made_before, read_sample_rows
+from ldm.sampling.sample_table import SAMPLE_TABLE, SampleTable, lossless_file, made_before, read_sample_rows
 from ldm.sampling.schedulers import make_scheduler
 from ldm.sampling.settings import SamplerName, SampleSettings
 from odvae.clips.clip import fit_frames
@@ -31,6 +31,7 @@ from odvae.running.progress import progress_bar
 from odvae.running.run_folder import code_version
 from odvae.running.stage import Stage
 from odvae.running.text import check_is_file
+from odvae.storage.mirror import errors_named, everything, fetched, models
 from odvae.video.decoding import decoding
 from odvae.video.frame_grid import frame_grid, save_gif, save_image
 from odvae.video.images import decode_image
@@ -54,9 +55,11 @@ def load_pipeline(
 
     Raises InputError where a component is missing or is not the one that the LDM was trained with.
     """
-    weights = weights_folder(ldm_folder, ema_decay)
-    transformer = load_network(weights)
-    vae, provenance = load_vae(vae_folder), Provenance.load(weights)
+    here = fetched(ldm_folder, models)
+    with errors_named(here, ldm_folder):
+        weights = weights_folder(here, ema_decay)
+        transformer, provenance = load_network(weights), Provenance.load(weights)
+    vae = load_vae(vae_folder)
     found = weights_fingerprint(vae)
     if found != provenance.vae_sha256:
         raise InputError(
@@ -94,13 +97,13 @@ def sample_videos(
     pieces, so memory does not depend on its length.
     """
     state = PartialState()
-    decide_on_main_process(lambda: read_sample_rows(folder))  # raises where rows cannot be added to them
+    decide_on_main_process(lambda: read_sample_rows(fetched(folder, everything)))  # raises where none can be added
     loaders: dict[str, Any] = {"load_vae": load_vae, "load_network": load_network}
     pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay, **loaders).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
-    rows = _rows(requests, settings, Provenance.load(ldm_folder), pipeline)
-    with Stage(folder) as stage:
-        made = decide_on_main_process(lambda: made_before(folder, rows, settings))
+    rows = _rows(requests, settings, Provenance.load(fetched(ldm_folder, models)), pipeline)
+    with Stage(folder, fetches=everything) as stage:
+        made = decide_on_main_process(lambda: made_before(stage.folder, rows, settings))
         if made and state.is_main_process:
             print(f"{len(made)} of {len(requests)} videos are in {folder} already, with the same settings and weights")
         mine = requests[state.process_index :: state.num_processes]
@@ -112,12 +115,17 @@ def sample_videos(
             for batch in _batches(mine, settings.batch_size):
                 if not all(request.file in made for request in batch):
                     for request, latents in zip(batch, generate_latents(pipeline, batch, settings), strict=True):
-                        _write(folder / request.file, pipeline, latents, settings)
+                        _write(stage.folder / request.file, pipeline, latents, settings)
                         table.add(rows[request.file])
                 bar.update(len(batch))
-        state.wait_for_everyone()
+        shown = [request.file for request in requests[:CONTACT_SHEET_VIDEOS]]
+        stage.exchange(lambda names: {*shown, SAMPLE_TABLE}.intersection(names))
         if state.is_main_process:
-            _write_contact_sheet([folder / request.file for request in requests[:CONTACT_SHEET_VIDEOS]], folder)
+            if stage.mirror is not None:  # each machine has written a table of its own
+                with SampleTable(stage) as table:
+                    for row in rows.values():
+                        table.add(row)
+            _write_contact_sheet([stage.folder / file for file in shown], stage.folder)
     return [folder / request.file for request in requests]
 
 

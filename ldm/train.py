@@ -85,10 +85,10 @@ def train_ldm(
             for name, weights in averages.items():
                 trained = new_network(settings, manifest, make_network)
                 trained.load_state_dict(weights)
-                with install_folder(folder / name) as temporary:
+                with install_folder(stage.folder / name) as temporary:
                     trained.save_pretrained(temporary)
                     Provenance.of_latents(manifest, latents_folder, folder).save(temporary)
-            account.save(folder)
+            account.save(stage.folder)
             print(account.table(), flush=True)
 
 
@@ -151,7 +151,7 @@ def fit(
     """
     optimization, folder = settings.optimization, stage.folder
     apply_model_options(network, settings)
-    state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM")
+    state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM", mirror=stage.mirror)
     accelerator, done = state.accelerator, state.resume()
     order = sample_order(optimization, state.plan)
     batches = data.training_batches(state.plan, seed, done, settings.workers, order)

@@ -26,7 +26,7 @@ from odvae.clips.video_set import VideoSet
 from odvae.latent_statistics import ChannelSums
 from odvae.measuring import PeakMemory, forbid_tf32, now
 from odvae.metrics import lpips, psnr, ssim
-from odvae.report_file import read_report, update_report
+from odvae.report_file import fetched_run, read_report, update_report
 from odvae.running.errors import InputError
 from odvae.running.files import write_text
 from odvae.running.progress import progress_bar
@@ -36,6 +36,7 @@ from odvae.running.stage import Stage
 from odvae.settings import EvalVAESettings, Mode
 from odvae.shards.captions import shown_caption
 from odvae.shards.samples import Sample
+from odvae.storage.mirror import everything, models
 from odvae.video.frame_grid import frame_grid, save_image
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video.video_io import write_video
@@ -103,6 +104,7 @@ def evaluate_vae(
     long enough or none can be decoded. A mode that the VAE does not support is reported as not measured.
     """
     forbid_tf32()
+    output, folders = folders.report, fetched_run(folders, vae=models, report=everything)
     read_report(folders)  # raises InputError for a report of version 0.1
     vae = load_vae(folders.vae).to(PartialState().device)
     settings.check_sizes(data, compression_of(vae), tiled=vae.has_temporal_tiling)
@@ -112,7 +114,7 @@ def evaluate_vae(
     chosen = list(itertools.islice(long_enough, settings.clips))
     if not chosen:
         raise InputError(f"no held-out video has the {data.span} frames that a clip spans (eval_vae.frames)")
-    with Stage(folders.report) as stage:
+    with Stage(output, fetches=everything) as stage:
         (folders.report / "videos").mkdir(exist_ok=True)
         rows, sums = reconstruct_clips(evaluation, chosen, len(videos.samples), folders.report)
         if stage.state.is_main_process:

@@ -16,6 +16,7 @@ from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
 from odvae.settings import ModelSettings
+from odvae.storage.mirror import local_model
 from odvae.video_vae import VideoVAE, read_vae_config
 from odvae.weights.pretrained import load_model, loading
 
@@ -59,7 +60,7 @@ def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
     Raises InputError where there is none, where its sizes differ from those in `model`, and where a VAE with the rate
     in `model` cannot begin from it.
     """
-    setting = f"vae.init_image_vae={name!r}"
+    setting, name = f"vae.init_image_vae={name!r}", local_model(name)
     config, where = read_vae_config(name, setting, "an AutoencoderKL")
     _check_class(config, ("AutoencoderKL", "PerFrameVAE", "FrameVAE"), setting)
     image_vae = load_model(PerFrameVAE, name, setting, "an AutoencoderKL", **where)
@@ -76,7 +77,8 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
     Raises InputError where there is none, its sizes differ from those in `model`, its rate is higher, or it has
     separate temporal layers.
     """
-    path, setting = Path(name), f"vae.init_from={name!r}"
+    setting, name = f"vae.init_from={name!r}", local_model(name)
+    path = Path(name)
     if any((path / name).is_file() for name in ("config.json", "vae/config.json")) or not path.exists():
         config, where = read_vae_config(name, setting, "an OD-VAE")
         _check_class(config, ("ODVAE",), setting)
@@ -87,7 +89,7 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
     _check_sizes(source, model, f"the OD-VAE {name}", "variant")
     if source.config.temporal_resampling != "joint":
         raise InputError(
-            f"vae.init_from={name!r} has separate layers that resample time (v1.1.0); training supports only v1.2.0's "
+            f"{setting} has separate layers that resample time (v1.1.0); training supports only v1.2.0's "
             "joint resampling"
         )
     _check_growth(source.config.block_out_channels, source.halvings, model, f"the OD-VAE {name}")

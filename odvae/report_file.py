@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 
 from odvae.running.errors import InputError
 from odvae.running.files import read_object, write_json
@@ -10,8 +11,27 @@ from odvae.running.json_objects import JsonObject
 from odvae.running.resume_check import read_stage_record
 from odvae.running.run_folder import RunFolder, code_version
 from odvae.running.stage import RECORD, Stage
+from odvae.storage.mirror import Choice, fetched
+from odvae.storage.paths import is_remote, work_folder
 
 STAGES = ("vae", "latents", "ldm", "samples", "report")
+
+
+def fetched_run(folders: RunFolder, **choices: Choice) -> RunFolder:
+    """The run folder on this machine: itself, or the working copies of one at a URL.
+
+    Of a stage in `choices` they have the chosen files, of the others the record.
+    """
+    if not is_remote(folders.root):
+        return folders
+    for stage in STAGES:
+        fetched(getattr(folders, stage), choices.get(stage, records))
+    return RunFolder(work_folder(folders.root))
+
+
+def records(names: Collection[str]) -> list[str]:
+    """Of a stage's files the record."""
+    return [name for name in names if name == RECORD]
 
 
 def update_report(folders: RunFolder, stage: Stage, parts: dict) -> None:

@@ -78,8 +78,7 @@ def train_vae(
     init=random; `pixel_loss` replaces `settings.loss.reconstruction`.
 
     Raises InputError where the folder holds a run with other settings, and where a pretrained VAE does not accept clips
-    of the size in `data`. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and exit with status 130, 143
-    or 138.
+    of the size in `data`. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and exit with status 130, 143 or 138.
     """
     state = PartialState()
     if make_vae is not None and settings.init != "random":
@@ -97,9 +96,9 @@ def train_vae(
             vae.register_to_config(latents_mean=mean, latents_std=std)
         account = videos.account()
         if state.is_main_process:
-            with install_folder(folder) as temporary:
+            with install_folder(stage.folder) as temporary:
                 vae.save_pretrained(temporary)
-            account.save(folder)
+            account.save(stage.folder)
             print(account.table(), flush=True)
 
 
@@ -161,7 +160,7 @@ def initial_image_vae(run: VAERun) -> PerFrameVAE:
     if PartialState().is_main_process:
         with install_folder(folder) as temporary:
             image_vae.save_pretrained(temporary)
-    PartialState().wait_for_everyone()
+    run.stage.exchange()
     return image_vae
 
 
@@ -192,7 +191,8 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     prepare_network(network, optimization)
     changes = None if (chosen := settings.regularizers) is None else LatentChanges(chosen, network, run.seed, name)
     trained = None if changes is None else changes.trained_module(run.videos.data, settings.loss.lpips is not None)
-    state = TrainingState(network, optimization, folder, run.tracker, f"{run.folder.parent.name} {name}", trained)
+    title = f"{run.folder.parent.name} {name}"
+    state = TrainingState(network, optimization, folder, run.tracker, title, trained, mirror=run.stage.mirror)
     accelerator = state.accelerator
     torch.manual_seed(derive_seed(run.seed, name))  # for the discriminator's weights; the same after a resume
     vae_loss = VAELoss(settings.loss, network, optimization, accelerator, run.pixel_loss, settings.regularizers)

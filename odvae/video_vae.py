@@ -13,6 +13,7 @@ from torch import Tensor
 
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
+from odvae.storage.mirror import errors_named, fetched, local_model, models
 from odvae.weights.pretrained import check_config, load_model, loading, read_config, write_again
 
 if TYPE_CHECKING:  # what VideoVAEMixin is mixed into
@@ -160,15 +161,17 @@ def vae_classes() -> dict[str, Any]:
 
 
 def load_vae(folder: Path) -> VideoVAE:
-    """Load the VAE in `folder`, of the class that its config.json names; frozen and in eval mode.
+    """Load the VAE in `folder` (or at a URL), of the class that its config.json names; frozen and in eval mode.
 
     Raises InputError if there is none, with the command that trains one, and for an unknown class.
     """
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} contains no trained VAE; train one with: {command_line('train_vae')}")
-    kind = _class_named(read_config(folder).get("_class_name"), folder / "config.json")
-    remedy = write_again(folder, "train_vae")
-    return load_model(kind, folder, str(folder), "a VAE", remedy).eval().requires_grad_(False)
+    here = fetched(folder, models)
+    with errors_named(here, folder):
+        if not (here / "config.json").is_file():
+            raise InputError(f"{here} contains no trained VAE; train one with: {command_line('train_vae')}")
+        kind = _class_named(read_config(here).get("_class_name"), here / "config.json")
+        remedy = write_again(here, "train_vae")
+        return load_model(kind, here, str(here), "a VAE", remedy).eval().requires_grad_(False)
 
 
 def load_pretrained_vae(name: str) -> VideoVAE:
@@ -178,9 +181,9 @@ def load_pretrained_vae(name: str) -> VideoVAE:
     """
     from odvae.model import ODVAE
 
+    setting, name = f"vae.pretrained={name!r}", local_model(name)
     if Path(name).is_file():
         return ODVAE.from_opensora_plan(name).requires_grad_(False)
-    setting = f"vae.pretrained={name!r}"
     config, where = read_vae_config(name, setting)
     kind = _class_named(config.get("_class_name"), setting)
     return load_model(kind, name, setting, "a VAE", **where).eval().requires_grad_(False)

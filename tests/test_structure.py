@@ -18,6 +18,7 @@ from odvae.running.commands import CONSOLE_COMMANDS
 LAYERS = [
     "odvae.running",
     "odvae.storage",
+    "odvae.running.stage",
     "odvae.cluster",
     "odvae.weights",
     "odvae.video",

@@ -4,23 +4,23 @@ odvae-export [--config demo] [--out FOLDER] [section.key=value ...]
 """
 
 import argparse
-from pathlib import Path
 
 from ldm.experiment import announce, parse_experiment
 from odvae.running.errors import readable_errors
+from odvae.storage.paths import open_path
 
 
 @readable_errors()
 def main() -> None:
     extra = argparse.ArgumentParser(add_help=False)
-    extra.add_argument("--out", type=Path, help="the pipeline's folder (default: `pipeline` in the run folder)")
+    extra.add_argument("--out", help="the pipeline's folder (default: `pipeline` in the run folder)")
     extra.add_argument("--copy-text-encoder", action="store_true", help="copy the text encoder, rather than name it")
     extra.add_argument("--push", metavar="REPO", help="also publish it as this repository on the hub")
     experiment, options = parse_experiment(__doc__, extra)
     from ldm.export import export_pipeline
 
     folders = experiment.folders
-    out = options.out or folders.root / "pipeline"
+    out = open_path(options.out) if options.out else folders.root / "pipeline"
     export_pipeline(folders, experiment.sample, out, options.copy_text_encoder, options.push)
     announce(out, None, options)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from ldm.encoding.plan import PlannedClip, ShardJob
 from ldm.encoding.shard_files import EncodedBatch, EncodedTensors, EncodingContext, write_record, write_shard
 from ldm.encoding.source_hashes import SourceHashes
+from ldm.encoding.target import open_target
 from ldm.encoding.threads import ComputeThreads
 from ldm.encoding.waits import Waits, describe_waits
 from ldm.latents.entries import DTYPES
@@ -52,7 +53,8 @@ def encode_shard_jobs(
     videos: int,
     hashes: Mapping[Path, str] | None = None,
 ) -> dict[str, Any] | None:
-    """Encode jobs one after the other into `folder`; clips are decoded in advance, also those of later jobs.
+    """Encode jobs one after the other into `folder`, which may be at a URL; clips are decoded in advance, also those
+    of later jobs.
 
     `videos` is the number of all videos, of which `data.failures_allowed` is a share; `hashes` are the sha256 of video
     shards that are known. Returns the speed and what was waited for, None without jobs.
@@ -73,6 +75,7 @@ def encode_shard_jobs(
     with ComputeThreads(encoding.vae.device) as threads, ThreadPoolExecutor(1) as hasher:
         slots = decode_slots(data.workers, settings.batch_size, threads.count)
         with (
+            open_target(folder) as target,
             ClipPool(_load_piece, max(shapes, key=math.prod), slots, data, lambda task: task[0].sample.name) as pool,
             progress_bar("encoding", 0, total, unit="clip") as bar,
         ):
@@ -81,9 +84,10 @@ def encode_shard_jobs(
             for job in jobs:
                 sources.start(job.source)
                 batches = _encoded_batches(encoding, job, decoded, threads, waits)
-                result = write_shard(encoding, job, batches, failures, folder, bar, waits)
+                result = write_shard(encoding, job, batches, failures, target.folder, bar, waits)
                 with waits.of("disk"):
-                    write_record(encoding, job, result, sources.identity(job.source), folder)
+                    write_record(encoding, job, result, sources.identity(job.source), target.folder)
+                    target.deliver(job.name)
         speed = {"clips": total, "seconds": round(time.monotonic() - begin, 3), "waiting": round(threads.idle_share, 4)}
     return speed | {"waits": waits.shares()}
 

@@ -27,14 +27,19 @@ from odvae.running.run_folder import code_version
 
 
 def finish(
-    encoding: EncodingContext, sources: Sources, videos: VideoSet, text: TextSettings, vae_folder: Path, folder: Path
+    encoding: EncodingContext,
+    sources: Sources,
+    videos: VideoSet,
+    text: TextSettings,
+    vae_folder: Path,
+    encoded: EncodedFolder,
 ) -> Account:
     """Write manifest and account of a folder whose jobs are all done. Returns the account.
 
     Raises InputError where more than `data.failures_allowed` of the videos could not be encoded, by all processes and
     parts together, and where there is no training clip.
     """
-    encoded = EncodedFolder(folder)
+    folder = encoded.folder
     outlines = [sources.outline(name, encoded.of_source(name)) for name in sources.named]
     records = [encoded.records[name] for outline in outlines for name in outline.names]
     _check_failures(records, len(videos.samples), encoding.data.failures_allowed)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +20,9 @@ from ldm.encoding.settings import EncodeSettings
 from odvae.clips.settings import DataSettings
 from odvae.running.errors import InputError
 from odvae.running.files import read_object, write_json
-from odvae.running.hashing import file_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.shards.samples import Sample
+from odvae.storage.whole_files import fingerprint, identity
 from odvae.video_vae import VideoVAE
 
 _HASHERS = 4  # threads
@@ -72,12 +72,12 @@ class Sources:
 
 
 class EncodedFolder:
-    """The records of a folder of latents, and its files when they were listed."""
+    """The records of a folder of latents, and its files when they were listed (`files`; None: those in `folder`)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Collection[str] | None = None) -> None:
         self.folder = folder
         self.records = read_job_records(folder)
-        self.files = set(os.listdir(folder))
+        self.files = set(os.listdir(folder) if files is None else files)
         self._by_source: dict[str, dict[str, JobRecord]] = {}
         for record in self.records.values():
             self._by_source.setdefault(record.file, {})[record.name] = record
@@ -130,12 +130,14 @@ class EncodedFolder:
                     f"{self.folder / record.name} was encoded from {record.source}, which no longer exists; remove "
                     f"{self.folder} and run the same command again"
                 )
+        encoded = [name for name in chosen if self.of_source(name)]
         touched: dict[str, tuple[int, int]] = {}
-        for name in chosen:
-            records = self.of_source(name).values()
-            state = sources.named[name].stat() if records else None
-            if state and any((one.source_bytes, one.source_mtime_ns) != _identity(state) for one in records):
-                touched[name] = _identity(state)
+        with ThreadPoolExecutor(_HASHERS) as threads:
+            states = threads.map(lambda name: identity(sources.named[name]), encoded)
+            for name, state in zip(encoded, states, strict=True):
+                records = self.of_source(name).values()
+                if any((one.source_bytes, one.source_mtime_ns) != state for one in records):
+                    touched[name] = state
         self._compare([sources.named[name] for name in touched], touched)
 
     def known_hashes(self, sources: Sources) -> dict[Path, str]:
@@ -148,7 +150,7 @@ class EncodedFolder:
             return
         bar = progress_bar("comparing videos whose time changed", 0, len(paths), unit="shard")
         with ThreadPoolExecutor(_HASHERS) as threads, bar:
-            for path, sha256 in zip(paths, threads.map(file_fingerprint, paths), strict=True):
+            for path, sha256 in zip(paths, threads.map(fingerprint, paths), strict=True):
                 for record in list(self.of_source(path.name).values()):
                     if sha256 != record.source_sha256:
                         raise InputError(
@@ -187,7 +189,3 @@ def record_vae(folder: Path, vae: VideoVAE, vae_sha256: str, vae_folder: Path) -
         )
     if not path.is_file():
         write_json(path, now)
-
-
-def _identity(state: os.stat_result) -> tuple[int, int]:
-    return state.st_size, state.st_mtime_ns

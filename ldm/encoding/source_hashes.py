@@ -7,12 +7,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from odvae.running.hashing import file_fingerprint
+from odvae.storage.whole_files import fingerprint, identity
 
 
 @dataclass(frozen=True)
 class SourceIdentity:
-    """A video shard as it was when it was hashed."""
+    """A video shard as it was when it was hashed; of one at a URL, `mtime_ns` is a number made of its version."""
 
     bytes: int
     mtime_ns: int
@@ -36,5 +36,5 @@ class SourceHashes:
         return self._found[source].result()
 
     def _identify(self, source: Path) -> SourceIdentity:
-        state = source.stat()  # before it is read: a later change is then noticed at the next start
-        return SourceIdentity(state.st_size, state.st_mtime_ns, self.known.get(source) or file_fingerprint(source))
+        size, version = identity(source)  # before it is read: a later change is then noticed at the next start
+        return SourceIdentity(size, version, self.known.get(source) or fingerprint(source))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import posixpath
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, read_object, write_json
+from odvae.storage.paths import is_remote
 
 PROVENANCE = "trained_on.json"
 
@@ -31,7 +33,7 @@ class Provenance:
     def of_latents(cls, manifest: Manifest, latents_folder: Path, ldm_folder: Path) -> Provenance:
         text_encoder = manifest.text_encoder
         if text_encoder == TEXT_ENCODER_FOLDER:
-            text_encoder = os.path.relpath(latents_folder / TEXT_ENCODER_FOLDER, ldm_folder)
+            text_encoder = _relative(latents_folder / TEXT_ENCODER_FOLDER, ldm_folder)
         return cls(manifest.vae_sha256, text_encoder, manifest.text_sha256, manifest.data, str(latents_folder))
 
     @classmethod
@@ -43,9 +45,21 @@ class Provenance:
         write_json(folder / PROVENANCE, asdict(self))
 
     def text_encoder_in(self, ldm_folder: Path) -> str:
-        """The text encoder's folder or hub name, for the run's ldm folder at its present path."""
+        """The text encoder's folder or hub name, for the run's ldm folder at its present path, or its URL."""
+        if is_remote(ldm_folder) and self.text_encoder.startswith("../"):
+            scheme, _, rest = str(ldm_folder).partition("://")
+            return f"{scheme}://{posixpath.normpath(posixpath.join(rest, self.text_encoder))}"
+        if is_remote(ldm_folder):
+            return self.text_encoder
         folder = ldm_folder / self.text_encoder
         return str(folder.resolve()) if os.path.isdir(folder) else self.text_encoder  # also for a name of any length
+
+
+def _relative(folder: Path, start: Path) -> str:
+    """The path of `folder` from `start`, of two URLs too; its own where one of both is a URL."""
+    if is_remote(folder) != is_remote(start):
+        return str(folder)
+    return os.path.relpath(str(folder), str(start))
 
 
 def ema_folder(decay: float) -> str:

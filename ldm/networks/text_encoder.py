@@ -33,6 +33,7 @@ from odvae.running.errors import InputError
 from odvae.running.files import atomic_folder, read_object
 from odvae.running.progress import progress_over
 from odvae.running.seeds import torch_generator
+from odvae.storage.mirror import local_model
 from odvae.weights.model_sizes import check_sizes
 from odvae.weights.pretrained import broken_files, loading, shorten
 
@@ -103,9 +104,9 @@ def check_max_tokens(encoder: TextEncoder, max_tokens: int) -> None:
 
 
 def load_text_encoder(name: str | Path) -> TextEncoder:
-    """A text encoder from a transformers folder or hub name. Raises InputError where it cannot be loaded."""
-    name = str(name)
-    source, what = f"text.encoder={name!r}", "a text encoder"
+    """A text encoder from a transformers folder, its URL or a hub name. Raises InputError where it cannot be loaded."""
+    given, name = str(name), local_model(str(name))
+    source, what = f"text.encoder={given!r}", "a text encoder"
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # tensors that a checkpoint lacks and we do not use (a pooler) are reproducible
         with loading(source, name, what):
@@ -116,7 +117,7 @@ def load_text_encoder(name: str | Path) -> TextEncoder:
         with loading(source, name, what):
             model = _load_model(name, config, source)
         _check_tokenizer(tokenizer, model, Path(name), source)
-    return TextEncoder(tokenizer, model, name)
+    return TextEncoder(tokenizer, model, given)
 
 
 def _load_model(name: str, config: PretrainedConfig, source: str) -> PreTrainedModel:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
 
 T = TypeVar("T")
 
@@ -65,3 +65,16 @@ def decide_on_main_process(decision: Callable[[], T]) -> T:
         raise
     broadcast_object_list([(True, value)])
     return value
+
+
+def on_each_machine(action: Callable[[], object]) -> None:
+    """Call `action` in one process of each machine, the others wait. An error in one of them ends all ranks."""
+    state = PartialState()
+    failed, error = False, None
+    try:
+        if state.is_local_main_process:
+            action()
+    except BaseException as found:
+        failed, error = True, found
+    if any(gather_object([failed])):
+        raise error if error is not None else SystemExit(1)

@@ -76,6 +76,18 @@ def exclusive_update(folder: Path, lock: str = LOCK, timeout: float | None = Non
         yield
 
 
+def is_being_written(folder: Path) -> bool:
+    """Whether a process has the lock of a folder now, as its only writer or as one of several."""
+    if not (folder / LOCK).is_file():
+        return False
+    with open(folder / LOCK) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno in _HELD
+        return False
+
+
 @contextlib.contextmanager
 def _locked(path: Path, timeout: float, message: str, kind: int = fcntl.LOCK_EX) -> Iterator[None]:
     with open(path, "a+") as file:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from accelerate import PartialState
 
 from odvae.running.allocator import keep_freed_memory
-from odvae.running.distributed import decide_on_main_process, uses_cuda
+from odvae.running.distributed import decide_on_main_process, on_each_machine, uses_cuda
 from odvae.running.files import make_output_folder, remove_leftovers, write_json
 from odvae.running.folder_lock import exclusive_update, shared_writer, sole_writer
 from odvae.running.resume_check import check_not_made_by_0_1, read_stage_record, record_settings
 from odvae.running.run_folder import code_version
 from odvae.running.stop_signals import StopSignals
+from odvae.storage.mirror import Choice, Mirror, errors_named, needed_to_resume, rename_in, warn_of_no_locks
+from odvae.storage.paths import is_remote
 
 RECORD = "stage.json"
 SETTINGS = "experiment.yaml"
@@ -50,6 +54,11 @@ class Stage:
 
     Stop signals end the block at once, except in a loop over `steps`, which first saves (`stop_requested`).
 
+    A folder at a URL: `folder` is then its working copy on this machine (`odvae.storage.mirror`), `output` the URL, and
+    `mirror` what is between them. At the beginning the working copy gets the files that `fetches` chooses; finished
+    files are uploaded with every record and at the end. Nothing keeps other machines from writing there, which is said
+    once. `label` distinguishes the working copies of `shared` commands of one machine.
+
     Raises InputError for a folder that cannot be written, is being written, or has a run with other settings.
     """
 
@@ -59,8 +68,14 @@ class Stage:
         sections: Mapping[str, Any] | None = None,
         replaces_folder: bool = False,
         shared: bool = False,
+        *,
+        fetches: Choice = needed_to_resume,
+        label: str = "",
     ) -> None:
-        self.folder, self.sections, self.replaces_folder, self.shared = folder, sections, replaces_folder, shared
+        self.sections, self.replaces_folder, self.shared = sections, replaces_folder, shared
+        self.output, self.mirror = folder, Mirror(folder, label) if is_remote(folder) else None
+        self.folder = folder if self.mirror is None else self.mirror.folder
+        self._fetches = fetches
         self.state = PartialState()
         self.signals = StopSignals()
         self.finished = self._is_updating = False
@@ -73,30 +88,49 @@ class Stage:
         with contextlib.ExitStack() as held:
             self.signals.install()
             held.callback(self.signals.restore)
+            if self.mirror is not None:
+                held.enter_context(errors_named(self.folder, self.output))
+                on_each_machine(lambda: self._open_working_copy(held))
             self.finished = decide_on_main_process(lambda: self._begin(held))
             self._held = held.pop_all()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         with self._held:
             if kind is None and not self.finished:
-                self.state.wait_for_everyone()
+                self.exchange()
                 self.record(finished=not self.shared)
+            elif error is not None and self.mirror is not None:
+                rename_in(error, self.folder, self.output)
         if kind is None:
             self.state.wait_for_everyone()
+
+    def _open_working_copy(self, held: contextlib.ExitStack) -> None:
+        """On one process of each machine: lock the working copy, and make it what the URL has."""
+        assert self.mirror is not None
+        if self.state.is_main_process:
+            warn_of_no_locks(self.output)
+        held.enter_context(self._sole_writer())
+        self.mirror.open(self._fetches)
+
+    def _sole_writer(self) -> AbstractContextManager[None]:
+        beside = self.folder.with_name(f".{self.folder.name}.lock") if self.replaces_folder else None
+        return sole_writer(self.folder, lock=beside)
 
     def _begin(self, held: contextlib.ExitStack) -> bool:
         """On the main process: lock, clean up, check and record. Returns whether the stage is already finished."""
         if self.sections is not None:
             check_not_made_by_0_1(self.folder / SETTINGS, self.sections)
         if self.replaces_folder:
-            held.enter_context(sole_writer(self.folder, lock=self.folder.with_name(f".{self.folder.name}.lock")))
+            if self.mirror is None:
+                held.enter_context(self._sole_writer())
             return False
         if self.sections is None:
             make_output_folder(self.folder)
             remove_leftovers(self.folder, dead_only=True)
             return False
-        held.enter_context(shared_writer(self.folder) if self.shared else sole_writer(self.folder))
+        if self.mirror is None:
+            held.enter_context(shared_writer(self.folder) if self.shared else self._sole_writer())
         with self.updating():
             same = record_settings(self.folder / SETTINGS, self.sections)
             finished = same and self._last_record()["finished"]
@@ -107,7 +141,7 @@ class Stage:
     @contextlib.contextmanager
     def updating(self) -> Iterator[None]:
         """Within it no other command changes files of this folder. Keep it short, since other commands wait for it."""
-        alone = self.replaces_folder or (self.sections is not None and not self.shared)
+        alone = self.mirror is not None or self.replaces_folder or (self.sections is not None and not self.shared)
         if alone or self._is_updating:
             yield
             return
@@ -123,15 +157,32 @@ class Stage:
         return read_stage_record(path) if path.is_file() else {"minutes": 0.0, "finished": False}
 
     def record(self, finished: bool = False) -> None:
-        """Add the time since the last record to `stage.json`. Only the main process writes."""
-        if self.replaces_folder or not self.state.is_main_process:
+        """Add the time since the last record to `stage.json`, and upload what has changed. Only the main process
+        writes."""
+        if not self.state.is_main_process:
             return
+        if not self.replaces_folder:
+            self._record_time(finished)
+        if self.mirror is not None:
+            self.mirror.push()
+
+    def _record_time(self, finished: bool) -> None:
         now = time.monotonic()
         with self.updating():
             minutes = self._last_record()["minutes"] + (now - self._counted) / 60
             record = {"minutes": round(minutes, 4), "finished": finished, "command": " ".join(sys.argv)}
             write_json(self.folder / RECORD, record | code_version())
         self._counted = now
+
+    def exchange(self, choice: Choice = needed_to_resume) -> None:
+        """Collective: wait for all ranks; then what each machine has written is on all, of the `choice` of files.
+
+        A folder that is not at a URL is one that the machines have in common.
+        """
+        self.state.wait_for_everyone()
+        if self.mirror is not None:
+            on_each_machine(self.mirror.push)
+            on_each_machine(functools.partial(self.mirror.refresh, choice))
 
     def steps(self, first: int, last: int) -> Iterator[int]:
         """Yields the steps `first` to `last` of a training; stop signals are deferred until `stop_requested`."""
@@ -149,7 +200,7 @@ class Stage:
         """Print the last step and exit with the status of the signal."""
         if self.state.is_main_process:
             print(
-                f"\nstopped after step {step}, saved in {self.folder}; run the same command again to resume", flush=True
+                f"\nstopped after step {step}, saved in {self.output}; run the same command again to resume", flush=True
             )
         raise SystemExit(128 + (self.signals.received or signal.SIGINT))
 

@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -63,7 +64,11 @@ def version_of(info: dict[str, Any]) -> str:
     """A text that is another one when the file was replaced, from what a client says about the file."""
     keys = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "last_modified", "mtime", "updated",
             "created")  # fmt: skip
-    return next((f"{key} {info[key]}" for key in keys if info.get(key)), "unknown")
+    key = next((key for key in keys if info.get(key)), None)
+    if key is None:
+        return "unknown"
+    value = info[key]  # of a file in memory a time, in a listing its seconds
+    return f"{key} {value.timestamp() if isinstance(value, datetime) else value}"
 
 
 def missing_error(path: Path, error: FileNotFoundError) -> StorageError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,10 @@ CLIENTS: dict[str, tuple[str, str]] = {
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 # A URL that went through pathlib, which makes one slash of two.
 _MANGLED = re.compile(r"(s3|gs|hf|https?|memory):/[^/]")
+
+
+# The variable that names the folder of working copies.
+WORK = "ODVAE_WORK"
 
 
 class StorageError(InputError):
@@ -56,6 +61,16 @@ def open_path(text: str | Path) -> Path:
     return cast(Path, UPath(text))
 
 
+def open_target(text: str, what: str) -> Path:
+    """As `open_path`, for what is written: raises InputError for a web server; `what` is its name in the error."""
+    path = open_path(text)
+    if is_remote(path) and path.protocol in ("http", "https"):  # type: ignore[attr-defined]
+        raise InputError(
+            f"{what}={text}: nothing can be written to a web server; allowed are a path, s3://, gs://, hf://"
+        )
+    return path
+
+
 def check_local(text: str, what: str) -> None:
     """Raise InputError for a URL in a place that takes files of this machine alone; `what` is its name in the error."""
     found = _URL.match(text) or _MANGLED.match(text)
@@ -69,3 +84,15 @@ def check_local(text: str, what: str) -> None:
 def is_remote(path: Any) -> bool:
     """Whether a path from `open_path` is a URL's, not a file's of this machine."""
     return not isinstance(path, Path) or hasattr(path, "storage_options")
+
+
+def work_folder(url: Path, kind: str = "stages") -> Path:
+    """The folder of this machine that stands for a folder at a URL: below ODVAE_WORK (default: `odvae/work` in the
+    user's cache folder), with the parts of the URL as names. Raises StorageError for a URL with `..` in it."""
+    user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    base = Path(os.environ.get(WORK) or os.path.join(user, "odvae", "work"))
+    scheme, _, rest = str(url).partition("://")
+    parts = [part for part in rest.split("/") if part]
+    if any(part in (".", "..") for part in parts):
+        raise StorageError(f"{url}: a part of it is . or .., which cannot be a folder here")
+    return base.joinpath(kind, scheme, *parts)

@@ -19,6 +19,7 @@ from torch import nn
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import flush_to_disk, parse_record, read_object, temporary_path, write_json
+from odvae.storage.mirror import Mirror, is_working_copy
 from odvae.training.ema import EMA
 from odvae.weights.pretrained import broken_files, loading
 
@@ -26,12 +27,22 @@ FORMAT = 2  # of a checkpoint's files and tensors; checkpoints of version 0.1 ha
 
 
 class Checkpoints:
-    """The `checkpoints/` folder of a training run (`step_00000500/`, ...), in which the newest `keep` are kept."""
+    """The `checkpoints/` folder of a training run (`step_00000500/`, ...), in which the newest `keep` are kept.
+
+    With a `mirror`, the folder is in the working copy of one at a URL: a checkpoint is uploaded when it is complete,
+    its `state.json` last, and removed there when it is one too many, whichever machine has written it.
+    """
 
     def __init__(
-        self, folder: Path, accelerator: Accelerator, averages: list[EMA], keep: int, global_batch: int
+        self,
+        folder: Path,
+        accelerator: Accelerator,
+        averages: list[EMA],
+        keep: int,
+        global_batch: int,
+        mirror: Mirror | None = None,
     ) -> None:
-        self.stage, self.folder, self.keep = folder, folder / "checkpoints", keep
+        self.stage, self.folder, self.keep, self.mirror = folder, folder / "checkpoints", keep, mirror
         self.accelerator, self.averages = accelerator, averages
         self.small_states: list[nn.Module] = []
         self.facts = {"ranks": accelerator.num_processes, "global_batch": global_batch, "sharded": accelerator.is_fsdp2}
@@ -115,6 +126,23 @@ class Checkpoints:
             for old in checkpoints_of(self.stage)[: -self.keep]:
                 shutil.rmtree(old)
         self.accelerator.wait_for_everyone()
+        if self.mirror is not None:
+            self._upload(self.mirror, temporary, final)
+            self.accelerator.wait_for_everyone()
+
+    def _upload(self, mirror: Mirror, temporary: Path, final: Path) -> None:
+        """Upload a checkpoint: the files that other machines have written of it, then those of the main process."""
+        within = self.folder.relative_to(mirror.folder).as_posix()
+        if self.accelerator.is_local_main_process and not self.accelerator.is_main_process and temporary.exists():
+            temporary.rename(final)
+            mirror.push()
+            mirror.forget(f"{within}/{final.name}")  # its state.json is on another machine: it is not complete here
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            mirror.push()
+            at_url = {name.removeprefix(f"{within}/").partition("/")[0] for name in mirror.below(within)}
+            for old in sorted(at_url)[: -self.keep]:
+                mirror.delete(f"{within}/{old}")
 
 
 def checkpoints_of(folder: Path) -> list[Path]:
@@ -127,6 +155,11 @@ def way_back(checkpoint: Path) -> str:
 
     The training of an image VAE (whose folder is not that of a stage) is not resumed once its model is saved.
     """
+    if is_working_copy(checkpoint):
+        return (
+            f"Restore a complete copy, or remove {checkpoint} and run the same command again: the training resumes "
+            "from the newest of the others, or starts from scratch"
+        )
     folder, then = checkpoint.parents[1], "the training starts from scratch"
     moved, before = checkpoint, [other for other in checkpoints_of(folder) if other < checkpoint]
     if (folder / "config.json").exists() and not (folder / "stage.json").exists():

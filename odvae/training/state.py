@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from odvae.clips.samplers import BatchPlan
 from odvae.running.errors import DivergenceError
 from odvae.running.stage import Stage
+from odvae.storage.mirror import Mirror
 from odvae.training.checkpoints import Checkpoints
 from odvae.training.ema import EMA
 from odvae.training.optimization import (
@@ -32,7 +33,7 @@ class TrainingState:
     network beside parameters that only the training needs. `plan` describes how the samples of a step are divided.
     `ema` is the average that is validated and saved; `averages` are it and those of `extra_ema_decays`. Anything else
     that belongs in checkpoints must be prepared with `accelerator` or passed to `checkpoints.remember` before `resume`,
-    which loads the newest checkpoint.
+    which loads the newest checkpoint. `mirror` as in `Checkpoints`.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class TrainingState:
         tracker: Tracker,
         name: str,
         trained: nn.Module | None = None,
+        mirror: Mirror | None = None,
     ) -> None:
         self.network, self.optimization, self.folder = network, optimization, folder
         self.accelerator: Accelerator = make_accelerator(optimization.precision, tracker, folder, name)
@@ -57,9 +59,8 @@ class TrainingState:
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
         )
-        self.checkpoints = Checkpoints(
-            folder, self.accelerator, self.averages, optimization.checkpoints_total_limit, self.plan.global_batch
-        )
+        limit = optimization.checkpoints_total_limit
+        self.checkpoints = Checkpoints(folder, self.accelerator, self.averages, limit, self.plan.global_batch, mirror)
         self.guard = FiniteGuard(optimization.max_nonfinite_steps).to(self.accelerator.device)
         self.checkpoints.remember(self.guard)
 

@@ -251,12 +251,21 @@ def test_a_sample_is_read_and_checked_where_its_shard_is_remote(bucket):
         sample.read_all()
 
 
-@pytest.mark.parametrize("url", ["s3://bucket/run", "s3:/bucket/run", "gs://bucket/run", "file:///run"])
-def test_commands_refuse_a_url_where_only_a_path_is_taken(url):
-    with pytest.raises(InputError, match=r"run=.*: a URL is not supported here yet"):
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("s3:/bucket/run", "two slashes after its scheme"),
+        ("ftp://host/run", "unknown scheme ftp"),
+        ("https://host/run", "nothing can be written to a web server"),
+        ("memory://", "names no bucket"),
+    ],
+)
+def test_a_run_folder_is_a_path_or_a_url_that_can_be_written(url, words):
+    with pytest.raises(InputError, match=words):
         make_settings(Experiment, {"run": url}, [], "config.yaml")
-    with pytest.raises(InputError, match=r"data\.shards=.*: a URL is not supported here yet"):
-        make_settings(Experiment, {"data": {"shards": url}}, [], "config.yaml")
+    assert (
+        str(make_settings(Experiment, {"run": "memory://b/run"}, [], "config.yaml").folders.vae) == "memory://b/run/vae"
+    )
 
 
 @pytest.mark.parametrize("path", ["runs/demo", "/runs/a:b", "s3/runs"])

@@ -33,7 +33,8 @@ def main() -> None:
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running stage is stopped too
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
-    runner = Runner(options.config, settings, tuple(options.overrides), deadline)
+    overrides = tuple(options.overrides)
+    runner = Runner(settings.folder, settings.processes, deadline, options.config, settings, overrides)
     try:
         runner.run_all()
     except OutOfTime:

@@ -14,6 +14,7 @@ from ldm.train import new_network
 from ldm.training.diffusion_batches import Batch, LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings
 from ldm.training.step import apply_model_options
+from ldm.training.throughput import forward_flops
 from odvae.clips.samplers import BatchPlan
 from odvae.clips.settings import DataSettings
 from odvae.measuring import PeakMemory, count_flops, now
@@ -96,6 +97,7 @@ def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, d
         "latent_shape": list(first.noisy.shape[1:]),
         "tokens": tokens(network, first),
         "steps_per_second": 1 / sorted(seconds)[len(seconds) // 2],
+        "step_gflops": 3 * forward_flops(network, first) / 1e9,
         "memory_growth_mb": None if growth is None else growth / 1e6,
         "batch_size": optimization.batch_size,
         "protocol": f"batch {optimization.batch_size}, median of {steps} steps on one device; memory: one step's peak "

@@ -31,57 +31,26 @@ class OutOfTime(Exception):
 
 
 @dataclass(frozen=True)
-class Runner:
-    """Runs the stages of one study until a deadline."""
+class StageRunner:
+    """Runs pipeline scripts in processes, each once, until a deadline."""
 
-    config: Path
-    settings: StudySettings
-    overrides: tuple[str, ...]
+    folder: Path
+    processes: int
     deadline: float | None  # time.monotonic()
-
-    def run_all(self) -> None:
-        """Execute all runs of the study in order, except what is finished. Raises OutOfTime at the deadline."""
-        settings = self.settings
-        for run in vae_runs(settings):
-            self.execute(run)
-            self.measure_cost(run.name)
-        for generator, ldm in settings.generators.items():
-            image = generator_run(settings, generator, IMAGE, "steps")
-            ours = generator_run(settings, generator, settings.main_vae, "steps")
-            for run in (image, ours):
-                self.execute(run)
-                self.measure_cost(run.name)
-            steps = self.steps_in_equal_time(ldm.optimization.steps, image.name, ours.name)
-            self.execute(generator_run(settings, generator, settings.main_vae, "time", steps))
-
-    def steps_in_equal_time(self, steps: int, slow: str, fast: str) -> int:
-        """Steps that the faster run takes in the slower one's time; computed once and stored, for restarts."""
-        path = self.settings.folder / fast / "equal_time.json"
-        if not path.is_file():
-            minutes = [
-                read_stage_record(self.settings.folder / name / "ldm/stage.json")["minutes"] for name in (slow, fast)
-            ]
-            write_json(path, {"steps": round(steps * minutes[0] / minutes[1]), "minutes": minutes})
-        return int(read_object(path).number("steps"))
 
     def execute(self, run: Run) -> None:
         """Execute the run's scripts that have not finished yet."""
-        folder = self.settings.folder / run.name
+        folder = self.folder / run.name
         folder.mkdir(parents=True, exist_ok=True)
         config = folder / "experiment.yaml"
         record_experiment(config, run)
         for stage, lender in run.borrowed.items():
             link = folder / stage
             if not link.is_symlink():
-                link.symlink_to(Path("..") / lender / stage, target_is_directory=True)
+                link.symlink_to(os.path.relpath(self.folder / lender / stage, folder), target_is_directory=True)
         for script in run.scripts:
             words = [*self.launcher(), f"pipelines/{script}.py", "--config", str(config)]
             self.once(folder / "done" / f"{script}.json", words)
-
-    def measure_cost(self, name: str) -> None:
-        """Measure speed, memory and FLOPs of the run's model in a separate process."""
-        words = [sys.executable, "tools/compression_study.py", str(self.config), *self.overrides, "--cost", name]
-        self.once(self.settings.folder / name / "done" / "cost.json", words)
 
     def once(self, marker: Path, words: list[str]) -> None:
         """Run a command to its end, unless its marker file exists; the marker records command, commit and minutes."""
@@ -110,8 +79,47 @@ class Runner:
             raise
 
     def launcher(self) -> list[str]:
-        count = self.settings.processes
-        return [sys.executable] if count == 1 else ["accelerate", "launch", "--num_processes", str(count)]
+        launch = ["accelerate", "launch", "--num_processes", str(self.processes)]
+        return [sys.executable] if self.processes == 1 else launch
+
+
+@dataclass(frozen=True)
+class Runner(StageRunner):
+    """Runs the stages of one study until a deadline."""
+
+    config: Path
+    settings: StudySettings
+    overrides: tuple[str, ...]
+
+    def run_all(self) -> None:
+        """Execute all runs of the study in order, except what is finished. Raises OutOfTime at the deadline."""
+        settings = self.settings
+        for run in vae_runs(settings):
+            self.execute(run)
+            self.measure_cost(run.name)
+        for generator, ldm in settings.generators.items():
+            image = generator_run(settings, generator, IMAGE, "steps")
+            ours = generator_run(settings, generator, settings.main_vae, "steps")
+            for run in (image, ours):
+                self.execute(run)
+                self.measure_cost(run.name)
+            steps = self.steps_in_equal_time(ldm.optimization.steps, image.name, ours.name)
+            self.execute(generator_run(settings, generator, settings.main_vae, "time", steps))
+
+    def steps_in_equal_time(self, steps: int, slow: str, fast: str) -> int:
+        """Steps that the faster run takes in the slower one's time; computed once and stored, for restarts."""
+        path = self.settings.folder / fast / "equal_time.json"
+        if not path.is_file():
+            minutes = [
+                read_stage_record(self.settings.folder / name / "ldm/stage.json")["minutes"] for name in (slow, fast)
+            ]
+            write_json(path, {"steps": round(steps * minutes[0] / minutes[1]), "minutes": minutes})
+        return int(read_object(path).number("steps"))
+
+    def measure_cost(self, name: str) -> None:
+        """Measure speed, memory and FLOPs of the run's model in a separate process."""
+        words = [sys.executable, "tools/compression_study.py", str(self.config), *self.overrides, "--cost", name]
+        self.once(self.settings.folder / name / "done" / "cost.json", words)
 
 
 def stop(process: subprocess.Popen) -> None:

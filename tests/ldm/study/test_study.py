@@ -58,7 +58,8 @@ def test_generators_differ_only_in_the_latents_and_then_in_the_steps(study):
 
 def make_runner(study, minutes=None):
     deadline = None if minutes is None else time.monotonic() + 60 * minutes
-    return Runner(REPOSITORY / "configs/study/smallest.yaml", study, (), deadline)
+    config = REPOSITORY / "configs/study/smallest.yaml"
+    return Runner(study.folder, study.processes, deadline, config, study, ())
 
 
 def test_a_command_runs_once_and_again_only_where_it_failed(study, tmp_path):

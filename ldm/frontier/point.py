@@ -1,0 +1,151 @@
+"""One point of a frontier: its VAE, then its generator once for each seed, scored at every budget; and its result."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ldm.frontier.budget import generator_steps, with_equal_steps
+from ldm.frontier.settings import FrontierSettings
+from ldm.report.report_values import distance_parts
+from ldm.study.plan import Run
+from ldm.study.results import SCORES, scores, training
+from ldm.study.runner import StageRunner, record_experiment
+from odvae.running.files import read_json, read_object, write_json
+from odvae.running.json_objects import JsonObject
+from odvae.running.run_folder import code_version
+
+_IMAGE = "image_vae"
+VAE_STAGES = ("train_vae", "evaluate_vae", "encode_latents")
+
+
+@dataclass(frozen=True)
+class PointRunner(StageRunner):
+    """Runs one point after the other, each resumed where it was stopped."""
+
+    config: Path
+    settings: FrontierSettings
+    overrides: tuple[str, ...]
+
+    def run_point(self, name: str) -> Path:
+        """Run all of a point that is not finished, and write its result. Raises OutOfTime at the deadline."""
+        settings = self.settings
+        experiment = with_equal_steps(settings, name)
+        self.execute(Run(name, experiment, VAE_STAGES))
+        self._measure_cost(name)
+        cost = read_object(settings.folder / name / "cost.json").section("generator")
+        budgets = generator_steps(settings, {key: cost.number(key) for key in ("steps_per_second", "step_gflops")})
+        trained = [self._train_generator(name, seed, budgets) for seed in settings.points[name].seeds]
+        return self._write_result(name, experiment.model_dump(mode="json"), [row for rows in trained for row in rows])
+
+    def _train_generator(self, name: str, seed: int, budgets: dict[int, list[str]]) -> list[dict]:
+        """Train the generator with one seed, stopping at each budget to sample and score; returns a row for each."""
+        folder = self.settings.folder / name / f"seed_{seed}"
+        run = f"{name}/seed_{seed}"
+        experiment = self.settings.experiment_of(name)
+        changes = {"run": str(folder), "seed": seed}
+        rows = []
+        for steps, words in budgets.items():
+            optimization = experiment.ldm.optimization.model_copy(update={"steps": steps})
+            ldm = experiment.ldm.model_copy(update={"optimization": optimization})
+            self._borrow(Run(run, experiment.model_copy(update={**changes, "ldm": ldm}), ()), name)
+            row = folder / "scores" / f"{steps}.json"
+            for script in ("train_ldm", "sample_video", "evaluate_ldm"):
+                command = [*self.launcher(), f"pipelines/{script}.py", "--config", str(folder / "experiment.yaml")]
+                self.once(folder / "done" / f"{script}_{steps}.json", command)
+            if not row.is_file():
+                row.parent.mkdir(exist_ok=True)
+                write_json(row, {"seed": seed, "budgets": words, **_generator_row(folder, steps)})
+            rows.append(read_json(row))
+        return rows
+
+    def _borrow(self, run: Run, name: str) -> None:
+        """Write the experiment of a generator's run, whose VAE and latents are the point's."""
+        folder = self.folder / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "experiment.yaml"
+        path.unlink(missing_ok=True)  # only its steps change
+        record_experiment(path, run)
+        for stage in ("vae", "latents"):
+            link = folder / stage
+            if not link.is_symlink():
+                link.symlink_to(Path("..") / stage, target_is_directory=True)
+
+    def _measure_cost(self, name: str) -> None:
+        """Measure speed, memory and FLOPs of the point's models in a separate process."""
+        words = [sys.executable, "tools/compression_frontier.py", str(self.config), *self.overrides, "--cost", name]
+        self.once(self.settings.folder / name / "done" / "cost.json", words)
+
+    def _write_result(self, name: str, experiment: dict[str, Any], generators: list[dict]) -> Path:
+        folder = self.settings.folder / name
+        result = {
+            "point": name,
+            "changes": list(self.settings.points[name].vae),
+            "role": self.settings.points[name].role,
+            "shared": self.settings.shared(),
+            "vae": {**_vae_row(folder), "steps": {
+                phase: experiment["vae"][phase]["steps"] for phase in ("image_phase", "video_phase")
+            }},
+            "cost": read_object(folder / "cost.json"),
+            "generators": generators,
+            "minutes": _minutes(folder),
+            "machine": machine(),
+            **code_version(),
+        }  # fmt: skip
+        path = Path(self.settings.results) / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        return path
+
+
+def machine() -> str:
+    """The processor and the number of its cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    names = [
+        line.partition(":")[2].strip()
+        for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else [])
+        if line.startswith("model name")
+    ]
+    return f"{cores} cores of {names[0] if names else platform.processor() or platform.machine()}"
+
+
+def _vae_row(folder: Path) -> dict[str, Any]:
+    """Reconstruction scores of a point's VAE, and what evaluate_vae measured of its latents."""
+    part = read_object(folder / "report" / "report.json").section("reconstruction")
+    quality = {name: part.number(name) for name in SCORES if part.has(name)}
+    return {**quality, "n": part.number("n"), **{name: part[name] for name in ("latents", "motion") if part.has(name)}}
+
+
+def _generator_row(folder: Path, steps: int) -> dict[str, Any]:
+    """Scores of a generator after `steps`, with the judge's verdict on the reconstructions, which bounds it."""
+    report = read_object(folder / "report" / "report.json")
+    trained = training(folder)
+    ceiling = report["prompt_accuracy_reconstructed"]
+    return {
+        "steps": steps,
+        "minutes": trained["minutes"],
+        "held_out_loss": trained["held_out_loss"],
+        **{key: value for key, value in scores(report).items() if key not in ("command", "commit")},
+        "ceiling": None if ceiling is None else {key: ceiling[key] for key in ("color", "shape", "motion")},
+        "networks": [network for network, _ in distance_parts(report)],
+    }
+
+
+def _minutes(folder: Path) -> float:
+    """Wall time of all commands of a point."""
+    markers = (*folder.glob("done/*.json"), *folder.glob("seed_*/done/*.json"))
+    return round(sum(read_object(marker).number("minutes") for marker in sorted(markers)), 2)
+
+
+def read_result(path: Path) -> JsonObject:
+    """A point's result. Raises InputError where it was damaged."""
+    found = read_object(path)
+    for key in ("point", "machine", "commit"):
+        found.text(key)
+    for key in ("vae", "cost", "shared"):
+        found.section(key)
+    return found

@@ -1,0 +1,161 @@
+"""The results of all points as one table, and the best point of each budget with its spread over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from ldm.frontier.point import read_result
+from ldm.frontier.settings import FrontierSettings
+from ldm.study.claims import ATTRIBUTES
+from odvae.running.errors import InputError
+from odvae.running.json_objects import JsonObject
+from odvae.running.resume_check import differing_keys
+
+
+@dataclass(frozen=True)
+class Score:
+    """A point's generator at one budget: mean prompt accuracy of each seed (0 to 1)."""
+
+    point: str
+    by_seed: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.by_seed)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """The worst and the best seed."""
+        return min(self.by_seed), max(self.by_seed)
+
+
+def read_results(settings: FrontierSettings) -> tuple[list[JsonObject], list[str]]:
+    """The results of the points, in the order of the config, and the names of points without one.
+
+    Raises InputError, before anything is computed, for results that were made by other settings than these.
+    """
+    found, missing = [], []
+    for name in settings.points:
+        path = Path(settings.results) / f"{name}.json"
+        if not path.is_file():
+            missing.append(name)
+            continue
+        result = read_result(path)
+        _check_same(result, name, settings)
+        found.append(result)
+    if not found:
+        raise InputError(f"{settings.results} has no result of any point; run: tools/compression_frontier.py CONFIG")
+    return found, missing
+
+
+def _check_same(result: JsonObject, name: str, settings: FrontierSettings) -> None:
+    different = differing_keys(result.section("shared"), settings.shared())
+    if list(settings.points[name].vae) != result["changes"]:
+        different["points.vae"] = (result["changes"], list(settings.points[name].vae))
+    if different:
+        lines = "".join(f"\n  {key}: was {was!r:.100}, now {now!r:.100}" for key, (was, now) in different.items())
+        raise InputError(f"{result.source} was made by other settings, and cannot be compared:{lines}")
+
+
+def rows_of(results: Sequence[JsonObject]) -> list[dict[str, Any]]:
+    """A row a point: what it costs, what it keeps, and the scores of its generator at each budget."""
+    return [
+        {
+            "point": result.text("point"),
+            "role": result.text("role"),
+            **{key: value for key, value in result.section("vae").items() if isinstance(value, int | float)},
+            **result.section("cost").section("vae"),
+            **compression_of(result),
+            **{f"generator_{key}": value for key, value in result.section("cost").section("generator").items()},
+            "ceiling": _ceiling(result),
+            "budgets": {budget: list(score.by_seed) for budget, score in scores_of(result).items()},
+            "machine": result.text("machine"),
+            "commit": result.text("commit"),
+        }
+        for result in results
+    ]
+
+
+def compression_of(result: JsonObject) -> dict[str, Any]:
+    """Rate and channels of a point, from the latents that its generator was trained on."""
+    cost = result.section("cost")
+    rate = cost.section("vae").text("compression")
+    time, height, width = (int(one) for one in rate.split("x"))
+    channels = int(cost.section("generator").numbers("latent_shape")[0])
+    return {
+        "rate": rate,
+        "channels": channels,
+        "compression": time * height * width,
+        "values_per_pixel_value": channels / (3 * time * height * width),
+    }
+
+
+def _ceiling(result: JsonObject) -> float | None:
+    """Prompt accuracy of the reconstructions of real videos, which bounds a generator's."""
+    found = [row["ceiling"] for row in result["generators"] if row.get("ceiling") is not None]
+    return mean(mean(one[name] for name in ATTRIBUTES) for one in found) if found else None
+
+
+def scores_of(result: JsonObject) -> dict[str, Score]:
+    """Budget -> the scores of the seeds that were trained for it; none where videos have no judge."""
+    found: dict[str, list[float]] = {}
+    for row in result["generators"]:
+        if row.get("prompt_accuracy") is not None:
+            for budget in row["budgets"]:
+                found.setdefault(budget, []).append(mean(row["prompt_accuracy"][name] for name in ATTRIBUTES))
+    return {budget: Score(result.text("point"), tuple(values)) for budget, values in found.items()}
+
+
+def best_of(scores: Sequence[Score]) -> tuple[Score, list[Score]]:
+    """The score with the highest mean, and those that are not separated from it: their best seed reaches its worst."""
+    best = max(scores, key=lambda one: one.mean)
+    return best, [one for one in scores if one is not best and one.spread[1] >= best.spread[0]]
+
+
+def answers(results: Sequence[JsonObject], role: str = "rate") -> dict[str, str]:
+    """Budget -> which point of a role is best for it, in a sentence."""
+    found: dict[str, str] = {}
+    for budget, scores in by_budget([one for one in results if one.text("role") == role]).items():
+        best, ties = best_of(scores)
+        low, high = best.spread
+        text = f"{best.point}: {best.mean:.1%} ({low:.1%} to {high:.1%} over {len(best.by_seed)} seeds)"
+        if min(len(one.by_seed) for one in scores) < 2:
+            text += "; some points have one seed only, so their spread is not known"
+        elif ties:
+            text += "; not separable here from " + ", ".join(f"{one.point} ({one.mean:.1%})" for one in ties)
+        else:
+            text += "; all its seeds are above all seeds of the others"
+        found[budget] = text
+    return found
+
+
+def by_budget(results: Sequence[JsonObject]) -> dict[str, list[Score]]:
+    """Budget -> the scores of the points that have it."""
+    found: dict[str, list[Score]] = {}
+    for result in results:
+        for budget, score in scores_of(result).items():
+            found.setdefault(budget, []).append(score)
+    return found
+
+
+def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The main numbers as a Markdown table."""
+    budgets = list(dict.fromkeys(budget for row in rows for budget in row["budgets"]))
+    head = ["point", "rate", "channels", "PSNR", "tokens", "steps/s", "ceiling", *budgets]
+    lines = [head, ["---"] * len(head)]
+    for row in rows:
+        cells = [row["point"], row["rate"], str(row["channels"]), f"{row['psnr']:.2f}", str(row["generator_tokens"])]
+        cells += [
+            f"{row['generator_steps_per_second']:.2f}",
+            "–" if row["ceiling"] is None else f"{row['ceiling']:.1%}",
+        ]
+        for budget in budgets:
+            seeds = row["budgets"].get(budget)
+            spread = f" ({min(seeds):.0%} to {max(seeds):.0%})" if seeds and len(seeds) > 1 else ""
+            cells.append(f"{mean(seeds):.1%}{spread}" if seeds else "–")
+        lines.append(cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,94 @@
+"""Settings of a frontier: the experiment that its points share, what each point changes, and the budgets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from ldm.experiment import Experiment
+from odvae.running.errors import InputError
+from odvae.running.settings import Settings, make_settings
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+class PointSettings(Settings):
+    vae: tuple[str, ...] = ()
+    """What differs from the shared experiment in its `vae` section, as on a command line: model.latent_channels=16."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Seeds with which the generator is trained; three and more where points are to be ranked."""
+    role: str = "rate"
+    """Points of one role are drawn as one line: `rate` for the rates, and a word of one's own for other questions."""
+
+
+class FrontierSettings(Settings):
+    run: str = "runs/frontier"
+    """Working folder: a folder for each point, and the page."""
+    results: str = "docs/results/frontier"
+    """Folder of the results, a small JSON for each point. A machine that is lost costs one point."""
+    experiment: Experiment = Experiment()
+    """Settings that all points share. Its `run` and `seed` are not used."""
+    reference: str
+    """The point whose `steps` are as in `experiment`: the image phase and the video phase of all others have as many
+    steps as give the same number of floating-point operations."""
+    points: dict[str, PointSettings] = Field(min_length=1)
+    """Name -> what this point changes."""
+    minutes: tuple[float, ...] = (1.0,)
+    """Budgets of the generator's training in minutes, at the speed that is measured before it."""
+    pflop: tuple[float, ...] = ()
+    """Budgets of the generator's training in 1e15 floating-point operations."""
+    measured_steps: int = Field(8, ge=2)
+    """Training steps that are timed before the generator's training."""
+
+    @model_validator(mode="after")
+    def _points_are_experiments(self) -> FrontierSettings:
+        if self.reference not in self.points:
+            raise ValueError(f"reference={self.reference!r} is not among the points {', '.join(self.points)}")
+        for name in self.points:
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"points: {name!r} must be of lower-case letters, digits, '.', '-' and '_'")
+            self.experiment_of(name)
+        return self
+
+    @model_validator(mode="after")
+    def _one_training_is_scored_at_all_budgets(self) -> FrontierSettings:
+        if not (self.minutes or self.pflop) or min(*self.minutes, *self.pflop, 1) <= 0:
+            raise ValueError("minutes and pflop: at least one budget is needed, and all must be above 0")
+        if (schedule := self.experiment.ldm.optimization.lr_schedule) != "constant":
+            raise ValueError(
+                f"experiment.ldm.optimization.lr_schedule={schedule}: it must be constant, since one training is "
+                "scored at several budgets (its weights are averaged, ema_decay)"
+            )
+        vae = self.experiment.vae
+        if vae.image_phase is None or vae.video_phase is None:
+            raise ValueError("experiment.vae must have an image_phase and a video_phase, whose steps are the budget")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.run)
+
+    def experiment_of(self, name: str) -> Experiment:
+        """The experiment of a point, with its own run folder, before its steps follow from the budget.
+
+        Raises InputError where a point's settings are invalid or do not fit the clips.
+        """
+        base = self.experiment.model_dump(mode="json")
+        base |= {"run": str(self.folder / name)}
+        if base["data"]["shards"] is None:
+            base["data"]["shards"] = str(self.folder / "shards")
+        changes = [f"vae.{one}" for one in self.points[name].vae]
+        try:
+            return make_settings(Experiment, base, changes, f"points.{name}")
+        except InputError as error:
+            raise ValueError(str(error)) from None
+
+    def shared(self) -> dict[str, Any]:
+        """What the results of all points must have in common to be compared: all that is not as by default."""
+        values = self.model_dump(mode="json", exclude_defaults=True)
+        experiment = {k: v for k, v in values.get("experiment", {}).items() if k not in ("run", "seed")}
+        not_compared = ("run", "results", "points", "measured_steps")
+        return {**{k: v for k, v in values.items() if k not in not_compared}, "experiment": experiment}

@@ -1,0 +1,189 @@
+"""The compression frontier: equal compute, one training scored at several budgets, results that can be compared."""
+
+import json
+
+import pytest
+from scripts import succeed
+from small import REPOSITORY
+
+from ldm.frontier.budget import generator_steps, phase_flops, with_equal_steps
+from ldm.frontier.page import write_frontier
+from ldm.frontier.point import PointRunner
+from ldm.frontier.results import Score, answers, best_of, read_results, rows_of
+from ldm.frontier.settings import FrontierSettings
+from ldm.study.runner import StageRunner
+from odvae.running.errors import InputError
+from odvae.running.files import read_json, write_json
+from odvae.running.json_objects import JsonObject
+from odvae.running.settings import load_settings
+
+CONFIG = REPOSITORY / "configs/study/frontier_smallest.yaml"
+
+
+@pytest.fixture
+def frontier(tmp_path):
+    return load_settings(FrontierSettings, CONFIG, [f"run={tmp_path / 'run'}", f"results={tmp_path / 'results'}"])
+
+
+def result(settings, point, accuracies, psnr=25.0, rate="4x8x8", **changes):
+    """A result as `PointRunner` writes it; `accuracies`: budget -> the accuracy of each seed."""
+    generators = [
+        {"seed": seed, "budgets": [budget], "steps": 9, "ceiling": dict.fromkeys(("color", "shape", "motion"), 0.95),
+         "prompt_accuracy": {"color": value, "shape": value - 0.1, "motion": value + 0.1}}
+        for budget, values in accuracies.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    cost = {
+        "vae": {"compression": rate, "encode_gflops": 1.0, "decode_gflops": 2.0},
+        "generator": {"latent_shape": [4, 3, 4, 4], "tokens": 12, "steps_per_second": 5.0, "memory_growth_mb": 9.0},
+    }
+    return {
+        "point": point, "changes": list(settings.points[point].vae), "role": settings.points[point].role,
+        "shared": settings.shared(), "vae": {"psnr": psnr, "ssim": 0.9, "n": 3}, "cost": cost,
+        "generators": generators, "minutes": 1.5, "machine": "2 cores", "commit": "abc",
+    } | changes  # fmt: skip
+
+
+def write_results(settings, *results):
+    for one in results:
+        write_json(f"{settings.results}/{one['point']}.json", one)
+
+
+@pytest.fixture
+def written(frontier, tmp_path):
+    (tmp_path / "results").mkdir()
+    write_results(
+        frontier,
+        result(frontier, "1x8x8-c4", {"0.02 minutes": [0.5]}, rate="1x8x8"),
+        result(frontier, "4x8x8-c4", {"0.02 minutes": [0.8, 0.9]}),
+        result(frontier, "4x8x8-c8", {"0.02 minutes": [0.7]}, psnr=28.0),
+    )
+    return frontier
+
+
+@pytest.mark.parametrize("point", ["1x8x8-c4", "8x8x8-c4", "4x8x8-c8"])
+def test_both_phases_of_each_point_cost_what_the_references_cost(frontier, point):
+    big = {"vae": frontier.experiment.vae.model_copy(update={
+        phase: getattr(frontier.experiment.vae, phase).model_copy(update={"steps": 1000, "checkpoint_every": 500})
+        for phase in ("image_phase", "video_phase")
+    })}  # fmt: skip
+    settings = frontier.model_copy(update={"experiment": frontier.experiment.model_copy(update=big)})
+    ours, theirs = with_equal_steps(settings, point), with_equal_steps(settings, settings.reference)
+    assert theirs.vae.image_phase.steps == theirs.vae.video_phase.steps == 1000
+    for phase in ("image_phase", "video_phase"):
+        costs = [getattr(one.vae, phase).steps * phase_flops(one)[phase] for one in (ours, theirs)]
+        assert costs[0] == pytest.approx(costs[1], rel=2e-3)
+    assert ours.vae.video_phase.steps == pytest.approx(2 * ours.vae.video_phase.checkpoint_every, abs=1)
+    if point == "1x8x8-c4":  # more latent frames to decode: fewer steps
+        assert ours.vae.video_phase.steps < 900
+        assert ours.vae.image_phase.steps == 1000
+
+
+def test_budgets_become_steps_of_one_training(frontier):
+    settings = frontier.model_copy(update={"minutes": (1.0, 2.0), "pflop": (0.001, 0.0006)})
+    steps = generator_steps(settings, {"steps_per_second": 2.0, "step_gflops": 5.0})
+    assert steps == {120: ["1 minutes", "0.0006 PFLOP"], 200: ["0.001 PFLOP"], 240: ["2 minutes"]}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reference=2x8x8", "reference='2x8x8' is not among the points"),
+        ("points.x={vae: [model.temporal_compression_ratio=16]}", "16"),
+        ("points.x={vae: [model.temporal_compression_ratio=3]}", "3"),
+        ("points.x={vae: [model.chanels=3]}", r"points\.x:\n  vae\.model\.chanels: unknown key"),
+        ("points.X={}", "'X' must be of lower-case letters"),
+        ("experiment.data.frames=7", "7"),
+        ("experiment.ldm.optimization.lr_schedule=cosine", "must be constant, since one training is scored"),
+        ("minutes=[]", None),
+        ("minutes=[-1]", "all must be above 0"),
+        ("experiment.vae.video_phase=null", "must have an image_phase and a video_phase"),
+    ],
+)
+def test_what_cannot_be_compared_is_named_before_any_work(override, message):
+    if message is None:
+        load_settings(FrontierSettings, CONFIG, [override])  # pflop is left
+        return
+    with pytest.raises(InputError, match=message):
+        load_settings(FrontierSettings, CONFIG, [override])
+
+
+def test_a_point_is_best_only_where_no_seed_of_another_reaches_it():
+    best, tie, low = Score("a", (0.8, 0.9)), Score("b", (0.6, 0.82)), Score("c", (0.5, 0.79))
+    assert best_of([low, best, tie]) == (best, [tie])
+
+
+def test_the_answer_of_each_budget_says_how_sure_it_is(written):
+    results, missing = read_results(written)
+    assert missing == ["8x8x8-c4"]
+    assert answers(results)["0.02 minutes"].startswith("4x8x8-c4: 85.0% (80.0% to 90.0% over 2 seeds)")
+    assert "some points have one seed only" in answers(results)["0.02 minutes"]
+    write_results(written, result(written, "1x8x8-c4", {"0.02 minutes": [0.5, 0.82]}, rate="1x8x8"))
+    assert "not separable here from 1x8x8-c4" in answers(read_results(written)[0])["0.02 minutes"]
+    write_results(written, result(written, "1x8x8-c4", {"0.02 minutes": [0.5, 0.52]}, rate="1x8x8"))
+    assert "all its seeds are above all seeds of the others" in answers(read_results(written)[0])["0.02 minutes"]
+
+
+def test_rows_have_the_rate_and_what_is_kept(written):
+    row = rows_of(read_results(written)[0])[1]
+    assert (row["compression"], row["channels"], row["rate"]) == (256, 4, "4x8x8")
+    assert row["values_per_pixel_value"] == pytest.approx(4 / 768)
+    assert row["ceiling"] == pytest.approx(0.95)
+
+
+def test_the_page_has_a_picture_a_table_and_says_what_is_missing(written):
+    page = write_frontier(written).read_text()
+    assert "1 still to come (8x8x8-c4)" in page
+    assert "not separable" in page or "one seed only" in page
+    assert (written.folder / "frontier.png").stat().st_size > 10_000
+    table = (written.folder / "frontier.md").read_text().splitlines()
+    assert table[3].startswith("| 4x8x8-c4 | 4x8x8 | 4 | 25.00 | 12 | 5.00 | 95.0% | 85.0% (80% to 90%) |")
+    assert json.loads((written.folder / "frontier.json").read_text())["missing"] == ["8x8x8-c4"]
+
+
+def test_results_of_other_settings_are_refused_by_name(written):
+    other = result(written, "4x8x8-c8", {}, changes=["model.latent_channels=16"])
+    write_results(written, other)
+    with pytest.raises(InputError, match=r"4x8x8-c8\.json was made by other settings.*\n  points\.vae: was"):
+        read_results(written)
+    changed = written.model_copy(update={"minutes": (3.0,)})
+    with pytest.raises(InputError, match=r"was made by other settings, and cannot be compared:\n  minutes"):
+        read_results(changed)
+    with pytest.raises(InputError, match="has no result of any point"):
+        read_results(written.model_copy(update={"results": str(written.folder / "none")}))
+
+
+def test_a_damaged_result_is_named(written):
+    path = f"{written.results}/4x8x8-c4.json"
+    write_json(path, {key: value for key, value in read_json(path).items() if key != "cost"})
+    with pytest.raises(InputError, match=r"4x8x8-c4\.json was damaged: it has no 'cost'"):
+        read_results(written)
+
+
+@pytest.mark.slow
+def test_a_point_runs_from_videos_to_its_result_and_goes_on(frontier, monkeypatch):
+    """A generator is trained once, and scored at both budgets; the same command again runs nothing."""
+    commands = []
+
+    def once(self, marker, words):
+        if not marker.is_file():
+            commands.append(words[1])
+            succeed(*words[1:])
+            marker.parent.mkdir(exist_ok=True)
+            write_json(marker, {"command": " ".join(words), "minutes": 0.1})
+
+    monkeypatch.setattr(StageRunner, "once", once)
+    overrides = (f"run={frontier.run}", f"results={frontier.results}")
+    settings = frontier.model_copy(update={"minutes": (), "pflop": (1e-7, 2e-7)})
+    runner = PointRunner(settings.folder, 1, None, CONFIG, settings, overrides)
+    found = JsonObject(read_json(runner.run_point("1x8x8-c4")), "result")
+    steps = [row["steps"] for row in found["generators"]]
+    assert len(steps) == 2
+    assert steps[0] < steps[1]
+    assert found.section("cost").section("vae")["compression"] == "1x8x8"
+    assert found.section("vae").number("psnr") > 5
+    assert commands.count("pipelines/train_ldm.py") == commands.count("pipelines/evaluate_ldm.py") == 2
+    assert commands.count("pipelines/train_vae.py") == 1
+    before = len(commands)
+    runner.run_point("1x8x8-c4")
+    assert len(commands) == before
+    assert write_frontier(settings).is_file()

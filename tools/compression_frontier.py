@@ -1,0 +1,70 @@
+"""The compression frontier: rates, channels and regularizers of the VAE at equal compute. Run it again to resume.
+
+python tools/compression_frontier.py configs/study/frontier_cpu.yaml [--point NAME ...] [--minutes 90] [key=value ...]
+python tools/compression_frontier.py configs/study/frontier_cpu.yaml --finish       # the page of all results so far
+"""
+
+import argparse
+import signal
+import sys
+import time
+from pathlib import Path
+
+from ldm.frontier.page import write_frontier
+from ldm.frontier.point import PointRunner
+from ldm.frontier.settings import FrontierSettings
+from ldm.study.costs import training_cost, vae_cost
+from ldm.study.runner import OutOfTime
+from odvae.running.distributed import join_ranks
+from odvae.running.errors import InputError, readable_errors
+from odvae.running.files import write_json
+from odvae.running.settings import load_settings
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", type=Path, help="the frontier, e.g. configs/study/frontier_cpu.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
+    parser.add_argument("--point", action="append", default=[], help="only this point; may be given several times")
+    parser.add_argument("--finish", action="store_true", help="only write the page of the results that there are")
+    parser.add_argument("--minutes", type=float, help="stop after this time; the same command resumes")
+    parser.add_argument("--cost", metavar="POINT", help="only measure the cost of one point (part of the frontier)")
+    options = parser.parse_intermixed_args()
+    settings = load_settings(FrontierSettings, options.config, options.overrides)
+    if unknown := sorted({*options.point, *filter(None, [options.cost])} - settings.points.keys()):
+        raise InputError(f"there is no point {unknown[0]}; {options.config} has {', '.join(settings.points)}")
+    if options.cost:
+        measure_cost(settings, options.cost)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running stage is stopped too
+    if not options.finish:
+        run(settings, options)
+    print(f"\noutput: {write_frontier(settings)}")
+
+
+def run(settings: FrontierSettings, options: argparse.Namespace) -> None:
+    """Run the chosen points, or all, except what is finished."""
+    deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    runner = PointRunner(settings.folder, 1, deadline, options.config, settings, tuple(options.overrides))
+    try:
+        for name in options.point or settings.points:
+            print(f"\nresult: {runner.run_point(name)}", flush=True)
+    except OutOfTime:
+        print("\ntime is up; run the same command again to resume")
+
+
+def measure_cost(settings: FrontierSettings, name: str) -> None:
+    """Write `cost.json` of a point: of its VAE, and of the generator on its latents."""
+    folder, device, experiment = settings.folder / name, join_ranks().device, settings.experiment_of(name)
+    write_json(
+        folder / "cost.json",
+        {
+            "vae": vae_cost(folder / "vae", experiment.data, device),
+            "generator": training_cost(experiment.ldm, folder / "latents", settings.measured_steps, 0, device),
+        },
+    )
+
+
+if __name__ == "__main__":
+    with readable_errors():
+        main()

@@ -42,6 +42,7 @@ LAYERS = [
     "ldm.report",
     "ldm",
     "ldm.study",
+    "ldm.frontier",
     "ldm.commands",
     "ldm.fuzzing",
 ]

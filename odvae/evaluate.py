@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,74 +18,27 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from odvae.clips.clip import clip_rate, frame_count, load_clip
+from odvae.clips.clip import clip_rate, frame_count
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.evaluation.modes import compare_modes
+from odvae.evaluation.reconstruction import Evaluation, scores
 from odvae.latent_statistics import ChannelSums
-from odvae.measuring import PeakMemory, forbid_tf32, now
-from odvae.metrics import lpips, psnr, ssim
+from odvae.measuring import forbid_tf32
 from odvae.report_file import fetched_run, read_report, update_report
 from odvae.running.errors import InputError
 from odvae.running.files import write_text
 from odvae.running.progress import progress_bar
 from odvae.running.run_folder import RunFolder
-from odvae.running.seeds import normal_per_sample
 from odvae.running.stage import Stage
-from odvae.settings import EvalVAESettings, Mode
+from odvae.settings import EvalVAESettings
 from odvae.shards.captions import shown_caption
 from odvae.shards.samples import Sample
 from odvae.storage.mirror import everything, models
-from odvae.video.frame_grid import frame_grid, save_image
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video.video_io import write_video
-from odvae.video_vae import VAELoader, VideoVAE, compression_of, load_vae
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Settings, data, VAE and seed of one evaluation."""
-
-    settings: EvalVAESettings
-    data: DataSettings
-    vae: VideoVAE
-    seed: int
-
-    def reconstruct(
-        self, video: Tensor, indices: Sequence[int], mode: Mode = "whole"
-    ) -> tuple[Tensor, Tensor, dict[str, float]]:
-        """Video (b, 3, t, h, w) -> reconstruction, moments (b, 2c, k, h/s, w/s), and seconds of encoding and decoding.
-
-        The moments are the posterior's mean and std, concatenated along channels. `indices` (b) are the clips' indices
-        in the evaluation; the noise of sampled latents is a function of them.
-        """
-        device = self.vae.device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            start = now(device)
-            moments = torch.cat(list(self._encode(video, mode)), dim=2)  # (b, 2c, k, h/s, w/s)
-            encoded = now(device)
-            mean, std = moments.chunk(2, dim=1)
-            latents = mean
-            if self.settings.latents == "sample":
-                noise = normal_per_sample(mean.shape[1:], self.seed, "evaluation", indices, device)
-                latents = mean + std * noise
-            reconstruction = torch.cat(list(self._decode(latents, mode)), dim=2)
-            decoded = now(device)
-        seconds = {"encode": encoded - start, "decode": decoded - encoded}
-        return reconstruction.float().clamp(-1, 1), moments.float(), seconds
-
-    def _encode(self, video: Tensor, mode: Mode) -> Iterator[Tensor]:
-        if mode == "streamed":
-            posteriors = self.vae.encode_stream(video.split(self.settings.chunk, dim=2))
-        else:
-            posteriors = iter([self.vae.encode(video).latent_dist])
-        for posterior in posteriors:
-            yield torch.cat([posterior.mean, posterior.std], dim=1)
-
-    def _decode(self, latents: Tensor, mode: Mode) -> Iterator[Tensor]:
-        if mode == "streamed":
-            return self.vae.decode_stream(latents.split(1, dim=2))
-        return iter([self.vae.decode(latents).sample])
+from odvae.video_vae import VAELoader, compression_of, load_vae
 
 
 def evaluate_vae(
@@ -188,14 +140,6 @@ def _reconstruct(evaluation: Evaluation, batch: Sequence[IndexedClip], report: P
     return rows
 
 
-def scores(reconstruction: Tensor, video: Tensor, settings: EvalVAESettings) -> dict[str, float]:
-    """PSNR, SSIM and, unless `settings.lpips` is None, LPIPS of one video (1, 3, t, h, w)."""
-    values = {"psnr": psnr(reconstruction, video), "ssim": ssim(reconstruction, video)}
-    if settings.lpips is not None:
-        values["lpips"] = lpips(reconstruction, video, settings.lpips.network, settings.lpips.weights)
-    return {name: float(value[0]) for name, value in values.items()}
-
-
 def _summary(rows: list[dict], sums: ChannelSums, evaluation: Evaluation) -> dict:
     """Means and standard deviations over clips, the latents' statistics, and the protocol."""
     part: dict = {}
@@ -224,65 +168,3 @@ def protocol(evaluation: Evaluation, clips: int) -> dict:
         "ssim": "RGB, Gaussian window 11, sigma 1.5",
         "mean": "over frames, then over clips",
     }
-
-
-@torch.no_grad()
-def compare_modes(evaluation: Evaluation, samples: list[Sample], report: Path) -> dict:
-    """Quality, speed and peak memory of whole-clip mode and of each other mode, on the same clips, by mode.
-
-    `difference` is the largest absolute pixel difference, in [-1, 1] units, from the whole-clip reconstruction. Also
-    writes an image of originals and reconstructions into `report`.
-    """
-    videos = [to_float(load_clip(sample, evaluation.data)).unsqueeze(0) for sample in samples]
-    results, whole = {}, []
-    for mode in ("whole", *evaluation.settings.modes):
-        if (reason := _unsupported_reason(evaluation, mode)) is not None:
-            results[mode] = {"not measured": reason}
-            continue
-        reconstructions, row = _measure_mode(evaluation, videos, mode)
-        if mode == "whole":
-            whole = reconstructions
-        else:
-            row["difference"] = max(float((a - b).abs().max()) for a, b in zip(reconstructions, whole, strict=True))
-        results[mode] = row
-        if mode == "whole":
-            pairs = [to_uint8(v[0]) for pair in zip(videos[:4], reconstructions[:4], strict=True) for v in pair]
-            save_image(report / "reconstructions.png", frame_grid(pairs))
-    return results
-
-
-def _measure_mode(evaluation: Evaluation, videos: list[Tensor], mode: Mode) -> tuple[list[Tensor], dict]:
-    vae, settings = evaluation.vae, evaluation.settings
-    if mode == "tiled":
-        vae.enable_tiling(None, None, settings.tile_frames)  # type: ignore[attr-defined]  # has_temporal_tiling is True
-    device = vae.device
-    memory = PeakMemory(device)
-    evaluation.reconstruct(videos[0].to(device), [0], mode)  # warm-up, not timed: kernels are chosen, memory allocated
-    peak, reconstructions, rows = memory.bytes, [], []
-    seconds = {"encode": 0.0, "decode": 0.0}
-    for i, video in enumerate(videos):
-        reconstruction, _, elapsed = evaluation.reconstruct(video.to(device), [i], mode)
-        seconds = {half: seconds[half] + elapsed[half] for half in seconds}
-        reconstructions.append(reconstruction.cpu())
-        rows.append(scores(reconstructions[-1], video, settings))
-    if mode == "tiled":
-        vae.disable_tiling()  # type: ignore[attr-defined]
-    frames = sum(video.shape[2] for video in videos)
-    return reconstructions, {
-        **{name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
-        **{f"{half}_frames_per_second": frames / elapsed for half, elapsed in seconds.items()},
-        "peak_memory_growth_mb": None if peak is None else peak / 1e6,
-        "clips": len(videos),
-    }
-
-
-def _unsupported_reason(evaluation: Evaluation, mode: Mode) -> str | None:
-    """Why the VAE does not support this mode; None if it does."""
-    vae = evaluation.vae
-    if mode == "tiled" and vae.temporal_compression_ratio == 1:
-        return "the VAE works frame by frame, so temporal tiling does not apply"
-    if mode == "tiled" and not vae.has_temporal_tiling:
-        return f"{type(vae).__name__} has no temporal tiling with a configurable number of frames"
-    if mode == "streamed" and not vae.streamable:
-        return f"{type(vae).__name__} with this configuration needs the whole clip: frames depend on later ones"
-    return None

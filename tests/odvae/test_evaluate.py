@@ -7,7 +7,8 @@ from ldm.demo.videos import write_demo_videos
 from odvae import ODVAE
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.evaluate import Evaluation, compare_modes
+from odvae.evaluation.modes import compare_modes
+from odvae.evaluation.reconstruction import Evaluation
 from odvae.packing.packing import pack_folder
 from odvae.settings import EvalVAESettings
 

@@ -22,8 +22,9 @@ from odvae.clips.clip import clip_rate, frame_count
 from odvae.clips.loader import each_clip
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
-from odvae.evaluation.modes import compare_modes
-from odvae.evaluation.reconstruction import Evaluation, scores
+from odvae.evaluation.latent_measures import LatentSums
+from odvae.evaluation.modes import compare_modes, compare_noise
+from odvae.evaluation.reconstruction import Evaluation, motion_summary, scores
 from odvae.latent_statistics import ChannelSums
 from odvae.measuring import forbid_tf32
 from odvae.report_file import fetched_run, read_report, update_report
@@ -68,11 +69,15 @@ def evaluate_vae(
         raise InputError(f"no held-out video has the {data.span} frames that a clip spans (eval_vae.frames)")
     with Stage(output, fetches=everything) as stage:
         (folders.report / "videos").mkdir(exist_ok=True)
-        rows, sums = reconstruct_clips(evaluation, chosen, len(videos.samples), folders.report)
+        rows, sums, latent_sums = reconstruct_clips(evaluation, chosen, len(videos.samples), folders.report)
         if stage.state.is_main_process:
             part = _summary(rows, sums, evaluation)
+            part["latents"] |= latent_sums.measures()
+            part["motion"] = motion_summary(rows, settings.motion_threshold)
             decoded = [chosen[row["index"]] for row in rows]
-            part["modes"] = compare_modes(evaluation, decoded[: settings.compared_clips], folders.report)
+            compared = decoded[: settings.compared_clips]
+            part["latents"]["noise"] = compare_noise(evaluation, compared, sums)
+            part["modes"] = compare_modes(evaluation, compared, folders.report)
             with stage.updating():
                 table = "".join(json.dumps(row) + "\n" for row in rows)
                 write_text(folders.report / "reconstructions.jsonl", table)
@@ -82,22 +87,33 @@ def evaluate_vae(
 
 def reconstruct_clips(
     evaluation: Evaluation, chosen: Sequence[Sample], total_videos: int, report: Path
-) -> tuple[list[dict], ChannelSums]:
-    """Rows of scores of all clips, and sums of their latents; ranks share the work and return the same.
+) -> tuple[list[dict], ChannelSums, LatentSums]:
+    """Rows of scores of all clips, sums of their latents, and sums of measures of the latents once normalized.
+
+    Ranks share the work and return the same. A rank holds the latents of its clips in memory until all are encoded.
 
     `data.failures_allowed` is a share of `total_videos`.
     """
     state = PartialState()
     mine = list(enumerate(chosen))[state.process_index :: state.num_processes]
-    sums, rows = ChannelSums(), []
+    encoded: list[Tensor] = []
+    rows = []
     with progress_bar("reconstructing", 0, len(mine), unit="clip") as bar:
         for batch in _batches(mine, evaluation.settings.batch_size, evaluation.data, total_videos):
-            rows += _reconstruct(evaluation, batch, report, sums)
+            rows += _reconstruct(evaluation, batch, report, encoded)
             bar.update(len(batch))
     rows = sorted(gather_object(rows), key=lambda row: row["index"])
     if not rows:
         raise InputError(f"none of the {len(chosen)} held-out videos could be decoded")
-    return rows, sum(gather_object([sums]), ChannelSums())
+    sums = ChannelSums()
+    for moments in encoded:
+        sums.add(*moments.chunk(2))
+    sums = sum(gather_object([sums]), ChannelSums())
+    mean, std = (torch.tensor(values) for values in sums.mean_and_std())
+    latent_sums, data = LatentSums(), evaluation.data
+    for moments in encoded:
+        latent_sums.add(moments, mean, std, pixels=data.frames * data.height * data.width)
+    return rows, sums, sum(gather_object([latent_sums]), LatentSums())
 
 
 # A clip's index in the evaluation, its video, its frames as uint8 (t, h, w, 3).
@@ -119,15 +135,17 @@ def _batches(
 
 
 @torch.no_grad()
-def _reconstruct(evaluation: Evaluation, batch: Sequence[IndexedClip], report: Path, sums: ChannelSums) -> list[dict]:
-    """A row of scores for each clip; adds the clips' latents to `sums`, and writes the first clips as videos."""
+def _reconstruct(
+    evaluation: Evaluation, batch: Sequence[IndexedClip], report: Path, encoded: list[Tensor]
+) -> list[dict]:
+    """A row of scores for each clip; adds the clips' latents to `encoded`, and writes the first clips as videos."""
     settings = evaluation.settings
     clips = torch.stack([clip for _, _, clip in batch])
     videos = to_float(clips).to(evaluation.vae.device)
     reconstructions, moments, _ = evaluation.reconstruct(videos, [index for index, _, _ in batch])
     rows = []
     for i, (index, sample, clip) in enumerate(batch):
-        sums.add(*moments[i].chunk(2))
+        encoded.append(moments[i].cpu())
         row: dict[str, Any] = {"index": index, "key": sample.key, "caption": shown_caption(sample)}
         row |= scores(reconstructions[i : i + 1], videos[i : i + 1], settings)
         if index < settings.num_visualized:

@@ -230,6 +230,11 @@ class EvalVAESettings(Settings):
     """Frames per chunk in streaming."""
     tile_frames: int = Field(9, ge=2)
     """Frames per temporal tile, a multiple of the temporal compression ratio plus one (the paper uses 33)."""
+    motion_threshold: float = Field(8.0, ge=0)
+    """8-bit levels by which a pixel must differ from the frame before to count in the error on moving pixels."""
+    noise_levels: tuple[float, ...] = (0.1, 0.2, 0.5)
+    """Noise that is added to latents before decoding, in units of the channel's standard deviation; the drop in PSNR is
+    measured on `compared_clips`."""
     num_visualized: int = Field(12, ge=1)
     """Clips saved as videos for the report page."""
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from ldm.report import charts
 from ldm.report.flat_table import as_text, flatten, to_csv
-from ldm.report.report_values import check_shown, check_source, distance_parts, interval_of
+from ldm.report.report_values import check_shown, check_source, distance_parts, interval_of, vae_measures
 from ldm.sampling.sample_table import read_sample_rows
 from odvae.report_file import STAGES
 from odvae.running.errors import InputError
@@ -60,6 +60,7 @@ def render_report(folders: RunFolder, report: JsonObject, num_visualized: int) -
              sample_cells(folders, samples, "user", num_visualized)),
         ],
         labels=LABELS,
+        vae_measures=vae_measures(report),
         distance_charts=distance_charts(report),
         curves=training_curves(folders),
         stages=stages,

@@ -61,6 +61,33 @@ def check_shown(report: JsonObject) -> None:
     _check_has(flicker, "protocol")
 
 
+def vae_measures(report: JsonObject) -> list[tuple[str, float, str]]:
+    """(What, value, comparison or unit) of the VAE's latents and moving pixels; none before the VAE was evaluated.
+
+    Raises InputError where one of them is not a number.
+    """
+    if "reconstruction" not in report or "motion" not in report.section("reconstruction"):
+        return []
+    latents, motion = (report.section("reconstruction").section(name) for name in ("latents", "motion"))
+    white = latents.section("low_frequency_share_of_white_noise")
+    drops = latents.section("noise").section("psnr_drop")
+    shown = [
+        (motion, "psnr", "PSNR of moving pixels", "dB"),
+        (motion, "mae", "error of moving pixels", "of 255 levels"),
+    ]
+    for name in latents.section("low_frequency_share"):
+        compared = f"white noise: {white.number(name):.3f}" if white.has(name) else ""
+        shown.append((latents.section("low_frequency_share"), name, f"{name} energy at low frequencies", compared))
+    shown += [
+        (latents, "effective_rank", "effective rank of the channels", f"of {len(latents.numbers('mean'))}"),
+        (latents, "local_correlation", "local correlation", ""),
+        (latents, "bits_per_pixel", "bits a pixel, to each channel's Gaussian", ""),
+        (latents, "kl_bits_per_pixel", "bits a pixel, to N(0, 1)", ""),
+    ]
+    shown += [(drops, level, f"loss of PSNR by noise of {level} deviations", "dB") for level in drops]
+    return [(label, part.number(key), note) for part, key, label, note in shown if part.has(key)]
+
+
 def _check_numbers(part: JsonObject, *keys: str) -> None:
     for key in keys:
         part.number(key)

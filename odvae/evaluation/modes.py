@@ -1,4 +1,4 @@
-"""Comparison of the modes of a VAE, whole clips, streamed and tiled: quality, speed and memory."""
+"""Comparison of the modes of a VAE, whole clips, streamed and tiled, and of decoding with noise in the latents."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from odvae.clips.clip import load_clip
+from odvae.evaluation.latent_measures import noise_robustness
 from odvae.evaluation.reconstruction import Evaluation, scores
+from odvae.latent_statistics import ChannelSums
 from odvae.measuring import PeakMemory
+from odvae.metrics import psnr
+from odvae.running.seeds import normal_per_sample
 from odvae.settings import Mode
 from odvae.shards.samples import Sample
 from odvae.video.frame_grid import frame_grid, save_image
@@ -77,3 +81,32 @@ def _unsupported_reason(evaluation: Evaluation, mode: Mode) -> str | None:
     if mode == "streamed" and not vae.streamable:
         return f"{type(vae).__name__} with this configuration needs the whole clip: frames depend on later ones"
     return None
+
+
+@torch.no_grad()
+def compare_noise(evaluation: Evaluation, samples: list[Sample], sums: ChannelSums) -> dict:
+    """The mean drop in PSNR when the posterior's mean is decoded with noise, by the noise's level, and the protocol.
+
+    `sums` are of the latents, for each channel's standard deviation.
+    """
+    vae, levels = evaluation.vae, evaluation.settings.noise_levels
+    channel_std = torch.tensor(sums.mean_and_std()[1])
+    drops = []
+    for index, sample in enumerate(samples):
+        video = to_float(load_clip(sample, evaluation.data)).unsqueeze(0).to(vae.device)
+        mean = vae.encode(video).latent_dist.mean
+        noise = normal_per_sample(mean.shape[1:], evaluation.seed, "latent noise", [index], vae.device)
+
+        def decode(latents: Tensor) -> Tensor:
+            return vae.decode(latents).sample.float().clamp(-1, 1)
+
+        def score(reconstruction: Tensor, video: Tensor = video) -> float:
+            return float(psnr(reconstruction, video)[0])
+
+        drops.append(noise_robustness(decode, mean, channel_std, noise, levels, score))
+    return {
+        "psnr_drop": {f"{level:g}": float(np.mean([drop[level] for drop in drops])) for level in levels},
+        "n": len(drops),
+        "protocol": "PSNR of the decoded posterior mean, minus that with Gaussian noise of so many standard deviations "
+        "of the channel (over all clips), fp32",
+    }

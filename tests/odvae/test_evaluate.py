@@ -7,9 +7,12 @@ from ldm.demo.videos import write_demo_videos
 from odvae import ODVAE
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
+from odvae.evaluate import evaluate_vae
 from odvae.evaluation.modes import compare_modes
 from odvae.evaluation.reconstruction import Evaluation
 from odvae.packing.packing import pack_folder
+from odvae.running.files import read_json_lines
+from odvae.running.run_folder import RunFolder
 from odvae.settings import EvalVAESettings
 
 
@@ -59,3 +62,26 @@ def test_a_model_that_needs_the_whole_clip_has_the_reason_in_place_of_a_score(im
     modes = compare_modes(evaluation(leaky, data), clips, tmp_path)
     assert "needs the whole clip" in modes["streamed"]["not measured"]
     assert modes["tiled"]["psnr"] > 0
+
+
+def test_the_report_has_measures_of_latents_and_moving_pixels_with_their_protocols(ldm_run, tmp_path):
+    folders = RunFolder(tmp_path)
+    folders.vae.symlink_to(ldm_run / "vae")
+    data = DataSettings(frames=9, height=32, width=32, held_out=0.25, workers=0)
+    settings = EvalVAESettings(clips=4, lpips=None, modes=(), compared_clips=1, num_visualized=1)
+    part = evaluate_vae(settings, data, VideoSet(ldm_run / "shards", data, "?"), folders, 0)["reconstruction"]
+    latents, motion = part["latents"], part["motion"]
+    assert 1 <= latents["effective_rank"] <= 4
+    assert -1 <= latents["local_correlation"] <= 1
+    assert all(0 <= latents["low_frequency_share"][name] <= 1 for name in ("spatiotemporal", "temporal", "spatial"))
+    assert latents["bits_per_pixel"] > 0
+    assert latents["kl_bits_per_pixel"] > 0
+    drops = latents["noise"]["psnr_drop"]
+    assert list(drops) == ["0.1", "0.2", "0.5"]
+    assert drops["0.1"] < drops["0.5"]
+    rows = read_json_lines(folders.report / "reconstructions.jsonl")
+    assert motion["psnr"] == pytest.approx(sum(row["moving_psnr"] for row in rows) / len(rows))
+    assert 0 < motion["moving_share"] < 1
+    assert latents["n"] == len(rows) == motion["n"]
+    for measured in (latents, latents["noise"], motion):
+        assert measured["protocol"]

@@ -31,7 +31,26 @@ REPORT = {
     "commit": "abcdef",
     "version": "0",
     "minutes": {"vae": 1.0},
-    "reconstruction": {"psnr": 30.0, "ssim": 0.9, "n": 4, "protocol": {"frames": 5}, "command": "x", "commit": "y"},
+    "reconstruction": {
+        "psnr": 30.0,
+        "ssim": 0.9,
+        "n": 4,
+        "latents": {
+            "mean": [0.0, 0.0],
+            "low_frequency_share": {"temporal": None, "spatial": 0.75},
+            "low_frequency_share_of_white_noise": {"temporal": None, "spatial": 0.25},
+            "effective_rank": 1.5,
+            "local_correlation": None,
+            "bits_per_pixel": 0.5,
+            "kl_bits_per_pixel": 0.6,
+            "noise": {"psnr_drop": {"0.1": 2.5}, "protocol": "x"},
+            "protocol": {"latents": "x"},
+        },
+        "motion": {"psnr": 21.5, "mae": 4.0, "n": 4, "protocol": "x"},
+        "protocol": {"frames": 5},
+        "command": "x",
+        "commit": "y",
+    },
     "prompt_accuracy": ACCURACY,
     "prompt_accuracy_unseen": None,
     "prompt_accuracy_reconstructed": ACCURACY,
@@ -80,6 +99,9 @@ def test_a_whole_report_is_shown(folders):
     page = render(folders)
     assert "Frechet distance on pixels" in page
     assert "a red square" in page
+    assert "<td>spatial energy at low frequencies</td><td>0.750</td><td>white noise: 0.250</td>" in page
+    assert "<td>PSNR of moving pixels</td><td>21.5</td><td>dB</td>" in page
+    assert "local correlation" not in page  # null
 
 
 def damaged(value, path=()):

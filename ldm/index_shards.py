@@ -8,13 +8,13 @@ from pathlib import Path
 from ldm.latents import index_files
 from ldm.latents.manifest import MANIFEST, load_manifest
 from odvae.cluster.parts import Part
-from odvae.index.building import finish_index, index_part, open_index
+from odvae.index.building import find_shards, finish_index, index_part, open_index
 from odvae.index.settings import IndexingSettings
 from odvae.index.video_rows import VideoIndexer
 from odvae.running.commands import command_line
 from odvae.running.text import counted
 from odvae.shards.facts import ExamineLimits
-from odvae.shards.tars import list_shards
+from odvae.storage.states import find_state
 
 
 def index_folder(folder: Path, settings: IndexingSettings) -> str:
@@ -24,9 +24,9 @@ def index_folder(folder: Path, settings: IndexingSettings) -> str:
     parts are missing.
     """
     part = None if settings.part is None else Part.parse(settings.part)
-    if (folder / MANIFEST).is_file():
+    if find_state(folder / MANIFEST) is not None:
         return _index_latents(folder, part, settings.finish)
-    shards = list_shards(folder, f"{command_line('make_shards')} SRC {shlex.quote(str(folder))}")
+    shards = find_shards(folder, f"{command_line('make_shards')} SRC {shlex.quote(str(folder))}")
     indexer = VideoIndexer(ExamineLimits(settings.workers, settings.decode_seconds, settings.decode_gib))
     if part is not None:
         place = index_part(folder, shards, indexer, part)

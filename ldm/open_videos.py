@@ -17,17 +17,16 @@ from odvae.packing.report import describe
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.shards.unfinished import describe_unfinished, is_unfinished
-from odvae.storage.paths import check_local
+from odvae.storage.paths import is_remote
 
 
 def open_videos(experiment: Experiment) -> VideoSet:
     """The experiment's videos. Raises InputError for missing shards, with the command that packs them."""
     shards, state = experiment.shards, PartialState()
-    check_local(str(shards), "data.shards")
     command = f"{command_line('make_shards')} FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
     # The main process makes the index where it is missing; in folders that each machine has its own copy of, one there.
     with state.main_process_first(), state.local_main_process_first():
-        if experiment.demo_videos is not None and state.is_main_process:
+        if experiment.demo_videos is not None and state.is_main_process and not is_remote(shards):
             was_stopped = is_unfinished(shards) and (shards.parent / "videos").is_dir()
             if was_stopped or not shards.exists():
                 _render_demo(experiment.demo_videos, experiment.data, shards)

@@ -10,12 +10,12 @@ run a part each, in any order, then finish=true merges what they have made. With
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ldm.arguments import settings_help
 from odvae.index.settings import IndexingSettings
 from odvae.running.errors import readable_errors
 from odvae.running.settings import make_settings
+from odvae.storage.paths import open_path
 
 
 def main() -> None:
@@ -24,13 +24,13 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"settings (key=value):\n{settings_help(IndexingSettings)}",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="folder with the shards")
+    parser.add_argument("folder", metavar="FOLDER", help="folder with the shards, a path or a URL (s3://BUCKET/...)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_args()
     settings = make_settings(IndexingSettings, {}, options.settings, "tools/index_shards.py")
     from ldm.index_shards import index_folder
 
-    print(index_folder(options.folder, settings))
+    print(index_folder(open_path(options.folder), settings))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,13 @@ from pathlib import Path
 from ldm.encoding.verify import TOLERANCE, find_problems, reencode, sample_problems
 from ldm.latents.manifest import load_manifest
 from odvae.running.errors import readable_errors
+from odvae.storage.paths import is_remote, open_path
 from odvae.video.frame_grid import frame_grid, save_image
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="LATENTS", help="folder with manifest.json")
+    parser.add_argument("folder", type=open_path, metavar="LATENTS", help="folder with manifest.json, or its URL")
     parser.add_argument("--processes", type=int, default=2, help="that read the files (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="verify files that were verified before as well")
     parser.add_argument("--sample", type=int, metavar="K", help="compare K random entries with their checksums instead")
@@ -48,7 +49,8 @@ def main() -> None:
                 )
             pairs += [entry.source, entry.decoded]
         same_size = [video for video in pairs if video.shape == pairs[0].shape]  # a picture has videos of one size
-        picture = options.picture or options.folder / "verification.png"
+        # Nothing of a verification is written into a bucket.
+        picture = options.picture or (Path() if is_remote(options.folder) else options.folder) / "verification.png"
         save_image(picture, frame_grid(same_size[:16]))
         print(f"source above decoded latents: {picture}")
     entries = manifest.train_entries + manifest.held_out_entries

@@ -6,7 +6,6 @@ On several GPUs: accelerate launch -m ldm.commands.train_ldm ...
 
 from ldm.experiment import announce, parse_experiment
 from odvae.running.errors import readable_errors
-from odvae.storage.paths import check_local
 
 
 @readable_errors()
@@ -15,7 +14,6 @@ def main() -> None:
     from ldm.train import train_ldm
 
     folders = experiment.folders
-    check_local(str(folders.latents), "the latents of run")
     train_ldm(
         experiment.ldm,
         folders.vae,

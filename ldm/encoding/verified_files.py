@@ -11,10 +11,11 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from odvae.index.shard_rows import shard_state
+from odvae.index.shard_rows import ShardState, shard_state
 from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines
-from odvae.shards.facts_journal import index_places
+from odvae.shards.facts_journal import local_places
+from odvae.storage.paths import is_remote
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -23,13 +24,14 @@ VERIFIED = ".verified.jsonl"
 
 
 class VerifiedFiles:
-    """`.verified.jsonl` in a folder of latents, or in the user's cache folder where it is read-only: a line a file.
+    """`.verified.jsonl` in a folder of latents, or in the user's cache folder where it is read-only or at a URL: a line
+    a file.
 
     A damaged record is as none. Where it cannot be written, nothing is recorded.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._places = [place / VERIFIED for place in index_places(folder)]
+        self._places = [place / VERIFIED for place in local_places(folder)]
         self._known: dict[str, Any] = {}
         for path in self._places:
             with contextlib.suppress(InputError):
@@ -38,11 +40,11 @@ class VerifiedFiles:
 
     def has(self, path: Path, sha256: str) -> bool:
         """Whether the file had this hash when it had its present size and modification time."""
-        return self._known.get(str(path.resolve())) == [*shard_state(path), sha256]
+        return self._known.get(_absolute(path)) == [*shard_state(path), sha256]
 
-    def add(self, path: Path, state: tuple[int, int], sha256: str) -> None:
-        """Record that a file with this size and modification time has this hash."""
-        line = json.dumps({"path": str(path.resolve()), "of": [*state, sha256]})
+    def add(self, path: Path, state: ShardState, sha256: str) -> None:
+        """Record that a file in this state has this hash."""
+        line = json.dumps({"path": _absolute(path), "of": [*state, sha256]})
         for place in self._places:
             with contextlib.suppress(OSError):
                 place.parent.mkdir(parents=True, exist_ok=True)
@@ -52,6 +54,10 @@ class VerifiedFiles:
                     cut = size > 0 and file.read(1) != b"\n"  # a line that a killed process did not finish
                     file.write(b"\n" * cut + line.encode() + b"\n")
                 return
+
+
+def _absolute(path: Path) -> str:
+    return str(path if is_remote(path) else path.resolve())
 
 
 def in_processes(function: Callable[[T], R], items: Sequence[T], processes: int) -> Iterator[R]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -29,11 +28,14 @@ from odvae.index.folder_index import FolderIndex
 from odvae.index.shard_rows import shard_state
 from odvae.running.account import shown_names
 from odvae.running.errors import InputError
-from odvae.running.hashing import file_fingerprint, weights_fingerprint
+from odvae.running.hashing import weights_fingerprint
 from odvae.running.progress import progress_bar, progress_over
 from odvae.running.seeds import derive_seed
 from odvae.shards.samples import Sample
 from odvae.shards.tars import index_shard
+from odvae.storage.paths import open_path
+from odvae.storage.states import find_state
+from odvae.storage.whole_files import fingerprint
 from odvae.video.pixels import to_float, to_uint8
 from odvae.video_vae import VideoVAE, load_vae
 
@@ -62,8 +64,8 @@ def find_problems(folder: Path, manifest: Manifest, processes: int = 1, again: b
     """
     resized = list(resized_files(folder, manifest))
     yield from resized
-    if (folder / EMPTY_TEXT).is_file():
-        found = file_fingerprint(folder / EMPTY_TEXT)
+    if find_state(folder / EMPTY_TEXT) is not None:
+        found = fingerprint(folder / EMPTY_TEXT)
         if found != manifest.empty_text_sha256:
             yield changed_hash(folder / EMPTY_TEXT, found, manifest.empty_text_sha256)
     if resized:
@@ -76,7 +78,7 @@ def find_problems(folder: Path, manifest: Manifest, processes: int = 1, again: b
         except InputError as error:
             yield str(error)
     own_encoder = folder / manifest.text_encoder
-    if os.path.isdir(own_encoder):
+    if find_state(own_encoder / "config.json") is not None:
         found = weights_fingerprint(load_text_encoder(own_encoder).model)
         if found != manifest.text_sha256:
             yield f"{own_encoder}: its weights' sha256 is {found[:16]}..., unlike text_sha256 in the manifest"
@@ -88,13 +90,14 @@ def _wrong_files(folder: Path, manifest: Manifest, processes: int, again: bool) 
         checks.append(_Check(folder / record.name, record.sha256, first))
         first += record.entries
     sources = {record.source: record.source_sha256 for record in manifest.shards}
-    checks += [_Check(Path(path), sha256) for path, sha256 in sources.items() if os.path.isfile(path)]
+    named = {open_path(name): sha256 for name, sha256 in sources.items()}
+    checks += [_Check(path, sha256) for path, sha256 in named.items() if find_state(path) is not None]
     verified = VerifiedFiles(folder)
     todo = [check for check in checks if again or not verified.has(check.path, check.sha256)]
     if done := len(checks) - len(todo):
         print(f"{done} of {len(checks)} files were verified before, and have the same size and time", file=sys.stderr)
-    megabytes = [check.path.stat().st_size / 1e6 for check in todo]
     before = [shard_state(check.path) for check in todo]
+    megabytes = [state.bytes / 1e6 for state in before]
     with progress_bar("verifying", 0, math.ceil(sum(megabytes)), unit="MB") as bar:
         results = in_processes(partial(_check_file, index), todo, processes)
         for check, state, size, sentences in zip(todo, before, megabytes, results, strict=True):
@@ -116,7 +119,7 @@ class _Check:
 def _check_file(index: FolderIndex | None, check: _Check) -> list[str]:
     """What is wrong with a file, one sentence each."""
     try:
-        found = file_fingerprint(check.path)
+        found = fingerprint(check.path)
         if found != check.sha256:
             if check.first_row is not None:
                 return [changed_hash(check.path, found, check.sha256)]
@@ -178,13 +181,13 @@ def reencode(folder: Path, manifest: Manifest, vae_folder: Path, count: int, see
     records = {record.name: record for record in manifest.shards}
     rows = [permuted(i, len(index), derive_seed(seed, "verify")) for i in range(min(count, len(index)))]
     entries = [index.sample(row) for row in rows]
-    sources = {Path(records[entry.shard.name].source) for entry in entries}
-    if missing := [str(source) for source in sources if not source.is_file()]:
+    sources = {open_path(records[entry.shard.name].source) for entry in entries}
+    if missing := [str(source) for source in sources if find_state(source) is None]:
         raise InputError(f"cannot encode again without the source shards: {', '.join(sorted(missing))}")
     videos = {source: {sample.key: sample for sample in index_shard(source)} for source in sources}
     for entry in progress_over(entries, "encoding again", unit="entry"):
         record = records[entry.shard.name]
-        video = videos[Path(record.source)][source_key(entry.key)]
+        video = videos[open_path(record.source)][source_key(entry.key)]
         yield _compare(entry, video, record.bucket, manifest, vae)
 
 

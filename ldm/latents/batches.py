@@ -19,6 +19,7 @@ from odvae.running.failures import Failures
 from odvae.running.seeds import derive_seed
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
 from odvae.shards.samples import Sample
+from odvae.storage.paths import StorageError
 
 # Batches whose entries are fetched from disk in advance.
 _PREFETCHED_BATCHES = 8
@@ -29,8 +30,8 @@ _MOST_ATTEMPTS = 100
 # An entry and the index of its class.
 _Found = tuple[Sample, int]
 
-# A batch, and the name and reason of each entry that could not be read.
-_Loaded = tuple[dict[str, Tensor], list[tuple[str, str]]]
+# A batch, and the name and reason of each entry that could not be read; or why the storage could not be read at all.
+_Loaded = tuple[dict[str, Tensor], list[tuple[str, str]]] | StorageError
 
 
 def entry_failures(latents: LatentSet, share: float, prints: bool = True) -> Failures:
@@ -56,7 +57,8 @@ def latent_batches(
     An entry that cannot be read, or is not what was indexed, or not of the manifest's shapes and data type or not
     finite, is added to `failures` and replaced by another one of its bucket, a function of the sample's number, so that
     this is the same for any ranks and workers. Raises InputError after more failures than are allowed; without
-    `failures`, after the first.
+    `failures`, after the first. Raises StorageError where latents at a URL cannot be reached: none is replaced for
+    that.
     """
     failures = entry_failures(latents, 0.0) if failures is None else failures
     buckets = [entries for entries in latents.train.values() if len(entries)]
@@ -77,7 +79,10 @@ def latent_batches(
 
 
 def _without_failures(loaded: Iterator[_Loaded], failures: Failures) -> Iterator[dict[str, Tensor]]:
-    for batch, failed in loaded:
+    for found in loaded:
+        if isinstance(found, StorageError):
+            raise found
+        batch, failed = found
         for name, reason in failed:
             failures.add(name, reason)
         yield batch
@@ -91,7 +96,10 @@ class DrawnBatches(Dataset):
 
     def __getitem__(self, draws: list[tuple[SampleIndex, _Found | None]]) -> _Loaded:
         failed: list[tuple[str, str]] = []
-        entries, loaded = zip(*(self._load(draw, found, failed) for draw, found in draws), strict=True)
+        try:
+            entries, loaded = zip(*(self._load(draw, found, failed) for draw, found in draws), strict=True)
+        except StorageError as error:
+            return error  # raised in a worker, it would come with the worker's traceback in its message
         return collate_entries(loaded, entries, [draw.number for draw, _ in draws]), failed
 
     def find(self, draw: SampleIndex, attempt: int) -> _Found:
@@ -117,6 +125,8 @@ class DrawnBatches(Dataset):
             try:
                 entry, label = found if found is not None and attempt == 0 else self.find(draw, attempt)
                 return entry, load_tensors(entry, draw.number, label, self.seed, self.buckets[draw.bucket].form)
+            except StorageError:
+                raise
             except InputError as error:
                 failed.append((self._name(draw, attempt), str(error)))
         raise InputError(

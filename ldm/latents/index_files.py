@@ -7,7 +7,6 @@ the number of its captions.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,16 +17,18 @@ from accelerate import PartialState
 from ldm.latents.entries import read_about, source_key
 from ldm.latents.manifest import Manifest, ShardRecord, changed_hash, encode_command
 from odvae.cluster.parts import Part
-from odvae.index.building import INDEX, check_all_indexed
+from odvae.index.building import INDEX, check_all_indexed, writable_place
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import Header, IndexedShard, IndexRow, merge_indexes, read_header, write_shard_index
 from odvae.index.shard_rows import samples_with_checksums
 from odvae.running.errors import InputError
-from odvae.running.hashing import file_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.shards.facts_journal import INDEX_FOLDER, index_places, shard_index_path
 from odvae.shards.samples import Member, Sample, group_in, split_position
 from odvae.shards.tars import index_shard
+from odvae.storage.paths import StorageError
+from odvae.storage.states import file_state, find_state
+from odvae.storage.whole_files import fingerprint
 
 # The `reader` in these indexes: there are no facts of videos in them, which a decoder would have found.
 _READER = "latents"
@@ -93,7 +94,7 @@ def write_latent_index(path: Path, shard: Path, rows: Sequence[IndexRow], sha256
 
     A modification time is not recorded, so that the same shards have the same index, byte for byte.
     """
-    indexed = IndexedShard(shard.name, shard.stat().st_size, 0, len(rows), sha256=sha256)
+    indexed = IndexedShard(shard.name, file_state(shard).size, 0, len(rows), sha256=sha256)
     write_shard_index(path, indexed, rows, _READER, [])
 
 
@@ -137,20 +138,26 @@ def write_folder_index(folder: Path, manifest: Manifest) -> None:
 def find_index(folder: Path, manifest: Manifest) -> FolderIndex | None:
     """The index of exactly the manifest's shards; None where there is none, or it is damaged."""
     for base in index_places(folder):
-        if (base / INDEX).is_file():
-            with contextlib.suppress(InputError):
+        if find_state(base / INDEX) is not None:
+            try:
                 index = FolderIndex(base / INDEX, folder)
-                if _are(index.header.shards, manifest.shards):
-                    return index
+            except StorageError:
+                raise
+            except InputError:  # it is made again
+                continue
+            if _are(index.header.shards, manifest.shards):
+                return index
     return None
 
 
 def _header(path: Path) -> Header | None:
     """The header of a shard's index; None where the file is missing or damaged, and has to be made again."""
-    if not path.is_file():
+    if find_state(path) is None:
         return None
     try:
         return read_header(path)
+    except StorageError:
+        raise
     except (OSError, ValueError):  # of pyarrow and InputError
         return None
 
@@ -168,14 +175,8 @@ def _make(folder: Path, manifest: Manifest) -> Path:
 
 def _make_missing(folder: Path, records: Sequence[ShardRecord]) -> tuple[Path, list[Path]]:
     """Make the indexes of these shards where they are missing; returns where they were written, and all of them."""
-    errors = []
-    for base in index_places(folder):
-        try:
-            (base / INDEX_FOLDER).mkdir(parents=True, exist_ok=True)
-            return base, _make_in(base, folder, records)
-        except OSError as error:
-            errors.append(str(error))
-    raise InputError(f"the index of {folder} can neither be written there nor into the cache: {'; '.join(errors)}")
+    base = writable_place(folder)
+    return base, _make_in(base, folder, records)
 
 
 def _make_in(base: Path, folder: Path, records: Sequence[ShardRecord]) -> list[Path]:
@@ -205,9 +206,9 @@ def _shard_index(folder: Path, base: Path, record: ShardRecord) -> Path:
         return found
     shard, path = folder / record.name, shard_index_path(base, record.name)
     again = f"restore the file, or remove {folder} and run: {encode_command()}"
-    if not shard.is_file():
+    if find_state(shard) is None:
         raise InputError(f"{shard} is missing, but the manifest lists it; {again}")
-    rows, sha256 = latent_rows(shard), file_fingerprint(shard)
+    rows, sha256 = latent_rows(shard), fingerprint(shard)
     if sha256 != record.sha256:
         raise InputError(f"{changed_hash(shard, sha256, record.sha256)}; {again}")
     if len(rows) != record.entries:

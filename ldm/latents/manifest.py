@@ -16,6 +16,10 @@ from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, parse_record_bytes, read_object, write_json
 from odvae.running.hashing import file_fingerprint
+from odvae.storage.files import local_copy, read_file
+from odvae.storage.listing import list_states
+from odvae.storage.paths import is_remote, is_web_server
+from odvae.storage.states import find_state
 
 FORMAT = 3  # 2: of version 0.1, with `stored` for `posterior`
 MANIFEST = "manifest.json"
@@ -106,11 +110,12 @@ def encode_command() -> str:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read a latent folder's manifest. Raises InputError when there is none (the encoding did not finish)."""
+    """Read the manifest of a latent folder, a path or a URL. Raises InputError when there is none (the encoding did not
+    finish)."""
     path = folder / MANIFEST
-    if not path.is_file():
+    if find_state(path) is None:
         raise InputError(f"{path} does not exist: the latents are not (completely) encoded; run: {encode_command()}")
-    manifest = parse_record_bytes(Manifest, path.read_bytes())
+    manifest = parse_record_bytes(Manifest, read_file(path))
     if manifest is None or manifest.format != FORMAT:
         manifest = _parse_with_errors(folder, path)
     for problem in _inconsistencies(manifest):
@@ -122,7 +127,7 @@ def load_manifest(folder: Path) -> Manifest:
 
 def _parse_with_errors(folder: Path, path: Path) -> Manifest:
     """The manifest, of a file that is damaged or of another format: with an error that says what is wrong."""
-    values = read_object(path)
+    values = read_object(local_copy(path))
     found = values.get("format")
     if found != FORMAT:
         again = f"move {folder} away and run: {encode_command()}"
@@ -184,7 +189,7 @@ def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder:
     with state.local_main_process_first():
         for problem in resized_files(folder, manifest) if state.is_local_main_process else ():
             raise InputError(f"{problem}; {again}, or restore the file")
-        empty_text = file_fingerprint(folder / EMPTY_TEXT)
+        empty_text = file_fingerprint(local_copy(folder / EMPTY_TEXT))
         if empty_text != manifest.empty_text_sha256:
             raise InputError(f"{changed_hash(folder / EMPTY_TEXT, empty_text, manifest.empty_text_sha256)}; {again}")
 
@@ -207,12 +212,15 @@ def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any,
 def resized_files(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Files of the manifest that are missing or have another size, one sentence per file; no data is read."""
     sizes = {record.name: record.bytes for record in manifest.shards}
+    # A web server need not list its files.
+    listed = list_states(folder) if is_remote(folder) and not is_web_server(folder) else {}
     for name in (*sizes, EMPTY_TEXT):
         path = folder / name
-        if not path.is_file():
+        found = listed.get(name) if listed else find_state(path)
+        if found is None:
             yield f"{path} is missing, but the manifest lists it"
-        elif (size := path.stat().st_size) != sizes.get(name, size):
-            yield f"{path} has {size} bytes, but {sizes[name]} by the manifest's shards.bytes"
+        elif found.size != sizes.get(name, found.size):
+            yield f"{path} has {found.size} bytes, but {sizes[name]} by the manifest's shards.bytes"
 
 
 def changed_hash(path: Path, found: str, expected: str) -> str:

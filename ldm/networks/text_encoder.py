@@ -33,6 +33,7 @@ from odvae.running.errors import InputError
 from odvae.running.files import atomic_folder, read_object
 from odvae.running.progress import progress_over
 from odvae.running.seeds import torch_generator
+from odvae.storage.files import local_copy
 from odvae.storage.mirror import local_model
 from odvae.weights.model_sizes import check_sizes
 from odvae.weights.pretrained import broken_files, loading, shorten
@@ -211,7 +212,7 @@ def learn_text_encoder(captions: Sequence[str], settings: TextSettings, folder: 
 
 def has_vocabulary(folder: Path) -> bool:
     """Whether a learned encoder has any word in its vocabulary, that is, was trained on captions."""
-    return read_object(folder / "config.json").number("vocab_size") > len(_SPECIAL)
+    return read_object(local_copy(folder / "config.json")).number("vocab_size") > len(_SPECIAL)
 
 
 def _words(caption: str) -> list[str]:

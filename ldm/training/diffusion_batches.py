@@ -28,6 +28,7 @@ from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
+from odvae.storage.files import read_file
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,7 @@ def empty_caption(folder: Path, manifest: Manifest) -> tuple[Tensor, Tensor]:
     Raises InputError where the embedding has another shape than the manifest gives.
     """
     name = str(folder / EMPTY_TEXT).removesuffix(".safetensors")
-    empty = unpack_entry((folder / EMPTY_TEXT).read_bytes(), name)
+    empty = unpack_entry(read_file(folder / EMPTY_TEXT), name)
     check_text(empty, name)
     text = pad_text(empty["text"], empty["text_mask"])
     if text.shape != (manifest.text_tokens, manifest.text_width):

@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 
 from odvae.clips.clip import frames_at_rate
 from odvae.clips.settings import DataSettings, LoadingSettings
-from odvae.index.building import open_index
+from odvae.index.building import find_shards, open_index
 from odvae.index.folder_index import Chunk, IndexedSamples
 from odvae.index.rows import TRANSFERS
 from odvae.index.video_rows import VideoIndexer
@@ -20,7 +20,7 @@ from odvae.running.account import HIGH_RANGE, NO_VIDEO, TOO_SHORT, UNREADABLE, A
 from odvae.running.errors import InputError
 from odvae.shards.facts import ExamineLimits
 from odvae.shards.samples import Sample, split_position
-from odvae.shards.tars import list_shards
+from odvae.storage.paths import open_path
 from odvae.video.display import HDR_NAMES
 
 _SDR = TRANSFERS.index("sdr")
@@ -36,7 +36,7 @@ def is_held_out(key: str, group: str, share: float) -> bool:
 
 
 class VideoSet:
-    """The usable videos of a shard folder, split into training and held-out ones.
+    """The usable videos of a shard folder, a path or a URL, split into training and held-out ones.
 
     `samples` are all readable videos; `train` and `held_out` are those that are long enough for a clip. They are
     sequences on the folder's index (`odvae.index`), which is made at the first start, and hold no object a video.
@@ -47,8 +47,8 @@ class VideoSet:
         self.data = data
         self.failed: dict[str, str] = {}
         """Names of videos that this process could not decode later -> why."""
-        folder = Path(folder)
-        self.index = open_index(folder, list_shards(folder, command), VideoIndexer(examine_limits(data)))
+        folder = open_path(folder)
+        self.index = open_index(folder, find_shards(folder, command), VideoIndexer(examine_limits(data)))
         self.samples = self.index.select(self._is_usable)
         self.train = self.index.select(lambda chunk: self._is_long_enough(chunk) & ~self._is_held_out(chunk))
         self.held_out = self.index.select(lambda chunk: self._is_long_enough(chunk) & self._is_held_out(chunk))

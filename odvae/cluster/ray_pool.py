@@ -84,6 +84,8 @@ class RayPool(OrderedPool[Task, Result]):
         try:
             return ray.get(reference)
         except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise InputError(str(error.cause)) from None
             raise RuntimeError(f"in a task of Ray, at {self.name_of(task)}:\n{error}") from None
         except ray.exceptions.RayError as error:
             return Failure(f"the machines that it ran on died {_RETRIES + 1} times ({_first_line(error)})", "system")

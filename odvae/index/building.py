@@ -1,16 +1,19 @@
 """Making the index of a folder: the index of each shard where it is missing or no longer right, then the folder's.
 
-`FOLDER/index/SHARD.arrow` has the rows of a shard, `FOLDER/index.arrow` those of all; where the folder cannot be
-written, both are below the user's cache folder. An index is right while its shards have the size and modification time
-that it records. With the same size and another time, as in a copied folder, the checksums of all members are compared.
+`FOLDER/index/SHARD.arrow` has the rows of a shard, `FOLDER/index.arrow` those of all; where the folder, a path or a
+URL, cannot be written, both are below the user's cache folder. An index is right while its shards have the size and
+modification time (at a URL: the version) that it records. With the same size and another time, as in a copied folder,
+the checksums of all members are compared.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,17 +21,26 @@ from odvae.cluster.parts import Part
 from odvae.index.duplicates import find_copies
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import Header, merge_indexes, read_header, write_shard_index
-from odvae.index.shard_rows import Advance, Indexer, ShardRows, samples_with_checksums, shard_state
+from odvae.index.shard_rows import Advance, Indexer, ShardRows, samples_with_checksums, shard_states
 from odvae.running.errors import InputError
 from odvae.running.files import temporary_path
 from odvae.running.progress import progress_bar
 from odvae.running.text import counted
 from odvae.shards.facts_journal import INDEX_FOLDER, index_places, shard_index_path
+from odvae.shards.tars import list_shards
+from odvae.storage.files import atomic_file, make_parent
+from odvae.storage.listing import list_names
+from odvae.storage.paths import StorageError, is_remote, is_web_server
+from odvae.storage.states import find_state
+from odvae.storage.whole_files import remove
 
 INDEX = "index.arrow"
 
 # Missing shards that are named in an error.
 _SHOWN = 20
+
+# Indexes of shards at a URL that are fetched at a time.
+_THREADS = 16
 
 
 def open_index(folder: Path, shards: Sequence[Path], indexer: Indexer) -> FolderIndex:
@@ -62,6 +74,14 @@ def index_one(shard: Path, indexer: Indexer) -> None:
     for number, rows in indexer.index([(0, shard, None)], lambda count: None):
         making.write(number, rows)
         indexer.done(shard)
+
+
+def find_shards(folder: Path, command: str) -> list[Path]:
+    """The shards of a folder, a path or a URL. Those of a web server, which need not list its files, are taken from its
+    index, if it has one. Raises the errors of `list_shards`."""
+    if is_web_server(folder) and find_state(folder / INDEX) is not None:
+        return [folder / shard.name for shard in read_header(folder / INDEX).shards]
+    return list_shards(folder, command)
 
 
 def finish_index(folder: Path, shards: Sequence[Path], indexer: Indexer) -> FolderIndex:
@@ -106,48 +126,53 @@ class _Making:
     def __init__(self, folder: Path, shards: Sequence[Path], indexer: Indexer) -> None:
         self.folder, self.shards, self.indexer = folder, shards, indexer
         self._places = index_places(folder)
-        self._states = [shard_state(shard) for shard in shards]
+        self._states = shard_states(folder, shards)
         self._parts: list[_PartIndex] = []
-        self._written_to: Path | None = None
 
     def right_index(self) -> FolderIndex | None:
         """The folder's index, if there is one and it is right."""
-        expected = [(shard.name, *state) for shard, state in zip(self.shards, self._states, strict=True)]
         for place in self._places:
             path = place / INDEX
-            if not path.is_file():
+            if find_state(path) is None:
                 continue
             try:
                 index = FolderIndex(path, self.folder)
             except InputError as error:
                 _say(f"{error}; it is made again")
                 continue
-            recorded = [(one.name, one.bytes, one.mtime_ns) for one in index.header.shards]
-            if recorded == expected and self.indexer.keeps(index.header):
+            if self._are_as_in(index.header) and self.indexer.keeps(index.header):
                 return index
         return None
+
+    def _are_as_in(self, header: Header) -> bool:
+        if [one.name for one in header.shards] != [shard.name for shard in self.shards]:
+            return False
+        return all(state.fits(one) for state, one in zip(self._states, header.shards, strict=True))
 
     @property
     def parts(self) -> list[_PartIndex]:
         """The index of each shard."""
         if not self._parts:
-            self._parts = [self._find(number) for number in range(len(self.shards))]
+            there = [list_names(place / INDEX_FOLDER) for place in self._places]
+            with ThreadPoolExecutor(_THREADS if is_remote(self.folder) else 1) as threads:
+                self._parts = list(threads.map(lambda number: self._find(number, there), range(len(self.shards))))
         return self._parts
 
-    def _find(self, number: int) -> _PartIndex:
-        shard, (size, mtime) = self.shards[number], self._states[number]
+    def _find(self, number: int, there: Sequence[Collection[str]]) -> _PartIndex:
+        """The index of a shard; `there` are the names of the files in both places."""
+        shard, state = self.shards[number], self._states[number]
         found = [_PartIndex()]
-        for place in self._places:
+        for place, names in zip(self._places, there, strict=True):
             path = shard_index_path(place, shard.name)
-            if not path.is_file():
+            if path.name not in names:
                 continue
             try:
                 header = read_header(path)
             except InputError as error:
                 _say(f"{error}; it is made again")
                 continue
-            same_size = [(one.name, one.bytes) for one in header.shards] == [(shard.name, size)]
-            same_state = same_size and header.shards[0].mtime_ns == mtime
+            same_size = [(one.name, one.bytes) for one in header.shards] == [(shard.name, state.bytes)]
+            same_state = same_size and state.fits(header.shards[0])
             is_right = same_state and self.indexer.keeps(header)
             found.append(_PartIndex(path, header, is_right, same_size, same_state))
         return max(found, key=lambda part: (part.quality, part.path is not None))
@@ -157,7 +182,7 @@ class _Making:
         todo = [number for number in numbers if not self.parts[number].is_right]
         if not todo:
             return
-        total = sum(self._states[number][0] for number in todo)
+        total = sum(self._states[number].bytes for number in todo)
         description = f"indexing {counted(len(todo), 'shard')}"
         with progress_bar(description, 0, total, unit="B", unit_scale=True) as bar, _garbage_collected_by_shard():
             waiting = self._not_only_copied(todo, bar.update)
@@ -180,7 +205,8 @@ class _Making:
                 self.indexer.changed(shard)
             if earlier is not None and self.indexer.keeps(earlier.header):
                 header = earlier.header
-                record = replace(header.shards[0], mtime_ns=self._states[number][1])
+                state = self._states[number]
+                record = replace(header.shards[0], mtime_ns=state.mtime_ns, version=state.version)
                 rows = [earlier.row(row) for row in range(len(earlier))]
                 self.write(number, ShardRows(record, rows, header.reader, header.limits))
                 advance(record.bytes)
@@ -199,26 +225,39 @@ class _Making:
         merge_indexes(self.written_to / INDEX, paths, find_copies(self.shards, paths))
         return FolderIndex(self.written_to / INDEX, self.folder)
 
-    @property
+    @functools.cached_property
     def written_to(self) -> Path:
-        """The first of the two places that can be written."""
-        for place in self._places if self._written_to is None else ():
-            try:
-                (place / INDEX_FOLDER).mkdir(parents=True, exist_ok=True)
-                probe = temporary_path(place / INDEX_FOLDER / INDEX)
-                probe.touch()
-                probe.unlink()
-            except OSError as error:
-                problem = error
-                continue
-            self._written_to = place
-            break
-        if self._written_to is None:
-            raise InputError(
-                f"the index of {self.folder} can be written neither into {self._places[0]} nor into {self._places[1]} "
-                f"({problem.strerror}); XDG_CACHE_HOME names another cache folder"
-            )
-        return self._written_to
+        return writable_place(self.folder)
+
+
+def writable_place(folder: Path) -> Path:
+    """The first of a folder's `index_places` that can be written. Raises InputError where none can."""
+    places, problem = index_places(folder), ""
+    for place in places:
+        if not (problem := _why_not_writable(place / INDEX_FOLDER)):
+            return place
+    raise InputError(
+        f"the index of {folder} can be written neither into {places[0]} nor into {places[1]} ({problem}); "
+        "XDG_CACHE_HOME names another cache folder"
+    )
+
+
+def _why_not_writable(folder: Path) -> str:
+    """Why files cannot be written into a folder, which is made; empty if they can."""
+    probe = temporary_path(folder / INDEX)
+    try:
+        make_parent(probe)
+        with atomic_file(probe) as file:
+            file.write(b"1")
+        if is_remote(probe):
+            remove(probe)
+        else:
+            probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    except StorageError as error:
+        return str(error)
+    return ""
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from odvae.running.errors import InputError
 from odvae.running.hashing import checksum
+from odvae.storage.files import local_copy
 
 # Shards that `make_shards` has packed as one of several parts, and its keys, which are hashes of the files' bytes.
 _PART = re.compile(r"part(\d{3,})-")
@@ -54,7 +55,7 @@ def _hashes(index: Path) -> np.ndarray:
 
 
 def _keys(index: Path) -> list[bytes]:
-    with pa.memory_map(os.fspath(index)) as mapped:
+    with pa.memory_map(os.fspath(local_copy(index))) as mapped:
         reader = pa.ipc.open_file(mapped)
         batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         return [key for batch in batches for key in batch.column("key").to_pylist()]

@@ -15,6 +15,7 @@ from odvae.index.rows import CHUNK, TRANSFERS, Header, IndexRow, parse_header
 from odvae.index.selection import ChosenRows, Selection
 from odvae.running.errors import InputError
 from odvae.shards.samples import Member, Sample
+from odvae.storage.files import local_copy
 from odvae.video.video_io import VideoFacts
 
 T = TypeVar("T")
@@ -104,7 +105,8 @@ def _of_a_row(read: Callable[[FolderIndex, int], T]) -> Callable[[FolderIndex, i
 
 
 class FolderIndex:
-    """An index file, memory-mapped: its pages are shared by all processes of a machine.
+    """An index file, memory-mapped: its pages are shared by all processes of a machine. One at a URL is copied into the
+    cache first.
 
     `folder` is where the shards are. Raises InputError where the file is no index.
     """
@@ -112,7 +114,7 @@ class FolderIndex:
     def __init__(self, path: Path, folder: Path) -> None:
         self.path, self.folder = path, folder
         try:
-            self._file = pa.memory_map(os.fspath(path))
+            self._file = pa.memory_map(os.fspath(local_copy(path)))
             reader = pa.ipc.open_file(self._file)
             self.header: Header = parse_header(path, reader.schema)
             batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
@@ -131,7 +133,7 @@ class FolderIndex:
         return self._rows
 
     def __reduce__(self) -> tuple:
-        """Pickled as its path: another process maps the same file, and shares its pages."""
+        """Pickled as its path or URL: another process maps the same file, and shares its pages."""
         return FolderIndex, (self.path, self.folder)
 
     @_of_a_row

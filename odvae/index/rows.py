@@ -18,8 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from odvae.running.errors import InputError
-from odvae.running.files import atomic_file
 from odvae.shards.samples import Member
+from odvae.storage.files import atomic_file, local_copy, make_parent
 from odvae.video.hdr import Transfer
 from odvae.video.video_io import VideoFacts
 
@@ -96,6 +96,8 @@ class IndexedShard:
     """What was ignored in its .json files -> in how many."""
     sha256: str = ""
     """Of the file, where it was computed: shards of latents, whose manifest has it too."""
+    version: str = ""
+    """Of a shard that was read at a URL, in place of its modification time: the server's ETag or the like."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def write_shard_index(
     extensions, labels = _Names(), _Names()
     batch = _batch(rows, extensions, labels)
     header = Header([shard], extensions.names, labels.names, reader, list(limits))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     with atomic_file(path) as file, pa.ipc.new_file(file, header.schema()) as writer:
         writer.write_batch(batch)
 
@@ -152,7 +154,7 @@ def merge_indexes(path: Path, parts: Sequence[Path], left_out: Mapping[int, np.n
     def batches() -> Iterator[pa.RecordBatch]:
         first = 0
         for i, (part, part_header, numbers) in enumerate(zip(parts, headers, renumbered, strict=True)):
-            with pa.memory_map(os.fspath(part)) as mapped:
+            with pa.memory_map(os.fspath(local_copy(part))) as mapped:
                 table = _open(part, mapped).read_all()
                 if left_out is not None and i in left_out:
                     table = table.take(np.setdiff1d(np.arange(len(table)), left_out[i]))
@@ -160,7 +162,7 @@ def merge_indexes(path: Path, parts: Sequence[Path], left_out: Mapping[int, np.n
                     yield _renumber(batch, first, *numbers)
             first += len(part_header.shards)
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(path)
     with atomic_file(path) as file, pa.ipc.new_file(file, schema) as writer:
         for batch in _in_chunks(batches()):
             writer.write_batch(batch.replace_schema_metadata(schema.metadata))
@@ -168,7 +170,7 @@ def merge_indexes(path: Path, parts: Sequence[Path], left_out: Mapping[int, np.n
 
 def read_header(path: Path) -> Header:
     """The metadata of an index. Raises InputError where the file is missing, damaged or of another format."""
-    with pa.memory_map(os.fspath(path)) as mapped:
+    with pa.memory_map(os.fspath(local_copy(path))) as mapped:
         return parse_header(path, _open(path, mapped).schema)
 
 

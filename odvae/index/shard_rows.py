@@ -5,8 +5,8 @@ What is known of them, beyond that, is the business of an `Indexer`: `odvae.inde
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,10 @@ from odvae.running.hashing import checksum, checksum_of_pieces
 from odvae.shards.captions import captions_of
 from odvae.shards.samples import Member, Sample, group_in, split_position
 from odvae.shards.tars import index_shard
+from odvae.storage.files import prefetch_range, read_range
+from odvae.storage.listing import list_states
+from odvae.storage.paths import is_remote, is_web_server
+from odvae.storage.states import FileState, file_state
 from odvae.video.video_io import VideoFacts
 
 # Members whose contents become columns of the index.
@@ -25,6 +29,11 @@ _TEXTS = ("json", "txt")
 # Samples up to this many bytes are read at once; of larger ones, one piece of a member after the other.
 _PIECE = 1 << 24
 
+# Of shards at a URL: bytes that are requested before they are needed, and in one request.
+_READ_AHEAD, _AHEAD_PIECE = 1 << 26, 1 << 23
+
+# Shards at a URL whose states are requested at a time.
+_THREADS = 16
 
 # Called with each number of bytes that are done, for a progress bar.
 Advance = Callable[[int], Any]
@@ -68,10 +77,53 @@ class Indexer(Protocol):
         ...
 
 
-def shard_state(shard: Path) -> tuple[int, int]:
-    """Size and modification time, by which a changed shard is recognized."""
-    found = shard.stat()
-    return found.st_size, found.st_mtime_ns
+@dataclass(frozen=True)
+class ShardState:
+    """What a changed shard is recognized by: its size, and its modification time or, at a URL, its version."""
+
+    bytes: int
+    mtime_ns: int = 0
+    version: str = ""
+
+    def of_index(self, name: str, rows: int, ignored: dict[str, int]) -> IndexedShard:
+        """The record of a shard that was indexed in this state."""
+        return IndexedShard(name, self.bytes, self.mtime_ns, rows, ignored, version=self.version)
+
+    def fits(self, record: IndexedShard) -> bool:
+        """Whether a shard was in this state when it was indexed.
+
+        An index that was made on a disk and copied into a bucket with its shards knows no versions there: the sizes
+        have to do, and a shard that was replaced by another one of the same size is found when it is read.
+        """
+        if self.bytes != record.bytes:
+            return False
+        if self.version:
+            return record.version in ("", self.version)
+        return self.mtime_ns == record.mtime_ns
+
+    def __iter__(self) -> Iterator[int | str]:
+        """Size, and time or version, as they are written into records."""
+        return iter((self.bytes, self.version or self.mtime_ns))
+
+
+def shard_state(shard: Path) -> ShardState:
+    """The state of a shard now. Raises StorageError, or OSError for a local one, where it is missing."""
+    size, version = file_state(shard)
+    return ShardState(size, version=version) if is_remote(shard) else ShardState(size, int(version))
+
+
+def shard_states(folder: Path, shards: Sequence[Path]) -> list[ShardState]:
+    """The states of a folder's shards; at a URL from its list, where that has their sizes."""
+    if not is_remote(folder):
+        return [shard_state(shard) for shard in shards]
+    listed = {} if is_web_server(folder) else list_states(folder)
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(lambda shard: _state_in(listed, shard), shards))
+
+
+def _state_in(listed: Mapping[str, FileState], shard: Path) -> ShardState:
+    found = listed.get(shard.name)
+    return shard_state(shard) if found is None else ShardState(found.size, version=found.version)
 
 
 def samples_with_checksums(shard: Path) -> Iterator[tuple[Sample, dict[str, bytes]]]:
@@ -79,20 +131,33 @@ def samples_with_checksums(shard: Path) -> Iterator[tuple[Sample, dict[str, byte
 
     Raises the errors of `odvae.shards.tars.index_shard`.
     """
-    samples = index_shard(shard)
-    with open(shard, "rb", buffering=0) as file:
-        for sample in samples:
-            yield _with_checksums(sample, file.fileno())
+    ahead = _ReadAhead(shard)
+    for sample in index_shard(shard):
+        first = min([one.offset for one in sample.members.values()])
+        ahead.up_to(first + _READ_AHEAD)
+        yield _with_checksums(sample, first)
 
 
-def _with_checksums(sample: Sample, file: int) -> tuple[Sample, dict[str, bytes]]:
-    first = min([one.offset for one in sample.members.values()])
+class _ReadAhead:
+    """Has the bytes of a shard at a URL read in advance; a disk does that by itself."""
+
+    def __init__(self, shard: Path) -> None:
+        self.shard, self._read = shard, 0
+
+    def up_to(self, end: int) -> None:
+        while is_remote(self.shard) and self._read < end:
+            prefetch_range(self.shard, self._read, _AHEAD_PIECE)
+            self._read += _AHEAD_PIECE
+
+
+def _with_checksums(sample: Sample, first: int) -> tuple[Sample, dict[str, bytes]]:
+    shard = sample.shard
     end = max([one.offset + one.size for one in sample.members.values()])
     if end - first > _PIECE:
-        members = {name: one._replace(checksum=_checksum(file, one)) for name, one in sample.members.items()}
-        texts = {name: os.pread(file, members[name].size, members[name].offset) for name in _TEXTS if name in members}
+        members = {name: one._replace(checksum=_checksum(shard, one)) for name, one in sample.members.items()}
+        texts = {name: read_range(shard, *members[name][:2]) for name in _TEXTS if name in members}
         return replace(sample, members=members), texts
-    data = os.pread(file, end - first, first)
+    data = read_range(shard, first, end - first)
     members, texts = {}, {}
     for name, (offset, size, _) in sample.members.items():
         content = data[offset - first : offset - first + size]
@@ -102,10 +167,10 @@ def _with_checksums(sample: Sample, file: int) -> tuple[Sample, dict[str, bytes]
     return Sample(sample.key, sample.shard, members), texts
 
 
-def _checksum(file: int, member: Member) -> int:
+def _checksum(shard: Path, member: Member) -> int:
     end = member.offset + member.size
     starts = range(member.offset, end, _PIECE)
-    return checksum_of_pieces(os.pread(file, min(_PIECE, end - start), start) for start in starts)
+    return checksum_of_pieces(read_range(shard, start, min(_PIECE, end - start)) for start in starts)
 
 
 def make_row(sample: Sample, about: dict[str, Any], text: bytes | None, facts: VideoFacts | None) -> IndexRow:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from odvae.index.folder_index import FolderIndex
-from odvae.index.rows import Header, IndexedShard, IndexRow
+from odvae.index.rows import Header, IndexRow
 from odvae.index.shard_rows import Advance, ShardRows, make_row, samples_with_checksums, shard_state
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
@@ -131,8 +131,8 @@ class _BegunShard:
         self.rows.append(row)
 
     def finish(self, limits: list[float], advance: Advance) -> tuple[int, ShardRows]:
-        advance(max(0, self.state[0] - self.advanced))
-        shard = IndexedShard(self.path.name, *self.state, len(self.rows), dict(self.ignored))
+        advance(max(0, self.state.bytes - self.advanced))
+        shard = self.state.of_index(self.path.name, len(self.rows), dict(self.ignored))
         exceeded = limits if any(row.limited for row in self.rows) else []
         reader = READER if self.is_examined else ""
         return self.number, ShardRows(shard, self.rows, reader, _NO_LIMITS if self.was_killed else exceeded)

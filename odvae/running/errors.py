@@ -21,8 +21,9 @@ class InputError(ValueError):
     def __init__(self, message: str = "") -> None:
         super().__init__("\n".join(map(_shortened, str(message).split("\n"))))
 
-    cause: ClassVar[Literal["task", "unfit", "limit"]] = "task"
-    """The `cause` of the `worker_pool.Failure` that this error becomes in a worker process."""
+    cause: ClassVar[Literal["task", "unfit", "limit", "stop"]] = "task"
+    """The `cause` of the `worker_pool.Failure` that this error becomes in a worker process. "stop": it becomes none,
+    but ends the work, since what is wrong is not the task's file."""
 
 
 def _shortened(line: str) -> str:

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from odvae.running.errors import InputError, MemoryLimitError, is_out_of_memory
 from odvae.running.failures import Failure
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
+from odvae.running.time_limit import set_time_limit
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -72,8 +73,9 @@ class WorkerPool(OrderedPool[Task, Result]):
 
     Workers are forked, so `function` may refer to any objects. Tasks and results are sent through pipes: keep them
     small, and return large results in memory that is shared before the pool is created. An InputError in `function`, or
-    a lack of memory, becomes a Failure; any other exception is a bug and is raised here, with the task's name
-    (`name_of`). With workers=0 the tasks run in this process, without limits, when their results are requested.
+    a lack of memory, becomes a Failure, but one whose `cause` is "stop" is raised here; any other exception is a bug
+    and is raised here, with the task's name (`name_of`). With workers=0 the tasks run in this process, without limits,
+    when their results are requested.
     """
 
     def __init__(
@@ -127,6 +129,8 @@ class WorkerPool(OrderedPool[Task, Result]):
         try:
             return self.function(task)
         except InputError as error:
+            if error.cause == "stop":
+                raise
             return Failure(str(error), error.cause)
         except MemoryError:
             return Failure("needs more memory than there is", "limit")
@@ -153,6 +157,8 @@ class WorkerPool(OrderedPool[Task, Result]):
         task = self._tasks.pop(ticket)
         if kind == "bug":
             raise RuntimeError(f"in a worker process, at {self.name_of(task)}:\n{value}")
+        if kind == "stop":
+            raise InputError(value)
         self._results[ticket] = value
 
     def _replace(self, worker: _Worker) -> None:
@@ -213,22 +219,22 @@ def _work(
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             task = connection.recv()
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            set_time_limit(seconds)
             result = _run(function, task, gib)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            set_time_limit(0)
             connection.send(result)
 
 
 def _run(
     function: Callable[[Task], Result], task: Task, gib: float
-) -> tuple[Literal["result", "bug"], Result | Failure | str]:
+) -> tuple[Literal["result", "bug", "stop"], Result | Failure | str]:
     too_much = Failure(f"needs more than {gib:g} GiB of memory", "limit")
     try:
         return "result", function(task)
     except (MemoryError, MemoryLimitError):
         return "result", too_much
     except InputError as error:
-        return "result", Failure(str(error), error.cause)
+        return ("stop", str(error)) if error.cause == "stop" else ("result", Failure(str(error), error.cause))
     except Exception as error:
         if is_out_of_memory(error):
             return "result", too_much

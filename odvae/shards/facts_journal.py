@@ -24,6 +24,8 @@ from odvae.running.hashing import checksum
 from odvae.running.worker_pool import WorkerPool
 from odvae.shards.facts import ExamineLimits, checked_about, facts_of_json, steps_fit
 from odvae.shards.samples import Sample
+from odvae.storage.paths import is_remote
+from odvae.storage.states import file_state
 from odvae.video.video_io import VideoFacts
 
 # The folder, next to the shards, of files about each of them.
@@ -41,7 +43,13 @@ def shard_index_path(place: Path, shard: str) -> Path:
 def index_places(folder: Path) -> tuple[Path, Path]:
     """Where files about a folder's shards may be: in the folder itself, or the user's cache where it is read-only."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder, cache / "odvae" / hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
+    name = str(folder) if is_remote(folder) else os.fsencode(folder.resolve())
+    return folder, cache / "odvae" / hashlib.sha256(os.fsencode(name)).hexdigest()[:32]
+
+
+def local_places(folder: Path) -> list[Path]:
+    """Those of the `index_places` that are on this machine, where files can grow line by line."""
+    return [place for place in index_places(folder) if not is_remote(place)]
 
 
 def find_facts(
@@ -105,9 +113,9 @@ class FactsJournal:
 
     def __init__(self, shard: Path, limits: ExamineLimits) -> None:
         self.shard, self.limits = shard, [limits.seconds, limits.memory_gib]
-        self.paths = [place / INDEX_FOLDER / f"{shard.name}.facts.jsonl" for place in index_places(shard.parent)]
-        state = shard.stat()
-        self._identity = [state.st_size, state.st_mtime_ns]
+        self.paths = [place / INDEX_FOLDER / f"{shard.name}.facts.jsonl" for place in local_places(shard.parent)]
+        state = file_state(shard, refresh=False)
+        self._identity = [state.size, state.version if is_remote(shard) else int(state.version)]
         self._rows = {str(row.get("key")): row for path in self.paths for row in _readable_rows(path)}
         self._file: Path | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from odvae.running.files import load_json
 from odvae.running.hashing import checksum
 from odvae.running.seeds import derive_seed
 from odvae.running.text import printable, valid_unicode
-from odvae.storage.files import prefetch_range, read_range
+from odvae.storage.files import prefetch_range, read_range, reread_range
+from odvae.storage.open_file import FilePart
 from odvae.storage.paths import is_remote
 from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
@@ -88,32 +88,35 @@ class Sample:
         ChangedShardError if the bytes are not those that were indexed."""
         member = self._member(extension)
         data = read_range(self.shard, member.offset, member.size)
-        if len(data) < member.size:
-            raise ChangedShardError(
-                f"{self.name}: the shard ends inside .{extension}; it was truncated after it was indexed"
-            )
-        self._check(extension, data)
-        return data
+        return self._checked(extension, data)
 
     def read_all(self) -> dict[str, bytes]:
         """The bytes of all members, with a single read. Raises the errors of `read`."""
         first, end = self._extent()
         data = read_range(self.shard, first, end - first)
-        if len(data) < end - first:
-            raise ChangedShardError(f"{self.name}: the shard ends inside it; it was truncated after it was indexed")
-        found = {}
-        for name, (offset, size, _) in self.members.items():
-            found[name] = data[offset - first : offset - first + size]
-            self._check(name, found[name])
-        return found
+        return {
+            name: self._checked(name, data[offset - first : offset - first + size])
+            for name, (offset, size, _) in self.members.items()
+        }
 
-    def _check(self, extension: str, data: bytes) -> None:
-        expected = self.members[extension].checksum
-        if expected is not None and checksum(data) != expected:
+    def _checked(self, extension: str, data: bytes) -> bytes:
+        """A member's bytes as they were read, if they are what was indexed; from elsewhere they are read once more."""
+        if not self._is_right(extension, data) and is_remote(self.shard):
+            data = reread_range(self.shard, self.members[extension].offset, self.members[extension].size)
+        if self._is_right(extension, data):
+            return data
+        if len(data) < self.members[extension].size:
             raise ChangedShardError(
-                f"{self.name}.{extension}: its checksum is {checksum(data):016x}, that in the index {expected:016x}; "
-                "the shard was changed or damaged after it was indexed"
+                f"{self.name}: the shard ends inside .{extension}; it was truncated after it was indexed"
             )
+        raise ChangedShardError(
+            f"{self.name}.{extension}: its checksum is {checksum(data):016x}, that in the index "
+            f"{self.members[extension].checksum:016x}; the shard was changed or damaged after it was indexed"
+        )
+
+    def _is_right(self, extension: str, data: bytes) -> bool:
+        _, size, expected = self.members[extension]
+        return len(data) == size and (expected is None or checksum(data) == expected)
 
     def prefetch(self) -> None:
         """Have the sample's bytes read in the background, before a call of `read_all`."""
@@ -131,7 +134,7 @@ class Sample:
         member = self._member(extension)
         if member.checksum is not None and member.size <= _LARGEST_READ_WHOLE:
             return io.BytesIO(self.read(extension))
-        return MemberFile(self.shard, member.offset, member.size)
+        return FilePart(self.shard, member.offset, member.size)
 
     def _member(self, extension: str) -> Member:
         if extension not in self.members:
@@ -155,47 +158,6 @@ class Sample:
             return self.read("txt").decode("utf-8").strip()
         except UnicodeDecodeError as error:
             raise InputError(f"{self.name}.txt is not UTF-8 ({error.reason} at byte {error.start})") from None
-
-
-class MemberFile(io.RawIOBase):
-    """`size` bytes of a file from `offset` on, as a file object."""
-
-    def __init__(self, path: Path, offset: int, size: int) -> None:
-        # A remote one has no file of its own: its bytes come by way of the cache.
-        self._file = None if is_remote(path) else open(path, "rb", buffering=0)  # noqa: SIM115 - closed by close()
-        self._path = path
-        self._offset, self._size, self._position = offset, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
-        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
-        self._position = max(0, start + position)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        wanted = max(0, min(len(memoryview(buffer)), self._size - self._position))
-        view = memoryview(buffer)[:wanted]
-        if self._file is not None:
-            read = os.preadv(self._file.fileno(), [view], self._offset + self._position)
-        else:
-            data = read_range(self._path, self._offset + self._position, wanted)
-            read = len(data)
-            view[:read] = data
-        self._position += read
-        return read
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        super().close()
 
 
 def scene_key(video_key: str, scene: int) -> str:

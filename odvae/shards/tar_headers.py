@@ -6,12 +6,14 @@ is left to `tarfile`, so that the results and errors are always the same as its 
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import tarfile
 from pathlib import Path
-from typing import BinaryIO
 from zlib import adler32
+
+from odvae.storage.open_file import open_file
 
 BLOCK = tarfile.BLOCKSIZE
 
@@ -34,7 +36,7 @@ def read_ordinary_tar(shard: Path) -> tuple[list[tuple[str, int, int]], int] | N
 
     None for a tar with entries of another kind (links, sparse files, long names, ...), and for a damaged one.
     """
-    with open(shard, "rb", buffering=0) as file:
+    with open_file(shard) as file:
         try:
             return _read(file)
         except (_OtherTarError, ValueError):
@@ -45,7 +47,7 @@ class _OtherTarError(Exception):
     """Only tarfile can tell what this tar has, or what is wrong with it."""
 
 
-def _read(file: BinaryIO) -> tuple[list[tuple[str, int, int]], int]:
+def _read(file: io.RawIOBase) -> tuple[list[tuple[str, int, int]], int]:
     files: list[tuple[str, int, int]] = []
     valid_numbers: set[bytes] = set()  # fields of earlier headers: nearly always the same in all
     window, start = b"", 0
@@ -85,9 +87,9 @@ def _read(file: BinaryIO) -> tuple[list[tuple[str, int, int]], int]:
             raise _OtherTarError
 
 
-def _read_at(file: BinaryIO, position: int, size: int) -> bytes:
+def _read_at(file: io.RawIOBase, position: int, size: int) -> bytes:
     file.seek(position)
-    return file.read(size)
+    return file.read(size) or b""
 
 
 def _octal(field: bytes, usual: int) -> int:

@@ -21,6 +21,11 @@ from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
 from odvae.shards.samples import Member, Sample
 from odvae.shards.tar_headers import read_ordinary_tar
+from odvae.storage.files import read_range
+from odvae.storage.listing import list_files
+from odvae.storage.open_file import open_file
+from odvae.storage.paths import is_remote, open_path
+from odvae.storage.states import file_state
 
 # Extensions that webdataset's default decoder would unpickle.
 PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
@@ -49,15 +54,15 @@ def split_member_name(name: str) -> tuple[str, str] | None:
 
 
 def list_shards(folder: str | Path, command: str) -> list[Path]:
-    """The .tar files of a folder, sorted.
+    """The .tar files of a folder, a path or a URL, sorted.
 
     Raises InputError if there are none, with the `command` that makes them; and if there are compressed ones, with the
     command that decompresses them, since random access needs plain tars.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
+    folder = open_path(folder)
+    if not is_remote(folder) and not folder.is_dir():
         raise InputError(f"folder {folder} does not exist; make it with: {command}")
-    files = sorted(path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file())
+    files = [path for path in list_files(folder) if not path.name.startswith(".")]
     shards = [path for path in files if path.suffix.lower() == ".tar"]
     for kind, unpack, endings in COMPRESSIONS.values():
         for ending in endings:
@@ -70,7 +75,8 @@ def list_shards(folder: str | Path, command: str) -> list[Path]:
                     f"access needs plain tars; decompress them with: {unpack} {every}"
                 )
     if not shards:
-        below = sorted(path for path in folder.glob("*/*.tar") if not path.name.startswith("."))
+        found = [] if is_remote(folder) else folder.glob("*/*.tar")
+        below = sorted(path for path in found if not path.name.startswith("."))
         hint = f" (but {len(below)} in its sub-folders: name one of them, like {below[0].parent})" if below else ""
         raise InputError(f"folder {folder} holds no .tar shard{hint}; make them with: {command}")
     return shards
@@ -85,8 +91,8 @@ def index_shard(shard: Path) -> list[Sample]:
     except Exception as error:  # tarfile raises various types for a broken header
         raise InputError(f"{shard} is not a complete tar file{_compressed_as(shard)}: {error}") from None
     end = max((offset + size for members in samples.values() for offset, size, _ in members.values()), default=0)
-    if end > shard.stat().st_size:
-        raise InputError(f"{shard} is truncated: {shard.stat().st_size} bytes, but its last member ends at {end}")
+    if end > (size := file_state(shard).size):
+        raise InputError(f"{shard} is truncated: {size} bytes, but its last member ends at {end}")
     return [Sample(key, shard, members) for key, members in samples.items() if members]
 
 
@@ -108,7 +114,7 @@ def _index(shard: Path) -> dict[str, dict[str, Member]]:
             members[extension] = Member(offset, size)
         _refuse_what_follows_the_end(shard, end)
         return found.samples
-    with tarfile.open(shard, "r:") as tar:
+    with open_file(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if not (member.isfile() or member.islnk() or member.issym()):
                 continue
@@ -193,7 +199,7 @@ def saw_end_mark(tar: tarfile.TarFile) -> bool:
 
 def _refuse_what_follows_the_end(shard: Path, end: int) -> None:
     """Raise InputError for tars joined with `cat`: they have an end mark in the middle, at which every reader stops."""
-    with open(shard, "rb") as file:
+    with open_file(shard) as file:
         file.seek(end)
         while block := file.read(1 << 20):
             if block.strip(b"\0"):
@@ -205,8 +211,7 @@ def _refuse_what_follows_the_end(shard: Path, end: int) -> None:
 
 def _compressed_as(shard: Path) -> str:
     """How a file named .tar is compressed, and how to decompress it, for an error message; empty if it is not."""
-    with open(shard, "rb") as file:
-        beginning = file.read(8)
+    beginning = read_range(shard, 0, 8)
     for mark, (kind, unpack, endings) in COMPRESSIONS.items():
         if beginning.startswith(mark):
             quoted, renamed = shlex.quote(str(shard)), shlex.quote(str(shard.with_suffix(endings[0])))

@@ -6,6 +6,7 @@ Files are written aside and renamed, so a reader sees a whole file or none. What
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import sys
@@ -20,7 +21,9 @@ FOLDER = "ODVAE_CACHE"
 SIZE = "ODVAE_CACHE_GIB"
 DEFAULT_GIB = 32.0
 
-_CHECKSUM = 8  # bytes at the end of a block's file
+# A block's file has the block, then a checksum for each piece of it, so that parts of a block are read and compared.
+_PIECE = 1 << 16
+_CHECKSUM = 8  # bytes
 
 
 class Cache:
@@ -36,20 +39,38 @@ class Cache:
         digest = hashlib.sha256(os.fsencode(f"{url}\n{version}")).hexdigest()
         return self.folder / digest[:2] / digest[2:34] / name
 
-    def get(self, path: Path, size: int) -> bytes | None:
-        """A block of `size` bytes; None where it is not there or was damaged."""
+    def get(self, path: Path, size: int, start: int = 0, end: int | None = None) -> bytes | None:
+        """Bytes `start` to `end` of a block of `size` bytes; None where it is not there or was damaged."""
+        end = size if end is None else end
+        pieces = -(-size // _PIECE)
+        first, last = start // _PIECE, -(-end // _PIECE)  # the pieces with these bytes
         try:
-            data = path.read_bytes()
-            os.utime(path)
+            file = os.open(path, os.O_RDONLY)
         except OSError:
             return None
-        block, mark = data[:-_CHECKSUM], data[-_CHECKSUM:]
-        return block if len(block) == size and checksum(block).to_bytes(_CHECKSUM, "little") == mark else None
+        try:
+            if os.fstat(file).st_size != size + _CHECKSUM * pieces:
+                return None
+            data = os.pread(file, min(last * _PIECE, size) - first * _PIECE, first * _PIECE)
+            marks = os.pread(file, (last - first) * _CHECKSUM, size + first * _CHECKSUM)
+            os.utime(file)
+        except OSError:
+            return None
+        finally:
+            os.close(file)
+        if _marks(data) != marks:
+            return None
+        return data[start - first * _PIECE : end - first * _PIECE]
 
     def put(self, path: Path, block: bytes) -> None:
         """Keep a block. A full or read-only disk is said once, and nothing is kept."""
         with self._said_once(), self.writing(path) as temporary:
-            temporary.write_bytes(block + checksum(block).to_bytes(_CHECKSUM, "little"))
+            temporary.write_bytes(block + _marks(block))
+
+    def remove(self, path: Path) -> None:
+        """Remove what is kept at a path."""
+        with contextlib.suppress(OSError):
+            path.unlink()
 
     @contextlib.contextmanager
     def writing(self, path: Path) -> Iterator[Path]:
@@ -96,20 +117,30 @@ class Cache:
                       f"again each time. {FOLDER} names another folder", file=sys.stderr, flush=True)  # fmt: skip
 
 
+def _marks(data: bytes) -> bytes:
+    """The checksums of the pieces of a block."""
+    view = memoryview(data)
+    marks = [checksum(view[i : i + _PIECE]).to_bytes(_CHECKSUM, "little") for i in range(0, len(data), _PIECE)]
+    return b"".join(marks)
+
+
 _said: set[Path] = set()
-_open: dict[tuple[str, float], Cache] = {}
 
 
 def cache() -> Cache:
     """The cache of this environment: folder ODVAE_CACHE (default: `odvae/storage` in the user's cache folder), size
     ODVAE_CACHE_GIB. Raises InputError for a size that is not a positive number."""
-    user = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = os.environ.get(FOLDER) or os.path.join(user, "odvae", "storage")
-    text = os.environ.get(SIZE) or str(DEFAULT_GIB)
+    return _cache(os.environ.get(FOLDER), os.environ.get(SIZE), os.environ.get("XDG_CACHE_HOME"))
+
+
+@functools.lru_cache
+def _cache(folder: str | None, gib: str | None, user: str | None) -> Cache:
+    text = gib or str(DEFAULT_GIB)
     try:
         size = float(text)
     except ValueError:
         size = 0.0
     if not 0 < size < 1e9:
         raise InputError(f"{SIZE}={text}: expected a size in GiB above 0")
-    return _open.setdefault((folder, size), Cache(Path(folder), int(size * 2**30)))
+    place = folder or os.path.join(user or str(Path.home() / ".cache"), "odvae", "storage")
+    return Cache(Path(place), int(size * 2**30))

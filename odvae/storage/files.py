@@ -1,4 +1,4 @@
-"""Reading, writing and listing of files by path or URL (`open_path`)."""
+"""Reading and writing of files by path or URL (`open_path`)."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import contextlib
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 from odvae.running.files import atomic_file as atomic_local_file
+from odvae.running.time_limit import time_limit_paused
 from odvae.storage.cache import cache
 from odvae.storage.client import CutBodyError, call
-from odvae.storage.paths import StorageError, is_remote
+from odvae.storage.paths import StorageError, is_remote, is_web_server
+from odvae.storage.states import FileState, file_state, forget_state, missing_error
 
 # Remote files are read and kept in blocks of this size.
 BLOCK = 1 << 20
@@ -25,59 +27,6 @@ _PREFETCHING = 8
 
 # Bytes of one request while a whole file is copied.
 _PIECE = 64 << 20
-
-
-class FileState(NamedTuple):
-    """A file's size, and a text that is another one when the file was replaced."""
-
-    size: int
-    version: str
-
-
-_states: dict[str, FileState] = {}
-
-
-def file_state(path: Path, refresh: bool = True) -> FileState:
-    """Size and version: of a local file its time of modification, of a remote one its ETag or the like.
-
-    `refresh` False: of a remote file as it was first seen by this process. Raises StorageError, or FileNotFoundError
-    for a local one that is missing.
-    """
-    if not is_remote(path):
-        found = path.stat()
-        return FileState(found.st_size, str(found.st_mtime_ns))
-    if not refresh and str(path) in _states:
-        return _states[str(path)]
-    try:
-        info = call(path, lambda files, name: files.info(name))
-    except FileNotFoundError as error:
-        raise missing_error(path, error) from error
-    if info.get("type") == "directory":
-        raise StorageError(f"{path} is a folder, not a file")
-    if info.get("size") is None:
-        raise StorageError(f"{path}: the server does not say its size, so parts of it cannot be read")
-    _states[str(path)] = FileState(int(info["size"]), version_of(info))
-    return _states[str(path)]
-
-
-def version_of(info: dict[str, Any]) -> str:
-    """A text that is another one when the file was replaced, from what a client says about the file."""
-    keys = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "last_modified", "mtime", "updated",
-            "created")  # fmt: skip
-    key = next((key for key in keys if info.get(key)), None)
-    if key is None:
-        return "unknown"
-    value = info[key]  # of a file in memory a time, in a listing its seconds
-    return f"{key} {value.timestamp() if isinstance(value, datetime) else value}"
-
-
-def missing_error(path: Path, error: FileNotFoundError) -> StorageError:
-    """What to say where a client has found no file, or no bucket."""
-    if "bucket" in str(error).lower():
-        return StorageError(f"{path}: there is no such bucket ({error})")
-    if _states.pop(str(path), None) is not None:
-        return StorageError(f"{path} is gone: it was there when it was read before")
-    return StorageError(f"{path} does not exist")
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:
@@ -92,19 +41,65 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
     if offset >= end:
         return b""
     first, last = offset // BLOCK, (end - 1) // BLOCK
-    blocks = _blocks(path, state, first, last)
-    start = offset - first * BLOCK
-    return b"".join(blocks)[start : start + end - offset]
+    places = _places(path, state, first, last)
+    parts: dict[int, bytes | None] = {}
+    for i, place in places.items():
+        own = slice(max(offset - i * BLOCK, 0), min(end - i * BLOCK, BLOCK))  # of the block's bytes
+        parts[i] = cache().get(place, _block_size(state, i), own.start, own.stop)
+        if parts[i] is None:
+            break
+    if missing := [i for i in places if parts.get(i) is None]:
+        blocks = _fetched(path, state, {i: places[i] for i in missing})
+        for i in missing:
+            parts[i] = blocks[i][max(offset - i * BLOCK, 0) : end - i * BLOCK]
+    return b"".join(parts[i] or b"" for i in places)
 
 
-def _blocks(path: Path, state: FileState, first: int, last: int) -> list[bytes]:
+def _places(path: Path, state: FileState, first: int, last: int) -> dict[int, Path]:
+    """Where the cache has these blocks."""
+    folder = cache().path(str(path), f"{state.size} {state.version}", "")
+    return {i: folder / f"{i}.block" for i in range(first, last + 1)}
+
+
+def _block_size(state: FileState, block: int) -> int:
+    return min(BLOCK, state.size - block * BLOCK)
+
+
+# Blocks that a thread of this process reads now, by their place in the cache: no other thread requests them again.
+_coming: dict[Path, Future[bytes]] = {}
+_coming_lock = threading.Lock()
+
+
+def _fetched(path: Path, state: FileState, places: Mapping[int, Path]) -> dict[int, bytes]:
+    """These blocks: from the cache, from another thread that reads them already, or from the storage."""
+    mine, of_others = dict[int, Future[bytes]](), dict[int, Future[bytes]]()
+    with _coming_lock:
+        for i, place in places.items():
+            if place in _coming:
+                of_others[i] = _coming[place]
+            else:
+                mine[i] = _coming[place] = Future()
+    try:
+        found = _read_blocks(path, state, {i: places[i] for i in mine})
+        for i, block in found.items():
+            mine[i].set_result(block)
+    except BaseException as error:
+        for future in mine.values():
+            if not future.done():
+                future.set_exception(error)
+        raise
+    finally:
+        with _coming_lock:
+            for i in mine:
+                _coming.pop(places[i], None)
+    return found | {i: future.result() for i, future in of_others.items()}
+
+
+def _read_blocks(path: Path, state: FileState, places: Mapping[int, Path]) -> dict[int, bytes]:
     kept = cache()
-
-    def place(block: int) -> Path:
-        return kept.path(str(path), f"{state.size} {state.version}", f"{block}.block")
-
-    found = {i: kept.get(place(i), min(BLOCK, state.size - i * BLOCK)) for i in range(first, last + 1)}
-    missing = [i for i, data in found.items() if data is None]
+    cached = {i: kept.get(place, _block_size(state, i)) for i, place in places.items()}
+    found = {i: block for i, block in cached.items() if block is not None}
+    missing = [i for i in places if i not in found]
     while missing:
         run = [missing.pop(0)]
         while missing and missing[0] == run[-1] + 1:  # neighbors come with one request
@@ -112,8 +107,24 @@ def _blocks(path: Path, state: FileState, first: int, last: int) -> list[bytes]:
         data = _fetch(path, run[0] * BLOCK, min((run[-1] + 1) * BLOCK, state.size))
         for number, i in enumerate(run):
             found[i] = data[number * BLOCK : (number + 1) * BLOCK]
-            kept.put(place(i), found[i] or b"")
-    return [found[i] or b"" for i in range(first, last + 1)]
+            kept.put(places[i], found[i])
+    return found
+
+
+def reread_range(path: Path, offset: int, size: int) -> bytes:
+    """As `read_range`, without the cache: for bytes that are not what was expected.
+
+    Raises StorageError where the file was replaced since this process first saw it.
+    """
+    known = file_state(path, refresh=False)
+    now = file_state(path)
+    for state in (known, now):
+        for place in _places(path, state, offset // BLOCK, (offset + max(size, 1) - 1) // BLOCK).values():
+            cache().remove(place)
+    if now != known:
+        raise StorageError(f"{path} was replaced while it was read: it had {known.size} bytes ({known.version}), now "
+                           f"{now.size} ({now.version})")  # fmt: skip
+    return read_range(path, offset, size)
 
 
 def _fetch(path: Path, start: int, end: int) -> bytes:
@@ -129,7 +140,8 @@ def _fetch(path: Path, start: int, end: int) -> bytes:
         return data
 
     try:
-        return call(path, read)
+        with time_limit_paused():  # of a worker, in which decoding is limited, not waiting for the storage
+            return call(path, read)
     except FileNotFoundError as error:
         raise missing_error(path, error) from error
 
@@ -143,12 +155,23 @@ def prefetch_range(path: Path, offset: int, size: int) -> None:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(open_now(path).fileno(), offset, size, os.POSIX_FADV_WILLNEED)
         return
-    if _threads.get("process") != os.getpid():  # a forked child has none of its parent's threads
-        _threads.update(process=os.getpid(), pool=ThreadPoolExecutor(_PREFETCHING, "prefetch"))
+    if "pool" not in _threads:
+        _threads["pool"] = ThreadPoolExecutor(_PREFETCHING, "prefetch")
     _threads["pool"].submit(read_range, path, offset, size)
 
 
-_threads: dict[str, Any] = {}
+_threads: dict[str, ThreadPoolExecutor] = {}
+
+
+def _forget_threads() -> None:
+    """In a forked child, which has none of its parent's threads."""
+    global _coming_lock
+    _threads.clear()
+    _coming.clear()
+    _coming_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_threads)
 
 
 @functools.lru_cache(maxsize=128)
@@ -179,6 +202,12 @@ def local_copy(path: Path) -> Path:
     return copy
 
 
+def read_file(path: Path) -> bytes:
+    """All bytes of a small file, which at a URL are kept in the cache. Raises StorageError, or OSError for a local one,
+    where it cannot be read."""
+    return local_copy(path).read_bytes()
+
+
 def download(path: Path, target: Path) -> FileState:
     """Copy a remote file to `target`, which appears when it is whole. Returns the state of what was copied."""
     state = file_state(path)
@@ -192,6 +221,12 @@ def _download(path: Path, size: int, file: BinaryIO) -> None:
         file.write(_fetch(path, start, min(start + _PIECE, size)))
 
 
+def make_parent(path: Path) -> None:
+    """Make the folder of a file that will be written. In a bucket there are none."""
+    if not is_remote(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A binary file that replaces `path` when the block ends without an error; otherwise `path` does not change.
@@ -203,7 +238,7 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         with atomic_local_file(path) as file:
             yield file
         return
-    if path.protocol in ("http", "https"):  # type: ignore[attr-defined]
+    if is_web_server(path):
         raise StorageError(f"{path}: nothing can be written to a web server; write to a path, s3://, gs:// or hf://")
     with tempfile.NamedTemporaryFile(prefix="odvae-upload-") as file:
         yield file  # type: ignore[misc]
@@ -212,23 +247,4 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             call(path, lambda files, name: files.put_file(file.name, name))
         except FileNotFoundError as error:
             raise missing_error(path, error) from error
-        _states.pop(str(path), None)
-
-
-def list_files(folder: Path) -> list[Path]:
-    """The files in a folder, sorted by name; not those in its sub-folders. Raises StorageError, or OSError for a local
-    one, where there is no such folder."""
-    if not is_remote(folder):
-        return sorted(path for path in folder.iterdir() if path.is_file())
-
-    def read(files: Any, name: str) -> list[dict[str, Any]]:
-        return files.ls(name, detail=True)
-
-    try:
-        found = call(folder, read)
-    except FileNotFoundError as error:
-        raise missing_error(folder, error) from error
-    names = {one["name"].rstrip("/").rpartition("/")[2]: one for one in found if one.get("type") == "file"}
-    if not str(folder).endswith("/") and list(names) == [folder.name]:
-        raise StorageError(f"{folder} is a file, not a folder")
-    return [folder / name for name in sorted(names) if name]
+        forget_state(path)

@@ -26,8 +26,9 @@ from odvae.running.errors import InputError
 from odvae.running.files import write_json
 from odvae.running.folder_lock import exclusive_update, is_being_written
 from odvae.storage.client import call
-from odvae.storage.files import FileState, download, local_copy, version_of
+from odvae.storage.files import download, local_copy
 from odvae.storage.paths import is_remote, open_path, work_folder
+from odvae.storage.states import FileState, version_of
 from odvae.storage.trees import in_threads, list_tree
 from odvae.storage.whole_files import remove, upload
 

@@ -30,7 +30,12 @@ WORK = "ODVAE_WORK"
 
 
 class StorageError(InputError):
-    """A file that is not on this machine cannot be read or written; the message has its URL and what was found."""
+    """A file that is not on this machine cannot be read or written; the message has its URL and what was found.
+
+    It ends what meets it. A sample is never replaced by another one because a server does not answer.
+    """
+
+    cause = "stop"
 
 
 def open_path(text: str | Path) -> Path:
@@ -64,7 +69,7 @@ def open_path(text: str | Path) -> Path:
 def open_target(text: str, what: str) -> Path:
     """As `open_path`, for what is written: raises InputError for a web server; `what` is its name in the error."""
     path = open_path(text)
-    if is_remote(path) and path.protocol in ("http", "https"):  # type: ignore[attr-defined]
+    if is_web_server(path):
         raise InputError(
             f"{what}={text}: nothing can be written to a web server; allowed are a path, s3://, gs://, hf://"
         )
@@ -96,3 +101,8 @@ def work_folder(url: Path, kind: str = "stages") -> Path:
     if any(part in (".", "..") for part in parts):
         raise StorageError(f"{url}: a part of it is . or .., which cannot be a folder here")
     return base.joinpath(kind, scheme, *parts)
+
+
+def is_web_server(path: Any) -> bool:
+    """Whether a path is one of a web server, which nothing can be written to, and which need not list its files."""
+    return is_remote(path) and path.protocol in ("http", "https")

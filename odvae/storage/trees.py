@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from odvae.storage.client import call
-from odvae.storage.files import FileState, missing_error, version_of
+from odvae.storage.states import FileState, missing_error, version_of
 
 T = TypeVar("T")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from odvae.running.files import temporary_path
 from odvae.running.hashing import file_fingerprint
 from odvae.storage.client import call
-from odvae.storage.files import download, file_state, missing_error, read_range
-from odvae.storage.paths import StorageError, is_remote, work_folder
+from odvae.storage.files import download, read_range
+from odvae.storage.paths import StorageError, is_remote, is_web_server, work_folder
+from odvae.storage.states import file_state, forget_state, missing_error
 
 _PIECE = 16 << 20
 
@@ -22,7 +23,7 @@ def upload(path: Path, url: Path) -> None:
 
     Raises StorageError that names the URL where it cannot be written; what is there already does not change.
     """
-    if url.protocol in ("http", "https"):  # type: ignore[attr-defined]
+    if is_web_server(url):
         raise StorageError(f"{url}: nothing can be written to a web server; write to a path, s3://, gs:// or hf://")
     try:
         call(url, lambda files, name: files.put_file(os.fspath(path), name))
@@ -30,12 +31,14 @@ def upload(path: Path, url: Path) -> None:
         if not path.exists():
             raise
         raise missing_error(url, error) from error
+    forget_state(url)
 
 
 def remove(url: Path) -> None:
     """Remove a file at a URL, if it is there."""
     with contextlib.suppress(FileNotFoundError):
         call(url, lambda files, name: files.rm_file(name))
+    forget_state(url)
 
 
 @contextlib.contextmanager

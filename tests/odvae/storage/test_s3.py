@@ -7,9 +7,11 @@ import pytest
 from object_server import Faults, served
 from s3_servers import deny, moto_server, needs_moto, needs_s3, rclone_server, upload_folder, use_s3
 
-from odvae.storage import client, files
-from odvae.storage.files import BLOCK, atomic_file, file_state, list_files, local_copy, read_range
+from odvae.storage import client, states
+from odvae.storage.files import BLOCK, atomic_file, local_copy, read_range
+from odvae.storage.listing import list_files
 from odvae.storage.paths import StorageError, open_path
+from odvae.storage.states import file_state
 
 pytestmark = needs_s3
 
@@ -31,7 +33,7 @@ def _environment(server, tmp_path, monkeypatch):
     use_s3(monkeypatch, server[0])
     monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(files, "_states", {})
+    monkeypatch.setattr(states, "_states", {})
 
 
 def test_ranges_and_copies_equal_the_file():

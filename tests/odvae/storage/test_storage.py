@@ -13,10 +13,12 @@ from odvae.running.errors import InputError
 from odvae.running.hashing import checksum
 from odvae.running.settings import make_settings
 from odvae.shards.samples import ChangedShardError, Member, Sample
-from odvae.storage import client, files
+from odvae.storage import client, states
 from odvae.storage.cache import Cache, cache
-from odvae.storage.files import BLOCK, atomic_file, file_state, list_files, local_copy, read_range
+from odvae.storage.files import BLOCK, atomic_file, local_copy, read_range
+from odvae.storage.listing import list_files
 from odvae.storage.paths import StorageError, check_local, is_remote, open_path
+from odvae.storage.states import file_state
 
 DATA = random.Random(1).randbytes(3 * BLOCK + 1000)
 
@@ -25,7 +27,7 @@ DATA = random.Random(1).randbytes(3 * BLOCK + 1000)
 def _own_cache_and_short_waits(tmp_path, monkeypatch):
     monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(files, "_states", {})
+    monkeypatch.setattr(states, "_states", {})
 
 
 @pytest.fixture

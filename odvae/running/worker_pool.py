@@ -26,7 +26,6 @@ from tqdm import tqdm
 from odvae.running.errors import InputError, MemoryLimitError, is_out_of_memory
 from odvae.running.failures import Failure
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
-from odvae.running.time_limit import set_time_limit
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -219,9 +218,9 @@ def _work(
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             task = connection.recv()
-            set_time_limit(seconds)
+            signal.setitimer(signal.ITIMER_REAL, seconds)
             result = _run(function, task, gib)
-            set_time_limit(0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send(result)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +77,17 @@ def call(path: Path, action: Callable[[Any, str], T]) -> T:
         # Jitter keeps the ranks of a launch from coming back all at once.
         time.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0))
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def time_limit_paused() -> Iterator[None]:
+    """Within it, the kernel timer that limits a task of a worker process (`odvae.running.worker_pool`) stands still."""
+    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    try:
+        yield
+    finally:
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, left)
 
 
 def is_transient(error: BaseException) -> bool:

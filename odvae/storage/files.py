@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from odvae.running.files import atomic_file as atomic_local_file
-from odvae.running.time_limit import time_limit_paused
 from odvae.storage.cache import cache
-from odvae.storage.client import CutBodyError, call
+from odvae.storage.client import CutBodyError, call, time_limit_paused
 from odvae.storage.paths import StorageError, is_remote, is_web_server
 from odvae.storage.states import FileState, file_state, forget_state, missing_error
 

@@ -52,5 +52,5 @@ def list_names(folder: Path) -> set[str]:
     """The names of the files in a folder; none where there is no such folder."""
     try:
         return {path.name for path in list_files(folder)}
-    except (FileNotFoundError, MissingFileError):
+    except (FileNotFoundError, NotADirectoryError, MissingFileError):
         return set()

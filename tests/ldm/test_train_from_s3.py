@@ -60,7 +60,7 @@ def test_the_vae_has_the_weights_of_a_training_from_the_disk(ldm_run, bucket, tm
 
 
 def test_faults_of_the_storage_change_no_weight(ldm_run, server, bucket, tmp_path, monkeypatch):
-    faults = Faults(share=0.2, kinds=("500", "503", "cut", "reset", "slow"))
+    faults = Faults(queue=["500", "", "cut", "", "reset", "", "503", "", "cut", "", "slow", "", "cut"])
     with served(faults, port=int(server.rpartition(":")[2])) as url:
         use_s3(monkeypatch, url)
         train_ldm(settings(), ldm_run / "vae", bucket / "latents", tmp_path / "from_s3", 0)

@@ -3,6 +3,8 @@
 import os
 import random
 import secrets
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,11 @@ from ldm.experiment import Experiment
 from odvae.running.errors import InputError
 from odvae.running.hashing import checksum
 from odvae.running.settings import make_settings
+from odvae.running.worker_pool import WorkerPool
 from odvae.shards.samples import ChangedShardError, Member, Sample
 from odvae.storage import client, states
 from odvae.storage.cache import Cache, cache
-from odvae.storage.files import BLOCK, atomic_file, local_copy, read_range
+from odvae.storage.files import BLOCK, _places, atomic_file, local_copy, read_range
 from odvae.storage.listing import list_files
 from odvae.storage.paths import StorageError, check_local, is_remote, open_path
 from odvae.storage.states import file_state
@@ -273,3 +276,45 @@ def test_a_run_folder_is_a_path_or_a_url_that_can_be_written(url, words):
 @pytest.mark.parametrize("path", ["runs/demo", "/runs/a:b", "s3/runs"])
 def test_paths_are_no_urls(path):
     check_local(path, "run")
+
+
+def test_the_time_limit_of_a_worker_does_not_run_while_the_storage_is_waited_for(bucket, monkeypatch):
+    path = read_memory(bucket / "a", DATA)
+
+    def slow_range(files, name: str, start: int, end: int) -> bytes:
+        time.sleep(1.0)
+        return DATA[start:end]
+
+    monkeypatch.setattr(type(client.client(path)), "cat_file", slow_range)
+    with WorkerPool(lambda offset: len(read_range(path, offset, 10)), workers=1, seconds=0.5) as pool:
+        assert pool.result(pool.submit(0)) == 10
+
+
+def test_an_error_of_the_storage_ends_the_work_of_a_pool_and_is_no_failure_of_a_file(bucket):
+    for workers in (0, 1):
+        with WorkerPool(lambda name: read_range(bucket / name, 0, 1), workers, seconds=60) as pool:
+            ticket = pool.submit("missing")
+            with pytest.raises(InputError, match="missing does not exist"):
+                pool.result(ticket)
+
+
+def test_threads_that_need_the_same_block_request_it_once(folder):
+    pytest.importorskip("aiohttp")
+    faults = Faults(share=1.0, kinds=("slow",))
+    with served(faults, folder) as url:
+        path = open_path(f"{url}/a.bin")
+        file_state(path)
+        faults.requests.clear()
+        with ThreadPoolExecutor(6) as threads:
+            found = list(threads.map(lambda i: read_range(path, i, 100), range(6)))
+        assert found == [DATA[i : i + 100] for i in range(6)]
+        assert len(faults.requests) == 1
+
+
+def test_a_block_that_was_damaged_on_its_way_is_requested_again(bucket):
+    shard = read_memory(bucket / "00000.tar", b"head" + b"video")
+    sample = Sample("k", shard, {"mp4": Member(4, 5, checksum(b"video"))})
+    cache().put(next(iter(_places(shard, file_state(shard), 0, 0).values())), b"head" + b"wrong")
+    assert read_range(shard, 4, 5) == b"wrong"
+    assert sample.read("mp4") == b"video"
+    assert read_range(shard, 4, 5) == b"video"

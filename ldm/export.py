@@ -20,8 +20,8 @@ from odvae.running.files import atomic_folder, read_json_lines
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import RunFolder, code_version
+from odvae.running.settings import read_yaml
 from odvae.running.stage import Stage
-from odvae.running.strict_yaml import read_yaml
 from odvae.running.text import read_text_file
 from odvae.storage.mirror import everything, models
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of

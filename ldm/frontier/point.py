@@ -84,7 +84,7 @@ class PointRunner(StageRunner):
         folder = self.settings.folder / name
         result = {
             "point": name,
-            "changes": list(self.settings.points[name].vae),
+            "changes": list(self.settings.points[name].changes),
             "role": self.settings.points[name].role,
             "shared": self.settings.shared(),
             "vae": {**_vae_row(folder), "steps": {

@@ -54,8 +54,8 @@ def read_results(settings: FrontierSettings) -> tuple[list[JsonObject], list[str
 
 def _check_same(result: JsonObject, name: str, settings: FrontierSettings) -> None:
     different = differing_keys(result.section("shared"), settings.shared())
-    if list(settings.points[name].vae) != result["changes"]:
-        different["points.vae"] = (result["changes"], list(settings.points[name].vae))
+    if list(settings.points[name].changes) != result["changes"]:
+        different["points.changes"] = (result["changes"], list(settings.points[name].changes))
     if different:
         lines = "".join(f"\n  {key}: was {was!r:.100}, now {now!r:.100}" for key, (was, now) in different.items())
         raise InputError(f"{result.source} was made by other settings, and cannot be compared:{lines}")

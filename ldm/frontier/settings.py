@@ -16,8 +16,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 class PointSettings(Settings):
-    vae: tuple[str, ...] = ()
-    """What differs from the shared experiment in its `vae` section, as on a command line: model.latent_channels=16."""
+    changes: tuple[str, ...] = ()
+    """What differs from the shared experiment, as on a command line: vae.model.latent_channels=16. Only in `vae`."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds with which the generator is trained; three and more where points are to be ranked."""
     role: str = "rate"
@@ -80,7 +80,9 @@ class FrontierSettings(Settings):
         base |= {"run": str(self.folder / name)}
         if base["data"]["shards"] is None:
             base["data"]["shards"] = str(self.folder / "shards")
-        changes = [f"vae.{one}" for one in self.points[name].vae]
+        changes = self.points[name].changes
+        if other := [one for one in changes if not one.startswith("vae.")]:
+            raise ValueError(f"points.{name}.changes: {other[0]!r} is not in the section vae, in which points differ")
         try:
             return make_settings(Experiment, base, changes, f"points.{name}")
         except InputError as error:

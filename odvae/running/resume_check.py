@@ -13,8 +13,7 @@ from pydantic_core import to_jsonable_python
 
 from odvae.running.errors import InputError
 from odvae.running.files import read_object, write_text
-from odvae.running.settings import Settings, find_renamed, section_in, settings_in
-from odvae.running.strict_yaml import read_yaml
+from odvae.running.settings import Settings, find_renamed, read_yaml, section_in, settings_in
 from odvae.running.text import read_text_file
 
 

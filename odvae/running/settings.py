@@ -1,4 +1,5 @@
-"""Settings as frozen pydantic models, read from a strict YAML file with dotted command-line overrides.
+"""Settings as frozen pydantic models, read from strict YAML (1e-4 is a number, `yes` is a string, a duplicate key is an
+error) with dotted command-line overrides.
 
 The docstring under a field is also its description in `--help`.
 """
@@ -8,14 +9,15 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
+import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from odvae.running.errors import InputError
-from odvae.running.strict_yaml import read_yaml
 from odvae.running.text import check_is_file, read_text_file
 
 
@@ -37,6 +39,9 @@ Precision = Literal["auto", "bf16", "fp32"]
 
 # Problems of one file that an error lists.
 _PROBLEMS_SHOWN = 30
+
+# More values than any config has, with each alias (*name) counted as the values it stands for.
+_MAX_VALUES = 1_000_000
 
 
 def load_settings(kind: type[SettingsT], path: str | Path, overrides: Sequence[str] = ()) -> SettingsT:
@@ -89,6 +94,59 @@ def make_settings(kind: type[SettingsT], data: dict[str, Any], overrides: Sequen
                 lines.append(_describe(problem, kind))
         more = [f"and {len(lines) - _PROBLEMS_SHOWN} more problems"] if len(lines) > _PROBLEMS_SHOWN else []
         raise InputError("\n  ".join([f"{source}:", *moved, *lines[:_PROBLEMS_SHOWN], *more])) from None
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Reads numbers and booleans as YAML 1.2 does (PyYAML implements 1.1), and rejects duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        repeated = sorted({str(key) for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise InputError(f"line {node.start_mark.line + 1}: key given twice: {', '.join(repeated)}")
+        return super().construct_mapping(node, deep)
+
+
+_StrictLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp"))]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$"), list("tf"))
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """Parse a YAML text. Raises InputError, which names the text `name`, if it is not valid."""
+    try:
+        value = yaml.load(text, Loader=_StrictLoader)  # _StrictLoader is a SafeLoader: no code runs
+        _count_values(value, {})
+        return value
+    except InputError as error:
+        raise InputError(f"{name}, {error}") from None
+    except Exception as error:  # a tag that does not fit its value (!!timestamp x) raises errors of various types
+        raise InputError(f"{name} is not valid YAML: {error}") from None
+
+
+def _count_values(value: Any, counts: dict[int, int]) -> int:
+    """The number of values in a value, with aliases expanded. Raises InputError if there are too many.
+
+    A few lines with nested aliases can expand to billions of values, and an alias of its own value to infinitely many.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if (known := counts.get(id(value))) is None:
+        counts[id(value)] = -1  # until it is counted
+        inner = value.values() if isinstance(value, dict) else value
+        known = counts[id(value)] = 1 + sum(_count_values(one, counts) for one in inner)
+    if known < 0:
+        raise InputError("an alias is inside the value that it stands for")
+    if known > _MAX_VALUES:
+        raise InputError(f"its aliases expand to more than {_MAX_VALUES} values")
+    return known
 
 
 def _apply_override(data: dict, override: str) -> None:

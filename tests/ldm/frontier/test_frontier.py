@@ -37,7 +37,7 @@ def result(settings, point, accuracies, psnr=25.0, rate="4x8x8", **changes):
         "generator": {"latent_shape": [4, 3, 4, 4], "tokens": 12, "steps_per_second": 5.0, "memory_growth_mb": 9.0},
     }
     return {
-        "point": point, "changes": list(settings.points[point].vae), "role": settings.points[point].role,
+        "point": point, "changes": list(settings.points[point].changes), "role": settings.points[point].role,
         "shared": settings.shared(), "vae": {"psnr": psnr, "ssim": 0.9, "n": 3}, "cost": cost,
         "generators": generators, "minutes": 1.5, "machine": "2 cores", "commit": "abc",
     } | changes  # fmt: skip
@@ -88,9 +88,10 @@ def test_budgets_become_steps_of_one_training(frontier):
     ("override", "message"),
     [
         ("reference=2x8x8", "reference='2x8x8' is not among the points"),
-        ("points.x={vae: [model.temporal_compression_ratio=16]}", "16"),
-        ("points.x={vae: [model.temporal_compression_ratio=3]}", "3"),
-        ("points.x={vae: [model.chanels=3]}", r"points\.x:\n  vae\.model\.chanels: unknown key"),
+        ("points.x={changes: [vae.model.temporal_compression_ratio=16]}", "16"),
+        ("points.x={changes: [vae.model.temporal_compression_ratio=3]}", "3"),
+        ("points.x={changes: [vae.model.chanels=3]}", r"points\.x:\n  vae\.model\.chanels: unknown key"),
+        ("points.x={changes: [data.frames=5]}", "'data.frames=5' is not in the section vae"),
         ("points.X={}", "'X' must be of lower-case letters"),
         ("experiment.data.frames=7", "7"),
         ("experiment.ldm.optimization.lr_schedule=cosine", "must be constant, since one training is scored"),
@@ -141,9 +142,9 @@ def test_the_page_has_a_picture_a_table_and_says_what_is_missing(written):
 
 
 def test_results_of_other_settings_are_refused_by_name(written):
-    other = result(written, "4x8x8-c8", {}, changes=["model.latent_channels=16"])
+    other = result(written, "4x8x8-c8", {}, changes=["vae.model.latent_channels=16"])
     write_results(written, other)
-    with pytest.raises(InputError, match=r"4x8x8-c8\.json was made by other settings.*\n  points\.vae: was"):
+    with pytest.raises(InputError, match=r"4x8x8-c8\.json was made by other settings.*\n  points\.changes: was"):
         read_results(written)
     changed = written.model_copy(update={"minutes": (3.0,)})
     with pytest.raises(InputError, match=r"was made by other settings, and cannot be compared:\n  minutes"):

@@ -11,17 +11,18 @@ from small import REPOSITORY
 
 from ldm.arguments import settings_help
 from ldm.experiment import Experiment
+from ldm.frontier.settings import FrontierSettings
 from ldm.study.plan import IMAGE, generator_run, vae_runs
 from ldm.study.runner import record_experiment
 from ldm.study.settings import StudySettings
 from odvae.running.errors import InputError
-from odvae.running.settings import find_config, load_settings
-from odvae.running.strict_yaml import read_yaml
+from odvae.running.settings import find_config, load_settings, read_yaml
 
 LAUNCHES = sorted((REPOSITORY / "configs/accelerate").glob("*.yaml"))
-STUDIES = sorted((REPOSITORY / "configs/study").glob("*.yaml"))
+FRONTIERS = sorted((REPOSITORY / "configs/study").glob("frontier_*.yaml"))
+STUDIES = sorted(set((REPOSITORY / "configs/study").glob("*.yaml")) - {*FRONTIERS})
 CLUSTERS = sorted((REPOSITORY / "configs/ray").glob("*.yaml"))
-CONFIGS = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - {*LAUNCHES, *STUDIES, *CLUSTERS})
+CONFIGS = sorted(set((REPOSITORY / "configs").rglob("*.yaml")) - {*LAUNCHES, *STUDIES, *FRONTIERS, *CLUSTERS})
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -46,6 +47,14 @@ def test_every_study_loads_and_so_does_the_experiment_of_each_of_its_runs(path, 
     for run in runs:
         record_experiment(tmp_path / f"{run.name}.yaml", run)
         assert load_settings(Experiment, tmp_path / f"{run.name}.yaml") == run.experiment
+
+
+@pytest.mark.parametrize("path", FRONTIERS, ids=lambda path: path.stem)
+def test_every_frontier_loads_with_its_points(path):
+    frontier = load_settings(FrontierSettings, path)
+    assert f"python tools/compression_frontier.py configs/study/{path.name}" in path.read_text()
+    experiments = [frontier.experiment_of(name) for name in frontier.points]
+    assert len({one.run for one in experiments}) == len(experiments)
 
 
 @pytest.mark.parametrize("path", LAUNCHES, ids=lambda path: path.stem)

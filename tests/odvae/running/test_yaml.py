@@ -3,7 +3,7 @@
 import pytest
 
 from odvae.running.errors import InputError
-from odvae.running.strict_yaml import read_yaml
+from odvae.running.settings import read_yaml
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils import BaseOutput
-from diffusers.video_processor import VideoProcessor
 from PIL.Image import Image
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,13 +18,16 @@ from ldm.diffusion.objective import objective_of
 from ldm.diffusion.settings import ObjectiveSettings
 from ldm.networks.conditioning import NO_LABEL, Condition
 from ldm.networks.network import Network
-from ldm.networks.text_encoder import check_prompts, encode_captions, load_text_encoder
-from ldm.sampling.decode import decode_in_pieces
-from ldm.sampling.guidance import Guidance, guided_prediction
+from ldm.sampling.denoising import CALLBACK_TENSORS, StepCallback, denoise
+from ldm.sampling.guidance import Guidance
 from ldm.sampling.pipeline_folder import PipelineFolderMixin
+from ldm.sampling.pipeline_frames import PipelineFramesMixin
 from ldm.sampling.pipeline_inputs import (
     as_texts,
+    check_callback,
+    check_components,
     check_counts,
+    check_latents,
     check_output_type,
     check_same_latents,
     class_indices,
@@ -36,11 +35,9 @@ from ldm.sampling.pipeline_inputs import (
     generators_of,
     latent_shape,
     negative_prompts_of,
-    one_for_each,
 )
-from ldm.sampling.schedulers import check_scheduler, check_steps, sample_latents
-from odvae.running.errors import InputError
-from odvae.running.hashing import weights_fingerprint
+from ldm.sampling.pipeline_text import PipelineTextMixin, check_embeddings, check_one_of, text_mask
+from ldm.sampling.schedulers import check_scheduler, schedule_steps
 from odvae.video_vae import VideoVAE
 
 
@@ -52,15 +49,16 @@ class TextToVideoOutput(BaseOutput):
     frames: np.ndarray | Tensor | list[list[Image]]
 
 
-class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
+class TextToVideoPipeline(PipelineFolderMixin, PipelineTextMixin, PipelineFramesMixin, DiffusionPipeline):
     """Generates videos with a trained network.
 
     With one generator per video and `batch_size=1`, a video is the same to the last bit whichever others are generated
     in the same call, on one machine with one number of threads.
 
     Args:
+        vae, transformer, scheduler: None in a pipeline that only encodes prompts; without the VAE it makes latents.
         text_encoder, tokenizer: for networks with text conditioning. None: `text_encoder_name` is loaded at its first
-            use.
+            use; or embeddings are given in place of prompts.
         text_encoder_name, text_sha256: folder or hub name of the text encoder, and the fingerprint of its weights.
         model_card: text of the README.md of a saved or published pipeline.
 
@@ -69,12 +67,13 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->transformer->vae"
     _optional_components = ["text_encoder", "tokenizer"]  # noqa: RUF012 (diffusers' name and type)
+    _callback_tensor_inputs = CALLBACK_TENSORS
 
     def __init__(
         self,
-        vae: VideoVAE,
-        transformer: Network,
-        scheduler: SchedulerMixin,
+        vae: VideoVAE | None,
+        transformer: Network | None,
+        scheduler: SchedulerMixin | None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         text_encoder_name: str | None = None,
@@ -86,12 +85,34 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
             vae=vae, transformer=transformer, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer
         )
         self.register_to_config(text_encoder_name=text_encoder_name, text_sha256=text_sha256, model_card=model_card)
-        check_scheduler(scheduler, self.objective)
-        check_same_latents(vae, transformer)
+        self._interrupt, self._guidance_scale, self._num_timesteps = False, 1.0, 0
+        if transformer is not None and scheduler is not None:
+            check_scheduler(scheduler, self.objective)
+        if transformer is not None and vae is not None:
+            check_same_latents(vae, transformer)
 
     @property
     def objective(self) -> ObjectiveSettings:
         return objective_of(self.transformer.config)
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the running or last call; a callback changes it by setting `_guidance_scale`."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """Of the running or last call."""
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the remaining steps are left out; a callback sets `_interrupt`."""
+        return self._interrupt
 
     @torch.no_grad()
     def __call__(
@@ -113,12 +134,21 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         truncate_prompts: bool = False,
         output_type: str = "np",
         return_dict: bool = True,
+        num_videos_per_prompt: int = 1,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        max_sequence_length: int | None = None,
+        timesteps: Sequence[float] | None = None,
+        sigmas: Sequence[float] | None = None,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> TextToVideoOutput | tuple:
         """Generate one video per prompt or class label, or `num_videos` with an unconditional network.
 
         Args:
             prompt: one or several, for networks with text conditioning.
-            negative_prompt: prompt that guidance leads away from; one for all videos, one per video, or none (None).
+            negative_prompt: prompt that guidance leads away from; one for all prompts, one per prompt, or none (None).
             class_label: a class by its name or, where no class has that name, by its index.
             image: the first frame, float (3, h, w) in [-1, 1]; one for all videos, or one per video. For networks with
                 first-frame conditioning.
@@ -131,49 +161,90 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
                 a video's position in its batch. The last batch is padded to the same size.
             truncate_prompts: truncate prompts of too many tokens, as captions in training; else they are an error.
             output_type: "np", "pt", "pil" or "latent", see `TextToVideoOutput`.
+            num_videos_per_prompt: videos of each prompt or class label, one after the other in the result.
+            latents: the noise to start from, normalized latents (videos, c, k, h, w), in place of `generator`'s.
+            prompt_embeds, negative_prompt_embeds: in place of prompts, see `encode_prompt`.
+            max_sequence_length: tokens to which prompts are padded or truncated, at most those of training.
+            timesteps, sigmas: the steps to take in place of `num_inference_steps`, for schedulers that take them.
+            callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`; tensors that
+                it returns in a dict replace those of the loop.
+            callback_on_step_end_tensor_inputs: names of these tensors: latents, prompt_embeds, negative_prompt_embeds.
 
         Raises InputError for invalid arguments, before anything is computed.
         """
+        check_components(
+            self, "transformer", "scheduler", *(["vae"] if output_type != "latent" or image is not None else [])
+        )
         check_scheduler(self.scheduler, self.objective)
         check_output_type(output_type)
-        check_counts({"num_inference_steps": num_inference_steps, "batch_size": batch_size})
+        counts = {"num_inference_steps": num_inference_steps, "batch_size": batch_size}
+        check_counts({**counts, "num_videos_per_prompt": num_videos_per_prompt})
         sizes = {"num_videos": num_videos, "num_frames": num_frames, "height": height, "width": width}
-        check_counts(sizes, optional=True)
-        check_steps(self.scheduler, num_inference_steps)
+        check_counts({**sizes, "max_sequence_length": max_sequence_length}, optional=True)
+        check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, CALLBACK_TENSORS)
         guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale)
-        count = count_videos(self.transformer, prompt, negative_prompt, class_label, num_videos)
+        texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)
+        count = num_videos_per_prompt * count_videos(self.transformer, *texts, class_label, num_videos)
         generators = generators_of(generator, count)
         shape = latent_shape(self.transformer, self.vae, num_frames, height, width)
-        self._check_prompts(count, prompt, negative_prompt, truncate_prompts)
-        condition, unconditional = self._conditions(count, prompt, negative_prompt, class_label, image, shape)
-        noise = self._initial_noise(shape, generators)
-        latents = self._denoise(noise, condition, unconditional, num_inference_steps, guidance, batch_size)
-        if condition.first_frame is not None and image is not None:
-            latents[:, :, :1] = condition.first_frame  # exactly the given frame
-        frames = latents if output_type == "latent" else self._decode(latents, output_type)
+        check_latents(latents, (count, *shape))
+        positions = shape[1] * shape[2] * shape[3]
+        schedule = schedule_steps(self.scheduler, num_inference_steps, positions, self.objective, timesteps, sigmas)
+        self._guidance_scale, self._interrupt = guidance.scale, False
+        embeds: tuple[Tensor | None, Tensor | None] = (None, None)
+        if self.transformer.config.text_width is not None:
+            guided = self.do_classifier_free_guidance
+            given = (num_videos_per_prompt, prompt_embeds, negative_prompt_embeds, max_sequence_length)
+            embeds = self.encode_prompt(prompt, negative_prompt, guided, *given, truncate_prompts)
+        conditions = self._conditions(count, embeds, class_label, image, shape)
+        if latents is None:
+            latents = self._initial_noise(shape, generators)
+        noise = latents.to(self._execution_device, self.transformer.dtype)
+        callback = StepCallback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        made = denoise(self, noise, conditions, schedule, guidance, batch_size, callback)
+        if image is not None:
+            made[:, :, :1] = conditions[0].first_frame  # exactly the given frame
+        frames = made if output_type == "latent" else self._decode(made, output_type)
         self.maybe_free_model_hooks()
         return TextToVideoOutput(frames=frames) if return_dict else (frames,)
 
-    def _denoise(
+    @torch.no_grad()
+    def encode_prompt(
         self,
-        noise: Tensor,
-        condition: Condition,
-        unconditional: Condition | None,
-        steps: int,
-        guidance: Guidance,
-        batch_size: int,
-    ) -> Tensor:
-        """Latents of all videos, `batch_size` at a time; the last batch is padded with repeated videos."""
-        batches = []
-        for first in range(0, len(noise), batch_size):
-            rows = torch.arange(first, first + batch_size, device=noise.device) % len(noise)
-            chosen = condition.map(itemgetter(rows))
-            chosen_unconditional = None if unconditional is None else unconditional.map(itemgetter(rows))
-            predict = guided_prediction(self.transformer, chosen, chosen_unconditional, guidance)
-            batches.append(
-                sample_latents(predict, noise[rows], self.scheduler, self.objective, steps, guidance, self.progress_bar)
-            )
-        return torch.cat(batches)[: len(noise)]
+        prompt: str | Sequence[str] | None = None,
+        negative_prompt: str | Sequence[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        num_videos_per_prompt: int = 1,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        max_sequence_length: int | None = None,
+        truncate_prompts: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (videos, tokens, width) of the prompts and, for guidance, of the negative or empty ones.
+
+        Tokens that are no text (padding) are zeros; that is how networks recognize them. Embeddings that are given are
+        only repeated. Raises InputError for texts and embeddings that the network does not take, and where the text
+        encoder is missing.
+        """
+        width = None if self.transformer is None else self.transformer.config.text_width
+        check_one_of({"prompt": prompt, "prompt_embeds": prompt_embeds})
+        check_one_of({"negative_prompt": negative_prompt, "negative_prompt_embeds": negative_prompt_embeds})
+        prompts = as_texts(prompt, "prompt") if prompt_embeds is None else []
+        rows = len(prompts) if prompt_embeds is None else len(check_embeddings(prompt_embeds, "prompt_embeds", width))
+        embeds_negatives = do_classifier_free_guidance and negative_prompt_embeds is None
+        negatives = negative_prompts_of(negative_prompt, rows) if embeds_negatives else []
+        tokens = max_sequence_length if prompt_embeds is None else prompt_embeds.shape[1]
+        cut = truncate_prompts or max_sequence_length is not None
+        embedded = self._embed_texts(prompts, negatives, tokens, cut)
+        if prompt_embeds is None:
+            prompt_embeds = embedded[:rows]
+        if embeds_negatives:
+            negative_prompt_embeds = embedded[len(prompts) :]
+        prompt_embeds = prompt_embeds.repeat_interleave(num_videos_per_prompt, dim=0)
+        if negative_prompt_embeds is not None:
+            negative_prompt_embeds = negative_prompt_embeds.repeat_interleave(num_videos_per_prompt, dim=0)
+            check_embeddings(negative_prompt_embeds, "negative_prompt_embeds", width, like=prompt_embeds)
+        return prompt_embeds, negative_prompt_embeds
 
     def _initial_noise(self, shape: tuple[int, ...], generators: Sequence[torch.Generator | None]) -> Tensor:
         rows = [
@@ -183,101 +254,26 @@ class TextToVideoPipeline(PipelineFolderMixin, DiffusionPipeline):
         return torch.stack(rows).to(self.transformer.dtype)
 
     def _conditions(
-        self, count: int, prompt: Any, negative_prompt: Any, class_label: Any, image: Any, shape: tuple[int, ...]
+        self,
+        count: int,
+        embeds: tuple[Tensor | None, Tensor | None],
+        class_label: Any,
+        image: Any,
+        shape: tuple[int, ...],
     ) -> tuple[Condition, Condition | None]:
         """The conditions, and the negative or empty ones for guidance (None for an unconditional network)."""
         config, device = self.transformer.config, self._execution_device
         first, given = self._first_frames(count, image, shape)
         if config.text_width is not None:
-            negative = negative_prompts_of(negative_prompt, count)
-            embedded = [self._encode_one_by_one(captions) for captions in (as_texts(prompt, "prompt"), negative)]
-            conditional, unconditional = (Condition(text, mask, None, first, given) for text, mask in embedded)
+            conditional, unconditional = (
+                None if text is None else Condition(text.to(device), text_mask(text).to(device), None, first, given)
+                for text in embeds
+            )
+            assert conditional is not None  # encode_prompt made it
             return conditional, unconditional
         if config.class_names is not None:
             labels = torch.tensor(class_indices(class_label, config.class_names), device=device)
+            labels = labels.repeat_interleave(count // len(labels))
             none = torch.full_like(labels, NO_LABEL)
             return Condition(None, None, labels, first, given), Condition(None, None, none, first, given)
         return Condition(first_frame=first, first_frame_given=given), None
-
-    def _check_prompts(self, count: int, prompt: Any, negative_prompt: Any, truncate: bool) -> None:
-        if self.transformer.config.text_width is None:
-            return
-        self._load_text_encoder()
-        limit = sys.maxsize if truncate else self.transformer.config.text_tokens
-        negative = [text for text in negative_prompts_of(negative_prompt, count) if text]
-        check_prompts(self.tokenizer, [*as_texts(prompt, "prompt"), *negative], limit)
-
-    def _encode_one_by_one(self, captions: list[str]) -> tuple[Tensor, Tensor]:
-        """Embeddings and masks; each caption is encoded alone, so that rounding does not depend on the others."""
-        with_what = (self.transformer.config.text_tokens, self._execution_device)
-        encode = functools.partial(encode_captions, self.tokenizer, self.text_encoder)
-        unique = {caption: encode([caption], *with_what) for caption in dict.fromkeys(captions)}
-        text, masks = zip(*(unique[caption] for caption in captions), strict=True)
-        return torch.cat(text), torch.cat(masks)
-
-    def _first_frames(self, count: int, image: Any, shape: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
-        """Normalized latents (b, c, 1, h, w) of the images, and whether they are given (b,).
-
-        None for networks without first-frame conditioning; zeros and False where no image is given.
-        """
-        if not self.transformer.config.first_frame:
-            if image is not None:
-                raise InputError("image was given, but this network was not trained to take a first frame")
-            return None, None
-        c, _, h, w = shape
-        device = self._execution_device
-        if image is None:
-            return torch.zeros(count, c, 1, h, w, device=device), torch.zeros(count, dtype=torch.bool, device=device)
-        single = isinstance(image, Tensor) and image.ndim == 3
-        if not isinstance(image, (Tensor, Sequence)) or not all(isinstance(frame, Tensor) for frame in image):
-            raise InputError(f"image must be a tensor (3, h, w) in [-1, 1], or a list of them, found {type(image)}")
-        images = one_for_each(image, single, count, f"{count} videos need one image or {count}")
-        size = (3, h * self.vae.spatial_compression_ratio, w * self.vae.spatial_compression_ratio)
-        for i, frame in enumerate(images):
-            if tuple(frame.shape) != size:
-                raise InputError(f"image {i} is {tuple(frame.shape)}, but the videos' first frames are {size}")
-        encoded = [self._encode_image(frame) for frame in images]
-        return torch.cat(encoded), torch.ones(count, dtype=torch.bool, device=device)
-
-    def _encode_image(self, image: Tensor) -> Tensor:
-        """An image (3, h, w) in [-1, 1] -> normalized latents (1, c, 1, h, w): the posterior's mean."""
-        video = image.to(self._execution_device, self.vae.dtype)[None, :, None]
-        mean, std = (
-            torch.tensor(values, device=video.device).view(1, -1, 1, 1, 1)
-            for values in (self.transformer.config.latents_mean, self.transformer.config.latents_std)
-        )
-        return (self.vae.encode(video).latent_dist.mean.float() - mean) / std
-
-    def _decode(self, latents: Tensor, output_type: str) -> np.ndarray | Tensor | list[list[Image]]:
-        """Frames of the output type. Each video is decoded alone, so that rounding does not depend on the others."""
-        videos = [torch.cat(list(self.decode_in_pieces(video[None])), dim=2) for video in latents]
-        video = torch.cat(videos) / 2 + 0.5  # (b, 3, t, h, w)
-        if output_type == "pt":
-            return video.transpose(1, 2)
-        frames = video.permute(0, 2, 3, 4, 1).cpu().numpy()
-        return [VideoProcessor.numpy_to_pil(one) for one in frames] if output_type == "pil" else frames
-
-    def decode_in_pieces(self, latents: Tensor) -> Iterator[Tensor]:
-        """Latents (b, c, k, h, w) of output_type="latent" -> pieces (b, 3, t_j, H, W) of the videos, in [-1, 1].
-
-        Memory does not depend on the videos' length.
-        """
-        return decode_in_pieces(
-            self.vae, latents, self.transformer.config.latents_mean, self.transformer.config.latents_std
-        )
-
-    def _load_text_encoder(self) -> None:
-        """Load a text encoder that was saved by reference. Raises InputError where its weights are not the same."""
-        if self.text_encoder is not None:
-            return
-        name, expected = self.config.text_encoder_name, self.config.text_sha256
-        if name is None:
-            raise InputError("this pipeline has neither a text encoder nor the name of one: export the run again")
-        text = load_text_encoder(name)
-        found = weights_fingerprint(text.model)
-        if expected is not None and found != expected:
-            raise InputError(
-                f"{name} is not the text encoder the network was trained with: its weights' sha256 is {found[:16]}..., "
-                f"the expected one {expected[:16]}..."
-            )
-        self.register_modules(text_encoder=text.model.to(self._execution_device), tokenizer=text.tokenizer)

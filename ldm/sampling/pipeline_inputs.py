@@ -27,29 +27,63 @@ def check_same_latents(vae: VideoVAE, transformer: Network) -> None:
         )
 
 
+def check_components(pipeline: Any, *needed: str) -> None:
+    """Raise InputError for components that a call needs and the pipeline was loaded or made without."""
+    if missing := [name for name in needed if getattr(pipeline, name) is None]:
+        raise InputError(
+            f"this pipeline has no {' and no '.join(missing)} (None was given for it); videos cannot be made without"
+        )
+
+
 def count_videos(
     transformer: Network,
     prompt: str | Sequence[str] | None,
     negative_prompt: str | Sequence[str] | None,
+    prompt_embeds: Any,
+    negative_prompt_embeds: Any,
     class_label: LabelInput | None,
     num_videos: int | None,
 ) -> int:
-    """The number of videos to generate. Raises InputError for conditions that the network needs or does not take."""
+    """The number of prompts, labels or videos. Raises InputError for conditions that the network needs or refuses."""
     config = transformer.config
     takes = {"prompt": config.text_width is not None, "class_label": config.class_names is not None}
-    given = {"prompt": prompt is not None, "class_label": class_label is not None}
+    given = {
+        "prompt": prompt is not None or prompt_embeds is not None,
+        "class_label": class_label is not None,
+    }
     for name in takes:
         if given[name] and not takes[name]:
             raise InputError(f"{name} was given, but this network does not take one")
         if takes[name] and not given[name]:
             raise InputError(f"this network needs a {name}")
-    if negative_prompt and not takes["prompt"]:
+    if (negative_prompt or negative_prompt_embeds is not None) and not takes["prompt"]:
         raise InputError("negative_prompt was given, but this network does not take a prompt")
     if not any(takes.values()):
         return 1 if num_videos is None else num_videos
     if num_videos is not None:
         raise InputError("num_videos is for unconditional networks: give one prompt or class label per video instead")
-    return len(as_texts(prompt, "prompt") if takes["prompt"] else as_labels(class_label))
+    if takes["class_label"]:
+        return len(as_labels(class_label))
+    return len(as_texts(prompt, "prompt") if prompt_embeds is None else prompt_embeds)
+
+
+def check_latents(latents: Any, shape: tuple[int, ...]) -> None:
+    """Raise InputError for initial noise that is no float tensor of this shape; None is allowed."""
+    if latents is None:
+        return
+    found = (tuple(latents.shape), latents.is_floating_point()) if isinstance(latents, torch.Tensor) else type(latents)
+    if found != (tuple(shape), True):
+        raise InputError(f"latents must be a float tensor (videos, c, frames, height, width) = {shape}, found {found}")
+
+
+def check_callback(callback: Any, names: Sequence[str], allowed: Sequence[str]) -> None:
+    """Raise InputError for what cannot be called after a step, and names of tensors that there are not."""
+    if callback is not None and not callable(callback):
+        raise InputError(f"callback_on_step_end must be a function, found {callback!r}")
+    if unknown := [name for name in names if name not in allowed]:
+        raise InputError(
+            f"callback_on_step_end_tensor_inputs has {', '.join(map(str, unknown))}; allowed are {', '.join(allowed)}"
+        )
 
 
 def check_counts(given: Mapping[str, Any], optional: bool = False) -> None:
@@ -80,13 +114,17 @@ def generators_of(generator: Any, count: int) -> list[torch.Generator | None]:
 
 
 def latent_shape(
-    transformer: Network, vae: VideoVAE, frames: int | None, height: int | None, width: int | None
+    transformer: Network, vae: VideoVAE | None, frames: int | None, height: int | None, width: int | None
 ) -> tuple[int, int, int, int]:
     """(c, k, h, w) of the latents of videos of this size; None: as in training.
 
     Raises InputError for sizes that the VAE or the network does not take.
     """
     t, h, w = transformer.config.sample_size
+    if vae is None:
+        if not frames == height == width is None:
+            raise InputError("without a VAE, videos have the size of training: leave out num_frames, height and width")
+        return transformer.config.latent_channels, t, h, w
     factor = vae.spatial_compression_ratio
     if frames is not None:
         check_frame_count(frames, vae.temporal_compression_ratio, "num_frames")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -54,6 +55,8 @@ def check_scheduler(scheduler: SchedulerMixin, objective: ObjectiveSettings) -> 
             f"{type(scheduler).__name__} does not fit a network that predicts {objective.prediction}; allowed are "
             f"{', '.join(kind.__name__ for kind in allowed)}"
         )
+    if scheduler.config.get("use_dynamic_shifting"):
+        raise InputError("use_dynamic_shifting=True: the shift is that of the objective, or a fixed one (shift=...)")
     expected = _expected_config(type(scheduler), objective)
     differing = [
         f"{key}={scheduler.config[key]!r} instead of {value!r}"
@@ -100,27 +103,63 @@ def check_steps(scheduler: SchedulerMixin, steps: int) -> None:
 
 
 def schedule_steps(
-    scheduler: SchedulerMixin, steps: int, positions: int, objective: ObjectiveSettings
+    scheduler: SchedulerMixin,
+    steps: int,
+    positions: int,
+    objective: ObjectiveSettings,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
 ) -> tuple[SchedulerMixin, Tensor]:
     """A new scheduler with `steps` steps set, shifted for this many latent positions, and the network's timesteps.
 
+    A scheduler whose shift is not the objective's keeps its own. `timesteps` or `sigmas`, before the shift, are taken
+    in place of `steps` even ones by schedulers that take them.
+
     The timesteps (n,) are in [0, 1] and on the CPU, and so are the scheduler's: it looks its coefficients up by them,
-    for which a GPU would have to finish all earlier work in each step. Raises InputError for a number of steps the
-    scheduler cannot take.
+    for which a GPU would have to finish all earlier work in each step. Raises InputError for steps that the scheduler
+    cannot take.
     """
-    check_steps(scheduler, steps)
-    shift = shift_for(positions, objective)
     name = next((name for name in ("shift", "flow_shift") if name in scheduler.config), None)
     flow = objective.prediction == "flow"
-    scheduler = type(scheduler).from_config(scheduler.config, **({name: shift} if name and flow else {}))
+    shifted = {}
+    if flow and name is not None and scheduler.config[name] == objective.shift:
+        shifted = {name: shift_for(positions, objective)}
+    scheduler = type(scheduler).from_config(scheduler.config, **shifted)
+    if timesteps is not None or sigmas is not None:
+        _set_custom_steps(scheduler, {"timesteps": timesteps, "sigmas": sigmas})
+        return scheduler, _times(scheduler, flow)
+    check_steps(scheduler, steps)
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         # From 1 to 1/steps: by default the last step would go from 1/1000 to 0, which is wasted.
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device="cpu")
     else:
         scheduler.set_timesteps(steps, device="cpu")
+    return scheduler, _times(scheduler, flow)
+
+
+def _times(scheduler: SchedulerMixin, flow: bool) -> Tensor:
+    """The network's timesteps (n,) in [0, 1] of a scheduler whose steps are set."""
     if flow:
-        return scheduler, scheduler.sigmas[: len(scheduler.timesteps)].float()
-    return scheduler, scheduler.timesteps.float() / DIFFUSION_STEPS
+        return scheduler.sigmas[: len(scheduler.timesteps)].float()
+    return scheduler.timesteps.float() / DIFFUSION_STEPS
+
+
+def _set_custom_steps(scheduler: SchedulerMixin, given: dict[str, Sequence[float] | None]) -> None:
+    """Set the scheduler's steps by their timesteps or sigmas.
+
+    Raises InputError where both are given, where the scheduler does not take them, and for values it cannot use.
+    """
+    chosen = {name: list(values) for name, values in given.items() if values is not None}
+    if len(chosen) > 1:
+        raise InputError("timesteps and sigmas were given: give one of them")
+    ((name, values),) = chosen.items()
+    kind = type(scheduler).__name__
+    if name not in inspect.signature(scheduler.set_timesteps).parameters:
+        raise InputError(f"{name} was given, but {kind} takes only num_inference_steps")
+    try:
+        scheduler.set_timesteps(device="cpu", **chosen)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name}={values}: {kind} refuses them: {error}") from None
 
 
 @torch.no_grad()

@@ -39,7 +39,9 @@ def denoise(
     batch_size: int,
     callback: StepCallback,
 ) -> Tensor:
-    """Latents of all videos that a TextToVideoPipeline makes; each step takes them `batch_size` at a time, the last batch padded with repeated videos.
+    """Latents of all videos of a TextToVideoPipeline's call.
+
+    Each step takes the videos `batch_size` at a time; the last batch is padded with repeated ones.
 
     `conditions` are those of the videos and, for guidance, the negative or empty ones. Each batch has a copy of the
     scheduler, since schedulers keep earlier predictions. The scale of guidance is read from the pipeline in each step,

@@ -67,7 +67,7 @@ def rows_of(results: Sequence[JsonObject]) -> list[dict[str, Any]]:
         {
             "point": result.text("point"),
             "role": result.text("role"),
-            **{key: value for key, value in result.section("vae").items() if isinstance(value, int | float)},
+            **quality_of(result.section("vae")),
             **result.section("cost").section("vae"),
             **compression_of(result),
             **{f"generator_{key}": value for key, value in result.section("cost").section("generator").items()},
@@ -78,6 +78,19 @@ def rows_of(results: Sequence[JsonObject]) -> list[dict[str, Any]]:
         }
         for result in results
     ]
+
+
+def quality_of(vae: JsonObject) -> dict[str, Any]:
+    """Reconstruction scores of a VAE, and the measures of its latents; None where there is none."""
+    latents = vae.section("latents") if vae.has("latents") else JsonObject({}, vae.source)
+    motion = vae.section("motion") if vae.has("motion") else JsonObject({}, vae.source)
+    low = latents.get("low_frequency_share") or {}
+    return {
+        **{key: value for key, value in vae.items() if isinstance(value, int | float)},
+        "motion_psnr": motion.get("psnr"),
+        **{key: latents.get(key) for key in ("bits_per_pixel", "effective_rank", "local_correlation")},
+        **{f"low_frequency_share_{axes}": share for axes, share in low.items()},
+    }
 
 
 def compression_of(result: JsonObject) -> dict[str, Any]:
@@ -145,14 +158,13 @@ def by_budget(results: Sequence[JsonObject]) -> dict[str, list[Score]]:
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     """The main numbers as a Markdown table."""
     budgets = list(dict.fromkeys(budget for row in rows for budget in row["budgets"]))
-    head = ["point", "rate", "channels", "PSNR", "tokens", "steps/s", "ceiling", *budgets]
+    head = ["point", "rate", "channels", "PSNR", "of motion", "bits/pixel", "tokens", "steps/s", "ceiling", *budgets]
     lines = [head, ["---"] * len(head)]
     for row in rows:
-        cells = [row["point"], row["rate"], str(row["channels"]), f"{row['psnr']:.2f}", str(row["generator_tokens"])]
-        cells += [
-            f"{row['generator_steps_per_second']:.2f}",
-            "–" if row["ceiling"] is None else f"{row['ceiling']:.1%}",
-        ]
+        cells = [row["point"], row["rate"], str(row["channels"]), f"{row['psnr']:.2f}"]
+        cells += ["–" if row[key] is None else f"{row[key]:.2f}" for key in ("motion_psnr", "bits_per_pixel")]
+        cells += [str(row["generator_tokens"]), f"{row['generator_steps_per_second']:.2f}"]
+        cells.append("–" if row["ceiling"] is None else f"{row['ceiling']:.1%}")
         for budget in budgets:
             seeds = row["budgets"].get(budget)
             spread = f" ({min(seeds):.0%} to {max(seeds):.0%})" if seeds and len(seeds) > 1 else ""

@@ -38,7 +38,7 @@ def result(settings, point, accuracies, psnr=25.0, rate="4x8x8", **changes):
     }
     return {
         "point": point, "changes": list(settings.points[point].changes), "role": settings.points[point].role,
-        "shared": settings.shared(), "vae": {"psnr": psnr, "ssim": 0.9, "n": 3}, "cost": cost,
+        "shared": settings.shared(), "vae": {"psnr": psnr, "ssim": 0.9, "n": 3, "motion": {"psnr": 20.5}}, "cost": cost,
         "generators": generators, "minutes": 1.5, "machine": "2 cores", "commit": "abc",
     } | changes  # fmt: skip
 
@@ -137,7 +137,7 @@ def test_the_page_has_a_picture_a_table_and_says_what_is_missing(written):
     assert "not separable" in page or "one seed only" in page
     assert (written.folder / "frontier.png").stat().st_size > 10_000
     table = (written.folder / "frontier.md").read_text().splitlines()
-    assert table[3].startswith("| 4x8x8-c4 | 4x8x8 | 4 | 25.00 | 12 | 5.00 | 95.0% | 85.0% (80% to 90%) |")
+    assert table[3].startswith("| 4x8x8-c4 | 4x8x8 | 4 | 25.00 | 20.50 | – | 12 | 5.00 | 95.0% | 85.0% (80% to 90%) |")
     assert json.loads((written.folder / "frontier.json").read_text())["missing"] == ["8x8x8-c4"]
 
 

@@ -3,23 +3,22 @@
     odvae-make-shards SRC OUT [key=value ...]
 
 SRC is a folder, with sub-folders and links to folders, or a table (CSV, JSON lines, Parquet) with a column of URLs or
-paths. Captions of a folder: every table in it with a file column and a caption or class column (CSV, JSON, Parquet), or
-only the one named by captions=FILE; else a .txt, .caption or .json next to each video. Classes: a column, or the names
-of folders (labels=folders). docs/data.md has every layout. Shards can be used as soon as they appear. Unused files and
-rows are counted and listed with reasons, here and in OUT/packing.json.
+paths; both SRC and OUT may be in a bucket (s3://...). Captions of a folder: every table in it with a file column and a
+caption or class column (CSV, JSON, Parquet), or only the one named by captions=FILE; else a .txt, .caption or .json
+next to each video. Classes: a column, or the names of folders (labels=folders). docs/data.md has every layout. Shards
+can be used as soon as they appear. Unused files and rows are counted and listed, here and in OUT/packing.json.
 """
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ldm.arguments import settings_help
 from odvae.packing.settings import PackingSettings
 from odvae.running.commands import command_line
 from odvae.running.errors import readable_errors
 from odvae.running.settings import make_settings
-from odvae.storage.paths import check_local
+from odvae.storage.paths import open_path, open_target
 
 # Settings that a newcomer does not need; they are explained in the documentation.
 _AT_SCALE = ("part", "finish", "engine", "downloads", "download_seconds", "download_retries", "largest_mib")
@@ -34,27 +33,24 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"settings (key=value):\n{settings_help(PackingSettings, without=_AT_SCALE)}\n{_SCALE}",
     )
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder of videos and images, or a table of URLs")
-    parser.add_argument(
-        "out", type=Path, metavar="OUT", help="folder for the shards: new, empty, or from an earlier call"
-    )
+    parser.add_argument("source", metavar="SRC", help="folder of videos and images, or a table of URLs; path or URL")
+    parser.add_argument("out", metavar="OUT", help="folder for the shards: new, empty, or from an earlier call")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
     options = parser.parse_args()
-    check_local(str(options.source), "SRC")
-    check_local(str(options.out), "OUT")
+    source, out = open_path(options.source), open_target(options.out, "OUT")
     settings = make_settings(PackingSettings, {}, options.settings, command_line("make_shards"))
     from odvae.packing.finishing import finish_parts
     from odvae.packing.packing import command_of, pack_folder
     from odvae.packing.report import describe, next_command
 
     pack = finish_parts if settings.finish else pack_folder
-    report = pack(options.source, options.out, settings)
-    print(describe(report, options.out))
+    report = pack(source, out, settings)
+    print(describe(report, out))
     if report.part:
-        finish = command_of(options.source, options.out, settings, part=None, finish=True)
+        finish = command_of(source, out, settings, part=None, finish=True)
         print(f"when all parts are packed: {finish}")
     else:
-        print(f"next: {next_command(options.out)}")
+        print(f"next: {next_command(out)}")
 
 
 if __name__ == "__main__":

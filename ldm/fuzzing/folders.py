@@ -15,10 +15,11 @@ from ldm.fuzzing.kind import Kind, NeighborLost, Valid
 from ldm.fuzzing.media import healthy_video, image_bytes, video_bytes
 from ldm.fuzzing.mutations import BYTES, JSON, JSON_LINES, TEXT
 from ldm.sampling.sample_table import read_sample_rows
-from odvae.packing.journal import JOURNAL, state_of
+from odvae.packing.journal import JOURNAL
 from odvae.packing.packing import pack_folder
 from odvae.packing.report import PackingReport, describe, read_report
 from odvae.packing.settings import PackingSettings
+from odvae.packing.source_folder import state_of
 from odvae.packing.state import PackingState
 from odvae.report_file import read_report as read_stage_reports
 from odvae.running.account import Account

@@ -66,6 +66,8 @@ class CaptionReader:
 
     def open(self) -> None:
         """Read the tables. Raises InputError if one is broken, or if none has the columns named in the settings."""
+        lists = [name for name in self.source.others if is_list_of_files(name)]
+        self.source.ensure([*self._candidates(), *lists])
         index = FileIndex(self.source.root, self.source.media, MEDIA_EXTENSIONS)
         if self.named is not None:
             table = CaptionTable(self.named, index, self.columns).read()
@@ -108,7 +110,10 @@ class CaptionReader:
             found = each_once(captions) or None
             if found and file in self._beside:
                 self._tables_before_texts[file] = table.name
-        for text in self._beside.get(file, ()) if found is None and self.named is None else ():
+        texts = self._beside.get(file, ()) if found is None and self.named is None else ()
+        if texts:
+            self.source.ensure_beside(file, self._beside)
+        for text in texts:
             try:
                 description = read_text_beside(self.source.root / text, self.columns)
             except InputError:
@@ -203,6 +208,7 @@ class CaptionReader:
         return f"has {counted(rows.count, 'row')}, none of a file here ({named}; here is {self.source.media[0]})"
 
     def _is_blank(self, name: str) -> bool:
+        self.source.ensure([name])
         return not (self.source.root / name).read_bytes().strip()
 
     def _candidates(self) -> list[str]:

@@ -20,6 +20,7 @@ from odvae.running.failures import Failure
 from odvae.running.hashing import file_fingerprint
 from odvae.running.worker_pool import OrderedPool
 from odvae.shards.samples import scene_key
+from odvae.storage.whole_files import on_disk
 from odvae.video.decoding import decoding
 from odvae.video.images import decode_image, examine_image
 from odvae.video.video_io import examine
@@ -30,7 +31,7 @@ def examine_files(
 ) -> Iterator[Examined]:
     """Yield the facts of each of the source's own files, in order; what the journal has is not examined again."""
     names = source.own
-    known = {name for name in names if journal.recall(name, source.path(name), source.is_local(name)) is not None}
+    known = {name for name in names if journal.recall(name, source.state(name)) is not None}
     unknown = (name for name in names if name not in known)
     function = functools.partial(examine_file, settings.cut_scenes)
     with (
@@ -40,7 +41,7 @@ def examine_files(
         results = _results(source.prepare(unknown, settings), pool, ahead=4 * pool.workers)
         for name in names:
             if name not in known:
-                journal.remember(name, source.path(name), source.is_local(name), next(results))
+                journal.remember(name, source.state(name), next(results))
                 bar.update()
             yield from examined_in(journal.rows[name])
 
@@ -65,6 +66,11 @@ def _result(waiting: int | Failure, pool: OrderedPool[tuple[str, Path], list[dic
 def examine_file(cut_scenes: bool, task: tuple[str, Path]) -> list[dict]:
     """In a worker: the facts of a file, one entry per sample. Raises VideoError if it cannot be used."""
     name, path = task
+    with on_disk(path) as here:  # a task of Ray copies its file from a URL
+        return _examine(cut_scenes, name, here)
+
+
+def _examine(cut_scenes: bool, name: str, path: Path) -> list[dict]:
     with decoding(name, "read"):
         digest = file_fingerprint(path)
     key, about = digest[:16], {"sha256": digest, "container": extension_of(name)}

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from odvae.running.errors import STORAGE_ERRORS, InputError
+from odvae.storage.files import download, file_state
+from odvae.storage.paths import CLIENTS, open_path
 
 # Begins the reason why a file is left out, and is its group in reports.
 NOT_DOWNLOADED = "cannot be downloaded"
@@ -61,7 +63,7 @@ def fetch(limits: FetchLimits, task: tuple[str, Path]) -> int:
     if target.is_file():
         return target.stat().st_size
     if not url.lower().startswith(("http://", "https://")):
-        raise DownloadError(f"{NOT_DOWNLOADED}: its scheme is not http or https")
+        return _fetch_object(url, target, limits)
     for attempt in range(limits.retries + 1):
         try:
             return _fetch_once(url, target, limits)
@@ -70,6 +72,21 @@ def fetch(limits: FetchLimits, task: tuple[str, Path]) -> int:
         if attempt < limits.retries:
             time.sleep(min(_LONGEST_PAUSE, max(pause, 0.5 * 2**attempt * random.uniform(0.5, 1.0))))
     raise DownloadError(f"{NOT_DOWNLOADED}: {reason}, {limits.retries + 1} times")
+
+
+def _fetch_object(url: str, target: Path, limits: FetchLimits) -> int:
+    """Download from a bucket, whose client has its own repetitions."""
+    if url.partition("://")[0].lower() not in CLIENTS:
+        raise DownloadError(f"{NOT_DOWNLOADED}: its scheme is not http, https or one of {', '.join(CLIENTS)}")
+    try:
+        size = file_state(open_path(url)).size
+        if size > limits.largest:
+            raise _too_large(size, limits)
+        return download(open_path(url), target).size
+    except DownloadError:
+        raise
+    except InputError as error:
+        raise DownloadError(f"{NOT_DOWNLOADED}: {str(error).removeprefix(url).strip(': ')}") from None
 
 
 def partial_path(target: Path) -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from odvae.cluster.parts import part_of
 from odvae.packing.accepting import Captions, accepted, account_for_the_rest
 from odvae.packing.journal import Examined, examined_in, read_rows_in_order
+from odvae.packing.output import base_of, find_file, write_small
 from odvae.packing.packing import command_of, finished_report, input_identity, open_source
 from odvae.packing.report import PackingReport, list_rejects, read_report
 from odvae.packing.scenes import check_scene_detection
@@ -19,10 +20,10 @@ from odvae.packing.source_table import SourceTable
 from odvae.packing.state import REPORT, STATE, PackingState, remove_state, states_in
 from odvae.packing.writing import index_folder
 from odvae.running.errors import InputError
-from odvae.running.files import write_json
 from odvae.running.folder_lock import sole_writer
 from odvae.running.resume_check import differing_keys
 from odvae.running.text import counted, printable
+from odvae.storage.paths import open_path
 
 # Commands of missing parts that are listed.
 _SHOWN = 100
@@ -35,10 +36,11 @@ def finish_parts(source: str | Path, out: str | Path, settings: PackingSettings)
     first of them; the other copies stay in their shards and are left out of the index. Raises InputError with the parts
     that are missing, or were packed from other files or with other settings, and with their commands.
     """
-    root, out = Path(source), Path(out)
+    root, out = open_path(source), open_path(out)
     states = states_in(out)
-    if (out / REPORT).is_file() and not states:
-        files, captions = open_source(root, out, settings, None, out / STATE / "none")
+    scratch = base_of(out) / STATE / "none"
+    if not states and find_file(out / REPORT) is not None:
+        files, captions = open_source(root, out, settings, None, scratch)
         report = finished_report(out, _joined(_identities(files, captions, settings, _count_of(out))))
         assert report is not None
         return report
@@ -49,13 +51,15 @@ def finish_parts(source: str | Path, out: str | Path, settings: PackingSettings)
         raise InputError(f"{out} is not packed in parts: run {command_of(root, out, settings, finish=None)}")
     if settings.cut_scenes:
         check_scene_detection()
-    files, captions = open_source(root, out, settings, None, out / STATE / "none")
+    files, captions = open_source(root, out, settings, None, scratch)
+    for state in states:
+        state.fetch()
     identities = _identities(files, captions, settings, states[0].part.count)
     _check_parts(states, identities, root, out, settings)
     if (report := finished_report(out, _joined(identities))) is not None:
         return report
     captions.open()
-    with sole_writer(out / STATE, lock=out / STATE / "finish.lock"):
+    with sole_writer(base_of(out) / STATE, lock=base_of(out) / STATE / ".finish.lock"):
         report = PackingReport(input=_joined(identities), parts=identities)
         for _ in accepted(_examined(files, states), captions, settings, report):
             pass
@@ -69,14 +73,16 @@ def finish_parts(source: str | Path, out: str | Path, settings: PackingSettings)
         if report.videos + report.images == 0:
             raise InputError(f"none of the {len(files.own)} files in {root} can be used:\n{list_rejects(report)}")
         index_folder(out)
-        write_json(out / REPORT, asdict(report))
+        write_small(out / REPORT, asdict(report))
         remove_state(out)
     return report
 
 
 def _count_of(out: Path) -> int:
     """The number of parts of a finished folder."""
-    return max(1, len(read_report(out / REPORT).parts))
+    found = find_file(out / REPORT)
+    assert found is not None
+    return max(1, len(read_report(found).parts))
 
 
 def _identities(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,8 +47,8 @@ class Journal:
     _file: TextIO | None = None
 
     def open(self) -> Journal:
-        if self.path.is_file():
-            for row in read_json_lines(self.path):
+        for path in [path for path in (self.path, *self._pieces()) if path.is_file()]:
+            for row in read_json_lines(path):
                 if row.get("found") == []:
                     self.rows.pop(str(row.get("name")), None)
                 elif _is_whole(row):
@@ -63,18 +62,31 @@ class Journal:
         with atomic_file(self.path) as file:
             for name in names:
                 file.write(f"{json.dumps(self.rows[name])}\n".encode())
+        for piece in self._pieces():
+            piece.unlink()
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
-    def recall(self, name: str, path: Path, is_local: bool) -> list[dict] | None:
-        """What was found in a file; None if it must be examined."""
+    def begin_piece(self) -> None:
+        """Write further rows into another file, which `open` reads too: files that are uploaded are complete then, and
+        uploaded once."""
+        self.close()
+        piece = self.path.with_name(f"{self.path.stem}-{len(self._pieces()):06d}{self.path.suffix}")
+        self._file = open(piece, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+
+    def _pieces(self) -> list[Path]:
+        return sorted(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}"))
+
+    def recall(self, name: str, state: list[int | str] | None) -> list[dict] | None:
+        """What was found in a file with this state (None: of a URL, of which none is known); None if it must be
+        examined."""
         row = self.rows.get(name)
         if row is None or row.get("limits", self.limits) != self.limits:
             return None
-        return row["found"] if not is_local or row.get("of") == state_of(path) else None
+        return row["found"] if state is None or row.get("of") == state else None
 
-    def remember(self, name: str, path: Path, is_local: bool, result: list[dict] | Failure) -> list[dict]:
+    def remember(self, name: str, state: list[int | str] | None, result: list[dict] | Failure) -> list[dict]:
         """Write down what was found in a file, and return it."""
-        row: dict[str, Any] = {"name": name, "of": state_of(path) if is_local else None}
+        row: dict[str, Any] = {"name": name, "of": state}
         row["found"] = [{"reason": result.reason}] if isinstance(result, Failure) else result
         if isinstance(result, Failure) and result.cause == "limit":
             row["limits"] = self.limits
@@ -97,15 +109,6 @@ class Journal:
         if self._file is not None:
             self._file.close()
             self._file = None
-
-
-def state_of(path: Path) -> list[int] | None:
-    """Size and modification time of a file; None if there is none."""
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return [found.st_size, found.st_mtime_ns]
 
 
 def examined_in(row: dict) -> Iterator[Examined]:

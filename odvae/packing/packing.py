@@ -14,7 +14,7 @@ import os
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from odvae.cluster.parts import Part
@@ -22,17 +22,22 @@ from odvae.packing.accepting import Captions, accepted, account_for_the_rest
 from odvae.packing.captions import CaptionReader
 from odvae.packing.examining import examine_files
 from odvae.packing.journal import Journal
+from odvae.packing.output import base_of, find_file, write_small
 from odvae.packing.report import PackingReport, list_rejects, read_report
 from odvae.packing.scenes import check_scene_detection
 from odvae.packing.settings import PackingSettings
-from odvae.packing.source_folder import SourceFolder, list_source
+from odvae.packing.source_bucket import list_bucket
+from odvae.packing.source_folder import SourceFolder, list_source, state_of
 from odvae.packing.source_table import SourceTable
-from odvae.packing.state import REPORT, STATE, PackingState, remove_state
+from odvae.packing.state import REPORT, STATE, PackingState, remove_state, states_in
 from odvae.packing.writing import ShardWriter, index_folder
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
-from odvae.running.files import write_json
 from odvae.shards.unfinished import UNFINISHED
+from odvae.storage.files import download
+from odvae.storage.mirror import errors_named
+from odvae.storage.paths import is_remote, open_path, work_folder
+from odvae.storage.whole_files import identity
 from odvae.tables.columns import Columns
 from odvae.tables.formats import table_kind
 from odvae.tables.rows import column_name
@@ -46,9 +51,14 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
     begin with the part's; when all are packed, `odvae.packing.finishing.finish_parts` finishes the folder. Raises
     InputError if `source` is missing or has no usable file, or if `out` was not packed from this input.
     """
-    root, out, settings = Path(source), Path(out), settings or PackingSettings()
+    root, out = open_path(source), open_path(out)
+    with errors_named(base_of(out), out), errors_named(base_of(root), root):
+        return _pack(root, out, settings or PackingSettings())
+
+
+def _pack(root: Path, out: Path, settings: PackingSettings) -> PackingReport:
     part = settings.own_part
-    state = PackingState(out, part)
+    state = PackingState(out, part).fetch()
     files, captions = open_source(root, out, settings, part, state.scratch)
     check_groups(root, files.own, settings)
     if settings.cut_scenes:
@@ -56,8 +66,12 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
     identity = input_identity(files, files.own, captions, settings)
     if (report := finished_report(out, identity)) is not None:
         return report
-    record = {"input": identity, "source": os.fspath(root.resolve()), "settings": settings.decisive()}
-    is_new = not out.exists()
+    record = {
+        "input": identity,
+        "source": str(root if is_remote(root) else root.resolve()),
+        "settings": settings.decisive(),
+    }
+    is_new = not is_remote(out) and not out.exists()
     state.check(record)
     if part and (report := state.read_report()) is not None and report.input == identity:
         return report
@@ -84,7 +98,7 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
                     out.rmdir()
             raise InputError(f"none of the {len(files.own)} files in {root} can be used:\n{list_rejects(report)}")
         index_folder(out)
-        write_json(out / REPORT, asdict(report))
+        write_small(out / REPORT, asdict(report))
         remove_state(out)
     return report
 
@@ -93,15 +107,32 @@ def open_source(
     root: Path, out: Path, settings: PackingSettings, part: Part | None, scratch: Path
 ) -> tuple[SourceFolder | SourceTable, Captions]:
     """List a folder, or read a table of URLs: the files, and what has their captions."""
-    if root.is_file() and table_kind(root) is not None:
+    if table_kind(PurePosixPath(str(root))) is not None and (is_remote(root) or root.is_file()):
         if settings.captions is not None:
             raise InputError(f"captions={settings.captions}: {root} is a table, whose own captions are used")
-        table = SourceTable(root, settings, part, scratch)
+        table = SourceTable(table_here(root), settings, part, scratch, root.parent)
         return table, table
-    folder = list_source(root, outputs=(out,), part=part)
+    folder: SourceFolder
+    if is_remote(root):
+        folder = list_bucket(root, scratch / "source", settings, part, outputs=(out,))
+    else:
+        folder = list_source(root, outputs=(base_of(out),), part=part)
     file, text = (name and column_name(name) for name in (settings.file_column, settings.text_column))
-    named = Path(settings.captions) if settings.captions else None
+    named = table_here(open_path(settings.captions)) if settings.captions else None
     return folder, CaptionReader(folder, named, Columns(file, text))
+
+
+def table_here(path: Path) -> Path:
+    """A table, or a copy of one at a URL, whose modification time is a number made of its version there."""
+    if not is_remote(path):
+        return path
+    size, version = identity(path)
+    copy = work_folder(path)
+    if state_of(copy) != [size, version]:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        download(path, copy)
+        os.utime(copy, ns=(version, version))
+    return copy
 
 
 def check_groups(source: Path, names: Sequence[str], settings: PackingSettings) -> None:
@@ -119,31 +150,31 @@ def input_identity(
     that are read; settings. Of a URL, only its name is known."""
     digest = hashlib.sha256(settings.decisive_json().encode())
     tables = {captions.named} if isinstance(captions, CaptionReader) else set(captions.inputs_of(names))
-    paths = [(name, source.path(name)) for name in names]
+    states = [(name, source.state(name)) for name in names]
     for path in captions.inputs_of(names):
-        paths.append((path.name if path in tables else os.fspath(path.relative_to(source.root)), path))
-    for name, path in paths:
+        if path in tables:
+            states.append((path.name, state_of(path)))
+        else:
+            name = os.fspath(path.relative_to(source.root))
+            states.append((name, source.state(name)))
+    for name, state in states:
         digest.update(os.fsencode(name))
-        try:
-            found = path.stat()
-            digest.update(f" {found.st_size} {found.st_mtime_ns}\n".encode())
-        except FileNotFoundError:
-            digest.update(b"\n")
+        digest.update(b"\n" if state is None else f" {state[0]} {state[1]}\n".encode())
     return digest.hexdigest()
 
 
 def finished_report(out: Path, identity: str) -> PackingReport | None:
     """The report of a finished folder, or of the folder that a part with this input belongs to; None if OUT is not
     finished. Raises InputError if it was packed from another input."""
-    if not (out / REPORT).is_file():
+    if (found := find_file(out / REPORT)) is None:
         return None
-    report = read_report(out / REPORT)
+    report = read_report(found)
     if identity != report.input and identity not in report.parts:
         raise InputError(
             f"output folder {out} is not empty and was not packed from this input with these settings: choose another, "
             "or remove it"
         )
-    if (out / STATE).exists() or (out / UNFINISHED).exists():
+    if states_in(out) or (base_of(out) / STATE).exists() or find_file(out / UNFINISHED) is not None:
         remove_state(out)
     return report
 
@@ -152,7 +183,7 @@ def command_of(source: Path, out: Path, settings: PackingSettings, **changes: An
     """The command line with these settings; `changes` replace some, None removes one."""
     values = settings.model_dump(mode="json", exclude_defaults=True) | changes
     words = [f"{name}={_word(value)}" for name, value in values.items() if value is not None]
-    paths = [os.fspath(path) for path in (source, out)]
+    paths = [str(path) for path in (source, out)]
     return " ".join([command_line("make_shards"), *map(shlex.quote, [*paths, *words])])
 
 

@@ -6,9 +6,11 @@ import itertools
 import os
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from typing_extensions import Self
 
 from odvae.cluster.parts import Part
 from odvae.packing.settings import PackingSettings
@@ -20,13 +22,13 @@ from odvae.video.extensions import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 MEDIA_EXTENSIONS = (*VIDEO_EXTENSIONS, *IMAGE_EXTENSIONS)
 
 # Folders that systems create for thumbnails, old versions, caches and deleted files.
-_HIDDEN = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
+HIDDEN_FOLDERS = ("@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
 # Maximum number of files that are counted in a folder that is skipped.
 _COUNTED = 10_000
 
 # First characters of macOS's AppleDouble files, which have metadata of other files.
-_MAC_SIDE_FILE = "._"
+MAC_SIDE_FILE = "._"
 
 
 @dataclass
@@ -51,8 +53,9 @@ class SourceFolder:
     def path(self, name: str) -> Path:
         return self.root / name
 
-    def is_local(self, _name: str) -> bool:
-        return True
+    def state(self, name: str) -> list[int | str] | None:
+        """Size and modification time of a file, or its version at a URL; None if there is none."""
+        return state_of(self.root / name)
 
     def prepare(self, names: Iterable[str], _settings: PackingSettings) -> Iterator[tuple[str, Path | Failure]]:
         """Each of the names with the file that is to be examined."""
@@ -60,6 +63,26 @@ class SourceFolder:
 
     def release(self, name: str) -> None:
         """The file is not needed any more."""
+
+    def ensure(self, names: Iterable[str]) -> None:
+        """Have these files below `root`."""
+
+    def ensure_beside(self, file: str, beside: Mapping[str, Sequence[str]]) -> None:
+        """Have the texts of a video below `root`; `beside` has those of all."""
+
+    def in_order(self, where: str) -> Self:
+        """Sort what was found; returns this object. Raises InputError, which names the source `where`, if it has no
+        video or image."""
+        if not self.media:
+            allowed = ", ".join(f".{extension}" for extension in MEDIA_EXTENSIONS)
+            there = f"; there are {self.kinds(self.others)}" if self.others else ""
+            there += "".join(f"\n  {printable(name)} {problem}" for name, problem in list(self.odd.items())[:20])
+            raise InputError(f"source folder {where} holds no video or image ({allowed}){there}")
+        # In the order of the parts of their paths; then videos before images.
+        self.media.sort(key=lambda name: Path(name).parts)
+        self.media.sort(key=lambda name: (member_kind(name) != "mp4", member_kind(name)))
+        self.others.sort()
+        return self
 
     def kinds(self, files: Sequence[str]) -> str:
         """Counts of the files by extension, most frequent first, as text."""
@@ -94,22 +117,22 @@ def list_source(root: Path, outputs: Sequence[Path] = (), part: Part | None = No
         if is_folder:
             if extension_of(name) in MEDIA_EXTENSIONS:
                 found.odd[name] = "is a folder, not a file; its files are listed too"
-        elif extension_of(name) in MEDIA_EXTENSIONS and os.path.basename(name).startswith(_MAC_SIDE_FILE):
+        elif extension_of(name) in MEDIA_EXTENSIONS and os.path.basename(name).startswith(MAC_SIDE_FILE):
             found.odd[name] = "is a macOS AppleDouble file, which holds no video"
         elif (part is None or part.has(name)) and (problem := why_no_file(path)):
             found.odd[name] = problem
         else:
             (found.media if extension_of(name) in MEDIA_EXTENSIONS else found.others).append(name)
-    if not found.media:
-        allowed = ", ".join(f".{extension}" for extension in MEDIA_EXTENSIONS)
-        there = f"; there are {found.kinds(found.others)}" if found.others else ""
-        there += "".join(f"\n  {printable(name)} {problem}" for name, problem in list(found.odd.items())[:20])
-        raise InputError(f"source folder {root} holds no video or image ({allowed}){there}")
-    # In the order of the parts of their paths; then videos before images.
-    found.media.sort(key=lambda name: Path(name).parts)
-    found.media.sort(key=lambda name: (member_kind(name) != "mp4", member_kind(name)))
-    found.others.sort()
-    return found
+    return found.in_order(str(root))
+
+
+def state_of(path: Path) -> list[int | str] | None:
+    """Size and modification time of a file; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _walk(root: Path, taken: set[str], odd: dict[str, str]) -> Iterator[tuple[str, bool]]:
@@ -134,7 +157,7 @@ def _walk(root: Path, taken: set[str], odd: dict[str, str]) -> Iterator[tuple[st
             name = os.path.join(folder, entry.name)
             if not _is_folder(entry):
                 yield name, False
-            elif entry.name.startswith(".") or entry.name in _HIDDEN:
+            elif entry.name.startswith(".") or entry.name in HIDDEN_FOLDERS:
                 if os.path.realpath(entry.path) not in taken:
                     odd[name] = f"is a hidden folder ({_count_files(entry.path)}), which is skipped"
             elif os.path.realpath(entry.path) not in taken:

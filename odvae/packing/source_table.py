@@ -20,12 +20,13 @@ from odvae.cluster.parts import Part
 from odvae.packing.fetching import NOT_DOWNLOADED, FetchLimits, fetch, is_url, partial_path
 from odvae.packing.pools import open_pool
 from odvae.packing.settings import PackingSettings
-from odvae.packing.source_folder import extension_of, member_kind
+from odvae.packing.source_folder import extension_of, member_kind, state_of
 from odvae.packing.texts_beside import Description
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
 from odvae.running.text import counted, printable, valid_unicode, why_no_file
 from odvae.shards.captions import each_once
+from odvae.storage.paths import is_remote
 from odvae.tables.cells import text_of
 from odvae.tables.columns import Columns, Meaning, choose, url_column
 from odvae.tables.formats import read_table
@@ -57,8 +58,11 @@ class SourceTable:
     (with Ray, ten), and twice the number of simultaneous downloads and examined files.
     """
 
-    def __init__(self, table: Path, settings: PackingSettings, part: Part | None, scratch: Path) -> None:
-        self.table, self.root, self.scratch = table, table.parent, scratch
+    def __init__(
+        self, table: Path, settings: PackingSettings, part: Part | None, scratch: Path, root: Path | None = None
+    ) -> None:
+        """`root`: the folder of relative paths, or its URL; the table's where it is None."""
+        self.table, self.root, self.scratch = table, table.parent if root is None else root, scratch
         file, text = (name and column_name(name) for name in (settings.file_column, settings.text_column))
         self.columns = Columns(file, text)
         self.part = part
@@ -84,8 +88,9 @@ class SourceTable:
             return self.scratch / (f"{digest}.{extension}" if extension.isalnum() else digest)
         return self.root / name.removeprefix("file://")
 
-    def is_local(self, name: str) -> bool:
-        return not is_url(name)
+    def state(self, name: str) -> list[int | str] | None:
+        """Size and modification time of a file; None of a URL."""
+        return None if is_url(name) else state_of(self.path(name))
 
     def prepare(self, names: Iterable[str], settings: PackingSettings) -> Iterator[tuple[str, Path | Failure]]:
         """Each of the names with its file, downloaded if it is a URL, or the reason why there is none; in order."""
@@ -179,12 +184,16 @@ class SourceTable:
             meaning = columns.read(row.cells)
             if not meaning.files:
                 self.without[row.where] = "names no file"
-            elif self.part is None or self.part.has(meaning.files[0]):
+            elif self.part is None or self.part.has(self._full_name(meaning.files[0])):
                 self._add(row.where, row.cells, meaning, columns)
         if columns is None:
             raise InputError(f"{self.table} has no rows")
         if not self._videos and self.part is None:
             raise InputError(f"none of the {self.rows} rows of {self.table} names a file")
+
+    def _full_name(self, file: str) -> str:
+        """A file's URL, or its path; of a path in a table at a URL the URL."""
+        return f"{self.root}/{file}" if is_remote(self.root) and not is_url(file) else file
 
     def _are_known(self, names: Sequence[str]) -> bool:
         return self.columns.are_known(names) or (self.columns.file is None and url_column(names) is not None)
@@ -202,7 +211,7 @@ class SourceTable:
         return chosen
 
     def _add(self, where: str, cells: dict[str, Any], meaning: Meaning, columns: Columns) -> None:
-        name = meaning.files[0]
+        name = self._full_name(meaning.files[0])
         video = self._videos.get(name)
         self.repeated += video is not None
         self.with_times += bool(meaning.times)

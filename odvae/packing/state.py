@@ -1,7 +1,8 @@
 """What a packing keeps in its output folder until the folder is finished, and whether a command may go on with it.
 
 `OUT/unfinished.json` says that shards are still to come; the shards that are there are complete and may be used. What
-a command needs to go on is in `OUT/.packing/whole`, or of part 3 of 8 in `OUT/.packing/3-of-8`.
+a command needs to go on is in `OUT/.packing/whole`, or of part 3 of 8 in `OUT/.packing/3-of-8`; with OUT at a URL, a
+working copy of it is on this machine, and uploaded before a shard is.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ import contextlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from odvae.cluster.parts import Part
 from odvae.packing.journal import JOURNAL
+from odvae.packing.output import base_of, find_file, is_empty, remove_file, remove_folder, remove_shard, write_small
 from odvae.packing.report import PackingReport, read_report
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder, read_json_lines, read_object, temporary_path, write_json, write_text
 from odvae.running.folder_lock import sole_writer
 from odvae.running.resume_check import differing_keys
-from odvae.shards.facts_journal import INDEX_FOLDER, shard_index_path
+from odvae.shards.facts_journal import INDEX_FOLDER
 from odvae.shards.unfinished import UNFINISHED
+from odvae.storage.mirror import Choice, Mirror, everything, warn_of_no_locks
+from odvae.storage.paths import is_remote
+from odvae.storage.trees import list_tree
 
 STATE = ".packing"
 REPORT = "packing.json"
@@ -36,13 +41,27 @@ class PackingState:
 
     def __init__(self, out: Path, part: Part | None) -> None:
         self.out, self.part = out, part
-        self.folder = out / STATE / (_WHOLE if part is None else f"{part.number}-of-{part.count}")
+        name = _WHOLE if part is None else f"{part.number}-of-{part.count}"
+        self.folder = base_of(out) / STATE / name
+        self.mirror = Mirror(out / STATE / name) if is_remote(out) else None
         self.prefix = "" if part is None else part.prefix
         self.journal = self.folder / JOURNAL
-        self.scratch = self.folder / "scratch"
+        # Not in the working copy, all of which is uploaded.
+        self.scratch = self.folder / "scratch" if self.mirror is None else self.folder.with_name(f"scratch-{name}")
         self._record, self._report, self._shards = (
             self.folder / name for name in ("input.json", "report.json", "shards.jsonl")
         )
+
+    def fetch(self, choice: Choice = everything) -> PackingState:
+        """Have the state here, of OUT at a URL; returns this object."""
+        if self.mirror is not None:
+            self.mirror.open(choice, to_read=True)
+        return self
+
+    def save(self) -> None:
+        """Upload what has changed of the state, to OUT at a URL."""
+        if self.mirror is not None:
+            self.mirror.push()
 
     def read_record(self) -> dict[str, Any] | None:
         """What was packed: `input`, `source`, `settings`. None if packing has not begun."""
@@ -55,21 +74,22 @@ class PackingState:
     def check(self, record: dict[str, Any]) -> None:
         """Raise InputError unless OUT is new or empty, or has an unfinished packing of the same kind, with which a
         command with this record may go on."""
-        if not (self.out / STATE).is_dir():
-            if self.out.exists() and any(self.out.iterdir()):
+        others = states_in(self.out)
+        if not others and (self.mirror is not None or not (self.out / STATE).is_dir()):
+            if not is_empty(self.out):
                 raise InputError(
                     f"output folder {self.out} is not empty and was not packed from this input with these settings: "
                     "choose another, or remove it"
                 )
             return
-        for other in states_in(self.out):
-            count, others = (None if one.part is None else one.part.count for one in (self, other))
-            if count != others:
+        for other in others:
+            count, begun = (None if one.part is None else one.part.count for one in (self, other))
+            if count != begun:
                 raise InputError(
-                    f"{self.out} is being packed {_as_parts(others)}, so it cannot be packed {_as_parts(count)} too: "
+                    f"{self.out} is being packed {_as_parts(begun)}, so it cannot be packed {_as_parts(count)} too: "
                     "go on as it was begun, choose another folder, or remove it"
                 )
-            before = other.read_record()
+            before = other.fetch(_records).read_record()
             if before is None:
                 continue
             if other.folder != self.folder:
@@ -83,11 +103,15 @@ class PackingState:
     @contextlib.contextmanager
     def writing(self, record: dict[str, Any], command: str) -> Iterator[None]:
         """Within it this command is the only one that writes this packing. Raises InputError if another one does."""
-        make_output_folder(self.out)
+        if self.mirror is None:
+            make_output_folder(self.out)
         with sole_writer(self.folder):
-            if not (self.out / UNFINISHED).exists():
+            if self.mirror is not None:
+                warn_of_no_locks(self.out)
+                self.mirror.open(everything)
+            if find_file(self.out / UNFINISHED) is None:
                 what = "not finished: shards that are here are complete, others are still to come"
-                write_json(self.out / UNFINISHED, {"make_shards": what, "to go on": command})
+                write_small(self.out / UNFINISHED, {"make_shards": what, "to go on": command})
             before = self.read_record()
             if before is not None and before.get("input") != record["input"]:
                 print(
@@ -97,8 +121,22 @@ class PackingState:
                     self.journal.unlink(missing_ok=True)
             self._report.unlink(missing_ok=True)
             write_json(self._record, record)
-            remove_partial(self.out, self.prefix)
-            yield
+            if self.mirror is None:
+                remove_partial(self.out, self.prefix)
+            self.save()
+            try:
+                yield
+            except (KeyboardInterrupt, InputError):
+                with contextlib.suppress(InputError):  # what was found in files need not be found again
+                    self.save()
+                raise
+
+    def shard_sizes(self) -> Callable[[str], int | None]:
+        """What gives the size of a shard of OUT by its name; None where it is not there."""
+        if self.mirror is None:
+            return lambda name: (self.out / name).stat().st_size if (self.out / name).is_file() else None
+        there = list_tree(self.out)
+        return lambda name: there[name].size if name in there else None
 
     def written_shards(self) -> dict[str, dict[str, Any]]:
         """Name -> record of each shard that this packing has written, or has begun to write."""
@@ -114,29 +152,37 @@ class PackingState:
 
     def remove_shard(self, name: str) -> None:
         """Remove a shard that this packing has written before its input changed."""
-        (self.out / name).unlink(missing_ok=True)
-        shard_index_path(self.out, name).unlink(missing_ok=True)
+        remove_shard(self.out, name)
 
     def finish_part(self, report: PackingReport) -> None:
         write_json(self._report, asdict(report))
         shutil.rmtree(self.scratch, ignore_errors=True)
+        self.save()
 
 
 def states_in(out: Path) -> list[PackingState]:
     """The packings that were begun in a folder, in the order of their parts."""
     found = []
-    for folder in (out / STATE).iterdir() if (out / STATE).is_dir() else ():
-        if folder.name == _WHOLE:
+    if is_remote(out):
+        names = {name.partition("/")[0] for name in list_tree(out / STATE)}
+    else:
+        names = {folder.name for folder in (out / STATE).iterdir()} if (out / STATE).is_dir() else set()
+    for name in names:
+        if name == _WHOLE:
             found.append(PackingState(out, None))
-        elif match := re.fullmatch(r"(\d+)-of-(\d+)", folder.name):
+        elif match := re.fullmatch(r"(\d+)-of-(\d+)", name):
             found.append(PackingState(out, Part(int(match[1]), int(match[2]))))
     return sorted(found, key=lambda one: (one.part.number if one.part else 0, one.folder.name))
 
 
 def remove_state(out: Path) -> None:
     """Remove what packing has kept, once packing.json is written."""
-    (out / UNFINISHED).unlink(missing_ok=True)
-    shutil.rmtree(out / STATE, ignore_errors=True)
+    remove_file(out / UNFINISHED)
+    remove_folder(out, STATE)
+
+
+def _records(names: Collection[str]) -> list[str]:
+    return [name for name in names if name.endswith(".json")]
 
 
 def remove_partial(out: Path, prefix: str) -> None:

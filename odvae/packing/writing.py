@@ -11,10 +11,12 @@ from pathlib import Path
 
 from odvae.index.building import index_one, open_index
 from odvae.index.video_rows import VideoIndexer
-from odvae.packing.journal import Examined, Journal, state_of
+from odvae.packing.journal import Examined, Journal
+from odvae.packing.output import shard_place
 from odvae.packing.scenes import cut_scene
 from odvae.packing.settings import PackingSettings
-from odvae.packing.source_folder import SourceFolder, member_kind
+from odvae.packing.source_bucket import SourceBucket
+from odvae.packing.source_folder import SourceFolder, member_kind, state_of
 from odvae.packing.source_table import SourceTable
 from odvae.packing.state import PackingState, remove_partial
 from odvae.running.commands import command_line
@@ -24,6 +26,8 @@ from odvae.running.text import printable
 from odvae.running.worker_pool import OrderedPool, WorkerPool
 from odvae.shards.facts import ExamineLimits
 from odvae.shards.tars import list_shards, shard_writer
+from odvae.storage.paths import StorageError
+from odvae.storage.whole_files import on_disk
 
 # For indexing of shards whose samples were examined before: their .json files have all facts.
 _NOTHING_TO_EXAMINE = ExamineLimits(workers=0, seconds=60.0, memory_gib=4.0)
@@ -66,11 +70,16 @@ def write_shard(job: ShardJob) -> int:
     """Write a shard and its index; returns the shard's size. Raises InputError if a file has changed, or the disk is
     full."""
     try:
-        with shard_writer(job.path) as shard:
-            for path, one in job.samples:
-                shard.write(_shard_sample(path, one))
-        index_one(job.path, VideoIndexer(_NOTHING_TO_EXAMINE))
-        return job.path.stat().st_size
+        with shard_place(job.path) as place:
+            with shard_writer(place) as shard:
+                for path, one in job.samples:
+                    shard.write(_shard_sample(path, one))
+            index_one(place, VideoIndexer(_NOTHING_TO_EXAMINE))
+            return place.stat().st_size
+    except StorageError as error:
+        raise CannotWriteError(
+            f"{error}. What was written before is intact; run the same command again to go on"
+        ) from None
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise
@@ -100,7 +109,7 @@ class ShardWriter:
         self.source, self.settings, self.state, self.journal = source, settings, state, journal
         self.names: list[str] = []
         self.bytes = 0
-        self._written = state.written_shards()
+        self._written, self._size_of = state.written_shards(), state.shard_sizes()
         self._begun: deque[tuple[ShardJob, int]] = deque()
         self._pool: OrderedPool[ShardJob, int] | None = None
 
@@ -127,8 +136,7 @@ class ShardWriter:
         name = job.path.name
         self.names.append(name)
         there = self._written.get(name, {})
-        if job.path.is_file():
-            size = job.path.stat().st_size
+        if (size := self._size_of(name)) is not None:
             if (there.get("contents"), there.get("bytes")) == (job.digest, size):
                 self._done(job, size)
                 return
@@ -137,6 +145,9 @@ class ShardWriter:
                     f"{job.path} was not written by this packing: move it elsewhere, and run the same command again"
                 )
         self.state.note_shard(name)
+        if self.state.mirror is not None:
+            self.journal.begin_piece()
+            self.state.save()
         if self._is_written_elsewhere(self._have_files(job)):
             self._pool = self._pool or self._open_pool()
             self._begun.append((job, self._pool.submit(job)))
@@ -179,13 +190,15 @@ class ShardWriter:
 
     def _have_files(self, job: ShardJob) -> int:
         """Fetch the files again that an earlier command had, if they are gone. Returns the size of all."""
+        if isinstance(self.source, SourceBucket) and not self.source.copies:
+            return sum(self.source.states[one.name].size for _, one in job.samples)
         states = [state_of(path) for path, _ in job.samples]
         gone = [one.name for (_, one), state in zip(job.samples, states, strict=True) if state is None]
         for name, found in self.source.prepare(iter(dict.fromkeys(gone)), self.settings):
             if isinstance(found, Failure):
                 self.journal.forget([name])
                 raise InputError(f"{printable(name)}: {found.reason}. Run the same command again to go on without it")
-        return sum(state[0] for state in states if state is not None)
+        return sum(int(state[0]) for state in states if state is not None)
 
     def _note(self, job: ShardJob, size: int) -> None:
         self.state.note_shard(job.path.name, contents=job.digest, bytes=size)
@@ -207,16 +220,18 @@ class ShardWriter:
     def __exit__(self, *_: object) -> None:
         if self._pool is not None:
             self._pool.close()
-            remove_partial(self.state.out, self.state.prefix)
+            if self.state.mirror is None:
+                remove_partial(self.state.out, self.state.prefix)
 
 
 def _shard_sample(path: Path, sample: Examined) -> dict:
     """A sample in the form that the tar writer accepts."""
     assert sample.about is not None
-    if sample.scene is None:
-        data = _unchanged_bytes(path, sample)
-    else:
-        data = cut_scene(path, sample.name, sample.scene, sample.about["fps"])
+    with on_disk(path) as here:  # a task of Ray copies its files from a URL
+        if sample.scene is None:
+            data = _unchanged_bytes(here, sample)
+        else:
+            data = cut_scene(here, sample.name, sample.scene, sample.about["fps"])
     caption = sample.about["caption"].encode()
     return {
         "__key__": sample.key,

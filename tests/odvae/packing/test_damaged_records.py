@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from odvae.packing.journal import state_of
 from odvae.packing.packing import pack_folder
 from odvae.packing.settings import PackingSettings
+from odvae.packing.source_folder import state_of
 from odvae.packing.state import PackingState
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint

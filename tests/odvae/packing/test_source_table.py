@@ -91,7 +91,7 @@ def test_each_download_that_fails_is_named_with_its_reason_and_nothing_of_it_is_
         assert "cannot be downloaded: " in said
         assert reason in said
     assert "Connection refused" in report.rejected["http://127.0.0.1:9/x.mp4"]
-    assert "its scheme is not http or https" in report.rejected["ftp://127.0.0.1/x.mp4"]
+    assert "its scheme is not http, https or one of s3, gs, hf" in report.rejected["ftp://127.0.0.1/x.mp4"]
     assert "it is no valid URL" in report.rejected["http://[bad/x.mp4"]
     assert "it is a web page (HTML)" in report.rejected[f"{server.url}/a/page.mp4"]
     assert report.account["left_out"]["cannot be downloaded"]["count"] == 9

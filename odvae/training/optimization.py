@@ -140,7 +140,7 @@ def make_accelerator(precision: Precision, tracker: Tracker, folder: Path, name:
     if accelerator.is_main_process:
         make_output_folder(folder)
     accelerator.wait_for_everyone()
-    start_tracker(accelerator, tracker, {"wandb": {"name": name, "dir": str(folder), "resume": "allow"}})
+    start_tracker(accelerator, tracker, folder, name)
     return accelerator
 
 

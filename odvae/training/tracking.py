@@ -10,21 +10,30 @@ import contextlib
 import importlib.util
 import json
 import math
+import secrets
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from accelerate import Accelerator
 
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
-from odvae.running.files import read_json_lines, write_text
+from odvae.running.files import read_json_lines, read_object, write_json, write_text
+from odvae.running.run_folder import code_version
+from odvae.running.settings import read_yaml
+from odvae.running.stage import SETTINGS
+from odvae.running.text import read_text_file
 from odvae.training.settings import Tracker
 from odvae.video.frame_grid import save_image
 from odvae.video.video_io import write_video
 from odvae.weights.pretrained import root_of
+
+# The id of a folder's run in wandb.
+WANDB_RUN = "wandb_run.json"
 
 
 def check_tracker_installed(tracker: Tracker) -> None:
@@ -33,18 +42,29 @@ def check_tracker_installed(tracker: Tracker) -> None:
         raise InputError(f"tracker={tracker}: {tracker} is not installed; pip install {tracker}, or set tracker=none")
 
 
-def start_tracker(accelerator: Accelerator, tracker: Tracker, options: dict[str, Any]) -> None:
-    """Start the tracker on the main process; all ranks must call it. Raises InputError, with remedies, if it fails."""
+def start_tracker(accelerator: Accelerator, tracker: Tracker, folder: Path, name: str) -> None:
+    """Start the tracker on the main process; all ranks must call it. Raises InputError, with remedies, if it fails.
+
+    It gets the settings recorded in `folder` and the version of the code. A training that was stopped goes on in the
+    same run of wandb, whose id is kept in the folder.
+    """
     if tracker == "none":
         return
-    decide_on_main_process(lambda: _start(accelerator, tracker, options))
+    decide_on_main_process(lambda: _start(accelerator, tracker, folder, name))
     if not accelerator.is_main_process:
-        accelerator.init_trackers("odvae", init_kwargs=options)  # starts nothing there
+        accelerator.init_trackers("odvae")  # starts nothing there
 
 
-def _start(accelerator: Accelerator, tracker: Tracker, options: dict[str, Any]) -> None:
+def _start(accelerator: Accelerator, tracker: Tracker, folder: Path, name: str) -> None:
+    config = {**_recorded_settings(folder), "code": code_version()}
+    options: dict[str, Any] = {"name": name, "dir": str(folder), "config": config, "resume": "allow"}
+    if tracker == "wandb":
+        options["id"] = _wandb_id(folder)
     try:
-        accelerator.init_trackers("odvae", init_kwargs=options)
+        accelerator.init_trackers("odvae", init_kwargs={"wandb": options})
+        if tracker == "tensorboard":
+            text = yaml.safe_dump(config, sort_keys=False)
+            accelerator.get_tracker("tensorboard", unwrap=True).add_text("config", f"```\n{text}```")
     except Exception as error:  # trackers have their own types of errors
         remedies = {
             "wandb": "give a key (WANDB_API_KEY=..., or `wandb login` once), or log without a connection "
@@ -53,6 +73,22 @@ def _start(accelerator: Accelerator, tracker: Tracker, options: dict[str, Any]) 
         raise InputError(
             f"tracker={tracker} cannot be started ({root_of(error)}): {remedies.get(tracker, 'set tracker=none')}"
         ) from None
+
+
+def _recorded_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the stage that `folder` belongs to (an image VAE's is within the stage's folder)."""
+    for place in (folder, folder.parent):
+        if (place / SETTINGS).is_file():
+            return dict(read_yaml(read_text_file(place / SETTINGS), str(place / SETTINGS)) or {})
+    return {}
+
+
+def _wandb_id(folder: Path) -> str:
+    """The id of a folder's run in wandb, made at its first start."""
+    path = folder / WANDB_RUN
+    if not path.is_file():
+        write_json(path, {"id": secrets.token_hex(4)})
+    return read_object(path).text("id")
 
 
 class MetricsLog:

@@ -15,8 +15,10 @@ from small_ldm import WEIGHTS, settings
 from ldm.train import train_ldm
 from ldm.training.diffusion_batches import LatentData
 from odvae.running.errors import InputError
+from odvae.running.files import read_object
+from odvae.running.run_folder import code_version
 from odvae.training.optimization import make_accelerator
-from odvae.training.tracking import MetricsLog
+from odvae.training.tracking import WANDB_RUN, MetricsLog
 from odvae.video.video_io import examine
 
 
@@ -85,3 +87,23 @@ def test_the_rate_of_logged_samples_is_that_of_the_first_held_out_clip():
     entries = [types.SimpleNamespace(name="x", members={"json": 0}, read=lambda _, text=text: text) for text in about]
     data.latents = types.SimpleNamespace(held_out={"empty": [], "bucket": entries})
     assert data.frame_rate() == 12.5
+
+
+def test_a_tracker_gets_the_settings_and_the_code_and_a_restart_goes_on_in_the_same_run(ldm_run, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(Accelerator, "init_trackers", lambda self, project, init_kwargs: started.append(init_kwargs))
+    for steps in (2, 3):
+        train_ldm(settings(steps=steps), ldm_run / "vae", ldm_run / "latents", tmp_path / "ldm", 0, "wandb")
+    first, second = (one["wandb"] for one in started)
+    assert first["id"] == second["id"] == read_object(tmp_path / "ldm" / WANDB_RUN)["id"]
+    assert second["config"]["ldm"]["optimization"]["steps"] == 3
+    assert second["config"]["code"]["commit"] == code_version()["commit"]
+    assert (first["resume"], first["dir"]) == ("allow", str(tmp_path / "ldm"))
+
+
+def test_tensorboard_gets_the_settings_as_text(ldm_run, tmp_path):
+    pytest.importorskip("tensorboard", reason="needs the tensorboard extra")
+    train_ldm(settings(steps=1), ldm_run / "vae", ldm_run / "latents", tmp_path, 0, "tensorboard")
+    events = b"".join(path.read_bytes() for path in tmp_path.rglob("events.out.tfevents.*"))
+    assert b"learning_rate" in events
+    assert code_version()["commit"][:12].encode() in events

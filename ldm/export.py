@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from ldm.latents.manifest import TEXT_ENCODER_FOLDER
+from ldm.latents.manifest import MANIFEST, TEXT_ENCODER_FOLDER
+from ldm.networks.lora import LORA_WEIGHTS
 from ldm.networks.provenance import Provenance, weights_folder
 from ldm.pipeline import TextToVideoPipeline
 from ldm.report.report_values import distance_parts
@@ -41,7 +42,8 @@ def export_pipeline(
 ) -> None:
     """Write VAE, network, scheduler, text encoder and model card of a run into `out`, atomically.
 
-    A text encoder trained by the run is copied. Any other is referenced by its name and the hash of its weights and
+    Of a LoRA, the network is its base with the adapter merged into it. A text encoder trained by the run, or by the run
+    that this one was fine-tuned from, is copied. Any other is referenced by its name and the hash of its weights and
     loaded at its first use, unless `copy_text_encoder` is set. With `push`, the pipeline is also published as this
     repository on the Hugging Face hub. Raises InputError where a part is missing or does not belong to the others, or
     `out` holds something else.
@@ -73,7 +75,7 @@ def assemble_pipeline(
     """The run's pipeline with its model card, titled `name`, ready to be saved."""
     pipeline = load_pipeline(folders.vae, folders.ldm, samples.sampler, samples.ema_decay)
     pipeline.register_to_config(model_card=write_card(pipeline, folders, samples, name, copy_text_encoder))
-    if _trained_by_run(pipeline, folders) or copy_text_encoder:
+    if _trained_by_run(pipeline) or copy_text_encoder:
         pipeline.register_to_config(text_encoder_name=None)  # it is in the folder
     elif pipeline.text_encoder is not None:
         pipeline.register_modules(text_encoder=None, tokenizer=None)
@@ -86,7 +88,8 @@ def write_card(
     """The model card: what the model is, how to use it, what it was trained on, and its scores."""
     settings_text = read_text_file(folders.ldm / "experiment.yaml")
     steps = trained_steps(settings_text, folders.ldm / "experiment.yaml")
-    provenance = Provenance.load(weights_folder(folders.ldm, samples.ema_decay))
+    weights = weights_folder(folders.ldm, samples.ema_decay)
+    provenance = Provenance.load(weights)
     config, vae = pipeline.transformer.config, pipeline.vae
     t, h, w = config.sample_size
     conditioning, call, task = _conditioning(pipeline)
@@ -107,10 +110,12 @@ def write_card(
         height=h * vae.spatial_compression_ratio,
         width=w * vae.spatial_compression_ratio,
         data=provenance.data,
+        base_sha256=provenance.base_sha256,
+        has_lora=(weights / LORA_WEIGHTS).is_file(),
         steps=steps,
         global_batch=checkpoint_facts(checkpoints[-1])["global_batch"] if checkpoints else "unknown",
         scheduler=type(pipeline.scheduler).__name__,
-        text_encoder=_text_encoder(pipeline, folders, copied),
+        text_encoder=_text_encoder(pipeline, copied),
         vae_sha256=provenance.vae_sha256,
         ldm_sha256=weights_fingerprint(pipeline.transformer),
         code=code_version(),
@@ -165,17 +170,17 @@ def report_scores(report: JsonObject) -> list[tuple[str, str]]:
     return scores
 
 
-def _trained_by_run(pipeline: TextToVideoPipeline, folders: RunFolder) -> bool:
-    """Whether the text encoder was trained by the run itself and is in its latents' folder."""
-    name = pipeline.config.text_encoder_name
-    return name is not None and Path(name).resolve() == (folders.latents / TEXT_ENCODER_FOLDER).resolve()
+def _trained_by_run(pipeline: TextToVideoPipeline) -> bool:
+    """Whether the text encoder was trained by a run, this one or its base's, and is in the folder of its latents."""
+    folder = Path(pipeline.config.text_encoder_name or "")
+    return folder.name == TEXT_ENCODER_FOLDER and (folder.parent / MANIFEST).is_file()
 
 
-def _text_encoder(pipeline: TextToVideoPipeline, folders: RunFolder, copied: bool) -> str | None:
+def _text_encoder(pipeline: TextToVideoPipeline, copied: bool) -> str | None:
     name = pipeline.config.text_encoder_name
     if name is None:
         return None
-    if _trained_by_run(pipeline, folders):
+    if _trained_by_run(pipeline):
         return "trained on the training captions, in this folder"
     return f"{name}, {'in this folder' if copied else 'loaded from there'}"
 

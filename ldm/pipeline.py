@@ -36,6 +36,7 @@ from ldm.sampling.pipeline_inputs import (
     latent_shape,
     negative_prompts_of,
 )
+from ldm.sampling.pipeline_lora import LoraMixin
 from ldm.sampling.pipeline_text import PipelineTextMixin, check_embeddings, check_one_of, text_mask
 from ldm.sampling.schedulers import check_scheduler, schedule_steps
 from odvae.video_vae import VideoVAE
@@ -49,7 +50,7 @@ class TextToVideoOutput(BaseOutput):
     frames: np.ndarray | Tensor | list[list[Image]]
 
 
-class TextToVideoPipeline(PipelineFolderMixin, PipelineTextMixin, PipelineFramesMixin, DiffusionPipeline):
+class TextToVideoPipeline(PipelineFolderMixin, PipelineTextMixin, PipelineFramesMixin, LoraMixin, DiffusionPipeline):
     """Generates videos with a trained network.
 
     With one generator per video and `batch_size=1`, a video is the same to the last bit whichever others are generated

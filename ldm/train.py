@@ -10,12 +10,12 @@ from torch import Tensor
 
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
 from ldm.networks.attention import check_backend
-from ldm.networks.factory import build_network, network_factory
 from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.provenance import Provenance, ema_folder
 from ldm.networks.settings import ConditioningSettings
 from ldm.networks.text_encoder import has_vocabulary
 from ldm.training.diffusion_batches import LatentData, SampleLoss, per_sample_mse
+from ldm.training.initial_network import initial_network, new_network
 from ldm.training.settings import LDMSettings
 from ldm.training.step import apply_model_options, training_step
 from ldm.training.throughput import StepMeter
@@ -48,6 +48,7 @@ def train_ldm(
 ) -> None:
     """Train the network on the latents into `folder` (a diffusers model folder), or resume an interrupted run.
 
+    With `settings.init_from`, that network is trained further, or an adapter of it (`settings.lora`).
     For VAEs, networks and losses from outside this project (docs/your_own.md): `load_vae` loads `vae_folder`,
     `make_network` creates the network in place of the one in `settings`, `loss` is minimized.
 
@@ -64,11 +65,13 @@ def train_ldm(
     check_trainable(settings, manifest, latents_folder)
     check_backend(settings.attention_backend, state.device)
     torch.manual_seed(seed)
-    network = new_network(settings, manifest, make_network)
+    start = initial_network(settings, manifest, make_network)
+    network, manifest = start.network, start.normalization(manifest)
     for shape in manifest.buckets.values():
         network.token_grid(torch.empty(1, *shape, device="meta"))  # raises where the patches do not divide the latents
     own = names_of(make_network=make_network, loss=None if loss is per_sample_mse else loss)
-    with Stage(folder, {"seed": seed, "ldm": settings, "latents": latents_identity(manifest), **own}) as stage:
+    sections = {"seed": seed, "ldm": settings, "latents": latents_identity(manifest), **start.record, **own}
+    with Stage(folder, sections) as stage:
         if stage.finished:
             return
         account = account_of(manifest, settings.conditioning)
@@ -83,11 +86,10 @@ def train_ldm(
             account.leave_out(name, CHANGED_ENTRY, reason)
         if state.is_main_process:
             for name, weights in averages.items():
-                trained = new_network(settings, manifest, make_network)
-                trained.load_state_dict(weights)
                 with install_folder(stage.folder / name) as temporary:
-                    trained.save_pretrained(temporary)
-                    Provenance.of_latents(manifest, latents_folder, folder).save(temporary)
+                    start.save(weights, temporary, lambda: new_network(settings, manifest, make_network))
+                    provenance = Provenance.of_latents(manifest, latents_folder, folder)
+                    start.provenance(provenance, folder / name).save(temporary)
             account.save(stage.folder)
             print(account.table(), flush=True)
 
@@ -126,12 +128,6 @@ def latents_identity(manifest: Manifest) -> dict[str, str | int]:
     """The properties of latents that must not change when a run is resumed."""
     names = ("vae_sha256", "text_sha256", "train_entries", "held_out_entries")
     return {name: getattr(manifest, name) for name in names}
-
-
-def new_network(settings: LDMSettings, manifest: Manifest, make: NetworkFactory | None = None) -> Network:
-    """A network with random weights for these latents, as in the settings or from the factory `make`."""
-    make = make or network_factory(settings.network)
-    return build_network(make, settings.conditioning, settings.objective, manifest)
 
 
 def fit(

@@ -212,35 +212,37 @@ def name_shape(patches: np.ndarray) -> str:
 
 
 def name_motion(track: Track) -> str:
-    """The motion from the first frame to the last, if it is long, straight and along one axis."""
+    """The motion from the first frame to the last, if it is long, straight, and along one axis or the diagonal."""
     time = np.flatnonzero(track.valid) / (len(track.valid) - 1) - 0.5
     time -= time.mean()
     position = track.position[track.valid] - track.position[track.valid].mean(0)
     travel = time @ position / (time @ time)  # (2,): the slope of a line fitted to all valid frames
-    axis = int(np.abs(travel).argmax())
-    length = abs(travel[axis])
-    if length < TRAVEL * track.radius or length < DOMINANCE * abs(travel[1 - axis]):
+    length = np.abs(travel).max()
+    if length < TRAVEL * track.radius:
         return UNCLEAR
-    straightness = abs(time @ position[:, axis]) / np.sqrt((time @ time) * (position[:, axis] @ position[:, axis]))
-    if straightness < STRAIGHTNESS:
+    moved = np.abs(travel) * DOMINANCE > length  # one axis, or both
+    spread = np.sqrt((time @ time) * (position * position).sum(0))
+    if (np.abs(time @ position)[moved] < STRAIGHTNESS * spread[moved]).any():
         return UNCLEAR
-    direction = [0, 0]
-    direction[axis] = int(np.sign(travel[axis]))
-    return next(word for word, named in DIRECTIONS.items() if named == tuple(direction))
+    direction = tuple(np.where(moved, np.sign(travel), 0).astype(int))
+    return next((word for word, named in DIRECTIONS.items() if named == direction), UNCLEAR)
 
 
 def prompt_accuracy(verdicts: Sequence[Verdict], captions: Sequence[str]) -> dict:
     """Shares of verdicts that agree with their captions: `color`, `shape`, `motion` in 0..1, and `n` clips.
 
     "unclear" counts as wrong; `unclear` has its share for each attribute. `chance` has the expected accuracy of the
-    same verdicts with the captions in random order. Raises ValueError for no clips, for another number of captions
-    than verdicts, and for a caption that is not a scene's.
+    same verdicts with the captions in random order. `words` has, for each word of the captions, the number `n` of clips
+    that should have it and the share that has (`accuracy`).
+
+    Raises ValueError for no clips, for another number of captions than verdicts, and for a caption that is not a
+    scene's.
     """
     if not verdicts or len(verdicts) != len(captions):
         raise ValueError(f"expected a caption for each verdict, got {len(captions)} for {len(verdicts)}")
     scenes = [parse_caption(caption) for caption in captions]
     n = len(scenes)
-    report: dict = {"n": n, "unclear": {}, "chance": {}}
+    report: dict = {"n": n, "unclear": {}, "chance": {}, "words": {}}
     for attribute in ATTRIBUTES:
         predicted = [getattr(verdict, attribute) for verdict in verdicts]
         expected = [getattr(scene, attribute) for scene in scenes]
@@ -248,4 +250,8 @@ def prompt_accuracy(verdicts: Sequence[Verdict], captions: Sequence[str]) -> dic
         report[attribute] = sum(a == b for a, b in zip(predicted, expected, strict=True)) / n
         report["unclear"][attribute] = predictions[UNCLEAR] / n
         report["chance"][attribute] = sum(predictions[word] * labels[word] for word in labels) / n**2
+        right = Counter(a for a, b in zip(predicted, expected, strict=True) if a == b)
+        report["words"] |= {
+            word: {"n": labels[word], "accuracy": right[word] / labels[word]} for word in sorted(labels)
+        }
     return report

@@ -14,3 +14,6 @@ class DemoVideoSettings(Settings):
     """Frames per second of the files."""
     seed: int = 0
     """Seed of the scenes."""
+    diagonal: float = Field(0.0, ge=0, le=1)
+    """Share of the videos in which the shape moves "diagonally", a word that the others do not have: for fine-tuning
+    (configs/lora_demo.yaml)."""

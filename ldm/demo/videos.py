@@ -22,12 +22,14 @@ SHAPES = ("circle", "square", "triangle")
 COLORS = ("red", "yellow", "green", "cyan", "blue", "magenta")  # hue = 60 degrees x position
 SIZES = ("small", "large")
 MOTIONS = ("left", "right", "up", "down")
-DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}  # (x, y), y grows downwards
+DIAGONALLY = "diagonally"  # right and down: a motion to learn by fine-tuning, which the demo's videos do not have
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1), DIAGONALLY: (1, 1)}  # (x, y), y down
 
 COMBINATIONS = tuple((s, c, m) for s in SHAPES for c in COLORS for m in MOTIONS)
 # n % 3 and n % 4 give every (shape, motion) pair once for n = 0..11; n // 2 gives each color two of them.
 UNSEEN = frozenset((SHAPES[n % 3], COLORS[n // 2], MOTIONS[n % 4]) for n in range(12))
 SEEN = frozenset(COMBINATIONS) - UNSEEN
+DIAGONAL = frozenset((s, c, DIAGONALLY) for s in SHAPES for c in COLORS)
 
 RADIUS = {"small": (0.19, 0.21), "large": (0.245, 0.265)}  # of the width
 TRAVEL = (0.30, 0.40)  # of the width, over the whole clip
@@ -63,12 +65,12 @@ def parse_caption(text: str) -> Scene:
     words = text.split()
     if len(words) == 6:
         article, size, color, shape, verb, motion = words
-        known = size in SIZES and color in COLORS and shape in SHAPES and motion in MOTIONS
+        known = size in SIZES and color in COLORS and shape in SHAPES and motion in DIRECTIONS
         if known and article == "a" and verb == "moves":
             return Scene(shape, color, size, motion)
     raise InputError(
         f"cannot read the caption {text!r}: expected 'a SIZE COLOR SHAPE moves MOTION' with "
-        f"SIZE in {SIZES}, COLOR in {COLORS}, SHAPE in {SHAPES}, MOTION in {MOTIONS}"
+        f"SIZE in {SIZES}, COLOR in {COLORS}, SHAPE in {SHAPES}, MOTION in {tuple(DIRECTIONS)}"
     )
 
 
@@ -133,7 +135,7 @@ def _draw_path(scene: Scene, radius: float, rng: np.random.Generator) -> tuple[n
     side, up, down = (MARGIN + radius * reach for reach in shape_extent(scene.shape))
     low, high = np.array([side, up]), np.array([1 - side, 1 - down])
     direction = np.array(DIRECTIONS[scene.motion])
-    room = np.abs(direction) @ (high - low)  # for a large triangle, less than the longest travel
+    room = (high - low)[direction != 0].min()  # for a large triangle, less than the longest travel
     travel = direction * rng.uniform(TRAVEL[0], min(TRAVEL[1], room))
     start: np.ndarray = rng.uniform(low - np.minimum(travel, 0), high - np.maximum(travel, 0))
     return start, start + travel
@@ -167,9 +169,17 @@ def _draw_background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, n
     return gray.astype(np.float32), tint.astype(np.float32)
 
 
-def training_scenes(count: int, seed: int) -> list[Scene]:
-    """`count` scenes of SEEN combinations, shuffled and balanced as in `_balanced_scenes`."""
-    return _balanced_scenes(SEEN, count, seed)
+def training_scenes(count: int, seed: int, diagonal: float = 0.0) -> list[Scene]:
+    """`count` scenes of SEEN combinations, shuffled and balanced as in `_balanced_scenes`.
+
+    A share `diagonal` of them are of DIAGONAL combinations instead, in between.
+    """
+    new = round(count * diagonal)
+    scenes = _balanced_scenes(SEEN, count - new, seed)
+    if not new:
+        return scenes
+    scenes += _balanced_scenes(DIAGONAL, new, seed)
+    return [scenes[i] for i in np.random.default_rng(seed).permutation(count)]
 
 
 def prompts(count: int, seed: int, unseen: bool) -> list[str]:
@@ -194,21 +204,30 @@ def _balanced_scenes(combinations: Iterable[tuple[str, str, str]], count: int, s
 
 
 def write_demo_videos(
-    folder: str | Path, count: int, frames: int, size: int, fps: float, seed: int, progress: bool = True
+    folder: str | Path,
+    count: int,
+    frames: int,
+    size: int,
+    fps: float,
+    seed: int,
+    diagonal: float = 0.0,
+    progress: bool = True,
 ) -> None:
     """Render `count` training scenes into `folder`: 00000.mp4 with its caption 00000.txt, and so on.
 
-    The folder is written atomically: an interrupted call leaves none. Not for several processes at a time.
-    `demo_videos.json` in it records the settings: a second call with the same settings returns at once. Raises
-    InputError if the folder holds videos of other settings, or anything else.
+    `diagonal` is the share of them with that motion. The folder is written atomically: an interrupted call leaves none.
+    Not for several processes at a time. `demo_videos.json` in it records the settings: a second call with the same
+    settings returns at once. Raises InputError if the folder holds videos of other settings, or anything else.
     """
     folder = Path(folder)
     settings = {"count": count, "frames": frames, "size": size, "fps": fps, "seed": seed}
+    if diagonal:
+        settings["diagonal"] = diagonal
     if count < 1 or fps <= 0:
         raise InputError(f"cannot write {count} videos of {fps} frames per second: both must be positive")
     if _holds_demo_videos(folder, settings):
         return
-    scenes = training_scenes(count, seed)
+    scenes = training_scenes(count, seed, diagonal)
     bar = tqdm(scenes, desc=f"demo videos -> {folder}", unit="clip", disable=not progress)
     with atomic_folder(folder) as partial:
         for i, scene in enumerate(bar):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ldm.networks.attention import AttentionAxis, CrossAttention, SelfAttention, rope_angles, rope_cos_sin
 from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
+from ldm.networks.lora import FusedProjectionsLoraMixin
 from odvae.running.errors import InputError
 
 
@@ -78,7 +79,7 @@ class Block(nn.Module):
         return torch.addcmul(x, gate[-1], self.mlp(norm_and_modulate(x, shift[-1], scale[-1])))  # (b, n, d)
 
 
-class DiT(ModelMixin, ConfigMixin):
+class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
     """Predicts the training target (velocity, noise, v or x0) from noisy latents (b, c, t, h, w), timesteps (b,) and
     conditioning.
 
@@ -104,6 +105,8 @@ class DiT(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _repeated_blocks = ("Block",)
     _no_split_modules = ("Block",)
+    lora_targets = ("qkv", "q", "kv", "out")
+    """The layers that get a LoRA adapter by default: those of the attention."""
 
     @register_to_config
     def __init__(

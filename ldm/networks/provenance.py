@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,11 @@ class Provenance:
     data: dict[str, Any]
     """Settings of the clips (`DataSettings`)."""
     latents: str
+    base: str | None = None
+    """Of a fine-tuned network: the folder of the network that its training began from, relative to its own folder where
+    that is no URL."""
+    base_sha256: str | None = None
+    """Fingerprint of that network's weights."""
 
     @classmethod
     def of_latents(cls, manifest: Manifest, latents_folder: Path, ldm_folder: Path) -> Provenance:
@@ -36,13 +41,23 @@ class Provenance:
             text_encoder = _relative(latents_folder / TEXT_ENCODER_FOLDER, ldm_folder)
         return cls(manifest.vae_sha256, text_encoder, manifest.text_sha256, manifest.data, str(latents_folder))
 
+    def with_base(self, base: Path, sha256: str, folder: Path) -> Provenance:
+        """The provenance of a network in `folder` that was fine-tuned from the one in `base`."""
+        start = folder if is_remote(folder) else folder.resolve()
+        return replace(self, base=_relative(base.resolve(), start), base_sha256=sha256)
+
     @classmethod
     def load(cls, folder: Path) -> Provenance:
         """Read the provenance of the network in `folder`. Raises InputError where it is missing or has other keys."""
-        return parse_record(cls, read_object(folder / PROVENANCE), folder / PROVENANCE)
+        values = {"base": None, "base_sha256": None} | read_object(folder / PROVENANCE)
+        return parse_record(cls, values, folder / PROVENANCE)
 
     def save(self, folder: Path) -> None:
-        write_json(folder / PROVENANCE, asdict(self))
+        """Write it; the entries about a base only where there is one."""
+        values = asdict(self)
+        if self.base is None:
+            del values["base"], values["base_sha256"]
+        write_json(folder / PROVENANCE, values)
 
     def text_encoder_in(self, ldm_folder: Path) -> str:
         """The text encoder's folder or hub name, for the run's ldm folder at its present path, or its URL."""

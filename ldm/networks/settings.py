@@ -75,6 +75,16 @@ class UNetSettings(Settings):
         return self
 
 
+class LoRASettings(Settings):
+    rank: int = Field(16, ge=1)
+    """Rank of the two matrices that are trained for each layer."""
+    alpha: float | None = Field(None, gt=0)
+    """Their product is scaled by alpha / rank; null: by 1."""
+    targets: tuple[str, ...] = ()
+    """Layers that get an adapter, by the ends of their names (DiT: qkv, q, kv, out, fc1, fc2, modulation, ...; or
+    diffusers' to_q, to_k, to_v, to_out.0); none given: those of the attention."""
+
+
 class ConditioningSettings(Settings):
     renamed_keys: ClassVar[dict[str, str]] = {"dropout": "cond_dropout"}
 
@@ -89,8 +99,9 @@ class ConditioningSettings(Settings):
 
 class TextSettings(Settings):
     encoder: str = LEARNED
-    """Folder or hub name of a transformers text encoder (T5, CLIP, BERT, ...), or "learned": a small one is trained on
-    the training captions before they are encoded, without a download."""
+    """Folder or hub name of a transformers text encoder (T5, CLIP, BERT, ...), or the folder of an exported pipeline
+    that has one; or "learned": a small one is trained on the training captions before they are encoded, without a
+    download."""
     max_tokens: int = Field(16, ge=2)
     """Captions are truncated or padded to this many tokens."""
     width: int = Field(64, ge=16, multiple_of=16)

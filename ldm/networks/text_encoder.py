@@ -105,20 +105,32 @@ def check_max_tokens(encoder: TextEncoder, max_tokens: int) -> None:
 
 
 def load_text_encoder(name: str | Path) -> TextEncoder:
-    """A text encoder from a transformers folder, its URL or a hub name. Raises InputError where it cannot be loaded."""
+    """A text encoder from a transformers folder, its URL or a hub name, or from the folder of an exported pipeline.
+
+    Raises InputError where it cannot be loaded.
+    """
     given, name = str(name), local_model(str(name))
     source, what = f"text.encoder={given!r}", "a text encoder"
+    if (Path(name) / "model_index.json").is_file():
+        model, tokenizer = str(Path(name) / "text_encoder"), str(Path(name) / "tokenizer")
+        return TextEncoder(*_load_parts(model, tokenizer, source, what), given)
+    return TextEncoder(*_load_parts(name, name, source, what), given)
+
+
+def _load_parts(
+    name: str, tokenizer_name: str, source: str, what: str
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # tensors that a checkpoint lacks and we do not use (a pooler) are reproducible
         with loading(source, name, what):
             config = AutoConfig.from_pretrained(name)
             check_sizes(config.to_dict(), name)
-        with loading(source, name, what, _TOKENIZER_FILES):
-            tokenizer = AutoTokenizer.from_pretrained(name)
+        with loading(source, tokenizer_name, what, _TOKENIZER_FILES):
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_name)
         with loading(source, name, what):
             model = _load_model(name, config, source)
-        _check_tokenizer(tokenizer, model, Path(name), source)
-    return TextEncoder(tokenizer, model, given)
+        _check_tokenizer(tokenizer, model, Path(tokenizer_name), source)
+    return tokenizer, model
 
 
 def _load_model(name: str, config: PretrainedConfig, source: str) -> PreTrainedModel:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers import UNet3DConditionModel
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
 from odvae.running.errors import InputError
 
 
-class UNet(ModelMixin, ConfigMixin):
+class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the training target (velocity, noise, v or x0) from noisy latents (b, c, t, h, w), timesteps (b,) and
     conditioning.
 
@@ -30,6 +31,9 @@ class UNet(ModelMixin, ConfigMixin):
     diffusers' blocks take no text mask, so padding tokens are replaced by a learned null token. A class is one token;
     without text and classes, the null token is the only one.
     """
+
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
+    """As of DiT."""
 
     @register_to_config
     def __init__(

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
 from ldm.diffusion.settings import ObjectiveSettings
-from ldm.networks.settings import AttentionBackend, ConditioningSettings, DiTSettings, UNetSettings
+from ldm.networks.settings import AttentionBackend, ConditioningSettings, DiTSettings, LoRASettings, UNetSettings
 from odvae.running.resume_check import MayChange
 from odvae.running.settings import Settings
 from odvae.training.settings import OptimizationSettings
+
+
+def _default_dit(given: dict[str, Any]) -> DiTSettings | None:
+    return None if given.get("unet") or given.get("init_from") else DiTSettings()
 
 
 class LDMSettings(Settings):
@@ -21,10 +25,15 @@ class LDMSettings(Settings):
         "shown": "num_visualized",
     }
 
+    init_from: str | None = None
+    """Fine-tuning: a trained network to start from, as a run's folder, its ldm folder, or the folder of an exported
+    pipeline. The latents must be those of its VAE (`vae.pretrained`) and of its text encoder (`text.encoder`)."""
+    lora: LoRASettings | None = None
+    """Fine-tuning: train only a LoRA adapter of the network in `init_from`; null: all weights."""
     unet: UNetSettings | None = None
     """diffusers' 3D UNet; where it is given, it is trained in place of the DiT."""
-    dit: DiTSettings | None = Field(default_factory=lambda given: None if given.get("unet") else DiTSettings())
-    """The diffusion transformer."""
+    dit: DiTSettings | None = Field(default_factory=_default_dit)
+    """The diffusion transformer; with `init_from`, the network's own sizes are taken where neither is given."""
     conditioning: ConditioningSettings = ConditioningSettings()
     """Conditioning: text, class or none; optional first frame."""
     objective: ObjectiveSettings = ObjectiveSettings()
@@ -47,16 +56,16 @@ class LDMSettings(Settings):
 
     @model_validator(mode="after")
     def _there_is_one_network_that_supports_the_options(self) -> LDMSettings:
-        if (self.dit is None) == (self.unet is None):
+        if (self.dit is None) == (self.unet is None) and not (self.init_from and self.dit is None):
             raise ValueError("exactly one network is trained: give either dit or unet")
+        if self.lora is not None and self.init_from is None:
+            raise ValueError("lora is an adapter of a trained network: name it in init_from")
         for name in ("compile", "gradient_checkpointing"):
             if self.unet is not None and getattr(self.optimization, name):
                 raise ValueError(f"optimization.{name}=true is for ldm.dit: diffusers' 3D UNet does not support it")
         return self
 
     @property
-    def network(self) -> DiTSettings | UNetSettings:
-        """The settings of the network that is trained."""
-        network = self.unet if self.unet is not None else self.dit
-        assert network is not None  # checked by the validator
-        return network
+    def network(self) -> DiTSettings | UNetSettings | None:
+        """The settings of the network that is trained; None where `init_from` alone determines them."""
+        return self.unet if self.unet is not None else self.dit

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 class EMA:
-    """Exponential moving average of a network's parameters, on the same device and sharded in the same way.
+    """Exponential moving average of a network's trained parameters, on the same device and sharded in the same way.
 
     It is not a copy of the network: an FSDP2 module cannot be copied, and this way a rank needs memory for its shards
     only.
@@ -22,7 +22,7 @@ class EMA:
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         self.network, self.decay = network, decay
-        self.live = dict(network.named_parameters())
+        self.live = {name: value for name, value in network.named_parameters() if value.requires_grad}
         self.values = {name: parameter.detach().clone() for name, parameter in self.live.items()}
 
     @torch.no_grad()

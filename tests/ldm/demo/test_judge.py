@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm.demo.judge import ATTRIBUTES, UNCLEAR, Verdict, judge, prompt_accuracy
-from ldm.demo.videos import COLORS, MOTIONS, SHAPES, Scene, parse_caption, prompts, render
+from ldm.demo.videos import COLORS, DIAGONALLY, MOTIONS, SHAPES, SIZES, Scene, parse_caption, prompts, render
 
 NOTHING = Verdict(UNCLEAR, UNCLEAR, UNCLEAR)
 
@@ -108,6 +108,7 @@ def test_chance_is_the_mean_over_all_pairings():
     reports = [prompt_accuracy(verdicts, [captions[i] for i in pairing]) for pairing in pairings]
     assert report["n"] == 3
     assert (report["color"], report["shape"], report["motion"]) == pytest.approx((1 / 3, 2 / 3, 1 / 3))
+    assert report["words"]["circle"] == {"n": 2, "accuracy": 1 / 2}
     assert report["unclear"] == pytest.approx({"color": 0, "shape": 1 / 3, "motion": 1 / 3})
     for attribute in ATTRIBUTES:
         assert report["chance"][attribute] == pytest.approx(np.mean([r[attribute] for r in reports]))
@@ -178,6 +179,15 @@ def test_two_shapes_of_one_color_that_cross_are_unclear():
         verdicts.append(judge(np.where(colored, second, first)))
     assert {verdict.shape for verdict in verdicts} == {UNCLEAR}
     assert np.mean([verdict == NOTHING for verdict in verdicts]) > 0.8  # the circle may hide behind the square
+
+
+def test_a_diagonal_motion_is_one_of_its_own_and_other_diagonals_are_unclear():
+    scenes = [Scene(shape, color, size, DIAGONALLY) for shape in SHAPES for color in COLORS for size in SIZES]
+    videos = [render(scene, (i, 5), frames=9, size=32) for i, scene in enumerate(scenes)]
+    report = prompt_accuracy([judge(video) for video in videos], [scene.caption for scene in scenes])
+    assert report["motion"] == report["words"][DIAGONALLY]["accuracy"] == 1
+    assert {judge(video[::-1]).motion for video in videos} == {UNCLEAR}  # left and up
+    assert {judge(video[:, :, ::-1]).motion for video in videos} == {UNCLEAR}  # left and down
 
 
 def test_only_what_is_unclear_is_called_unclear():

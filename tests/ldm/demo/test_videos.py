@@ -11,6 +11,7 @@ from ldm.demo import videos as demo_videos
 from ldm.demo.videos import (
     COLORS,
     COMBINATIONS,
+    DIAGONALLY,
     MOTIONS,
     SEEN,
     SHAPES,
@@ -132,6 +133,16 @@ def test_training_scenes_cover_every_combination_and_size_evenly():
     assert set(Counter(scenes[:120]).values()) == {1}  # each combination in each size
     assert scenes == training_scenes(400, seed=1)[:300]
     assert scenes != training_scenes(300, seed=2)
+
+
+def test_a_share_of_the_training_scenes_moves_diagonally():
+    scenes = training_scenes(100, seed=1, diagonal=0.3)
+    motions = [scene.motion == DIAGONALLY for scene in scenes]
+    assert sum(motions) == 30
+    assert 0 < sum(motions[:50]) < 30
+    assert sorted(map(str, (scene for scene in scenes if scene.motion != DIAGONALLY))) == sorted(
+        map(str, training_scenes(70, seed=1))
+    )
 
 
 @pytest.mark.parametrize("unseen", [True, False])

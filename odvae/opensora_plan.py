@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from odvae.architecture.layers import CausalConv3d, FrameConv2d
+from odvae.architecture.resampling import DoublingConv3d
 from odvae.running.errors import InputError
 from odvae.running.text import check_is_file
 from odvae.weights.pretrained import shorten
@@ -65,7 +66,7 @@ def published_names(vae: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
     for module_name, module in vae.named_modules():
         # The published code wraps 3D convolutions in a module with attribute `conv`, also those with a temporal kernel
         # size of 1: in attention, and in the decoder's upsampler without temporal upsampling.
-        wrapped = isinstance(module, (CausalConv3d, nn.Linear))
+        wrapped = isinstance(module, (CausalConv3d, DoublingConv3d, nn.Linear))
         wrapped |= isinstance(module, FrameConv2d) and module_name.startswith("decoder.")
         for kind, tensor in module.named_parameters(recurse=False):
             shape = tuple(tensor.shape)

@@ -7,17 +7,17 @@ independently, on any machines; `encode.finish=true` then writes the manifest.
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import PartialState
 
-from ldm.encoding.encode_shards import captions_of, describe_speed, encode_shard_jobs
+from ldm.encoding.embed import embed_stage
+from ldm.encoding.encode_shards import describe_speed, encode_shard_jobs
 from ldm.encoding.finish import finish
+from ldm.encoding.own_text_encoder import open_text_encoder
 from ldm.encoding.parts import describe_missing, note_part, share_of_jobs, sources_of_part
 from ldm.encoding.plan import ShardJob
 from ldm.encoding.ray_engine import EncodingRecipe, encode_on_ray
@@ -25,16 +25,13 @@ from ldm.encoding.resume import EncodedFolder, Sources, count_of, record_vae
 from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.shard_files import EncodingContext
 from ldm.latents.manifest import TEXT_ENCODER_FOLDER
-from ldm.networks.settings import LEARNED, TextSettings
-from ldm.networks.text_encoder import TextEncoder, check_max_tokens, learn_text_encoder, load_text_encoder
+from ldm.networks.settings import TextSettings
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.cluster.parts import Part
-from odvae.running.distributed import TIMEOUT, decide_on_main_process
+from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
-from odvae.running.failures import Failure
 from odvae.running.files import write_json
-from odvae.running.folder_lock import exclusive_update
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.precision import precision_name
 from odvae.running.stage import Stage
@@ -62,6 +59,9 @@ def encode_latents(
     With `settings.part` only that part's, together with other parts; with `settings.finish` none: what all parts
     encoded is checked to be complete, and finished.
 
+    With `settings.text` "separate" the captions are embedded after that, into shards of their own; with "only" nothing
+    else is done (`ldm.encoding.embed`).
+
     Prints an account of the videos at the end, and writes it to `account.json`. `needs_text`: a network will be trained
     with text conditioning, so captions are required. Raises InputError where there are none then, where the VAE is
     missing or does not take clips of these sizes, where the folder holds latents of another VAE, other settings or
@@ -70,8 +70,12 @@ def encode_latents(
     """
     state = PartialState()
     check_engine(settings, state)
+    check_separate_text(settings, folder)
     if needs_text:
         check_captions(videos)
+    if settings.text == "only":
+        embed_stage(settings, text, data, videos, folder, seed)
+        return
     vae = load_vae(vae_folder).to(state.device)
     settings.check_sizes(data, compression_of(vae))
     check_long_clips(settings, data, vae)
@@ -84,9 +88,7 @@ def encode_latents(
         waiting, hashes = decide_on_main_process(
             lambda: _find_waiting(stage, sources, settings, check_vae(stage, vae, vae_sha256, vae_folder))
         )
-        text_encoder = open_text_encoder(text, videos, stage, seed)
-        check_max_tokens(text_encoder, text.max_tokens)
-        text_encoder.model.to(state.device)
+        text_encoder = None if settings.text == "separate" else open_text_encoder(text, videos, stage, seed)
         encoding = EncodingContext(vae, vae_sha256, text_encoder, text.max_tokens, settings, data)
         jobs = share_of_jobs(sources.jobs(waiting), state.process_index, state.num_processes)
         speed = _encode(encoding, jobs, hashes, folder, len(videos.samples), (load_vae, vae_folder))
@@ -103,6 +105,8 @@ def encode_latents(
             f"part {part}: the latents of its {len(names)} of {len(sources.named)} video shards are complete",
             flush=True,
         )
+    if settings.text == "separate":
+        embed_stage(settings, text, data, videos, folder, seed)
 
 
 def check_engine(settings: EncodeSettings, state: PartialState) -> None:
@@ -112,6 +116,12 @@ def check_engine(settings: EncodeSettings, state: PartialState) -> None:
             f"encode.engine=ray is one command that has the cluster's processes work, but this is one of "
             f"{state.num_processes}: run it without accelerate launch"
         )
+
+
+def check_separate_text(settings: EncodeSettings, folder: Path) -> None:
+    """Raise InputError for text in shards of its own at a URL."""
+    if settings.text != "with_latents" and is_remote(folder):
+        raise InputError(f"encode.text={settings.text} writes to plain paths only, not to {folder}")
 
 
 def check_captions(videos: VideoSet) -> None:
@@ -147,8 +157,8 @@ def _encode(
     settings, data = encoding.settings, encoding.data
     if settings.engine == "processes":
         return encode_shard_jobs(encoding, jobs, folder, videos, hashes)
-    text, here = encoding.text.name, os.getcwd()
-    if is_remote(folder) and Path(text).name == TEXT_ENCODER_FOLDER:  # this machine's copy
+    text, here = None if encoding.text is None else encoding.text.name, os.getcwd()
+    if text is not None and is_remote(folder) and Path(text).name == TEXT_ENCODER_FOLDER:  # this machine's copy
         text = str(folder / TEXT_ENCODER_FOLDER)
     recipe = EncodingRecipe(*vae, encoding.vae_sha256, text, encoding.max_tokens, settings, data, folder, videos, here)
     return encode_on_ray(recipe, jobs, hashes)
@@ -204,32 +214,3 @@ def note_speed(folder: Path, part: Part | None, speed: Mapping[str, Any]) -> Non
         write_json(folder / SPEED, speed)
     else:
         note_part(folder, part, {"shards_left": 0, **speed})
-
-
-def open_text_encoder(text: TextSettings, videos: VideoSet, stage: Stage, seed: int) -> TextEncoder:
-    """The text encoder of the settings; a "learned" one is first trained on the training videos' captions.
-
-    Of several parts that start together, one trains it and the others wait; at a URL, which has no locks, each that
-    finds none trains the same one.
-    """
-    if text.encoder != LEARNED:
-        return load_text_encoder(text.encoder)
-    state, learned = PartialState(), stage.folder / TEXT_ENCODER_FOLDER
-    if state.is_main_process and not learned.exists():
-        with exclusive_update(stage.folder, ".text_encoder.lock", timeout=TIMEOUT.total_seconds()):
-            if not learned.exists():
-                found = map(captions_of, videos.train)
-                readable = [caption for captions in found if not isinstance(captions, Failure) for caption in captions]
-                with one_thread():
-                    learn_text_encoder(readable or [""], text, learned, seed)
-    stage.exchange()
-    return load_text_encoder(learned)
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: rounding depends on the number of threads, which depends on the number of ranks."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)

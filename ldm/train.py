@@ -8,7 +8,8 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest, check_latents, load_manifest
+from ldm.latents.manifest import Manifest, check_latents, load_manifest
+from ldm.latents.text_manifest import embed_command
 from ldm.networks.attention import check_backend
 from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.provenance import Provenance, ema_folder
@@ -24,7 +25,7 @@ from odvae.measuring import matmul_rate
 from odvae.running.account import CHANGED_ENTRY, NOT_ENCODED, Account
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
-from odvae.running.hashing import weights_fingerprint
+from odvae.running.hashing import joined_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_bar
 from odvae.running.stage import Stage, names_of
 from odvae.training.optimization import sample_order
@@ -100,9 +101,10 @@ def check_trainable(settings: LDMSettings, manifest: Manifest, latents_folder: P
         raise InputError(
             f"{latents_folder}: no held-out clip was encoded, so no loss could be measured (data.held_out)"
         )
-    without_words = manifest.text_encoder == TEXT_ENCODER_FOLDER and not has_vocabulary(
-        latents_folder / TEXT_ENCODER_FOLDER
-    )
+    if settings.conditioning.kind == "text" and manifest.lacks_text:
+        raise InputError(f"{latents_folder}: the captions are not embedded yet; run: {embed_command()}")
+    own = manifest.own_text_encoder(latents_folder)
+    without_words = own is not None and not has_vocabulary(own)
     if settings.conditioning.kind == "text" and (without_words or not manifest.captioned_train_entries):
         raise InputError(
             f"{latents_folder}: no training video has a caption, so nothing can be learned from text; pack and encode "
@@ -127,7 +129,9 @@ def account_of(manifest: Manifest, conditioning: ConditioningSettings) -> Accoun
 def latents_identity(manifest: Manifest) -> dict[str, str | int]:
     """The properties of latents that must not change when a run is resumed."""
     names = ("vae_sha256", "text_sha256", "train_entries", "held_out_entries")
-    return {name: getattr(manifest, name) for name in names}
+    text = manifest.separate_text
+    of_text = {} if text is None else {"text_shards_sha256": joined_fingerprint([one.sha256 for one in text.shards])}
+    return {name: getattr(manifest, name) for name in names} | of_text
 
 
 def fit(

@@ -2,6 +2,7 @@
 
 odvae-encode [--config demo] [section.key=value ...]
 On several GPUs: accelerate launch -m ldm.commands.encode_latents ...
+Other captions or another text encoder, without encoding videos again: ... encode.text=only (docs/data.md)
 In parts, on any machines: ... encode.part=1/8 to encode.part=8/8, then once encode.finish=true (docs/cluster.md)
 """
 
@@ -27,7 +28,8 @@ def main() -> None:
         needs_text=experiment.ldm.conditioning.kind == "text",
     )
     is_part = experiment.encode.part is not None
-    options.overrides = [one for one in options.overrides if not one.startswith(("encode.part=", "encode.finish="))]
+    of_this_command = ("encode.part=", "encode.finish=", *([] if is_part else ["encode.text=only"]))
+    options.overrides = [one for one in options.overrides if not one.startswith(of_this_command)]
     if is_part:
         options.overrides.append("encode.finish=true")
     announce(folders.latents, "encode_latents" if is_part else "train_ldm", options)

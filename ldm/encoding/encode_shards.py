@@ -14,12 +14,20 @@ import torch
 from torch import Tensor
 
 from ldm.encoding.plan import PlannedClip, ShardJob
-from ldm.encoding.shard_files import EncodedBatch, EncodedTensors, EncodingContext, write_record, write_shard
+from ldm.encoding.shard_files import (
+    EmbeddedCaptions,
+    EncodedBatch,
+    EncodedTensors,
+    EncodingContext,
+    write_record,
+    write_shard,
+)
 from ldm.encoding.source_hashes import SourceHashes
 from ldm.encoding.target import open_target
 from ldm.encoding.threads import ComputeThreads
 from ldm.encoding.waits import Waits, describe_waits
 from ldm.latents.entries import DTYPES
+from ldm.networks.text_encoder import TextEncoder
 from odvae.clips.clip import load_clip
 from odvae.clips.pool import ClipPool
 from odvae.clips.settings import ClipSettings
@@ -147,15 +155,27 @@ def _encode_batch(
     with work.of("vae"), autocast(encoding.settings.precision, encoding.vae.device):
         mean, std = (moment.cpu() for moment in encode_pieces(encoding.vae, _timed(videos, work), streamed))
     work.seconds["vae"] -= work.seconds["decode"]
-    with work.of("text"):
-        first = [own[0] if own else "" for own in captions]
-        text, text_mask = (tensor.cpu() for tensor in encoding.text.encode(first, encoding.max_tokens))
-        further, size = [caption for own in captions for caption in own[1:]], encoding.settings.batch_size
-        parts = [encoding.text.encode(further[i : i + size], encoding.max_tokens) for i in range(0, len(further), size)]
-        dtype = DTYPES[encoding.settings.dtype]  # converted at once, since a video may have dozens of captions
-        converted = [(embedding.to(dtype).cpu(), mask.cpu()) for embedding, mask in parts]
-        more, more_mask = [torch.cat(tensors) for tensors in zip(*converted, strict=True)] or [torch.empty(0)] * 2
-    return EncodedTensors(mean, std, text, text_mask, more, more_mask, work.seconds)
+    texts = None
+    if encoding.text is not None:
+        with work.of("text"):
+            settings = encoding.settings
+            dtype = DTYPES[settings.dtype]
+            texts = embed_batch(encoding.text, captions, encoding.max_tokens, settings.batch_size, dtype)
+    return EncodedTensors(mean, std, texts, work.seconds)
+
+
+def embed_batch(
+    encoder: TextEncoder, captions: Sequence[tuple[str, ...]], max_tokens: int, batch_size: int, dtype: torch.dtype
+) -> EmbeddedCaptions:
+    """Embed all captions of some videos, each on its own: the first ones together, then the others in batches."""
+    first = [own[0] if own else "" for own in captions]
+    text, text_mask = (tensor.cpu() for tensor in encoder.encode(first, max_tokens))
+    further = [caption for own in captions for caption in own[1:]]
+    parts = [encoder.encode(further[i : i + batch_size], max_tokens) for i in range(0, len(further), batch_size)]
+    # Converted at once, since a video may have dozens of captions.
+    converted = [(embedding.to(dtype).cpu(), mask.cpu()) for embedding, mask in parts]
+    more, more_mask = [torch.cat(tensors) for tensors in zip(*converted, strict=True)] or [torch.empty(0)] * 2
+    return EmbeddedCaptions(text, text_mask, more, more_mask)
 
 
 def _timed(videos: Iterator[Tensor], work: Waits) -> Iterator[Tensor]:

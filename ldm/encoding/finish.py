@@ -7,21 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save as save_safetensors
-
 from ldm.encoding.job_records import UNKNOWN_PRECISION, JobRecord
+from ldm.encoding.own_text_encoder import write_empty_text
 from ldm.encoding.resume import EncodedFolder, Outline, Sources
 from ldm.encoding.settings import BucketSettings
 from ldm.encoding.shard_files import EncodingContext
-from ldm.latents.entries import DTYPES
 from ldm.latents.index_files import write_folder_index
 from ldm.latents.manifest import EMPTY_TEXT, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
+from ldm.latents.text_manifest import TEXT_FOLDER
 from ldm.networks.settings import LEARNED, TextSettings
 from odvae.clips.video_set import VideoSet
 from odvae.latent_statistics import ChannelSums
 from odvae.running.account import TOO_SHORT, Account, shown_names
 from odvae.running.errors import InputError
-from odvae.running.files import atomic_file
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.run_folder import code_version
 
@@ -102,14 +100,6 @@ def encoded_precision(records: Sequence[JobRecord], folder: Path) -> str:
     return next(iter(known)) if known.keys() == shards.keys() else UNKNOWN_PRECISION
 
 
-def write_empty_text(encoding: EncodingContext, folder: Path) -> None:
-    """Write the empty caption's embedding, which means "no text" in training and guidance."""
-    embedding, mask = encoding.text.encode([""], encoding.max_tokens)
-    tensors = {"text": embedding[0].to(DTYPES[encoding.settings.dtype]).cpu(), "text_mask": mask[0].cpu()}
-    with atomic_file(folder / EMPTY_TEXT) as file:
-        file.write(save_safetensors(tensors))
-
-
 def _manifest_lists(records: Sequence[JobRecord], folder: Path) -> bool:
     """Whether there is a manifest of exactly these shards; an interrupted run may have left an older one."""
     if not (folder / MANIFEST).is_file():
@@ -133,7 +123,9 @@ def _bucket_shapes(records: Sequence[JobRecord], encoding: EncodingContext) -> d
 def _write_manifest(
     encoding: EncodingContext, records: Sequence[JobRecord], text: TextSettings, vae_folder: Path, folder: Path
 ) -> None:
-    write_empty_text(encoding, folder)
+    encoder = encoding.text
+    if encoder is not None:
+        write_empty_text(encoder, encoding.max_tokens, encoding.settings.dtype, folder)
     parts = [ChannelSums.from_json(record.sums) for record in records if record.sums]
     if not parts:
         raise InputError("no training clip could be encoded, so the latents have no statistics")
@@ -141,7 +133,10 @@ def _write_manifest(
     settings, data, full = encoding.settings, encoding.data, [record for record in records if record.entries]
     names = ("train_entries", "entries", "captioned_entries", "captioned_train_entries", "captions")
     train, entries, captioned, captioned_train, captions = (
-        sum(getattr(record, name) for record in records) for name in names
+        0
+        if encoder is None and name not in ("train_entries", "entries")
+        else sum(getattr(one, name) for one in records)
+        for name in names
     )
     by_class: Counter[str] = sum((Counter(record.entries_by_class) for record in records), Counter())
     classes = sorted(by_class, key=by_number_or_name)
@@ -149,11 +144,7 @@ def _write_manifest(
         vae_sha256=encoding.vae_sha256,
         vae_config={key: value for key, value in encoding.vae.config.items() if not key.startswith("_")},
         vae_folder=str(vae_folder),
-        text_encoder=TEXT_ENCODER_FOLDER if text.encoder == LEARNED else text.encoder,
-        text_sha256=weights_fingerprint(encoding.text.model),
-        text_width=encoding.text.width,
-        text_tokens=encoding.max_tokens,
-        empty_text_sha256=file_fingerprint(folder / EMPTY_TEXT),
+        **_about_text(encoding, text, folder),
         data=data.model_dump(mode="json"),
         resize=f"cover, {data.resize}, antialiased, center crop",
         clips_per_video=settings.clips_per_video,
@@ -179,3 +170,18 @@ def _write_manifest(
     )
     write_folder_index(folder, manifest)
     manifest.save(folder)
+
+
+def _about_text(encoding: EncodingContext, text: TextSettings, folder: Path) -> dict[str, Any]:
+    """What the manifest says of the text encoder; of text in a folder of its own, where it is."""
+    encoder = encoding.text
+    if encoder is None:
+        zeros = {"text_width": 0, "text_tokens": 0}
+        return {"text_encoder": TEXT_FOLDER, "text_sha256": "", "empty_text_sha256": "", **zeros}
+    return {
+        "text_encoder": TEXT_ENCODER_FOLDER if text.encoder == LEARNED else text.encoder,
+        "text_sha256": weights_fingerprint(encoder.model),
+        "text_width": encoder.width,
+        "text_tokens": encoding.max_tokens,
+        "empty_text_sha256": file_fingerprint(folder / EMPTY_TEXT),
+    }

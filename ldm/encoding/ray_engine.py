@@ -48,7 +48,7 @@ class EncodingRecipe:
     load_vae: VAELoader
     vae_folder: Path
     vae_sha256: str
-    text_encoder: str
+    text_encoder: str | None
     max_tokens: int
     settings: EncodeSettings
     data: DataSettings
@@ -73,8 +73,9 @@ class EncodingRecipe:
         vae = self.load_vae(self.vae_folder).to(state.device)
         if (found := weights_fingerprint(vae)) != self.vae_sha256:
             raise InputError(f"{self.vae_folder} has another VAE here ({found[:16]}...) than {self.vae_sha256[:16]}...")
-        text = load_text_encoder(self.text_encoder)
-        text.model.to(state.device)
+        text = None if self.text_encoder is None else load_text_encoder(self.text_encoder)
+        if text is not None:
+            text.model.to(state.device)
         return EncodingContext(vae, self.vae_sha256, text, self.max_tokens, self.settings, self.data)
 
 

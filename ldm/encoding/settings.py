@@ -96,6 +96,12 @@ class EncodeSettings(Settings):
     otherwise fp32. Captions are always embedded in fp32, latent statistics summed in fp64."""
     dtype: Literal["bf16", "fp16"] = "bf16"
     """Data type in which means, standard deviations and text embeddings are stored."""
+    text: Literal["with_latents", "separate", "only"] = "with_latents"
+    """Where the captions' embeddings are. with_latents: in the entries of the latents. separate: in shards of their
+    own, LATENTS/text, once a video, so that captions can change, or another text encoder be used, without encoding the
+    videos again. only: nothing but LATENTS/text is made, for latents that are there, also those of with_latents, whose
+    own text is then not used any more; captions are found by shard name and key. Remove LATENTS/text first for another
+    text encoder, and for new captions with text.encoder=learned."""
     posterior: Literal["moments", "mean"] = "moments"
     """What is stored of a clip's posterior: mean and standard deviation, so that each training step draws a new
     sample; or the mean alone, half the size."""

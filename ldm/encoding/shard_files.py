@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from tqdm import tqdm
@@ -43,7 +43,8 @@ class EncodingContext:
 
     vae: VideoVAE
     vae_sha256: str
-    text: TextEncoder
+    text: TextEncoder | None
+    """None: the captions are embedded separately."""
     max_tokens: int
     settings: EncodeSettings
     data: DataSettings
@@ -65,16 +66,29 @@ class EncodedBatch:
     tensors: Future[EncodedTensors]
 
 
+class EmbeddedCaptions(NamedTuple):
+    """Embeddings of the captions of a batch of clips, or of videos, on the CPU."""
+
+    text: Tensor  # (b, m, d), of the first captions
+    text_mask: Tensor  # (b, m)
+    more_text: Tensor  # (n, m, d), of all further captions, ordered by clip
+    more_mask: Tensor  # (n, m)
+
+    def of_each(self, captions: Sequence[tuple[str, ...]]) -> list[list[tuple[Tensor, Tensor]]]:
+        """The embeddings (m, d) and masks (m,) of each clip with these captions; of one without, the empty one's."""
+        further = iter(zip(self.more_text, self.more_mask, strict=True))
+        first = zip(self.text, self.text_mask, captions, strict=True)
+        return [[(text, mask), *(next(further) for _ in own[1:])] for text, mask, own in first]
+
+
 @dataclass(frozen=True)
 class EncodedTensors:
     """Encodings of a batch of clips, on the CPU."""
 
     mean: Tensor  # (b, c, k, h, w)
     std: Tensor
-    text: Tensor  # (b, m, d), of the first captions
-    text_mask: Tensor  # (b, m)
-    more_text: Tensor  # (n, m, d), of all further captions, ordered by clip
-    more_mask: Tensor  # (n, m)
+    texts: EmbeddedCaptions | None
+    """None where the captions are embedded separately."""
     seconds: Mapping[str, float]
     """Which the kinds of work on the batch took (`Waits.seconds`)."""
 
@@ -153,16 +167,16 @@ def _write_batch(
     waits: Waits,
 ) -> None:
     settings, data, tensors = encoding.settings, encoding.data, batch.tensors.result()
-    dtype, further = DTYPES[settings.dtype], iter(zip(tensors.more_text, tensors.more_mask, strict=True))
+    dtype = DTYPES[settings.dtype]
+    texts = tensors.texts.of_each(batch.captions) if tensors.texts is not None else None
     for i, (clip, reason, captions) in enumerate(zip(batch.clips, batch.reasons, batch.captions, strict=True)):
-        source, more = clip.sample, [next(further) for _ in captions[1:]]
+        source = clip.sample
         if reason is not None:
             result.failed[source.key] = reason
             failures.add(source.name, reason[1])
             continue
         metadata: dict[str, Any] = {
-            "caption": captions[0] if captions else "",
-            **({"captions": captions} if more else {}),
+            **({} if texts is None else about_captions(captions)),
             "source": source.key,
             "start": clip.start,
             "label": class_name(source),
@@ -173,7 +187,8 @@ def _write_batch(
         }
         mean, std = tensors.mean[i], tensors.std[i]
         stored_std = std if settings.posterior == "moments" else None
-        entry = pack_entry(mean, stored_std, tensors.text[i], tensors.text_mask[i], dtype)
+        (text, mask), *more = texts[i] if texts is not None else [(None, None)]
+        entry = pack_entry(mean, stored_std, text, mask, dtype)
         key = entry_key(source.key, clip.index, clip.flip)
         members = {
             "safetensors": entry,
@@ -183,12 +198,18 @@ def _write_batch(
         with waits.of("disk"):
             shard.write({"__key__": key, **members})
         checksums = {name: checksum(data) for name, data in members.items()}
-        result.written.append(WrittenEntry(key, checksums, len(captions), metadata["label"], source.group))
+        embedded = 0 if texts is None else len(captions)
+        result.written.append(WrittenEntry(key, checksums, embedded, metadata["label"], source.group))
         is_train = not is_held_out(source.key, source.group, data.held_out)
         result.count(source.key, captions, metadata["label"], is_train)
         result.shape = tuple(mean.shape)
         if is_train:
             result.sums.add(mean, std)
+
+
+def about_captions(captions: tuple[str, ...]) -> dict[str, Any]:
+    """What an entry's .json says of the captions that are embedded."""
+    return {"caption": captions[0] if captions else "", **({"captions": captions} if captions[1:] else {})}
 
 
 def write_record(

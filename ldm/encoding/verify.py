@@ -19,7 +19,8 @@ from ldm.encoding.verified_files import VerifiedFiles, in_processes
 from ldm.latents.entries import EntryForm, load_entries, load_entry, source_key
 from ldm.latents.index_files import find_index, latent_rows, open_index
 from ldm.latents.latent_set import open_latents
-from ldm.latents.manifest import EMPTY_TEXT, Manifest, changed_config, changed_hash, resized_files
+from ldm.latents.manifest import Manifest, changed_config, changed_hash, resized_files
+from ldm.latents.text_manifest import TEXT_FOLDER, text_problems
 from ldm.networks.text_encoder import load_text_encoder
 from odvae.clips.clip import load_clip
 from odvae.clips.permutation import permuted
@@ -63,22 +64,25 @@ def find_problems(folder: Path, manifest: Manifest, processes: int = 1, again: b
     except with `again`.
     """
     resized = list(resized_files(folder, manifest))
-    yield from resized
-    if find_state(folder / EMPTY_TEXT) is not None:
-        found = fingerprint(folder / EMPTY_TEXT)
+    empty_text = manifest.empty_text_file(folder)
+    if not manifest.lacks_text and find_state(empty_text) is not None:
+        found = fingerprint(empty_text)
         if found != manifest.empty_text_sha256:
-            yield changed_hash(folder / EMPTY_TEXT, found, manifest.empty_text_sha256)
+            yield changed_hash(empty_text, found, manifest.empty_text_sha256)
+    if manifest.separate_text is not None:
+        resized += list(text_problems(folder, manifest.separate_text, manifest.shards))
+    yield from resized
     if resized:
         return
     sentences = list(_wrong_files(folder, manifest, processes, again))
     yield from sentences
     if not sentences:
         try:
-            open_latents(folder, manifest)
+            open_latents(folder, manifest, with_text=not manifest.lacks_text)
         except InputError as error:
             yield str(error)
     own_encoder = folder / manifest.text_encoder
-    if find_state(own_encoder / "config.json") is not None:
+    if not manifest.lacks_text and find_state(own_encoder / "config.json") is not None:
         found = weights_fingerprint(load_text_encoder(own_encoder).model)
         if found != manifest.text_sha256:
             yield f"{own_encoder}: its weights' sha256 is {found[:16]}..., unlike text_sha256 in the manifest"
@@ -90,6 +94,8 @@ def _wrong_files(folder: Path, manifest: Manifest, processes: int, again: bool) 
         checks.append(_Check(folder / record.name, record.sha256, first))
         first += record.entries
     sources = {record.source: record.source_sha256 for record in manifest.shards}
+    of_text = manifest.separate_text.shards if manifest.separate_text is not None else []
+    checks += [_Check(folder / TEXT_FOLDER / record.name, record.sha256, is_text=True) for record in of_text]
     named = {open_path(name): sha256 for name, sha256 in sources.items()}
     checks += [_Check(path, sha256) for path, sha256 in named.items() if find_state(path) is not None]
     verified = VerifiedFiles(folder)
@@ -114,6 +120,7 @@ class _Check:
     path: Path
     sha256: str
     first_row: int | None = None
+    is_text: bool = False
 
 
 def _check_file(index: FolderIndex | None, check: _Check) -> list[str]:
@@ -121,7 +128,7 @@ def _check_file(index: FolderIndex | None, check: _Check) -> list[str]:
     try:
         found = fingerprint(check.path)
         if found != check.sha256:
-            if check.first_row is not None:
+            if check.first_row is not None or check.is_text:
                 return [changed_hash(check.path, found, check.sha256)]
             return [
                 f"{check.path} was changed after its latents were encoded: its sha256 is not the manifest's "

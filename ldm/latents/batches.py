@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.latents.entries import collate_entries, label_index, load_tensors
-from ldm.latents.latent_set import LatentEntries, LatentSet
+from ldm.latents.latent_set import LatentEntries, LatentSet, text_at
 from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan, BucketSampler, SampleIndex
 from odvae.running.distributed import uses_cuda
@@ -27,8 +27,8 @@ _PREFETCHED_BATCHES = 8
 # Entries that are tried in place of one that cannot be read, each of which cannot be read either.
 _MOST_ATTEMPTS = 100
 
-# An entry and the index of its class.
-_Found = tuple[Sample, int]
+# An entry, its text where that is in shards of its own, and the index of its class.
+_Found = tuple[Sample, Sample | None, int]
 
 # A batch, and the name and reason of each entry that could not be read; or why the storage could not be read at all.
 _Loaded = tuple[dict[str, Tensor], list[tuple[str, str]]] | StorageError
@@ -103,14 +103,15 @@ class DrawnBatches(Dataset):
         return collate_entries(loaded, entries, [draw.number for draw, _ in draws]), failed
 
     def find(self, draw: SampleIndex, attempt: int) -> _Found:
-        """The entry of a draw, with the index of its class; attempts above 0 give replacements for one that cannot be
-        read. Raises InputError that names an entry which cannot be used."""
+        """The entry of a draw, with its text and the index of its class; attempts above 0 give replacements for one
+        that cannot be read. Raises InputError that names an entry which cannot be used."""
         bucket = self.buckets[draw.bucket]
         index, row = bucket.folder_index, bucket.rows[self._position(draw, attempt)]
         entry = index.sample(row)
         if problem := index.problem(row):
             raise InputError(f"{entry.name}{problem}")
-        return entry, label_index(index.label(row), self.classes, entry)
+        text = None if bucket.text_index is None else text_at(bucket.text_index, row, entry)
+        return entry, text, label_index(index.label(row), self.classes, entry)
 
     def _position(self, draw: SampleIndex, attempt: int) -> int:
         count = len(self.buckets[draw.bucket])
@@ -123,8 +124,9 @@ class DrawnBatches(Dataset):
     ) -> tuple[Sample, dict[str, Tensor]]:
         for attempt in range(_MOST_ATTEMPTS):
             try:
-                entry, label = found if found is not None and attempt == 0 else self.find(draw, attempt)
-                return entry, load_tensors(entry, draw.number, label, self.seed, self.buckets[draw.bucket].form)
+                entry, text, label = found if found is not None and attempt == 0 else self.find(draw, attempt)
+                form = self.buckets[draw.bucket].form
+                return entry, load_tensors(entry, draw.number, label, self.seed, form, text)
             except StorageError:
                 raise
             except InputError as error:
@@ -164,7 +166,9 @@ class _Prefetcher:
         """The entry of a draw; None where it cannot be used, of which loading it says more."""
         try:
             found = self.batches.find(draw, attempt=0)
-            found[0].prefetch()
+            for sample in found[:2]:
+                if sample is not None:
+                    sample.prefetch()
         except (OSError, InputError):
             return None
         return found

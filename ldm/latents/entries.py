@@ -3,8 +3,9 @@
 KEY.json has caption, source (the video's key), start, label (class name or null), flip, frames and fps. Where a video
 has several captions, `captions` lists them, and `KEY.text1.safetensors`, `KEY.text2.safetensors`, ... (text, text_mask)
 are the embeddings of the others, so that a reader reads only the one it needs. An embedding is stored without the rows
-of padding, in which its mask is False: a reader puts them back, as zeros. A folder of latent shards has a manifest
-(`ldm.latents.manifest`); its entries are grouped in buckets, one for each clip size.
+of padding, in which its mask is False: a reader puts them back, as zeros. With `encode.text=separate` all of this is in
+shards of its own (`ldm.latents.text_manifest`), and an entry has neither text nor caption. A folder of latent shards
+has a manifest (`ldm.latents.manifest`); its entries are grouped in buckets, one for each clip size.
 """
 
 from __future__ import annotations
@@ -34,16 +35,19 @@ class EntryForm:
 
     latents: tuple[int, ...]
     """(c, k, h, w)"""
-    text: tuple[int, int]
-    """(m, d)"""
+    text: tuple[int, int] | None
+    """(m, d); None: no text is read"""
     dtype: torch.dtype
     has_std: bool
+    text_dtype: torch.dtype
 
     def check(self, tensors: Mapping[str, Tensor], name: str) -> None:
         """Raise InputError unless the tensors of the entry `name` (text with padding) are so, all values finite."""
-        expected = {"mean": self.latents, "std": self.latents, "text": self.text, "text_mask": self.text[:1]}
-        if not self.has_std:
-            del expected["std"]
+        expected: dict[str, tuple[int, ...]] = {"mean": self.latents}
+        if self.has_std:
+            expected["std"] = self.latents
+        if self.text is not None:
+            expected |= {"text": self.text, "text_mask": self.text[:1]}
         found = {key: tuple(tensors[key].shape) for key in expected if key in tensors}
         if found != expected or (not self.has_std and "std" in tensors):
             have = {key: tuple(tensors[key].shape) for key in _STORED if key in tensors}
@@ -51,8 +55,9 @@ class EntryForm:
         for key, tensor in tensors.items():
             if not tensor.is_floating_point():
                 continue
-            if tensor.dtype != self.dtype:
-                raise InputError(f"{name}.safetensors: {key} is {tensor.dtype}, by the manifest {self.dtype}")
+            dtype = self.text_dtype if key == "text" else self.dtype
+            if tensor.dtype != dtype:
+                raise InputError(f"{name}.safetensors: {key} is {tensor.dtype}, by the manifest {dtype}")
             if not np.isfinite(tensor.sum(dtype=torch.float32).numpy()):  # one that is not makes the sum so
                 raise InputError(f"{name}.safetensors: {key} has values that are not finite")
 
@@ -60,12 +65,17 @@ class EntryForm:
 _STORED = ("mean", "std", "text", "text_mask")
 
 
-def pack_entry(mean: Tensor, std: Tensor | None, text: Tensor, text_mask: Tensor, dtype: torch.dtype) -> bytes:
+def pack_entry(
+    mean: Tensor, std: Tensor | None, text: Tensor | None, text_mask: Tensor | None, dtype: torch.dtype
+) -> bytes:
     """One clip's latents (c, k, h, w), text embedding (m, d) and mask (m,) as safetensors bytes.
 
-    `std` None: the mean alone is stored. Of the embedding, the rows where the mask is True are.
+    `std` None: the mean alone is stored. `text` None: it is in shards of its own. Of the embedding, the rows where the
+    mask is True are stored.
     """
-    tensors = {"mean": mean.to(dtype), "text": text[text_mask].to(dtype), "text_mask": text_mask}
+    tensors = {"mean": mean.to(dtype)}
+    if text is not None and text_mask is not None:
+        tensors |= {"text": text[text_mask].to(dtype), "text_mask": text_mask}
     if std is not None:
         tensors["std"] = std.to(dtype)
     return save_safetensors({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
@@ -116,8 +126,7 @@ def pad_text(text: Tensor, mask: Tensor) -> Tensor:
 
 
 def _check_entry(tensors: Mapping[str, Tensor], name: str) -> None:
-    """Raise InputError unless these are the tensors of `pack_entry`."""
-    check_text(tensors, name)
+    """Raise InputError unless `mean`, and `std` if it is there, are as from `pack_entry`."""
     mean = tensors.get("mean")
     std = tensors.get("std", mean)
     if mean is None or std is None or not (mean.is_floating_point() and std.is_floating_point()):
@@ -159,38 +168,58 @@ def load_entries(
     classes: Sequence[str],
     seed: int | None = None,
     form: EntryForm | None = None,
+    texts: Sequence[Sample] | None = None,
 ) -> dict[str, Tensor]:
     """A batch of encoded clips of one size, in float32.
 
     mean, std: (b, c, k, h, w); std is 0 where only means were stored. text: (b, m, d). text_mask: (b, m) bool.
     label: (b,), a clip's class as index in `classes`, -1 for none. number: (b,), the given `numbers` of the samples.
     The text of a clip with several captions is one of them, a function of (seed, number); without a seed, the first.
-    Raises InputError that names the entry where one cannot be read, is not what was indexed, or has not this `form`.
+    `texts` are the samples with their text, where it is in shards of its own. Raises InputError that names the entry
+    where one cannot be read, is not what was indexed, or has not this `form`.
     """
     loaded = []
-    for entry, number in zip(entries, numbers, strict=True):
+    for i, (entry, number) in enumerate(zip(entries, numbers, strict=True)):
         label = label_index(read_about(_read(entry, "json"), entry.name).get("label"), classes, entry)
-        loaded.append(load_tensors(entry, number, label, seed, form))
+        loaded.append(load_tensors(entry, number, label, seed, form, None if texts is None else texts[i]))
     return collate_entries(loaded, entries, numbers)
 
 
 def load_tensors(
-    entry: Sample, number: int, label: int, seed: int | None = None, form: EntryForm | None = None
+    entry: Sample,
+    number: int,
+    label: int,
+    seed: int | None = None,
+    form: EntryForm | None = None,
+    text: Sample | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of an entry, as stored, with its `label`: one sample of `load_entries`, which raises its errors."""
-    caption = 0 if seed is None else derive_seed(seed, "caption", number) % caption_count(entry)
     tensors = dict(unpack_entry(_read(entry, "safetensors"), entry.name))
-    if caption:
-        name = f"{entry.name}.{text_member(caption).partition('.')[0]}"
-        further = unpack_entry(_read(entry, text_member(caption)), name)
-        check_text(further, name)
-        tensors |= {key: further[key] for key in ("text", "text_mask")}
+    if form is not None and form.text is None:
+        tensors = {key: tensor for key, tensor in tensors.items() if key in ("mean", "std")}
+    else:
+        tensors |= _text_of(tensors, entry, text, number, seed)
     _check_entry(tensors, entry.name)
-    tensors["text"] = pad_text(tensors["text"], tensors["text_mask"])
     stored = {key: tensors[key] for key in _STORED if key in tensors}
     if form is not None:
         form.check(stored, entry.name)
     return stored | {"label": torch.tensor(label)}
+
+
+def _text_of(
+    tensors: Mapping[str, Tensor], entry: Sample, text: Sample | None, number: int, seed: int | None
+) -> dict[str, Tensor]:
+    """The embedding, with padding, and the mask of one of the entry's captions."""
+    source = entry if text is None else text
+    caption = 0 if seed is None else derive_seed(seed, "caption", number) % caption_count(source)
+    name, found = source.name, tensors
+    if caption:
+        name = f"{source.name}.{text_member(caption).partition('.')[0]}"
+        found = unpack_entry(_read(source, text_member(caption)), name)
+    elif text is not None:
+        found = unpack_entry(_read(source, "safetensors"), name)
+    check_text(found, name)
+    return {"text": pad_text(found["text"], found["text_mask"]), "text_mask": found["text_mask"]}
 
 
 def collate_entries(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from accelerate import PartialState
 
 from ldm.latents.entries import DTYPES, EntryForm
+from ldm.latents.text_manifest import TEXT_FOLDER, TextManifest, check_text, load_text_manifest
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, parse_record_bytes, read_object, write_json
@@ -25,6 +26,9 @@ FORMAT = 3  # 2: of version 0.1, with `stored` for `posterior`
 MANIFEST = "manifest.json"
 EMPTY_TEXT = "empty_text.safetensors"
 TEXT_ENCODER_FOLDER = "text_encoder"  # of an encoder that was trained on the captions
+
+# Own text encoders of a folder: with the latents, and with text in shards of its own.
+_OWN_ENCODERS = (TEXT_ENCODER_FOLDER, f"{TEXT_FOLDER}/{TEXT_ENCODER_FOLDER}")
 
 # No side of a latent or of a text embedding is larger.
 _LARGEST_SIDE = 1 << 16
@@ -53,7 +57,9 @@ class Manifest:
     vae_folder: str
     """Path of the VAE at the time of encoding; `vae_sha256` and `vae_config` identify it."""
     text_encoder: str
-    """Folder within the latents' folder, or a transformers folder or hub name."""
+    """Folder within the latents' folder, or a transformers folder or hub name. "text": the embeddings are in a folder
+    of their own, whose manifest has these values (`ldm.latents.text_manifest`); then the other keys of text are 0 or
+    empty here."""
     text_sha256: str
     text_width: int
     text_tokens: int
@@ -95,13 +101,58 @@ class Manifest:
         """(c, k, h, w) of the latents; with several buckets, of the first."""
         return next(iter(self.buckets.values()))
 
-    def entry_form(self, bucket: str) -> EntryForm:
-        """What the entries of a bucket are."""
-        text = (self.text_tokens, self.text_width)
-        return EntryForm(self.buckets[bucket], text, DTYPES[self.dtype], self.posterior == "moments")
+    @property
+    def separate_text(self) -> TextManifest | None:
+        """The manifest of the text, where it is in shards of its own."""
+        return None
+
+    @property
+    def lacks_text(self) -> bool:
+        """Whether the latents have no text, and none in a folder of its own yet."""
+        return self.text_encoder == TEXT_FOLDER and self.separate_text is None
+
+    def entry_form(self, bucket: str, with_text: bool = True) -> EntryForm:
+        """What the entries of a bucket are. `with_text` False: text of its own is not read."""
+        of_text = self.separate_text.dtype if self.separate_text else self.dtype
+        has_text = not self.lacks_text and (with_text or self.separate_text is None)
+        return EntryForm(
+            self.buckets[bucket],
+            (self.text_tokens, self.text_width) if has_text else None,
+            DTYPES[self.dtype],
+            self.posterior == "moments",
+            DTYPES[of_text],
+        )
+
+    def empty_text_file(self, folder: Path) -> Path:
+        """The embedding of the empty caption, in the folder of the latents."""
+        return (folder / TEXT_FOLDER if self.separate_text else folder) / EMPTY_TEXT
+
+    def own_text_encoder(self, folder: Path) -> Path | None:
+        """The text encoder that was trained on the captions, in the folder of the latents; None for any other."""
+        return folder / self.text_encoder if self.text_encoder in _OWN_ENCODERS else None
 
     def save(self, folder: Path) -> None:
         write_json(folder / MANIFEST, asdict(self))
+
+
+@dataclass(frozen=True)
+class ManifestWithText(Manifest):
+    """The manifest of latents whose text is in shards of its own: what it says of text is from the text's manifest."""
+
+    separate_text: TextManifest | None = None
+
+    @classmethod
+    def joined(cls, manifest: Manifest, text: TextManifest) -> ManifestWithText:
+        values = {field.name: getattr(manifest, field.name) for field in fields(Manifest)}
+        values |= {name: getattr(text, name) for name in _OF_TEXT}
+        return cls(**values, separate_text=text)
+
+
+# Keys of both manifests, of which those of the text count.
+_OF_TEXT = (
+    "text_encoder", "text_sha256", "text_width", "text_tokens", "empty_text_sha256",
+    "captioned_entries", "captioned_share", "captioned_train_entries", "captions",
+)  # fmt: skip
 
 
 def encode_command() -> str:
@@ -110,8 +161,10 @@ def encode_command() -> str:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read the manifest of a latent folder, a path or a URL. Raises InputError when there is none (the encoding did not
-    finish)."""
+    """Read the manifest of a latent folder, a path or a URL; where its text is in shards of its own, with theirs.
+
+    Raises InputError when there is none (the encoding did not finish).
+    """
     path = folder / MANIFEST
     if find_state(path) is None:
         raise InputError(f"{path} does not exist: the latents are not (completely) encoded; run: {encode_command()}")
@@ -122,7 +175,10 @@ def load_manifest(folder: Path) -> Manifest:
         raise InputError(
             f"{path} was damaged: {problem}; restore it, or move {folder} away and run: {encode_command()}"
         )
-    return manifest
+    if is_remote(folder) and manifest.text_encoder == TEXT_FOLDER:
+        raise InputError(f"{folder}: text in shards of its own (encode.text=separate) is read from plain paths only")
+    text = None if is_remote(folder) else load_text_manifest(folder)
+    return manifest if text is None else ManifestWithText.joined(manifest, text)
 
 
 def _parse_with_errors(folder: Path, path: Path) -> Manifest:
@@ -157,7 +213,8 @@ def _inconsistencies(manifest: Manifest) -> Iterator[str]:
     if not all(map(math.isfinite, (*manifest.latents_mean, *manifest.latents_std))) or min(manifest.latents_std) <= 0:
         yield "latents_mean and latents_std must be finite, and latents_std above 0"
     for key in ("text_width", "text_tokens"):
-        if not 1 <= getattr(manifest, key) <= _LARGEST_SIDE:
+        least = 0 if manifest.text_encoder == TEXT_FOLDER else 1
+        if not least <= getattr(manifest, key) <= _LARGEST_SIDE:
             yield f"{key} is {getattr(manifest, key)}"
     if not 0 < manifest.held_out < 1:
         yield f"held_out is {manifest.held_out}"
@@ -189,9 +246,17 @@ def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder:
     with state.local_main_process_first():
         for problem in resized_files(folder, manifest) if state.is_local_main_process else ():
             raise InputError(f"{problem}; {again}, or restore the file")
-        empty_text = file_fingerprint(local_copy(folder / EMPTY_TEXT))
-        if empty_text != manifest.empty_text_sha256:
-            raise InputError(f"{changed_hash(folder / EMPTY_TEXT, empty_text, manifest.empty_text_sha256)}; {again}")
+        check_empty_text(folder, manifest, again)
+        if manifest.separate_text is not None and state.is_local_main_process:
+            check_text(folder, manifest.separate_text, manifest.shards)
+
+
+def check_empty_text(folder: Path, manifest: Manifest, again: str) -> None:
+    """Raise InputError where the file of the empty caption's embedding was changed."""
+    if not manifest.lacks_text:
+        path = manifest.empty_text_file(folder)
+        if (found := file_fingerprint(local_copy(path))) != manifest.empty_text_sha256:
+            raise InputError(f"{changed_hash(path, found, manifest.empty_text_sha256)}; {again}")
 
 
 def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any, Any]]:
@@ -214,7 +279,8 @@ def resized_files(folder: Path, manifest: Manifest) -> Iterator[str]:
     sizes = {record.name: record.bytes for record in manifest.shards}
     # A web server need not list its files.
     listed = list_states(folder) if is_remote(folder) and not is_web_server(folder) else {}
-    for name in (*sizes, EMPTY_TEXT):
+    empty_text = [] if manifest.lacks_text else [str(manifest.empty_text_file(folder).relative_to(folder))]
+    for name in (*sizes, *empty_text):
         path = folder / name
         found = listed.get(name) if listed else find_state(path)
         if found is None:

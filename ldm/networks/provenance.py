@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ldm.latents.manifest import TEXT_ENCODER_FOLDER, Manifest
+from ldm.latents.manifest import Manifest
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, read_object, write_json
 from odvae.storage.paths import is_remote
@@ -37,8 +37,8 @@ class Provenance:
     @classmethod
     def of_latents(cls, manifest: Manifest, latents_folder: Path, ldm_folder: Path) -> Provenance:
         text_encoder = manifest.text_encoder
-        if text_encoder == TEXT_ENCODER_FOLDER:
-            text_encoder = _relative(latents_folder / TEXT_ENCODER_FOLDER, ldm_folder)
+        if (own := manifest.own_text_encoder(latents_folder)) is not None:
+            text_encoder = _relative(own, ldm_folder)
         return cls(manifest.vae_sha256, text_encoder, manifest.text_sha256, manifest.data, str(latents_folder))
 
     def with_base(self, base: Path, sha256: str, folder: Path) -> Provenance:

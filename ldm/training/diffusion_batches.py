@@ -20,7 +20,7 @@ from ldm.diffusion.timesteps import alpha_sigma, shift_for, training_time
 from ldm.latents.batches import entry_failures, latent_batches
 from ldm.latents.entries import check_text, entry_rate, pad_text, unpack_entry
 from ldm.latents.latent_set import open_latents
-from ldm.latents.manifest import EMPTY_TEXT, Manifest
+from ldm.latents.manifest import Manifest
 from ldm.networks.conditioning import Condition
 from ldm.networks.settings import ConditioningSettings
 from odvae.clips.clip import DEFAULT_FPS
@@ -144,7 +144,7 @@ class LatentData(BatchMaker):
         device: torch.device,
         failures_allowed: float = 0.0,
     ) -> None:
-        self.latents = open_latents(folder, manifest)
+        self.latents = open_latents(folder, manifest, with_text=conditioning.kind == "text")
         self.failures = entry_failures(self.latents, failures_allowed)
         """Training entries that could not be read, and were replaced."""
         self._merged = 0  # of these, those that all ranks know
@@ -206,13 +206,14 @@ def empty_caption(folder: Path, manifest: Manifest) -> tuple[Tensor, Tensor]:
 
     Raises InputError where the embedding has another shape than the manifest gives.
     """
-    name = str(folder / EMPTY_TEXT).removesuffix(".safetensors")
-    empty = unpack_entry(read_file(folder / EMPTY_TEXT), name)
+    path = manifest.empty_text_file(folder)
+    name = str(path).removesuffix(".safetensors")
+    empty = unpack_entry(read_file(path), name)
     check_text(empty, name)
     text = pad_text(empty["text"], empty["text_mask"])
     if text.shape != (manifest.text_tokens, manifest.text_width):
         raise InputError(
-            f"{folder / EMPTY_TEXT} has an embedding {tuple(text.shape)}, by the manifest it is "
+            f"{path} has an embedding {tuple(text.shape)}, by the manifest it is "
             f"{(manifest.text_tokens, manifest.text_width)}"
         )
     return text, empty["text_mask"]

@@ -33,6 +33,11 @@ def checksum_of_pieces(pieces: Iterable[bytes]) -> int:
     return digest.intdigest()
 
 
+def joined_fingerprint(hashes: Iterable[str]) -> str:
+    """sha256 of the hashes of several things, in this order."""
+    return hashlib.sha256(" ".join(hashes).encode()).hexdigest()
+
+
 def file_fingerprint(path: Path) -> str:
     """sha256 of a file's bytes."""
     digest = hashlib.sha256()

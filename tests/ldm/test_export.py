@@ -5,6 +5,7 @@ import pytest
 
 from ldm.evaluation.features import load_network
 from ldm.evaluation.scores import distance_part
+from ldm.evaluation.settings import EvalLDMSettings
 from ldm.export import report_scores
 from odvae.running.json_objects import JsonObject
 
@@ -17,7 +18,7 @@ rng = np.random.default_rng(0)
 
 
 def test_a_model_card_lists_the_distance_of_every_feature_network_beside_that_of_real_videos():
-    network = load_network("random")
+    network = load_network("random", EvalLDMSettings())
     reference = rng.normal(size=(8, 64))
     sets = {"generated": reference + 1, "reconstructed": reference + 0.1, "real": rng.normal(size=(8, 64))}
     part = distance_part(network, reference, sets, {"ddof": 1}, bootstrap=0, seed=0)

@@ -59,8 +59,7 @@ def encode_latents(
     With `settings.part` only that part's, together with other parts; with `settings.finish` none: what all parts
     encoded is checked to be complete, and finished.
 
-    With `settings.text` "separate" the captions are embedded after that, into shards of their own; with "only" nothing
-    else is done (`ldm.encoding.embed`).
+    With `settings.text` "separate" the captions are embedded after that, with "only" alone (`ldm.encoding.embed`).
 
     Prints an account of the videos at the end, and writes it to `account.json`. `needs_text`: a network will be trained
     with text conditioning, so captions are required. Raises InputError where there are none then, where the VAE is
@@ -69,8 +68,7 @@ def encode_latents(
     cannot be decoded.
     """
     state = PartialState()
-    check_engine(settings, state)
-    check_separate_text(settings, folder)
+    check_launch(settings, state, folder)
     if needs_text:
         check_captions(videos)
     if settings.text == "only":
@@ -100,26 +98,24 @@ def encode_latents(
             encoded = encoded_folder(stage)
             print(finish(encoding, sources, videos, text, vae_folder, encoded).table(), flush=True)
     if part is not None and state.is_main_process:
-        names = sources_of_part(sources.named, part)
-        print(
-            f"part {part}: the latents of its {len(names)} of {len(sources.named)} video shards are complete",
-            flush=True,
-        )
+        print(describe_part(part, sources), flush=True)
     if settings.text == "separate":
         embed_stage(settings, text, data, videos, folder, seed)
 
 
-def check_engine(settings: EncodeSettings, state: PartialState) -> None:
-    """Raise InputError for a launch of several processes that each would use the cluster."""
+def describe_part(part: Part, sources: Sources) -> str:
+    """What a part has done, as text."""
+    names = sources_of_part(sources.named, part)
+    return f"part {part}: the latents of its {len(names)} of {len(sources.named)} video shards are complete"
+
+
+def check_launch(settings: EncodeSettings, state: PartialState, folder: Path) -> None:
+    """Raise InputError for several processes that each would use the cluster, and for text of its own at a URL."""
     if settings.engine == "ray" and state.num_processes > 1:
         raise InputError(
             f"encode.engine=ray is one command that has the cluster's processes work, but this is one of "
             f"{state.num_processes}: run it without accelerate launch"
         )
-
-
-def check_separate_text(settings: EncodeSettings, folder: Path) -> None:
-    """Raise InputError for text in shards of its own at a URL."""
     if settings.text != "with_latents" and is_remote(folder):
         raise InputError(f"encode.text={settings.text} writes to plain paths only, not to {folder}")
 

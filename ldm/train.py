@@ -15,7 +15,9 @@ from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.provenance import Provenance, ema_folder
 from ldm.networks.settings import ConditioningSettings
 from ldm.networks.text_encoder import has_vocabulary
+from ldm.training.alignment import Alignment
 from ldm.training.diffusion_batches import LatentData, SampleLoss, per_sample_mse
+from ldm.training.image_encoders import ImageEncoder, load_image_encoder
 from ldm.training.initial_network import initial_network, new_network
 from ldm.training.settings import LDMSettings
 from ldm.training.step import apply_model_options, training_step
@@ -57,8 +59,7 @@ def train_ldm(
 
     Raises InputError where the latents are missing, were encoded by another VAE than `vae_folder`'s, or do not fit the
     network, where more than `failures_allowed` of the training entries cannot be read, and where `folder` holds a run
-    with other settings. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and
-    exit with status 130, 143 or 138.
+    with other settings. Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and exit with status 130, 143 or 138.
     """
     state, manifest = PartialState(), load_manifest(latents_folder)
     vae = load_vae(vae_folder)
@@ -71,7 +72,8 @@ def train_ldm(
     for shape in manifest.buckets.values():
         network.token_grid(torch.empty(1, *shape, device="meta"))  # raises where the patches do not divide the latents
     own = names_of(make_network=make_network, loss=None if loss is per_sample_mse else loss)
-    sections = {"seed": seed, "ldm": settings, "latents": latents_identity(manifest), **start.record, **own}
+    encoder, aligned = load_encoder(settings)
+    sections = {"seed": seed, "ldm": settings, "latents": latents_identity(manifest), **start.record, **aligned, **own}
     with Stage(folder, sections) as stage:
         if stage.finished:
             return
@@ -81,7 +83,7 @@ def train_ldm(
         data = LatentData(
             latents_folder, manifest, settings.conditioning, settings.objective, state.device, failures_allowed
         )
-        averages = fit(network, loss, vae, settings, data, stage, seed, tracker)
+        averages = fit(network, loss, vae, encoder, settings, data, stage, seed, tracker)
         for name, reason in data.failures.reasons.items():
             account.used -= 1
             account.leave_out(name, CHANGED_ENTRY, reason)
@@ -134,10 +136,29 @@ def latents_identity(manifest: Manifest) -> dict[str, str | int]:
     return {name: getattr(manifest, name) for name in names} | of_text
 
 
+def load_encoder(settings: LDMSettings) -> tuple[ImageEncoder | None, dict[str, str]]:
+    """The frozen encoder to align with, if any, and its part of the stage's record."""
+    if settings.alignment is None:
+        return None, {}
+    with PartialState().main_process_first():  # the main process downloads it
+        encoder = load_image_encoder(settings.alignment.encoder, settings.alignment.image_size)
+    return encoder, {"alignment_sha256": weights_fingerprint(encoder)}
+
+
+def make_alignment(
+    network: Network, encoder: ImageEncoder | None, vae: VideoVAE, settings: LDMSettings, data: LatentData
+) -> Alignment | None:
+    """The alignment of the network with an encoder, if there is one."""
+    if encoder is None or settings.alignment is None:
+        return None
+    return Alignment(settings.alignment, network, encoder.to(data.device), vae, data.mean, data.std)
+
+
 def fit(
     network: Network,
     per_sample_loss: SampleLoss,
     vae: VideoVAE,
+    encoder: ImageEncoder | None,
     settings: LDMSettings,
     data: LatentData,
     stage: Stage,
@@ -151,7 +172,10 @@ def fit(
     """
     optimization, folder = settings.optimization, stage.folder
     apply_model_options(network, settings)
-    state = TrainingState(network, optimization, folder, tracker, f"{folder.parent.name} LDM", mirror=stage.mirror)
+    alignment = make_alignment(network, encoder, vae, settings, data)
+    trained = None if alignment is None else alignment.trained_module(seed)
+    name = f"{folder.parent.name} LDM"
+    state = TrainingState(network, optimization, folder, tracker, name, trained, mirror=stage.mirror)
     accelerator, done = state.accelerator, state.resume()
     order = sample_order(optimization, state.plan)
     batches = data.training_batches(state.plan, seed, done, settings.workers, order)
@@ -159,7 +183,7 @@ def fit(
     progress = progress_bar("training the LDM", done, optimization.steps)
 
     for step in stage.steps(done + 1, optimization.steps):
-        loss_sum, gradient_norm, learning_rate = training_step(state, per_sample_loss, batches, meter, step)
+        loss_sum, gradient_norm, learning_rate = training_step(state, per_sample_loss, batches, meter, step, alignment)
         progress.update()
 
         last = step == optimization.steps
@@ -167,6 +191,8 @@ def fit(
             data.merge_failures(accelerator)
             loss = float(accelerator.reduce(loss_sum, "mean"))
             row = {"loss": loss, "gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
+            if alignment is not None:
+                row["alignment"] = float(accelerator.reduce(alignment.last, "mean"))
             state.log.row(step, **row, **meter.row(), skipped_steps=state.guard.report(step))
             progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:

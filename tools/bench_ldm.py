@@ -233,7 +233,7 @@ def measure_peak_share(device: torch.device, steps: int, compiled: bool) -> dict
     network = DiT(**sizes, text_width=None).to(device)
     noisy = torch.randn(batch_size, channels, t, h, w, device=device)
     ones = torch.ones(batch_size, device=device)
-    batch = Batch(noisy, torch.zeros_like(noisy), 0.5 * ones, ones, Condition())
+    batch = Batch(noisy, torch.zeros_like(noisy), 0.5 * ones, ones, Condition(), latents=noisy)
     flops = 3 * forward_flops(network, batch)
     if compiled:
         network.compile_repeated_blocks()

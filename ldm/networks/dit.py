@@ -184,10 +184,13 @@ class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
         Raises InputError for latents that the patches do not divide, and for conditions that the network does not take.
         """
         condition = Condition.from_arguments(condition, encoder_hidden_states, encoder_attention_mask, class_labels)
-        prediction = self._predict(hidden_states, timestep, condition)
+        prediction, _ = self.predict_with_features(hidden_states, timestep, condition)
         return Transformer2DModelOutput(sample=prediction) if return_dict else (prediction,)
 
-    def _predict(self, latents: Tensor, time: Tensor, condition: Condition) -> Tensor:
+    def predict_with_features(
+        self, latents: Tensor, time: Tensor, condition: Condition, after_block: int | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The prediction (b, c, t, h, w), and the tokens (b, n, d) after a block, counted from 1, if one is named."""
         self._check_condition(condition)
         grid = self.token_grid(latents)  # t, h, w in tokens
         if self.config.first_frame:
@@ -200,15 +203,17 @@ class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
         text = None if condition.text is None else self.text_embedding(condition.text.to(x.dtype))  # (b, m, d)
         embedding = self._embed_condition(time, text, condition, x.dtype)  # (b, d)
         rope = rope_cos_sin(angles)  # 2 x (n, 1, head_width)
-        for block in self.blocks:
+        features = None
+        for number, block in enumerate(self.blocks, start=1):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 x = self._gradient_checkpointing_func(block, x, embedding, text, condition.text_mask, rope, grid[0])
             else:
                 x = block(x, embedding, text, condition.text_mask, rope, grid[0])  # (b, n, d)
+            features = x if number == after_block else features
         shift, scale = self.final_modulation(embedding).chunk(2, dim=-1)
         x = self.final_linear(norm_and_modulate(x, shift, scale))  # (b, n, c pt ph pw)
-        t, h, w = grid
-        return rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", t=t, h=h, w=w, pt=pt, ph=ph, pw=pw)
+        sizes = dict(zip(("t", "h", "w", "pt", "ph", "pw"), (*grid, pt, ph, pw), strict=True))
+        return rearrange(x, "b (t h w) (c pt ph pw) -> b c (t pt) (h ph) (w pw)", **sizes), features
 
     def _embed_positions(self, angles: Tensor) -> Tensor:
         """Absolute position embeddings (n, d), computed from the RoPE angles.

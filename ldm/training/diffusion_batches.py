@@ -40,6 +40,7 @@ class Batch:
     time: Tensor  # (b,)
     weight: Tensor  # (b,), loss weight of each sample
     condition: Condition
+    latents: Tensor  # (b, c, t, h, w), without noise, normalized
 
 
 # What a training minimizes: (predict, batch) -> the loss of each sample, (b,); `predict(latents, time, condition)` is
@@ -122,7 +123,7 @@ class BatchMaker:
         if objective.min_snr_gamma is not None:
             weight = min_snr_weight(alpha, sigma, objective.min_snr_gamma, objective.prediction)
         regression_target = target(x, eps, alpha, sigma, objective.prediction)
-        return Batch(add_noise(x, eps, alpha, sigma), regression_target, time, weight, condition)
+        return Batch(add_noise(x, eps, alpha, sigma), regression_target, time, weight, condition, latents=x)
 
     def _uniform(self, numbers: Sequence[int], seed: int, name: str) -> Tensor:
         """Uniform values in [0, 1), (b,), one per sample number; copied to a GPU without synchronizing."""

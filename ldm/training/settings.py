@@ -17,6 +17,20 @@ def _default_dit(given: dict[str, Any]) -> DiTSettings | None:
     return None if given.get("unet") or given.get("init_from") else DiTSettings()
 
 
+class AlignmentSettings(Settings):
+    encoder: str
+    """Folder or hub name of an image encoder of timm or transformers (DINOv2, CLIP, ViT, ConvNeXt, ...), with
+    safetensors."""
+    image_size: int | None = Field(None, ge=8)
+    """Side of the encoder's input in pixels; null: the one it was trained with."""
+    block: int = Field(8, ge=1)
+    """Block of the DiT after which its tokens are aligned, counted from 1 (REPA: 8 of 24 or 28)."""
+    hidden_width: int = Field(2048, ge=1)
+    """Hidden width of the projection, an MLP of three layers."""
+    weight: float = Field(0.5, gt=0)
+    """Weight of the cosine distance."""
+
+
 class LDMSettings(Settings):
     renamed_keys: ClassVar[dict[str, str]] = {
         "network": "dit or ldm.unet, whichever section is given",
@@ -40,6 +54,8 @@ class LDMSettings(Settings):
     """Prediction target, noise levels and loss weights."""
     optimization: OptimizationSettings = OptimizationSettings()
     """Optimizer, learning rate, EMA, precision, logging and checkpoints."""
+    alignment: AlignmentSettings | None = None
+    """Alignment of the DiT's features with a frozen image encoder's (REPA, docs/regularizers.md); null: none."""
     attention_backend: Annotated[AttentionBackend, MayChange] = "sdpa"
     """torch's attention, or xformers' (CUDA); the results are the same."""
     peak_tflops: Annotated[float | None, MayChange] = Field(None, gt=0)
@@ -63,6 +79,16 @@ class LDMSettings(Settings):
         for name in ("compile", "gradient_checkpointing"):
             if self.unet is not None and getattr(self.optimization, name):
                 raise ValueError(f"optimization.{name}=true is for ldm.dit: diffusers' 3D UNet does not support it")
+        return self
+
+    @model_validator(mode="after")
+    def _the_aligned_block_exists(self) -> LDMSettings:
+        if self.alignment is None:
+            return self
+        if self.unet is not None:
+            raise ValueError("alignment is for ldm.dit: a UNet's features have other grids than its tokens")
+        if self.dit is not None and self.alignment.block > (depth := self.dit.sizes["depth"]):
+            raise ValueError(f"ldm.alignment.block={self.alignment.block}: the DiT has {depth} blocks")
         return self
 
     @property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.networks.network import predict
+from ldm.training.alignment import Alignment
 from ldm.training.diffusion_batches import Batch, SampleLoss
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
@@ -17,11 +18,17 @@ from odvae.training.state import TrainingState
 
 
 def training_step(
-    state: TrainingState, per_sample_loss: SampleLoss, batches: Iterator[Batch], meter: StepMeter, step: int
+    state: TrainingState,
+    per_sample_loss: SampleLoss,
+    batches: Iterator[Batch],
+    meter: StepMeter,
+    step: int,
+    alignment: Alignment | None = None,
 ) -> tuple[Tensor, Tensor, float]:
     """Optimizer step `step` (counted from 1).
 
-    Returns this rank's mean loss, the gradient's norm, and the learning rate. Nothing in it waits for a GPU.
+    Returns this rank's mean loss (without the alignment's), the gradient's norm, and the learning rate. Nothing in it
+    waits for a GPU, but for the decoder with `alignment`; `state` then trains an AlignedNetwork.
     """
     accelerator, accumulated = state.accelerator, state.optimization.gradient_accumulation_steps
     loss_sum = torch.zeros((), device=accelerator.device)
@@ -30,9 +37,13 @@ def training_step(
             batch = next(batches)
         with gradients_synced_at(accelerator, state.model, micro_step == accumulated):
             with accelerator.autocast():
-                losses = per_sample_loss(partial(predict, state.model), batch)
+                if alignment is None:
+                    losses, distances = per_sample_loss(partial(predict, state.model), batch), None
+                else:
+                    losses, distances = alignment.losses(state.model, per_sample_loss, batch)
             loss = (batch.weight * losses).mean()
-            accelerator.backward(loss / accumulated)
+            total = loss if distances is None else loss + distances.mean()
+            accelerator.backward(total / accumulated)
         loss_sum += loss.detach() / accumulated
         meter.count(batch)
     gradient_norm, learning_rate = state.apply_gradients(step, {"loss": loss_sum})

@@ -76,7 +76,8 @@ class Inputs:
         rng = Random(f"{self.settings.seed} {case.kind} {case.number}")
         siblings = self.valid[case.kind]
         valid = rng.choice(siblings)
-        others = [valid.data for valid in siblings] if rng.random() < 0.8 else self.foreign
+        own = rng.random() < 0.8 or not self.foreign  # all files of the chosen kinds may be large
+        others = [valid.data for valid in siblings] if own else self.foreign
         data = mutate(valid.data, rng, valid.mutations, others)
         return valid.name, data, Random(f"{self.settings.seed} {case.kind} {case.number} way")
 

@@ -38,6 +38,12 @@ def test_files_that_nothing_was_done_to_are_read(kind, tmp_path):
         assert len(refusals) < 8, (valid.name, refusals)
 
 
+def test_a_kind_of_large_files_alone_is_mutated(tmp_path):
+    large = Kind("large", lambda _: [Valid("a.bin", bytes(1 << 17), BYTES)], lambda *_: None)
+    counts = fuzz([large], FuzzSettings(count=60, workers=1, out=str(tmp_path / "out")))
+    assert counts["large"].results == {"read": 60}
+
+
 def misbehaving(ways):
     """A kind of which input number n does the n-th of the things that must not be."""
     numbers = iter(range(1000))

@@ -14,4 +14,8 @@ def __getattr__(name: str) -> Any:
         from odvae.model import ODVAE
 
         return ODVAE
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("odvae")
     raise AttributeError(f"module 'odvae' has no attribute {name!r}")

@@ -105,3 +105,11 @@ def test_every_command_is_a_module_with_its_script_in_the_checkout():
     for name in modules:
         folder = "tools" if name == "make_shards" else "pipelines"
         assert f"from ldm.commands.{name} import main" in (REPOSITORY / folder / f"{name}.py").read_text()
+
+
+def test_the_package_has_its_version():
+    import importlib.metadata
+
+    import odvae
+
+    assert odvae.__version__ == importlib.metadata.version("odvae")

@@ -32,6 +32,13 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
     without text and classes, the null token is the only one.
     """
 
+    _no_split_modules = (
+        "CrossAttnDownBlock3D",
+        "DownBlock3D",
+        "UNetMidBlock3DCrossAttn",
+        "CrossAttnUpBlock3D",
+        "UpBlock3D",
+    )
     lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
     """As of DiT."""
 
@@ -71,6 +78,8 @@ class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
             attention_head_dim=head_width,
         )
         for module in self.unet.modules():
+            if isinstance(module, ModelMixin):
+                module._no_split_modules = self._no_split_modules  # diffusers' classes name none
             if isinstance(module, nn.Dropout):
                 module.p = 0.0  # diffusers' temporal layers have 0.1, whose noise would not be a function of the step
         self.null_token = nn.Parameter(0.02 * torch.randn(token_width))  # for padding, and for no class

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -139,9 +140,26 @@ def make_accelerator(precision: Precision, tracker: Tracker, folder: Path, name:
         accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
     if accelerator.is_main_process:
         make_output_folder(folder)
+        for line in unused_launch_options("bf16" if bf16 else "fp32"):
+            print(line, flush=True)
     accelerator.wait_for_everyone()
     start_tracker(accelerator, tracker, folder, name)
     return accelerator
+
+
+def unused_launch_options(precision: str) -> list[str]:
+    """A line for each option of `accelerate launch` that says something else than the settings, which rule."""
+    lines = []
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launched not in ("no", precision):
+        lines.append(f"accelerate launch: mixed precision {launched} is not used; `precision` is, {precision}")
+    accumulated = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
+    if accumulated not in ("1", "auto"):
+        lines.append(
+            f"accelerate launch: gradient accumulation over {accumulated} steps is not used; "
+            "the setting `gradient_accumulation_steps` is"
+        )
+    return lines
 
 
 @contextlib.contextmanager

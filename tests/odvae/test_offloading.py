@@ -84,3 +84,14 @@ def test_weights_stored_in_another_type_are_cast_layer_by_layer(kind):
     vae.enable_layerwise_casting(storage_dtype=torch.float16, compute_dtype=torch.float32)
     for result, value in zip(round_trip(vae), expected, strict=True):
         assert 0 < relative_error(result, value) < 0.01
+
+
+@pytest.mark.parametrize("kind", ["default", "v1.1.0"])
+def test_a_device_map_leaves_blocks_on_the_disk_and_none_is_split(kind, tmp_path):
+    whole = make_vae(kind)
+    whole.save_pretrained(tmp_path / "vae")
+    size = sum(parameter.nbytes for parameter in whole.parameters())
+    options = {"max_memory": {"cpu": int(0.7 * size)}, "offload_folder": str(tmp_path / "offloaded")}
+    vae = ODVAE.from_pretrained(tmp_path / "vae", device_map="auto", **options)
+    assert {*vae.hf_device_map.values()} == {"cpu", "disk"}
+    check_equal(vae, round_trip(whole))

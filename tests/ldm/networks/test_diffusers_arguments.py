@@ -104,3 +104,13 @@ def test_hooks_move_a_condition_with_the_other_arguments():
     assert moved.text.is_meta
     assert moved.text_mask.is_meta
     assert moved.label is None
+
+
+def test_a_device_map_leaves_blocks_on_the_disk_and_none_is_split(network, tmp_path):
+    expected = network(*latents_and_time(), **arguments()).sample
+    network.save_pretrained(tmp_path / "network")
+    size = sum(parameter.nbytes for parameter in network.parameters())
+    options = {"max_memory": {"cpu": int(0.7 * size)}, "offload_folder": str(tmp_path / "offloaded")}
+    loaded = type(network).from_pretrained(tmp_path / "network", device_map="auto", **options)
+    assert {*loaded.hf_device_map.values()} == {"cpu", "disk"}
+    check_equal(loaded.eval(), expected)

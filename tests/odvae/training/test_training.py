@@ -11,7 +11,7 @@ from odvae.initial_weights import load_image_vae, load_video_vae
 from odvae.running.errors import DivergenceError, InputError, readable_errors
 from odvae.running.resume_check import field_may_change
 from odvae.settings import ModelSettings, VAESettings, VideoPhaseSettings
-from odvae.training.optimization import clipped_step, learning_rate_at, make_optimizer
+from odvae.training.optimization import clipped_step, learning_rate_at, make_optimizer, unused_launch_options
 from odvae.training.settings import OptimizationSettings
 from odvae.training.state import TrainingState
 from odvae.vae_batches import Batches
@@ -181,3 +181,13 @@ def test_a_second_phase_begins_from_another_odvae_as_it_was_trained_unless_the_s
 def test_impossible_initial_weights_are_refused(given, message):
     with pytest.raises(ValueError, match=message):
         make_run_settings(**given)
+
+
+def test_options_of_accelerate_launch_that_the_settings_overrule_are_named(monkeypatch):
+    assert unused_launch_options("fp32") == []
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    precision, accumulation = unused_launch_options("fp32")
+    assert precision == "accelerate launch: mixed precision bf16 is not used; `precision` is, fp32"
+    assert "over 4 steps is not used; the setting `gradient_accumulation_steps` is" in accumulation
+    assert unused_launch_options("bf16") == [accumulation]

@@ -63,6 +63,7 @@ def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
     setting, name = f"vae.init_image_vae={name!r}", local_model(name)
     config, where = read_vae_config(name, setting, "an AutoencoderKL")
     _check_class(config, ("AutoencoderKL", "PerFrameVAE", "FrameVAE"), setting)
+    where |= _stored_variant(Path(name, where.get("subfolder", "")))
     image_vae = load_model(PerFrameVAE, name, setting, "an AutoencoderKL", **where)
     _check_sizes(image_vae, model, f"the image VAE {name}")
     _check_growth(image_vae.config.block_out_channels, image_halvings(image_vae), model, f"the image VAE {name}")
@@ -98,6 +99,13 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
         print(f"vae.init_from={name} compresses {before}; it is grown to {after}, as in vae.model", flush=True)
     arguments = model.arguments(loaded=source.config)
     return ODVAE.from_odvae(source, **{key: arguments[key] for key in ("norm", "temporal_upsample", *RATES)})
+
+
+def _stored_variant(folder: Path) -> dict[str, str]:
+    """diffusers' `variant` for a folder whose only weights are of one (`diffusion_pytorch_model.fp16.safetensors`)."""
+    names = {path.name for path in folder.glob("diffusion_pytorch_model*.safetensors")}
+    variants = {name.split(".")[1] for name in names if name.count(".") == 2}
+    return {"variant": variants.pop()} if len(names) == len(variants) == 1 else {}
 
 
 def _check_class(config: Mapping[str, Any], allowed: Sequence[str], setting: str) -> None:

@@ -149,6 +149,9 @@ def test_training_starts_from_an_image_vaes_folder_or_a_pipelines(tmp_path, imag
     for name in ("alone", "pipeline"):
         loaded = load_image_vae(str(tmp_path / name), settings.model)
         assert torch.equal(loaded.decoder.conv_out.weight, image_vae.decoder.conv_out.weight)
+    image_vae.save_pretrained(tmp_path / "half", variant="fp16")
+    loaded = load_image_vae(str(tmp_path / "half"), settings.model)
+    assert torch.equal(loaded.decoder.conv_out.weight, image_vae.decoder.conv_out.weight)
     with pytest.raises(InputError, match=r"latent_channels=8, but the image VAE .* has 4"):
         load_image_vae(str(tmp_path / "alone"), settings.model.model_copy(update={"latent_channels": 8}))
     with pytest.raises(InputError, match="cannot be loaded as an AutoencoderKL"):

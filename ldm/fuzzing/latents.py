@@ -12,10 +12,11 @@ from random import Random
 import torch
 
 from ldm.diffusion.settings import ObjectiveSettings
+from ldm.encoding.verified_files import VERIFIED
 from ldm.encoding.verify import find_problems
 from ldm.fuzzing.containers import SAFETENSORS
 from ldm.fuzzing.kind import Kind, NeighborLost, Valid
-from ldm.fuzzing.mutations import BYTES, JSON
+from ldm.fuzzing.mutations import BYTES, JSON, JSON_LINES
 from ldm.fuzzing.shards import tar_bytes
 from ldm.latents.batches import latent_batches
 from ldm.latents.entries import load_entries, pack_entry, pack_text, source_key
@@ -31,10 +32,12 @@ from odvae.clips.settings import DataSettings
 from odvae.index.building import INDEX
 from odvae.running.files import write_json
 from odvae.running.hashing import file_fingerprint
+from odvae.shards.facts_journal import INDEX_FOLDER
 from odvae.shards.tars import index_shard
 
 _SHAPE, _TOKENS, _WIDTH = (4, 2, 4, 4), 3, 16
 _SHARD, _VAE_SHA256 = "00000.tar", "f" * 64
+_SHARD_INDEX = f"{INDEX_FOLDER}/{_SHARD}.arrow"
 _CONFIG = {"_class_name": "ODVAE", "latent_channels": 4, "norm": "frame"}
 # Sources of entries: of these, the first two are in training and the others are held out.
 _SOURCES = ("neighbor0", "neighbor1", "neighbor2", "mutated")
@@ -156,11 +159,13 @@ def _train_on(folder: Path, manifest: Manifest) -> None:
 def make_manifests(context: Path) -> Sequence[Valid]:
     manifest = _write_latents(context)
     open_latents(context, manifest)  # which writes the index
+    list(find_problems(context, manifest))  # which records what it has verified
     Provenance.of_latents(manifest, context, context).save(context)
     return [
         *(Valid(MANIFEST, json.dumps(asdict(manifest)).encode(), JSON) for _ in range(5)),
         Valid(EMPTY_TEXT, (context / EMPTY_TEXT).read_bytes(), SAFETENSORS),
-        Valid(INDEX, (context / INDEX).read_bytes(), BYTES),
+        *(Valid(name, (context / name).read_bytes(), BYTES) for name in (INDEX, _SHARD_INDEX)),
+        Valid(VERIFIED, (context / VERIFIED).read_bytes(), JSON_LINES),
         Valid(PROVENANCE, (context / PROVENANCE).read_bytes(), JSON),
         Valid("vae/config.json", (context / "vae/config.json").read_bytes(), JSON),
     ]
@@ -173,8 +178,10 @@ def _read_manifest(context: Path, name: str, data: bytes, folder: Path, rng: Ran
     if name == PROVENANCE:
         Provenance.load(folder).text_encoder_in(folder)
         return
+    if name == _SHARD_INDEX:
+        (folder / INDEX).unlink()  # it is merged again
     manifest = load_manifest(folder)
-    if name == MANIFEST and rng.random() < 0.3:
+    if name == VERIFIED or (name in (MANIFEST, _SHARD_INDEX) and rng.random() < 0.3):
         list(find_problems(folder, manifest))
         return
     if name != EMPTY_TEXT:

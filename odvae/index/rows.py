@@ -17,6 +17,7 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 
+from odvae.index.damage import damage_named
 from odvae.running.errors import InputError
 from odvae.shards.samples import Member
 from odvae.storage.files import atomic_file, local_copy, make_parent
@@ -155,7 +156,9 @@ def merge_indexes(path: Path, parts: Sequence[Path], left_out: Mapping[int, np.n
         first = 0
         for i, (part, part_header, numbers) in enumerate(zip(parts, headers, renumbered, strict=True)):
             with pa.memory_map(os.fspath(local_copy(part))) as mapped:
-                table = _open(part, mapped).read_all()
+                with damage_named(part):
+                    table = pa.ipc.open_file(mapped).read_all()
+                    table.validate()
                 if left_out is not None and i in left_out:
                     table = table.take(np.setdiff1d(np.arange(len(table)), left_out[i]))
                 for batch in table.to_batches():
@@ -170,8 +173,8 @@ def merge_indexes(path: Path, parts: Sequence[Path], left_out: Mapping[int, np.n
 
 def read_header(path: Path) -> Header:
     """The metadata of an index. Raises InputError where the file is missing, damaged or of another format."""
-    with pa.memory_map(os.fspath(local_copy(path))) as mapped:
-        return parse_header(path, _open(path, mapped).schema)
+    with damage_named(path), pa.memory_map(os.fspath(local_copy(path))) as mapped:
+        return parse_header(path, pa.ipc.open_file(mapped).schema)
 
 
 def parse_header(path: Path, schema: pa.Schema) -> Header:
@@ -193,13 +196,6 @@ def parse_header(path: Path, schema: pa.Schema) -> Header:
 def _shard_or_values(values: dict[str, Any]) -> IndexedShard | dict[str, Any]:
     """A shard, where these are its values: made at once, since a folder has so many that their dicts take memory."""
     return IndexedShard(**values) if "mtime_ns" in values else values
-
-
-def _open(path: Path, mapped: pa.MemoryMappedFile) -> pa.ipc.RecordBatchFileReader:
-    try:
-        return pa.ipc.open_file(mapped)
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not an index of shards, or was damaged: {error}") from None
 
 
 class _Names:

@@ -15,7 +15,7 @@ from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.provenance import Provenance, ema_folder
 from ldm.networks.settings import ConditioningSettings
 from ldm.networks.text_encoder import has_vocabulary
-from ldm.training.alignment import Alignment
+from ldm.training.alignment import Alignment, check_not_sharded
 from ldm.training.diffusion_batches import LatentData, SampleLoss, per_sample_mse
 from ldm.training.image_encoders import ImageEncoder, load_image_encoder
 from ldm.training.initial_network import initial_network, new_network
@@ -176,6 +176,8 @@ def fit(
     trained = None if alignment is None else alignment.trained_module(seed)
     name = f"{folder.parent.name} LDM"
     state = TrainingState(network, optimization, folder, tracker, name, trained, mirror=stage.mirror)
+    if alignment is not None:
+        check_not_sharded(state.accelerator)
     accelerator, done = state.accelerator, state.resume()
     order = sample_order(optimization, state.plan)
     batches = data.training_batches(state.plan, seed, done, settings.workers, order)

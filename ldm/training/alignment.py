@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
@@ -40,7 +41,6 @@ class AlignedNetwork(nn.Module):
         if settings.block > (depth := len(network.blocks)):  # of a network that was loaded by ldm.init_from
             raise InputError(f"ldm.alignment.block={settings.block}: the DiT has {depth} blocks")
         self.network, self.block = network, settings.block
-        self._no_split_modules = getattr(network, "_no_split_modules", None)  # how FSDP2 divides it
         hidden = settings.hidden_width
         self.projection = nn.Sequential(
             nn.Linear(network.config.width, hidden),
@@ -54,6 +54,12 @@ class AlignedNetwork(nn.Module):
         """The prediction (b, c, t, h, w), and the projected features (b, n, dimension) of its tokens."""
         prediction, tokens = self.network.predict_with_features(latents, time, condition, self.block)
         return prediction, self.projection(tokens)
+
+
+def check_not_sharded(accelerator: Accelerator) -> None:
+    """Raise InputError under FSDP2: it shards network and projection as one, and validation calls the network alone."""
+    if accelerator.is_fsdp2:
+        raise InputError("ldm.alignment is not supported under FSDP2 yet: launch with configs/accelerate/ddp.yaml")
 
 
 class Alignment:

@@ -6,18 +6,28 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from safetensors.torch import load_file
+from scripts import on_ranks
 from small_encoders import PREPROCESSING, small_convnext, small_timm, small_vit
 from small_ldm import SMALL_DIT, SMALL_UNET, WEIGHTS, settings, train
 from transformers import ViTModel
 
+from ldm.experiment import Experiment
 from ldm.networks.conditioning import Condition
 from ldm.networks.dit import DiT
-from ldm.training.alignment import AlignedNetwork, cosine_distance, features_of_tokens, frames_at_latents
+from ldm.training.alignment import (
+    AlignedNetwork,
+    check_not_sharded,
+    cosine_distance,
+    features_of_tokens,
+    frames_at_latents,
+)
 from ldm.training.image_encoders import load_image_encoder
 from ldm.training.settings import AlignmentSettings, LDMSettings
 from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines
+from odvae.running.settings import load_settings
 
 
 def test_the_distance_is_one_minus_the_cosine_of_each_token():
@@ -168,3 +178,34 @@ def test_only_a_dit_with_that_block_can_be_aligned(alignment):
         LDMSettings(unet=SMALL_UNET, alignment=alignment)
     with pytest.raises(InputError, match=r"Linear has no method predict_with_features"):
         AlignedNetwork(torch.nn.Linear(2, 2), AlignmentSettings(**alignment), 5)
+
+
+CONFIG = """
+run: {run}
+data: {{frames: 9, height: 32, width: 32, held_out: 0.25, workers: 0}}
+ldm:
+  dit: {{width: 32, depth: 2, heads: 2}}
+  alignment: {{encoder: {encoder}, block: 1, hidden_width: 16}}
+  optimization: {{steps: 3, batch_size: 4, optimizer: sgd, learning_rate: 2e-2, checkpoint_every: 3, log_every: 3}}
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_align_as_one_process(ldm_run, tmp_path, alignment):
+    for name in ("vae", "latents"):
+        shutil.copytree(ldm_run / name, tmp_path / name)
+    (tmp_path / "config.yaml").write_text(CONFIG.format(run=tmp_path, encoder=alignment["encoder"]))
+    expected = train(tmp_path, tmp_path / "one", load_settings(Experiment, tmp_path / "config.yaml").ldm)
+    halves = ["--config", str(tmp_path / "config.yaml"), "ldm.optimization.batch_size=2"]
+    on_ranks(2, "pipelines/train_ldm.py", *halves)
+    found = load_file(tmp_path / "ldm" / WEIGHTS)
+    assert found.keys() == expected.keys()
+    assert max(float((found[name] - expected[name]).abs().max()) for name in found) < 1e-6
+
+
+def test_sharded_networks_are_refused(monkeypatch):
+    accelerator = Accelerator(cpu=True)
+    check_not_sharded(accelerator)
+    monkeypatch.setattr(Accelerator, "is_fsdp2", True)
+    with pytest.raises(InputError, match=r"ldm\.alignment is not supported under FSDP2"):
+        check_not_sharded(accelerator)

@@ -1,5 +1,7 @@
 """Trainings from a bucket of a real S3 server: the weights of trainings from the disk, bit for bit; and what fails."""
 
+import shutil
+
 import pytest
 import torch
 from object_server import Faults, served
@@ -10,9 +12,11 @@ from small_vae import train as train_vae
 from small_vae import vae_settings
 
 from ldm.encoding.verify import find_problems, sample_problems
+from ldm.index_shards import index_folder
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import load_manifest
 from ldm.train import train_ldm
+from odvae.index.settings import IndexingSettings
 from odvae.running.errors import InputError
 from odvae.storage import client, states
 from odvae.storage.paths import StorageError, open_path
@@ -72,6 +76,15 @@ def test_latents_in_a_bucket_are_verified(bucket):
     manifest = load_manifest(bucket / "latents")
     assert list(find_problems(bucket / "latents", manifest, processes=2)) == []
     assert list(sample_problems(bucket / "latents", manifest, 5, seed=0, processes=2)) == []
+
+
+def test_latents_in_a_bucket_without_an_index_get_one_there(ldm_run, tmp_path, bucket):
+    shutil.copytree(ldm_run / "latents", ldm_run / "again")
+    shutil.rmtree(ldm_run / "again/index")
+    (ldm_run / "again/index.arrow").unlink()
+    assert "16 entries in 1 shard" in index_folder(bucket / "again", IndexingSettings(workers=0))
+    for name in ("index.arrow", "index/00000.tar.arrow"):
+        assert (ldm_run / "again" / name).read_bytes() == (ldm_run / "latents" / name).read_bytes()
 
 
 def read_all(folder) -> int:

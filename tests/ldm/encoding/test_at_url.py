@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 from small_latents import ENCODE, encode, encode_in_four_shards
+from url_folders import copied
 
 from ldm.encoding import target
+from ldm.encoding.verify import find_problems
+from ldm.latents.manifest import load_manifest
 from odvae.running.errors import InputError
 from odvae.storage.files import local_copy
 from odvae.storage.paths import StorageError, open_path, work_folder
@@ -40,6 +43,18 @@ def test_latents_at_a_url_have_the_bytes_of_those_in_a_folder(run, url):
     assert_same_latents(url, run / "latents")
     assert "manifest.json" in list_tree(url)
     assert not list(work_folder(url).rglob("*.tar"))
+
+
+def test_videos_in_a_bucket_give_the_latents_of_those_on_the_disk(run, url, tmp_path):
+    source = url.parent / "source"
+    for name in ("shards", "vae"):
+        copied(run / name, source / name)
+    encode(source, tmp_path / "latents", encode=ENCODE)
+    for path in (run / "latents").rglob("*.tar"):
+        assert (tmp_path / "latents" / path.name).read_bytes() == path.read_bytes()
+    assert load_manifest(tmp_path / "latents").shards[0].source == str(source / "shards/00000.tar")
+    assert list(find_problems(tmp_path / "latents", load_manifest(tmp_path / "latents"))) == []
+    encode(source, tmp_path / "latents", encode=ENCODE)  # nothing is left to do
 
 
 def test_parts_of_several_machines_and_a_finish_give_the_same(run, url, tmp_path, monkeypatch):

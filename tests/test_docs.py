@@ -86,6 +86,8 @@ def test_commands_name_scripts_targets_and_settings_that_exist(where, line):
         words.pop(0)  # an environment variable
     if not words:
         return
+    if "s3://" in line:
+        pytest.importorskip("s3fs")  # without which no setting may name such a URL
     program = Path(words[0]).name
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), flags=re.MULTILINE)

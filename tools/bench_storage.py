@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--faults", type=float, metavar="SHARE", help="of requests that fail: only compare entries")
     options = parser.parse_args()
     join_ranks()
+    torch.set_num_threads(1)  # the server has the other core
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, "buckets", BUCKET)
         write_latents(folder, options.entries)

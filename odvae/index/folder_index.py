@@ -128,6 +128,8 @@ class FolderIndex:
         if any(len(batch) != CHUNK for batch in batches[:-1]):
             raise InputError(f"{path} was damaged: a batch other than the last has not {CHUNK} rows")
         self._rows = sum(chunk.rows for chunk in self.chunks)
+        # Joining a URL and a name takes longer than finding a row.
+        self._shard_path = functools.lru_cache(4096)(lambda number: folder / self.header.shards[number].name)
 
     def __len__(self) -> int:
         return self._rows
@@ -144,7 +146,7 @@ class FolderIndex:
     @_of_a_row
     def shard(self, row: int) -> Path:
         chunk, i = self._locate(row)
-        return self.folder / self.header.shards[chunk.shard[i]].name
+        return self._shard_path(int(chunk.shard[i]))
 
     @_of_a_row
     def problem(self, row: int) -> str:
@@ -181,10 +183,10 @@ class FolderIndex:
     def sample(self, row: int) -> Sample:
         """The sample of a row; its members are read from the shard, and compared with their checksums, when asked."""
         chunk, i = self._locate(row)
-        shard = self.header.shards[chunk.shard[i]]
-        members = self._members(chunk, i, shard.bytes)
+        number = int(chunk.shard[i])
+        members = self._members(chunk, i, self.header.shards[number].bytes)
         group = chunk.bytes["group"][i]
-        return Sample(chunk.bytes["key"][i], self.folder / shard.name, members, self.facts(row), group)
+        return Sample(chunk.bytes["key"][i], self._shard_path(number), members, self.facts(row), group)
 
     def _members(self, chunk: Chunk, i: int, shard_bytes: int) -> dict[str, Member]:
         members = {}

@@ -156,7 +156,14 @@ def prefetch_range(path: Path, offset: int, size: int) -> None:
         return
     if "pool" not in _threads:
         _threads["pool"] = ThreadPoolExecutor(_PREFETCHING, "prefetch")
-    _threads["pool"].submit(read_range, path, offset, size)
+    _threads["pool"].submit(_into_cache, path, offset, size)
+
+
+def _into_cache(path: Path, offset: int, size: int) -> None:
+    state = file_state(path, refresh=False)
+    places = _places(path, state, offset // BLOCK, (min(offset + max(size, 1), state.size) - 1) // BLOCK)
+    if missing := {i: place for i, place in places.items() if not place.exists()}:
+        _fetched(path, state, missing)
 
 
 _threads: dict[str, ThreadPoolExecutor] = {}

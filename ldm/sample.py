@@ -178,7 +178,7 @@ def generate_latents(
         guidance_rescale=settings.guidance_rescale,
         generator=[torch.Generator().manual_seed(request.seed) for request in requests],
         batch_size=settings.batch_size,
-        truncate_prompts=requests[0].group != USER,  # held-out captions are truncated as in training
+        truncate_prompts=settings.truncate_prompts or requests[0].group != USER,  # held-out captions: as in training
         output_type="latent",
     ).frames
 

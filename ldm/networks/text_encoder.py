@@ -91,7 +91,7 @@ def check_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], ma
         if length > max_tokens:
             raise InputError(
                 f"a prompt has {length} tokens, but the network was trained with {max_tokens} (text.max_tokens): "
-                f"shorten it (in Python also: call the pipeline with truncate_prompts=True): {prompt[:80]!r}"
+                f"shorten it, or set sample.truncate_prompts=true (in Python truncate_prompts=True): {prompt[:80]!r}"
             )
 
 

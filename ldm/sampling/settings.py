@@ -52,5 +52,7 @@ class SampleSettings(Settings):
     lossless: bool = False
     """Write a lossless .mkv (FFV1) next to each mp4, which the evaluation then scores in its place: published distances
     are those of the frames themselves, and H.264 moves them."""
+    truncate_prompts: bool = False
+    """Truncate prompts of more tokens than `text.max_tokens`, as captions in training; otherwise they are an error."""
     gif: bool = False
     """Write a GIF next to each mp4."""

@@ -8,7 +8,10 @@ from small_networks import CLASSES
 from small_pipeline import PROMPTS, make_components, make_pipeline, seeded, small_text_encoder
 
 from ldm import TextToVideoPipeline
+from ldm.sample import generate_latents
+from ldm.sampling.sample_requests import user_requests
 from ldm.sampling.schedulers import make_scheduler
+from ldm.sampling.settings import SampleSettings
 from odvae.running.errors import InputError
 
 
@@ -184,6 +187,14 @@ def test_max_sequence_length_pads_and_truncates(pipeline):
     assert latents_of(pipeline, "a red circle moves left " * 3, max_sequence_length=6).isfinite().all()
     with pytest.raises(InputError, match="max_sequence_length=9: the network was trained with 8 tokens"):
         latents_of(pipeline, max_sequence_length=9)
+
+
+def test_the_settings_of_sampling_truncate_prompts(pipeline):
+    requests = user_requests(["a red circle moves left " * 3], class_labels=[], seed=0)
+    with pytest.raises(InputError, match=r"sample\.truncate_prompts=true"):
+        generate_latents(pipeline, requests, SampleSettings(num_inference_steps=1))
+    settings = SampleSettings(num_inference_steps=1, truncate_prompts=True)
+    assert generate_latents(pipeline, requests, settings).isfinite().all()
 
 
 def test_the_vaes_options_and_properties(pipeline):

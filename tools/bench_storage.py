@@ -70,7 +70,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work, "buckets", BUCKET)
         write_latents(folder, options.entries)
-        with rclone_server(folder.parent) as server:
+        with rclone_server(folder.parent, changes=False) as server:
             if options.faults is None:
                 os.environ.update(s3_environment(server))
                 found = measure(folder, Path(work), options.steps, options.workers, options.rounds)

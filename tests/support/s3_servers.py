@@ -49,12 +49,14 @@ def use_s3(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
 
 
 @contextlib.contextmanager
-def rclone_server(folder: Path) -> Iterator[str]:
-    """The URL of a server of `folder`, whose sub-folders are its buckets (of names with at least three letters)."""
+def rclone_server(folder: Path, changes: bool = True) -> Iterator[str]:
+    """The URL of a server of `folder`, whose sub-folders are its buckets (of names with at least three letters).
+
+    `changes`: what others write into the folder is seen at once; for that, it hashes a whole file at every request.
+    """
     port = _free_port()
     address = ["--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret"]
-    # What tests write into the folder is seen at once.
-    words = [str(RCLONE), "serve", "s3", str(folder), *address, "--dir-cache-time", "0s"]
+    words = [str(RCLONE), "serve", "s3", str(folder), *address, *(["--dir-cache-time", "0s"] if changes else [])]
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port)

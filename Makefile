@@ -1,5 +1,7 @@
 # make test        installs what it needs, then lints and runs all tests
 # make test-fast   the tests that start no command in a process of its own: under two minutes
+# make rehearse    every stage of every config once on fake CUDA tensors: minutes
+#                  (make test rehearses the smallest config, with every option of a step)
 # make lint        style, formatting and types
 # make demo        installs what it needs, then trains, encodes, generates and scores; ends with runs/demo/report/report.html
 # All of them need a Debian-like machine with make and Python 3.10-3.13, and nothing else.
@@ -11,7 +13,7 @@ CONFIG := configs/demo.yaml
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: install test test-fast demo lint clean
+.PHONY: install test test-fast rehearse demo lint clean
 
 install: $(VENV)/.installed
 
@@ -34,6 +36,9 @@ test: lint
 
 test-fast: install
 	$(BIN)/pytest -m "not slow"
+
+rehearse: install
+	$(BIN)/python tools/rehearse.py --all
 
 demo: install
 	$(BIN)/python tools/run_stages.py --config $(CONFIG)

@@ -43,6 +43,7 @@ LAYERS = [
     "ldm",
     "ldm.study",
     "ldm.frontier",
+    "ldm.planning",
     "ldm.commands",
     "ldm.fuzzing",
 ]

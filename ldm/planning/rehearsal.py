@@ -1,0 +1,173 @@
+"""Rehearses an experiment's stages: each one's real step once, on fake tensors."""
+
+from __future__ import annotations
+
+import functools
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.optimizer import Optimizer
+
+from ldm.experiment import Experiment
+from ldm.planning import inference_steps, training_steps
+from ldm.planning.costs import Costs
+from ldm.planning.fake_device import CUDA, fake_device
+from ldm.planning.host_syncs import RehearsalError, Wait
+from ldm.planning.live_memory import ACTIVATIONS, GRADIENTS, OPTIMIZER, LiveMemory, tensors_of
+from ldm.planning.recorder import StepRecorder
+from ldm.planning.training_steps import PreparedStep
+
+Prepare = Callable[[torch.device, Path], PreparedStep]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of step of an experiment.
+
+    `repeats` is how often it runs in the stage on each GPU (None: that depends on the data), `unit` what one run is,
+    `scale` how much more a run costs than the rehearsed one, and `samples` the clips or videos of one run.
+    """
+
+    name: str
+    prepare: Prepare
+    unit: str
+    repeats: int | None = None
+    scale: float = 1.0
+    trains: bool = False
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a step takes: peak live bytes by kind, costs, and the waits that it causes for a listed reason."""
+
+    stage: Stage
+    peak: int
+    parts: dict[str, int]
+    costs: Costs
+    waits: dict[Wait, int]
+    gathered: int
+    """Bytes of whole parameters that FSDP2 holds at once: two blocks, and what is in none."""
+
+
+def stages_of(experiment: Experiment) -> Iterator[Stage]:
+    """The experiment's kinds of steps, in the order of its stages."""
+    given = functools.partial
+    vae, ldm = experiment.vae, experiment.ldm
+    if vae.image_phase is not None:
+        prepare = given(training_steps.image_step, experiment)
+        yield Stage("train_vae, image phase", prepare, "step", vae.image_phase.steps, trains=True)
+    if vae.video_phase is not None:
+        phase = vae.video_phase
+        steps = phase.steps if phase.image_every is None else phase.steps - phase.steps // phase.image_every
+        yield Stage("train_vae, video phase", given(training_steps.video_step, experiment), "step", steps, trains=True)
+        if phase.image_every is not None:
+            prepare = given(training_steps.video_step, experiment, images=True)
+            yield Stage("train_vae, images", prepare, "step", phase.steps // phase.image_every, trains=True)
+    buckets = experiment.encode.buckets_for(experiment.data)
+    for bucket in buckets:
+        prepare = given(inference_steps.encode_step, experiment, bucket)
+        size = experiment.encode.batch_size if bucket.frames <= experiment.encode.stream_frames else 1
+        yield Stage(f"encode {bucket.name}", prepare, "batch", samples=size)
+    shapes = [inference_steps.shape_of_latents(experiment, bucket) for bucket in buckets]
+    for bucket, shape in zip(buckets, shapes, strict=True):
+        prepare = given(training_steps.ldm_step, experiment, shape)
+        steps = ldm.optimization.steps // len(buckets)
+        yield Stage(f"train_ldm {bucket.name}", prepare, "step", steps, trains=True)
+    sample = experiment.sample
+    batches = -(-sample.count // sample.batch_size)
+    denoise = given(inference_steps.sample_step, experiment, shapes[0])
+    scale = sample.num_inference_steps / inference_steps.DENOISING_STEPS
+    yield Stage("sample", denoise, "batch", batches, scale)
+    yield Stage("decode", given(inference_steps.decode_step, experiment, shapes[0]), "video", sample.count)
+    clips = -(-experiment.eval_vae.clips // experiment.eval_vae.batch_size)
+    yield Stage("evaluate_vae", given(inference_steps.scoring_step, experiment), "batch", clips)
+
+
+def rehearse(stage: Stage, device: torch.device = CUDA) -> Rehearsed:
+    """Run the stage's step on fake tensors.
+
+    Raises RehearsalError, with file and line, for whatever would fail on a GPU, and for each place that would make it
+    wait without a reason that is listed (`ldm.planning.host_syncs.EXCEPTIONS`).
+    """
+    memory = LiveMemory(device.type)
+    seen = functools.partial(_gradient_seen, memory)
+    with tempfile.TemporaryDirectory() as folder, fake_device(device, seen):
+        prepared = stage.prepare(device, Path(folder))
+        for kind, tensors in prepared.held.items():
+            memory.hold(kind, tensors)
+        memory.restart()
+        peaks = _OptimizerSteps(memory, prepared.optimizers)
+        with StepRecorder(memory) as recorder, peaks:
+            result = prepared.run()
+        del result
+        forbidden = recorder.syncs.forbidden
+        if forbidden:
+            lines = [f"{wait.where}: {wait.what}" for wait in forbidden]
+            raise RehearsalError(f"{stage.name} waits for the GPU, or lets it wait:\n  " + "\n  ".join(lines))
+        parts = peaks.parts()
+        gathered = 0 if prepared.network is None else gathered_bytes(prepared.network)
+        return Rehearsed(stage, sum(parts.values()), parts, recorder.costs, dict(recorder.syncs.found), gathered)
+
+
+def _gradient_seen(memory: LiveMemory, parameter: torch.Tensor) -> None:
+    if parameter.grad is not None:
+        memory.hold(GRADIENTS, [parameter.grad])
+
+
+class _OptimizerSteps:
+    """Within it, what optimizers allocate and keep counts as their state.
+
+    The first step of a training has none of it until its end, all later ones have it from their beginning: the peak is
+    that of a later one.
+    """
+
+    def __init__(self, memory: LiveMemory, optimizers: list[Optimizer]) -> None:
+        self.memory, self.optimizers = memory, optimizers
+        self.before: tuple[int, dict[str, int]] | None = None
+
+    def __enter__(self) -> _OptimizerSteps:
+        self.hooks = [x.register_step_pre_hook(self._begin) for x in self.optimizers]
+        self.hooks += [x.register_step_post_hook(self._end) for x in self.optimizers]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+    def _begin(self, *_: object) -> None:
+        if self.before is None:
+            self.before = self.memory.peak, dict(self.memory.at_peak)
+            self.memory.restart()
+
+    def _end(self, optimizer: Optimizer, *_: object) -> None:
+        self.memory.hold(OPTIMIZER, tensors_of(list(optimizer.state.values())))
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by kind at the peak of a later step."""
+        state = self.memory.live[OPTIMIZER]
+        later = {kind: size for kind, size in self.memory.at_peak.items() if size}
+        if OPTIMIZER in self.memory.live and self.before is not None:
+            # State made in the step was counted as activations until its end.
+            missing = state - later.get(OPTIMIZER, 0)
+            later[OPTIMIZER] = state
+            later[ACTIVATIONS] = max(0, later.get(ACTIVATIONS, 0) - missing)
+            peak, earlier = self.before
+            if peak + state >= sum(later.values()):
+                return {**{kind: size for kind, size in earlier.items() if size}, OPTIMIZER: state}
+        return later
+
+
+def gathered_bytes(network: nn.Module) -> int:
+    """Bytes of whole parameters that a rank holds at once under FSDP2: two blocks, and what is in no block."""
+
+    def size(module: nn.Module) -> int:
+        return sum(p.numel() * p.element_size() for p in module.parameters())
+
+    names = getattr(network, "_no_split_modules", None) or ()
+    blocks = [size(module) for module in network.modules() if type(module).__name__ in names]
+    return size(network) - sum(blocks) + 2 * max(blocks, default=0)

@@ -1,0 +1,142 @@
+"""Plans: predicted against measured memory, devices, what fits and what would make it fit, headers of configs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.experiment import CONFIGS, Experiment
+from ldm.planning.costs import Costs, Operation
+from ldm.planning.devices import Device, find_device, load_facts
+from ldm.planning.latents import bytes_per_clip
+from ldm.planning.planner import changes, parts_on_a_device
+from ldm.planning.rehearsal import Rehearsed, Stage, rehearse, stages_of
+from ldm.planning.shipped import PLAN, header_of, header_overrides, header_plan, shipped_experiments
+from odvae.running.errors import InputError
+from odvae.running.settings import load_settings
+
+SMALLEST = CONFIGS / "smallest.yaml"
+CPU = torch.device("cpu")
+# Large enough that activations are megabytes, small enough for a second on a CPU.
+MEASURED = ["data.height=64", "data.width=64", "vae.video_phase.image_every=null", "vae.video_phase.optimizer=adamw",
+            "vae.model.block_out_channels=[16, 16, 32, 32]", "ldm.dit={width: 128, depth: 4, heads: 4}"]  # fmt: skip
+
+
+def peak_growth(run) -> int:
+    """The most bytes that torch's allocator on the CPU held at a time in `run`, more than at its start."""
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        run()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+@pytest.mark.parametrize("name", ["train_vae, video phase", "train_ldm 9x64x64"])
+def test_the_predicted_peak_of_a_step_is_within_a_tenth_of_the_measured_one(name, tmp_path):
+    experiment = load_settings(Experiment, SMALLEST, MEASURED)
+    (stage,) = (stage for stage in stages_of(experiment) if stage.name == name)
+    predicted = rehearse(stage, CPU)
+    prepared = stage.prepare(CPU, tmp_path)
+    prepared.run()  # the optimizer has its state from now on
+    held = [tensor for tensors in prepared.held.values() for tensor in tensors]
+    state = [x for optimizer in prepared.optimizers for slots in optimizer.state.values() for x in slots.values()]
+    before = sum(x.numel() * x.element_size() for x in (*held, *state))
+    assert before + peak_growth(prepared.run) == pytest.approx(predicted.peak, rel=0.1)
+
+
+def test_the_roofline_is_the_longer_of_products_and_memory_for_each_operation():
+    device = Device(memory_gb=1, bf16_tflops=2, tf32_tflops=1, bandwidth_gb_s=1000, source="a test")
+    costs = Costs()
+    costs.operations[Operation(4 * 10**12, 10**9, True)] = 2  # two seconds each
+    costs.operations[Operation(4 * 10**12, 10**9, False)] = 1  # four: in TF32
+    costs.operations[Operation(10**12, 3 * 10**12, True)] = 1  # three: of its bytes
+    costs.operations[Operation(0, 5 * 10**12, True)] = 1  # five, unless it is fused
+    assert costs.least_seconds(device) == pytest.approx(11)
+    assert costs.unfused_seconds(device) == pytest.approx(16)
+    assert (costs.flops, costs.bytes) == (13 * 10**12, 3 * 10**9 + 8 * 10**12)
+
+
+def test_a_matrix_product_is_counted_with_its_backward_passes():
+    from ldm.planning.training_steps import PreparedStep
+
+    def prepare(device, _folder):
+        with device:
+            weight, x = torch.nn.Parameter(torch.zeros(64, 32)), torch.zeros(16, 64, requires_grad=True)
+        return PreparedStep(lambda: (x @ weight).sum().backward(), {"parameters": [weight]})
+
+    rehearsed = rehearse(Stage("a product", prepare, "step"))
+    assert rehearsed.costs.flops == 3 * 2 * 16 * 64 * 32
+    assert rehearsed.parts["parameters"] == 64 * 32 * 4
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "message"),
+    [
+        ("h900", 8, "h900 is not in devices.yaml; there are rtx3090"),
+        ("h100", 12, "a multiple of 8"),
+        ("h100", 0, "1 to 8"),
+        ("h100", 1_000_000, "up to 16384"),
+    ],
+)
+def test_an_unknown_device_and_a_count_that_cannot_be_are_refused(name, count, message):
+    with pytest.raises(InputError, match=message):
+        find_device(name, count)
+
+
+def test_every_device_says_where_its_numbers_are_from():
+    devices = load_facts().devices
+    assert {"rtx4090", "a100", "h100", "h200", "b200"} <= devices.keys()
+    assert all("NVIDIA" in device.source for device in devices.values())
+    assert min(device.memory_gb for device in devices.values()) == 24
+
+
+def test_changes_keep_the_global_batch_and_end_with_sharding():
+    experiment = load_settings(Experiment, SMALLEST, [])
+    found = list(changes(experiment, "train_ldm 9x32x32", 8, "ddp"))
+    key = "ldm.optimization"
+    assert found[0] == ([f"{key}.batch_size=2", f"{key}.gradient_accumulation_steps=2"], "ddp")
+    assert found[2] == ([f"{key}.gradient_checkpointing=true"], "ddp")
+    assert found[-1][1] == "fsdp2"
+    assert list(changes(experiment, "decode", 8, "ddp")) == []
+
+
+def test_ddp_adds_buckets_and_fsdp2_divides_what_a_training_keeps():
+    parts = {"parameters": 800, "gradients": 800, "optimizer": 1600, "EMA": 800, "activations": 50}
+    stage = Stage("train_ldm", lambda *_: None, "step", trains=True)
+    rehearsed = Rehearsed(stage, sum(parts.values()), parts, Costs(), {}, gathered=100)
+    assert parts_on_a_device(rehearsed, 1, "ddp") == parts
+    assert sum(parts_on_a_device(rehearsed, 8, "ddp").values()) == sum(parts.values()) + 800
+    assert sum(parts_on_a_device(rehearsed, 8, "fsdp2").values()) == 4000 // 8 + 50 + 200
+
+
+def test_the_storage_of_a_clip_is_that_of_its_moments_and_its_caption():
+    experiment = load_settings(Experiment, CONFIGS / "t2v_8gpu.yaml", [])
+    assert bytes_per_clip(experiment, (4, 17, 32, 32)) == 2 * (2 * 4 * 17 * 32 * 32 + 120 * 2048)
+    unknown = load_settings(Experiment, CONFIGS / "t2v_8gpu.yaml", ["text.encoder=some/encoder"])
+    with pytest.raises(InputError, match=r"some/encoder: its size is not in devices\.yaml"):
+        bytes_per_clip(unknown, (4, 17, 32, 32))
+
+
+def test_settings_that_a_header_gives_are_those_of_its_plan(tmp_path):
+    config = tmp_path / "some.yaml"
+    config.write_text(
+        "# accelerate launch pipelines/train_vae.py --config some.yaml vae.pretrained=NAME vae.init=random\n"
+        "# plan: 8 x a100: train_vae 1.0 GiB\nrun: runs/some\n"
+    )
+    assert header_overrides(config) == ["vae.init=random"]
+    assert header_plan(config) == ("a100", 8)
+
+
+@pytest.mark.parametrize("config", shipped_experiments(), ids=lambda path: path.stem)
+def test_the_steps_of_every_shipped_config_are_planned_and_its_header_names_them(config: Path):
+    experiment = load_settings(Experiment, config, header_overrides(config))
+    stages = {stage.name.split()[0].rstrip(",") for stage in stages_of(experiment)}
+    assert {"encode", "train_ldm", "sample", "decode", "evaluate_vae"} <= stages
+    find_device(*header_plan(config))
+    for line in header_of(config):
+        if line.startswith(PLAN):
+            assert set(re.findall(r"([a-z_]+) [\d.]+ GiB", line)) == stages

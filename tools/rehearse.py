@@ -1,0 +1,79 @@
+"""Rehearse an experiment for a GPU on any machine: every stage's real step once, on fake CUDA tensors.
+
+    python tools/rehearse.py configs/demo.yaml [section.key=value ...]
+    python tools/rehearse.py configs/t2v_8gpu.yaml --only train_ldm
+    python tools/rehearse.py --all                         # every config of the project
+
+The code runs on shapes, dtypes and devices only, in bf16 where the config says so: nothing is computed, no GPU, weights
+or data are needed. It fails, with file and line, where a tensor is on the wrong device and where the CPU and the GPU
+would wait for each other. Places that may wait are printed with the reason (`ldm.planning.host_syncs.EXCEPTIONS`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from ldm.experiment import CONFIGS, Experiment
+from odvae.running.errors import InputError, readable_errors
+from odvae.running.settings import find_config, load_settings
+
+
+@readable_errors()
+def main() -> None:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("config", nargs="?", help="a YAML file, or the name of a config of this project")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace settings of the file")
+    parser.add_argument("--all", action="store_true", help="rehearse every config of the project")
+    parser.add_argument("--only", default="", help="only steps whose name starts with this (train_vae, encode, ...)")
+    options = parser.parse_intermixed_args()
+    if options.all == (options.config is not None):
+        raise InputError("give one config to rehearse, or --all")
+    from ldm.planning.shipped import header_overrides, shipped_experiments
+
+    configs = shipped_experiments() if options.all else [find_config(options.config, CONFIGS)]
+    failed = 0
+    for config in configs:
+        overrides = [*header_overrides(config), *options.overrides]
+        failed += rehearse_config(config, overrides, options.only)
+    sys.exit(1 if failed else 0)
+
+
+def rehearse_config(config: Path, overrides: Sequence[str], only: str) -> int:
+    """Rehearse one config and print what was found; returns how many of its steps failed."""
+    from ldm.planning.host_syncs import RehearsalError
+    from ldm.planning.rehearsal import rehearse, stages_of
+
+    experiment = load_settings(Experiment, config, overrides)
+    stages = [stage for stage in stages_of(experiment) if stage.name.startswith(only)]
+    if not stages:
+        raise InputError(f"{config} has no step whose name starts with {only!r}")
+    print(f"{config} {' '.join(overrides)}".rstrip(), flush=True)
+    failed, reasons = 0, {}
+    for stage in stages:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of libraries, about shapes that nothing was computed for
+                rehearsed = rehearse(stage)
+        except InputError as error:  # fine-tuning, and text encoders of unknown size
+            print(f"  {stage.name}: not rehearsed: {error}", flush=True)
+            continue
+        except RehearsalError as error:
+            failed += 1
+            print(f"  {stage.name}: FAILED\n    {error}", flush=True)
+            continue
+        waits = sum(rehearsed.waits.values())
+        reasons |= {wait: wait.reason for wait in rehearsed.waits}
+        allowed = f", {waits} listed waits" if waits else ""
+        print(f"  {stage.name}: {rehearsed.peak / 2**30:.2f} GiB, {rehearsed.costs.flops / 1e12:.3g} TFLOP{allowed}")
+    for wait in sorted(reasons):
+        print(f"  may wait: {wait.where}: {wait.what}: {wait.reason}")
+    return failed
+
+
+if __name__ == "__main__":
+    main()

@@ -42,9 +42,10 @@ def initialize_from_scratch(vae: nn.Module) -> None:
 
 def make_image_vae(model: ModelSettings) -> PerFrameVAE:
     """An image VAE of Stable Diffusion's architecture with the sizes in `model` and random weights."""
+    levels = len(model.block_out_channels)
     image_vae = PerFrameVAE(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=model.block_out_channels,
         layers_per_block=model.layers_per_block,
         latent_channels=model.latent_channels,
@@ -55,16 +56,20 @@ def make_image_vae(model: ModelSettings) -> PerFrameVAE:
 
 
 def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
-    """Load an AutoencoderKL from a model folder, a pipeline folder, or the hub name of either.
+    """Load an AutoencoderKL from a model folder, a pipeline folder, the hub name of either, or a single file.
 
     Raises InputError where there is none, where its sizes differ from those in `model`, and where a VAE with the rate
     in `model` cannot begin from it.
     """
     setting, name = f"vae.init_image_vae={name!r}", local_model(name)
-    config, where = read_vae_config(name, setting, "an AutoencoderKL")
-    _check_class(config, ("AutoencoderKL", "PerFrameVAE", "FrameVAE"), setting)
-    where |= _stored_variant(Path(name, where.get("subfolder", "")))
-    image_vae = load_model(PerFrameVAE, name, setting, "an AutoencoderKL", **where)
+    if Path(name).is_file():
+        with loading(setting, name, "an AutoencoderKL"):
+            image_vae = PerFrameVAE.from_ldm_checkpoint(name)
+    else:
+        config, where = read_vae_config(name, setting, "an AutoencoderKL")
+        _check_class(config, ("AutoencoderKL", "PerFrameVAE", "FrameVAE"), setting)
+        where |= _stored_variant(Path(name, where.get("subfolder", "")))
+        image_vae = load_model(PerFrameVAE, name, setting, "an AutoencoderKL", **where)
     _check_sizes(image_vae, model, f"the image VAE {name}")
     _check_growth(image_vae.config.block_out_channels, image_halvings(image_vae), model, f"the image VAE {name}")
     return image_vae

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +17,11 @@ from odvae.architecture.layers import CausalConv3d, FrameConv2d
 from odvae.architecture.resampling import DoublingConv3d
 from odvae.running.errors import InputError
 from odvae.running.text import check_is_file
+from odvae.weights.ldm_format import NORM_GROUPS, ldm_name
 from odvae.weights.pretrained import shorten
 from odvae.weights.weights_files import WEIGHTS, read_weights
 
 _ENDINGS = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"
-NORM_GROUPS = 32  # a constant in the published code; it cannot be inferred from the tensors' shapes
 LEVELS = 4
 
 
@@ -72,7 +71,7 @@ def published_names(vae: nn.Module) -> dict[str, tuple[str, tuple[int, ...]]]:
             shape = tuple(tensor.shape)
             if wrapped and kind == "weight":  # (o, i, [h, w]) -> (o, i, 1.., h, w)
                 shape = shape[:2] + (1,) * (5 - len(shape)) + shape[2:]
-            published = _published_module(module_name) + (".conv." if wrapped else ".") + kind
+            published = ldm_name(module_name, LEVELS) + (".conv." if wrapped else ".") + kind
             names[f"{module_name}.{kind}"] = (published, shape)
     return names
 
@@ -96,32 +95,6 @@ def rename_tensors(state: Mapping[str, Tensor], vae: nn.Module, source: str | Pa
             raise InputError(f"{source}: {published} has shape {found}, the model needs {shape}")
         renamed[name] = state[published].reshape(own_shapes[name]).to(torch.float32, copy=True)
     return renamed
-
-
-# Parts of ODVAE's module names (those of diffusers' AutoencoderKL) -> published names, in the order of replacement.
-_RENAMES: list[tuple[str, Any]] = [
-    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
-    (r"down_blocks\.(\d+)\.downsamplers\.1", r"down.\1.time_downsample"),
-    (r"down_blocks\.(\d+)\.resnets", r"down.\1.block"),
-    (r"up_blocks\.(\d+)\.upsamplers\.0", r"up.\1.upsample"),
-    (r"up_blocks\.(\d+)\.upsamplers\.1", r"up.\1.time_upsample"),
-    (r"up_blocks\.(\d+)\.resnets", r"up.\1.block"),
-    (r"\.up\.(\d+)", lambda found: f".up.{LEVELS - 1 - int(found[1])}"),  # published: counted from full resolution
-    (r"mid_block\.resnets\.0", "mid.block_1"),
-    (r"mid_block\.resnets\.1", "mid.block_2"),
-    (r"mid_block\.attentions\.0", "mid.attn_1"),
-    (r"attn_1\.group_norm", "attn_1.norm"),
-    (r"attn_1\.to_([qkv])", r"attn_1.\1"),
-    (r"attn_1\.to_out\.0", "attn_1.proj_out"),
-    (r"conv_shortcut", "nin_shortcut"),
-    (r"conv_norm_out", "norm_out"),
-]
-
-
-def _published_module(name: str) -> str:
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _find_file(path: Path) -> Path:

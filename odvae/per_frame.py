@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
@@ -14,8 +15,12 @@ from einops import rearrange
 from torch import Tensor
 
 from odvae.architecture.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.architecture.layers import ChannelsLastMixin
+from odvae.architecture.layers import ChannelsLastMixin, keep_channels_last
+from odvae.running.errors import InputError
 from odvae.video_vae import VideoVAEMixin
+from odvae.weights.ldm_format import image_vae_config, read_image_vae, rename_image_vae
+from odvae.weights.model_sizes import check_sizes
+from odvae.weights.pretrained import loading
 
 
 class PerFrameVAE(ChannelsLastMixin, VideoVAEMixin, AutoencoderKL):
@@ -33,6 +38,29 @@ class PerFrameVAE(ChannelsLastMixin, VideoVAEMixin, AutoencoderKL):
     @property
     def spatial_compression_ratio(self) -> int:
         return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @classmethod
+    def from_ldm_checkpoint(cls, path: str | Path) -> PerFrameVAE:
+        """Load an image VAE from a single file in the format of latent-diffusion (SD, SDXL, SD3, FLUX as published).
+
+        The file may hold a whole pipeline. Raises InputError for a file that is missing, broken or contains Python
+        objects, and for a tensor that is missing, unexpected or of another shape, with its name.
+        """
+        with loading(str(path), path, "an image VAE"):
+            state = read_image_vae(path)
+            if state is None:
+                raise InputError(
+                    f"{path} has no tensor encoder.mid.block_1.conv1.weight of an image VAE in the format of "
+                    "latent-diffusion; of an AutoencoderKL of diffusers give the folder, with its config.json"
+                )
+            config = image_vae_config(state, path)
+            check_sizes(config, path)
+            with torch.device("meta"):
+                vae = cls(**config)
+            levels = len(config["block_out_channels"])
+            vae.load_state_dict(rename_image_vae(state, vae.state_dict(), levels, path), assign=True)
+        keep_channels_last(vae)
+        return vae.eval()
 
     @apply_forward_hook
     def encode(self, video: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple:

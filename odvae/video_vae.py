@@ -14,7 +14,9 @@ from torch import Tensor
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.storage.mirror import errors_named, fetched, local_model, models
+from odvae.weights.ldm_format import read_image_vae
 from odvae.weights.pretrained import check_config, load_model, loading, read_config, write_again
+from odvae.weights.weights_files import WEIGHTS
 
 if TYPE_CHECKING:  # what VideoVAEMixin is mixed into
     from diffusers import ModelMixin as _Mixed
@@ -175,15 +177,19 @@ def load_vae(folder: Path) -> VideoVAE:
 
 
 def load_pretrained_vae(name: str) -> VideoVAE:
-    """Load a VAE like `load_vae`, from a folder or hub name of a VAE or pipeline, or from Open-Sora-Plan's file.
+    """Load a VAE like `load_vae`, from a folder or hub name of a VAE or pipeline, or from a file: of Open-Sora-Plan, or
+    of an image VAE in the format of latent-diffusion.
 
     Raises InputError if there is none.
     """
     from odvae.model import ODVAE
+    from odvae.per_frame import PerFrameVAE
 
     setting, name = f"vae.pretrained={name!r}", local_model(name)
     if Path(name).is_file():
-        return ODVAE.from_opensora_plan(name).requires_grad_(False)
+        is_image_vae = Path(name).suffix in WEIGHTS and read_image_vae(name) is not None
+        load = PerFrameVAE.from_ldm_checkpoint if is_image_vae else ODVAE.from_opensora_plan
+        return load(name).requires_grad_(False)
     config, where = read_vae_config(name, setting)
     kind = _class_named(config.get("_class_name"), setting)
     return load_model(kind, name, setting, "a VAE", **where).eval().requires_grad_(False)

@@ -232,15 +232,15 @@ def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder:
     (`ldm.latents.index_files`), and `tools/verify_latents.py` computes the hashes of all files.
     """
     again = f"remove {folder} and run: {encode_command()}"
+    for key, (was, now) in changed_config(manifest, vae_folder).items():  # first: it says more than a hash
+        raise InputError(
+            f"{folder} was encoded by a VAE with other settings: its manifest's vae_config.{key} is {was!r}, in "
+            f"{vae_folder / 'config.json'} it is {now!r}; {again}"
+        )
     if manifest.vae_sha256 != vae_sha256:
         raise InputError(
             f"{folder} was encoded by another VAE: its manifest's vae_sha256 is {manifest.vae_sha256[:16]}..., that of "
             f"{vae_folder} is {vae_sha256[:16]}...; {again}"
-        )
-    for key, (was, now) in changed_config(manifest, vae_folder).items():
-        raise InputError(
-            f"{folder} was encoded by a VAE with other settings: its manifest's vae_config.{key} is {was!r}, in "
-            f"{vae_folder / 'config.json'} it is {now!r}; {again}"
         )
     state = PartialState()
     with state.local_main_process_first():

@@ -153,7 +153,7 @@ class TextToVideoPipeline(PipelineFolderMixin, PipelineTextMixin, PipelineFrames
             class_label: a class by its name or, where no class has that name, by its index.
             image: the first frame, float (3, h, w) in [-1, 1]; one for all videos, or one per video. For networks with
                 first-frame conditioning.
-            num_frames, height, width: sizes that the VAE takes (OD-VAE: 4k+1 frames, multiples of 8 pixels); by default
+            num_frames, height, width: sizes that the VAE takes (4x8x8: 4k+1 frames, multiples of 8 pixels); by default
                 those of training.
             guidance_scale: scale of classifier-free guidance; up to 1 there is none.
             guidance_interval, guidance_rescale: see `ldm.sampling.guidance.Guidance`.

@@ -26,9 +26,9 @@ class ImagePhaseSettings(OptimizationSettings):
 
 class VideoPhaseSettings(OptimizationSettings):
     frames: int | None = Field(None, ge=2)
-    """Frames per training clip, a number that the VAE accepts (4x: 4k+1); null: data.frames. The model is convolutional
-    in time, so it can be trained on shorter clips than it is used for (the paper trains on 25 frames and evaluates on
-    33)."""
+    """Frames per training clip, a number that the VAE accepts (at 4x: 4k+1); null: data.frames. The model is
+    convolutional in time, so it can be trained on shorter clips than it is used for (the paper trains on 25 frames and
+    evaluates on 33)."""
     image_every: int | None = Field(None, ge=2)
     """Every image_every-th step trains on single frames instead of clips, so that the model stays a good image VAE;
     null: no such steps."""
@@ -215,7 +215,7 @@ class EvalVAESettings(Settings):
     batch_size: int = Field(4, ge=1)
     """Clips that are reconstructed at a time."""
     frames: int | None = Field(None, ge=1)
-    """Frames per clip, a number that the VAE accepts (OD-VAE: 4k+1); null: data.frames. The paper uses 33."""
+    """Frames per clip, a number that the VAE accepts (at 4x: 4k+1); null: data.frames. The paper uses 33."""
     latents: Literal["mean", "sample"] = "mean"
     """Decode the posterior's mean, or a sample of the posterior."""
     precision: Literal["fp32", "bf16"] = "fp32"

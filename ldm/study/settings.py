@@ -18,11 +18,11 @@ Variant = Literal[1, 2, 3, 4]
 
 class LongClipSettings(Settings):
     frames: int = Field(33, ge=2)
-    """Frames of the clips that are encoded whole, streamed and tiled, a count that the VAE takes (OD-VAE: 4k+1)."""
+    """Frames of the clips that are encoded whole, streamed and tiled, a count that the VAE takes (at 4x: 4k+1)."""
     count: int = Field(24, ge=2)
     """Demo videos rendered for this comparison; half of them are held out and scored."""
     tile_frames: int = Field(9, ge=2)
-    """Frames per tile of temporal tiling (OD-VAE: 4m+1)."""
+    """Frames per tile of temporal tiling (at 4x: 4m+1)."""
 
 
 class StudySettings(Settings):

@@ -48,17 +48,17 @@ class TilingMixin(AutoencoderMixin):
     ) -> None:
         """Encode and decode in tiles until `disable_tiling`. A video that fits into one tile is not affected.
 
-        Temporal tiles: groups of `tile_sample_min_num_frames` = 4m+1 frames, encoded independently. The last frame of a
-        group is the first of the next group, whose first latent frame (when decoding: first frame) is dropped (paper,
-        temporal tiling, with groups of 33). None: no temporal tiling. Tiling is always approximate. With norm=frame and
-        temporal_upsample=nearest, use `encode_stream` and `decode_stream` instead: they need as little memory, and
-        their result equals that of the whole clip exactly.
+        Temporal tiles: groups of `tile_sample_min_num_frames` = r*m + 1 frames (r: the temporal compression ratio),
+        encoded independently. The last frame of a group is the first of the next group, whose first latent frame (when
+        decoding: first frame) is dropped (paper, temporal tiling, with groups of 33). None: no temporal tiling. Tiling
+        is always approximate. With norm=frame and temporal_upsample=nearest, use `encode_stream` and `decode_stream`
+        instead: they need as little memory, and their result equals that of the whole clip exactly.
 
-        Spatial tiles: `tile_sample_min_height` x `tile_sample_min_width` pixels (multiples of 8; None: no tiling in
-        that direction), at intervals of `tile_sample_stride_*` pixels (None: three quarters of a tile). The last tile
-        is shifted inside the frame, so that all tiles have the full size. Overlaps are blended linearly. Norms and
-        attention are computed within a tile, so tiles smaller than the training clips reduce quality. Streaming uses
-        spatial tiles too. Decoding uses the same tiles, in latent positions.
+        Spatial tiles: `tile_sample_min_height` x `tile_sample_min_width` pixels (multiples of the spatial compression
+        ratio; None: no tiling in that direction), at intervals of `tile_sample_stride_*` pixels (None: three quarters
+        of a tile). The last tile is shifted inside the frame, so that all tiles have the full size. Overlaps are
+        blended linearly. Norms and attention are computed within a tile, so tiles smaller than the training clips
+        reduce quality. Streaming uses spatial tiles too. Decoding uses the same tiles, in latent positions.
 
         Raises InputError for sizes that do not fit these rules.
         """

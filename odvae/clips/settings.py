@@ -31,10 +31,10 @@ class ClipSettings(Settings):
     """The shape of a clip, and how it is read from a video."""
 
     frames: int = Field(17, ge=1)
-    """Frames per clip: a multiple of the VAE's temporal compression ratio plus one (OD-VAE: 4k+1), since the first
+    """Frames per clip: a multiple of the VAE's temporal compression ratio plus one (at 4x: 4k+1), since the first
     frame is compressed alone and the others in groups."""
     height: int = Field(48, ge=1)
-    """Clip height in pixels, a multiple of the VAE's spatial compression ratio (OD-VAE: 8)."""
+    """Clip height in pixels, a multiple of the VAE's spatial compression ratio (8 for OD-VAE)."""
     width: int = Field(48, ge=1)
     """Clip width in pixels, a multiple of the same ratio."""
     stride: int = Field(1, ge=1)

@@ -74,9 +74,9 @@ def _measure_mode(evaluation: Evaluation, videos: list[Tensor], mode: Mode) -> t
 def _unsupported_reason(evaluation: Evaluation, mode: Mode) -> str | None:
     """Why the VAE does not support this mode; None if it does."""
     vae = evaluation.vae
-    if mode == "tiled" and vae.temporal_compression_ratio == 1:
-        return "the VAE works frame by frame, so temporal tiling does not apply"
     if mode == "tiled" and not vae.has_temporal_tiling:
+        if vae.temporal_compression_ratio == 1:
+            return "the VAE works frame by frame, so temporal tiling does not apply"
         return f"{type(vae).__name__} has no temporal tiling with a configurable number of frames"
     if mode == "streamed" and not vae.streamable:
         return f"{type(vae).__name__} with this configuration needs the whole clip: frames depend on later ones"

@@ -6,10 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL
-from small import SMALL, relative_error
+from small import REPOSITORY, SMALL, relative_error
 from torch import Tensor
 
 from odvae import ODVAE
+from odvae.architecture.frame_counts import latent_frames
 from odvae.architecture.rates import Halvings, choose_growth, choose_halvings
 from odvae.running.errors import InputError
 
@@ -304,3 +305,28 @@ def test_time_can_be_halved_at_chosen_levels_and_growth_keeps_them():
     assert choose_growth((8, 8, 8, 8), early, 4).halvings.time == (True, False, True)
     with pytest.raises(InputError, match=r"must end with the places .* time \[True, False, False\]"):
         choose_growth((8, 8, 8, 8), early, 4, temporal_downsample=[False, True, True])
+
+
+def test_the_documented_table_of_rates_is_correct():
+    rows = [
+        line.split("|")[1:-1] for line in (REPOSITORY / "docs/rates.md").read_text().splitlines() if "x" in line[:9]
+    ]
+    table = [[cell.strip(" *") for cell in row] for row in rows if len(row) == 6 and "rate" not in row[0]]
+    assert len(table) == 8
+    for rate, widths, space, time, parameters, shape in table:
+        ratios = tuple(int(number) for number in rate.split("x")[:2])
+        with torch.device("meta"):
+            vae = ODVAE(
+                block_out_channels=numbers(widths),
+                temporal_compression_ratio=ratios[0],
+                spatial_compression_ratio=ratios[1],
+            )
+        assert [i for i, halved in enumerate(vae.halvings.space) if halved] == numbers(space)
+        assert [i for i, halved in enumerate(vae.halvings.time) if halved] == numbers(time)
+        assert f"{sum(parameter.numel() for parameter in vae.parameters()):,}" == parameters
+        frames, side = latent_frames(17, ratios[0]), 256 // ratios[1]
+        assert shape == f"4 x {frames} x {side} x {side}"
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number.strip()]

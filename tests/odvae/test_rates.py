@@ -9,10 +9,13 @@ from diffusers import AutoencoderKL
 from small import REPOSITORY, SMALL, relative_error
 from torch import Tensor
 
-from odvae import ODVAE
+from odvae import ODVAE, initial_weights
 from odvae.architecture.frame_counts import latent_frames
 from odvae.architecture.rates import Halvings, choose_growth, choose_halvings
+from odvae.architecture.settings import ModelSettings
 from odvae.running.errors import InputError
+from odvae.settings import VAESettings
+from odvae.video_vae import compression_of
 
 WIDTHS = {4: (8, 8, 16), 8: (8, 8, 16, 16), 16: (8, 8, 16, 16, 16), 32: (8, 8, 8, 16, 16, 16)}
 RATES = [(1, 8), (2, 8), (4, 8), (8, 8), (1, 4), (4, 4), (8, 4), (4, 16), (8, 16), (4, 32)]
@@ -330,3 +333,13 @@ def test_the_documented_table_of_rates_is_correct():
 
 def numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",") if number.strip()]
+
+
+@pytest.mark.parametrize("spatial_ratio", [4, 8, 16])
+def test_the_image_phase_trains_an_image_vae_of_the_rate(spatial_ratio):
+    """As `train_vae` makes it, without init_image_vae, and inflates it afterwards."""
+    sizes = {**SMALL, "block_out_channels": WIDTHS[spatial_ratio], "spatial_compression_ratio": spatial_ratio}
+    settings = VAESettings(model=ModelSettings(**sizes))
+    image_vae = initial_weights.make_image_vae(settings.model)
+    assert image_vae.spatial_compression_ratio == spatial_ratio
+    assert compression_of(ODVAE.from_image_vae(image_vae)) == settings.compression == (4, spatial_ratio)

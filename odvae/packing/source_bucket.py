@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from odvae.cluster.parts import Part
-from odvae.packing.pools import open_pool
 from odvae.packing.settings import PackingSettings
 from odvae.packing.source_folder import HIDDEN_FOLDERS, MAC_SIDE_FILE, MEDIA_EXTENSIONS, SourceFolder, extension_of
 from odvae.running.errors import InputError
@@ -49,13 +48,9 @@ class SourceBucket(SourceFolder):
         if not self.copies:
             yield from ((name, self.url / name) for name in names)
             return
-        names, again = itertools.tee(names)
-        with open_pool(copy_here, settings, settings.downloads, cpus=0.1) as pool:
-            tasks = ((self.url / name, self.root / name) for name in again)
-            for name, result in zip(names, pool.map(tasks, 2 * settings.downloads), strict=True):
-                if isinstance(result, Failure):
-                    raise InputError(f"{result.reason}. What was written before is intact; run the same command again")
-                yield name, self.root / name
+        for together in _in_groups(names, settings.downloads):
+            self.ensure(together)
+            yield from ((name, self.root / name) for name in together)
 
     def ensure(self, names: Iterable[str]) -> None:
         in_threads(lambda name: copy_here((self.url / name, self.root / name)), list(names))
@@ -80,6 +75,12 @@ class SourceBucket(SourceFolder):
 
     _number_of: dict[str, int] = field(default_factory=dict, repr=False)
     _texts: dict[str, Sequence[str]] = field(default_factory=dict, repr=False)
+
+
+def _in_groups(names: Iterable[str], size: int) -> Iterator[list[str]]:
+    remaining = iter(names)
+    while group := list(itertools.islice(remaining, size)):
+        yield group
 
 
 def copy_here(task: tuple[Path, Path]) -> int:

@@ -38,8 +38,8 @@ def latents(encoded, tmp_path):
 def hashed(monkeypatch):
     """Names of the files that are hashed."""
     names = []
-    real = verify.file_fingerprint
-    monkeypatch.setattr(verify, "file_fingerprint", lambda path: (names.append(path.name), real(path))[1])
+    real = verify.fingerprint
+    monkeypatch.setattr(verify, "fingerprint", lambda path: (names.append(path.name), real(path))[1])
     return names
 
 

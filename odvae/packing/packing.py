@@ -53,9 +53,6 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
     """
     root, out = open_path(source), open_path(out)
     chosen = settings or PackingSettings()
-    if (is_remote(root) or is_remote(out)) and chosen.engine == "processes" and chosen.workers > 0:
-        raise InputError(f"workers={chosen.workers}: SRC or OUT at a URL needs workers=0 or engine=ray, since a "
-                         "client of a bucket does not work beside processes that are forked")  # fmt: skip
     with errors_named(base_of(out), out), errors_named(base_of(root), root):
         return _pack(root, out, chosen)
 

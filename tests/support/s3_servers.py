@@ -82,6 +82,20 @@ def moto_server() -> Iterator[str]:
         server.stop()
 
 
+@contextlib.contextmanager
+def moto_in_a_process() -> Iterator[str]:
+    """The URL of moto's server in a process of its own, for code that forks: a server's threads do not survive it."""
+    port = _free_port()
+    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _wait_for(port)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
 def upload_folder(folder: Path, bucket: str, prefix: str = "") -> None:
     """Upload a folder's files into a bucket, which is made, of the server that is used."""
     import fsspec

@@ -49,9 +49,7 @@ def hashed(monkeypatch):
     """Names of the video shards that are hashed."""
     found = []
     for module in (resume, source_hashes):
-        monkeypatch.setattr(
-            module, "file_fingerprint", lambda path: (found.append(path.name), file_fingerprint(path))[1]
-        )
+        monkeypatch.setattr(module, "fingerprint", lambda path: (found.append(path.name), file_fingerprint(path))[1])
     return found
 
 

@@ -112,8 +112,8 @@ def test_weights_in_a_pickled_file_in_several_files_and_with_unknown_config_keys
             r"it has no diffusion_pytorch_model\.bin .*, but config\.json: rename or add the file",
         ),
         (
-            lambda folder: (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.fp16.safetensors"),
-            r"but config\.json, diffusion_pytorch_model\.fp16\.safetensors: rename or add the file",
+            lambda folder: (folder / WEIGHTS).rename(folder / "weights.safetensors"),
+            r"but config\.json, weights\.safetensors: rename or add the file",
         ),
         (
             lambda folder: (folder / "config.json").write_text(POINTER),

@@ -82,7 +82,11 @@ def test_a_damaged_checkpoint_at_a_url_is_named_by_its_url(ldm_run, url, tmp_pat
 )
 def test_the_text_encoder_of_the_latents_is_recorded_relative_to_the_ldm_folder(latents, ldm, expected):
     manifest = SimpleNamespace(
-        text_encoder="text_encoder", own_text_encoder=None, vae_sha256="", text_sha256="", data={}
+        text_encoder="text_encoder",
+        own_text_encoder=lambda folder: folder / "text_encoder",
+        vae_sha256="",
+        text_sha256="",
+        data={},
     )
     assert Provenance.of_latents(manifest, open_path(latents), open_path(ldm)).text_encoder == expected
 

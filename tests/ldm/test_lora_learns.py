@@ -39,7 +39,7 @@ class Words:
         time = torch.rand(len(words), generator=self.generator)
         alpha, sigma = alpha_sigma(time, FLOW)
         answer = target(x, eps, alpha, sigma, "flow")
-        return Batch(add_noise(x, eps, alpha, sigma), answer, time, torch.ones(len(words)), self.condition(words))
+        return Batch(add_noise(x, eps, alpha, sigma), answer, time, torch.ones(len(words)), self.condition(words), x)
 
     def train(self, network, words, steps, learning_rate):
         trained = [parameter for parameter in network.parameters() if parameter.requires_grad]

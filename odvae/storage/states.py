@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,9 +78,14 @@ class MissingFileError(StorageError):
     """There is no file at a URL."""
 
 
+def says_no_bucket(error: FileNotFoundError) -> bool:
+    """Whether a client says that there is no such bucket, rather than no such file, whose path may have that word."""
+    return "bucket" in re.sub(r"\S*/\S*", "", str(error).lower())
+
+
 def missing_error(path: Path, error: FileNotFoundError) -> StorageError:
     """What to say where a client has found no file, or no bucket."""
-    if "bucket" in str(error).lower():
+    if says_no_bucket(error):
         return StorageError(f"{path}: there is no such bucket ({error})")
     if _states.pop(str(path), None) is not None:
         return MissingFileError(f"{path} is gone: it was there when it was read before")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from odvae.storage.client import call
-from odvae.storage.states import FileState, missing_error, version_of
+from odvae.storage.states import FileState, missing_error, says_no_bucket, version_of
 
 T = TypeVar("T")
 
@@ -29,7 +29,7 @@ def list_tree(url: Path) -> dict[str, FileState]:
     try:
         root, found = call(url, read)
     except FileNotFoundError as error:
-        if "bucket" in str(error).lower():
+        if says_no_bucket(error):
             raise missing_error(url, error) from error
         return {}
     tree = {}

@@ -21,7 +21,7 @@ from odvae.storage.cache import Cache, cache
 from odvae.storage.files import BLOCK, _places, atomic_file, local_copy, read_range
 from odvae.storage.listing import list_files
 from odvae.storage.paths import StorageError, check_local, is_remote, open_path
-from odvae.storage.states import file_state
+from odvae.storage.states import file_state, says_no_bucket
 
 DATA = random.Random(1).randbytes(3 * BLOCK + 1000)
 
@@ -318,3 +318,16 @@ def test_a_block_that_was_damaged_on_its_way_is_requested_again(bucket):
     assert read_range(shard, 4, 5) == b"wrong"
     assert sample.read("mp4") == b"video"
     assert read_range(shard, 4, 5) == b"video"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("The specified bucket does not exist", True),
+        ("bucket/shards/packing.json", False),
+        ("s3://my-bucket/shards", False),
+        ("No such file: gs://a/bucket.tar", False),
+    ],
+)
+def test_a_path_with_the_word_is_no_missing_bucket(words, says):
+    assert says_no_bucket(FileNotFoundError(words)) == says

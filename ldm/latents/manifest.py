@@ -265,7 +265,7 @@ def changed_config(manifest: Manifest, vae_folder: Path) -> dict[str, tuple[Any,
     The weights' hash alone does not identify a VAE: `norm` and `temporal_upsample` change what it computes, but no
     tensor.
     """
-    now = read_object(vae_folder / "config.json")
+    now = read_object(local_copy(vae_folder / "config.json"))
     before = json.loads(json.dumps(manifest.vae_config))
     return {
         key: (before[key], now[key])

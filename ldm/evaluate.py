@@ -40,7 +40,7 @@ from odvae.running.hashing import weights_fingerprint
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import RunFolder
 from odvae.running.stage import Stage
-from odvae.storage.mirror import everything, models
+from odvae.storage.mirror import errors_named, everything, models
 from odvae.video_vae import VAELoader, compression_of, load_vae
 
 PROMPT_ACCURACY_PARTS = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
@@ -65,10 +65,11 @@ def evaluate_ldm(
     forbid_tf32()
     protocol = PROTOCOLS[settings.protocol]
     protocol.check(data.frames)
-    output = folders.report
+    output, samples = folders.report, folders.samples
     folders = fetched_run(folders, vae=models, ldm=models, samples=everything, report=everything)
     read_report(folders)  # raises where it cannot be added to
-    rows = read_samples(folders.samples)
+    with errors_named(folders.samples, samples):
+        rows = read_samples(folders.samples)
     networks = load_networks(settings, PartialState().device)
     clips = count_clips(settings, protocol, sum(row["group"] == HELD_OUT for row in rows), videos)
     for network in networks:

@@ -57,13 +57,8 @@ def rclone_server(folder: Path, changes: bool = True) -> Iterator[str]:
     port = _free_port()
     address = ["--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret"]
     words = [str(RCLONE), "serve", "s3", str(folder), *address, *(["--dir-cache-time", "0s"] if changes else [])]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(port)
+    with _running(words, port):
         yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextlib.contextmanager
@@ -86,11 +81,17 @@ def moto_server() -> Iterator[str]:
 def moto_in_a_process() -> Iterator[str]:
     """The URL of moto's server in a process of its own, for code that forks: a server's threads do not survive it."""
     port = _free_port()
-    words = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextlib.contextmanager
+def _running(words: list[str], port: int) -> Iterator[None]:
+    """A server's process, which takes connections at the port."""
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         _wait_for(port)
-        yield f"http://127.0.0.1:{port}"
+        yield
     finally:
         process.kill()
         process.wait()

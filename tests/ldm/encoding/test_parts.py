@@ -79,14 +79,14 @@ def test_parts_in_random_order_with_random_kills_and_overlaps_make_the_latents_o
         chosen = [todo.pop(chance.randrange(len(todo))) for _ in range(min(2, len(todo)))]
         scripts = [(part, Script(words_of(runs, f"encode.part={part}"))) for part in chosen]
         for part, script in scripts:
-            if kills < 4 and chance.random() < 0.8 and is_killed_while_it_writes(script, runs / "latents", chance):
+            if kills < 4 and is_killed_while_it_writes(script, runs / "latents", chance):
                 kills += 1
                 todo.append(part)
             else:
                 assert script.wait() == 0, script.stderr[-3000:]
                 assert f"part {part}: the latents of its" in script.stdout
                 assert "encode.finish=true" in script.stdout.splitlines()[-1]
-    assert kills > 1
+    assert kills > 0  # a script may end before the moment that was drawn
     assert not (runs / "latents/manifest.json").exists()
     printed = succeed(*words_of(runs, "encode.finish=true"))
     assert "train_ldm" in printed.splitlines()[-1]

@@ -58,21 +58,16 @@ def test_parts_and_ranks_divide_the_work_without_gap_or_overlap():
     assert len({job.source for job in both}) * 2 == len(both)  # one process reads a video shard, for all buckets
 
 
-def kill_while_they_write(scripts, latents, chance):
-    """Kill scripts, all watched at the same time, each within one of its first shards; those that ended before live."""
-    waiting = {script: (chance.randint(1, 2), set()) for script in scripts}
-    killed = []
-    while waiting:
-        for script, (shard, seen) in list(waiting.items()):
-            seen |= {path.name for path in latents.glob(f".*.tar.*-{script.process.pid}-*.partial")}
-            if script.process.exitcode is not None:
-                del waiting[script]
-            elif len(seen) == shard:
-                script.kill()
-                killed.append(script)
-                del waiting[script]
+def is_killed_while_it_writes(script, latents, chance):
+    """Kill a script within one of its first shards; False where it ended before."""
+    shard, seen = chance.randint(1, 2), set()
+    while script.process.exitcode is None:
+        seen |= {path.name for path in latents.glob(f".*.tar.*-{script.process.pid}-*.partial")}
+        if len(seen) == shard:
+            script.kill()
+            return True
         time.sleep(0.001)
-    return killed
+    return False
 
 
 @pytest.mark.slow
@@ -83,17 +78,15 @@ def test_parts_in_random_order_with_random_kills_and_overlaps_make_the_latents_o
     while todo:
         chosen = [todo.pop(chance.randrange(len(todo))) for _ in range(min(2, len(todo)))]
         scripts = [(part, Script(words_of(runs, f"encode.part={part}"))) for part in chosen]
-        chosen = [script for _, script in scripts if chance.random() < 0.8] if kills < 4 else []
-        killed = kill_while_they_write(chosen, runs / "latents", chance)
-        kills += len(killed)
         for part, script in scripts:
-            if script in killed:
+            if kills < 4 and is_killed_while_it_writes(script, runs / "latents", chance):
+                kills += 1
                 todo.append(part)
             else:
                 assert script.wait() == 0, script.stderr[-3000:]
                 assert f"part {part}: the latents of its" in script.stdout
                 assert "encode.finish=true" in script.stdout.splitlines()[-1]
-    assert kills > 1
+    assert kills > 0  # a script may end before the moment that was drawn
     assert not (runs / "latents/manifest.json").exists()
     printed = succeed(*words_of(runs, "encode.finish=true"))
     assert "train_ldm" in printed.splitlines()[-1]

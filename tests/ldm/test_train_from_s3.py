@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small_ldm import WEIGHTS, settings, train
 from small_vae import train as train_vae
 from small_vae import vae_settings
+from url_folders import use_own_caches
 
 from ldm.encoding.verify import find_problems, sample_problems
 from ldm.index_shards import index_folder
@@ -18,7 +19,7 @@ from ldm.latents.manifest import load_manifest
 from ldm.train import train_ldm
 from odvae.index.settings import IndexingSettings
 from odvae.running.errors import InputError
-from odvae.storage import client, states
+from odvae.storage import client
 from odvae.storage.paths import StorageError, open_path
 
 pytestmark = needs_s3
@@ -26,10 +27,7 @@ pytestmark = needs_s3
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path, monkeypatch):
-    monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / "blocks"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(states, "_states", {})
+    use_own_caches(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -1,16 +1,13 @@
 """Resuming of a training, after a signal, on another number of ranks, and sharded, gives the same weights."""
 
 import json
-import os
 import shutil
-import signal
 
 import pytest
 import torch
-from accelerate import Accelerator
 from safetensors.torch import load_file
 from scripts import on_ranks
-from small_ldm import WEIGHTS, settings, train
+from small_ldm import WEIGHTS, evicted_at, settings, train
 
 from ldm.experiment import Experiment
 from ldm.networks.settings import ConditioningSettings
@@ -19,19 +16,10 @@ from odvae.running.errors import InputError
 from odvae.running.settings import load_settings
 
 
-def test_sigterm_saves_and_a_resumed_run_is_bitwise_equal(ldm_run, tmp_path, monkeypatch):
+def test_sigterm_saves_and_a_resumed_run_is_bitwise_equal(ldm_run, tmp_path):
     expected = train(ldm_run, tmp_path / "whole", settings(optimization={"extra_ema_decays": (0.5,)}))
-    row = Accelerator.log
-
-    def log_and_be_evicted(self, values, step=None, **kwargs):
-        row(self, values, step=step, **kwargs)
-        if step == 3 and "loss" in values:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(Accelerator, "log", log_and_be_evicted)
-    with pytest.raises(SystemExit) as stopped:
+    with evicted_at(3) as stopped:
         train(ldm_run, tmp_path / "ldm", settings(optimization={"extra_ema_decays": (0.5,)}))
-    monkeypatch.undo()
     assert stopped.value.code == 143
     assert (tmp_path / "ldm/checkpoints/step_00000003/state.json").is_file()
     again = train(ldm_run, tmp_path / "ldm", settings(optimization={"extra_ema_decays": (0.5,)}))

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from ldm.encode import encode_latents
 from ldm.encoding.settings import EncodeSettings
+from ldm.latents.latent_set import LatentSet, open_latents
+from ldm.latents.manifest import load_manifest
 from ldm.networks.settings import TextSettings
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
@@ -32,3 +34,8 @@ def encode_in_four_shards(run: Path, folder: Path, settings: EncodeSettings) -> 
             for sample in samples[i::4]:
                 writer.write({"__key__": sample.key, **sample.read_all()})
     encode(folder, folder / "latents", encode=settings)
+
+
+def opened(folder: Path) -> LatentSet:
+    """The entries of a latent folder, by its manifest."""
+    return open_latents(folder, load_manifest(folder))

@@ -1,5 +1,11 @@
 """A small latent diffusion model for tests: settings, and a training on the latents of a run folder."""
 
+import contextlib
+import os
+import signal
+
+import pytest
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from ldm.networks.settings import DiTSettings, UNetSettings
@@ -19,6 +25,22 @@ def settings(steps=4, optimizer="sgd", **changes) -> LDMSettings:
     optimization = OptimizationSettings(steps=steps, batch_size=4, optimizer=optimizer, **chosen)
     network = {} if {"dit", "unet"} & changes.keys() else {"dit": SMALL_DIT}
     return LDMSettings(**network, optimization=optimization, **changes)
+
+
+@contextlib.contextmanager
+def evicted_at(last_step):
+    """Within it, a training gets SIGTERM once it has logged the loss of a step, and must end by it; yields how."""
+    log = Accelerator.log
+
+    def log_and_be_evicted(self, values, step=None, **kwargs):
+        log(self, values, step=step, **kwargs)
+        if step == last_step and "loss" in values:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Accelerator, "log", log_and_be_evicted)
+        with pytest.raises(SystemExit) as stopped:
+            yield stopped
 
 
 def train(run, folder, chosen, seed=0):

@@ -3,8 +3,19 @@
 import secrets
 from pathlib import Path
 
+import pytest
+
+from odvae.storage import client, states
 from odvae.storage.files import atomic_file
 from odvae.storage.paths import open_path
+
+
+def use_own_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nothing of another test in any cache, and short pauses after faults."""
+    monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / "blocks"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(states, "_states", {})
 
 
 def new_url() -> Path:

@@ -6,13 +6,13 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load
-from small_latents import DATA, encode
+from small_latents import DATA, encode, opened
 from small_ldm import settings, train
 
 from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.verify import find_problems
 from ldm.latents.batches import entry_failures, latent_batches
-from ldm.latents.latent_set import held_out_batches, open_latents
+from ldm.latents.latent_set import held_out_batches
 from ldm.latents.manifest import check_latents, load_manifest
 from ldm.networks.settings import ConditioningSettings, TextSettings
 from ldm.networks.text_encoder import learn_text_encoder
@@ -56,10 +56,6 @@ def run(runs, tmp_path):
     """A copy of `apart/`, which a test may change."""
     shutil.copytree(runs / "apart", tmp_path / "run")
     return tmp_path / "run"
-
-
-def opened(folder):
-    return open_latents(folder, load_manifest(folder))
 
 
 def first_batches(folder, count=12):

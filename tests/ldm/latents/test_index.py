@@ -7,13 +7,13 @@ import shutil
 
 import pytest
 import torch
-from small_latents import encode_in_four_shards
+from small_latents import encode_in_four_shards, opened
 
 from ldm.encoding.settings import EncodeSettings
 from ldm.latents.batches import entry_failures, latent_batches
 from ldm.latents.entries import load_entry
 from ldm.latents.index_files import latent_rows
-from ldm.latents.latent_set import held_out_batches, open_latents
+from ldm.latents.latent_set import held_out_batches
 from ldm.latents.manifest import check_latents, load_manifest
 from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan
@@ -38,10 +38,6 @@ def encoded(ldm_run, tmp_path_factory):
 def latents(encoded, tmp_path):
     shutil.copytree(encoded / "latents", tmp_path / "latents")
     return tmp_path / "latents"
-
-
-def opened(folder):
-    return open_latents(folder, load_manifest(folder))
 
 
 def damage(entry, member="safetensors"):

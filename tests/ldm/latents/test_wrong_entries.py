@@ -8,12 +8,13 @@ from itertools import islice
 import pytest
 import torch
 from safetensors.torch import load, save
+from small_latents import opened
 
 from ldm.encoding.verify import sample_problems
 from ldm.latents.batches import entry_failures, latent_batches
 from ldm.latents.entries import load_entry
 from ldm.latents.index_files import latent_rows, write_latent_index
-from ldm.latents.latent_set import held_out_batches, open_latents
+from ldm.latents.latent_set import held_out_batches
 from ldm.latents.manifest import Manifest, load_manifest
 from odvae.clips.samplers import BatchPlan
 from odvae.index.building import INDEX
@@ -60,10 +61,6 @@ def encoded_wrongly(latents, change, is_wrong):
 def latents(ldm_run, tmp_path):
     shutil.copytree(ldm_run / "latents", tmp_path / "latents")
     return tmp_path / "latents"
-
-
-def opened(latents):
-    return open_latents(latents, load_manifest(latents))
 
 
 @pytest.mark.parametrize("what", WRONG)

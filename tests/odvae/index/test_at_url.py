@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pytest
 from object_server import Faults, served
 from small import tar_of
-from url_folders import copied, new_url
+from url_folders import copied, new_url, use_own_caches
 
 from odvae.cluster.parts import Part
 from odvae.index.building import INDEX, find_shards, finish_index, index_part, open_index
@@ -17,7 +17,7 @@ from odvae.shards import facts as facts_module
 from odvae.shards.facts import ExamineLimits
 from odvae.shards.samples import ChangedShardError
 from odvae.shards.tars import list_shards
-from odvae.storage import client, files, states
+from odvae.storage import client, files
 from odvae.storage.listing import list_names
 from odvae.storage.paths import StorageError, open_path
 from odvae.video.video_io import VideoFacts
@@ -27,10 +27,7 @@ FACTS = VideoFacts(9, 32, 48, 8.0, 1.125, False, [(0, 0)])
 
 @pytest.fixture(autouse=True)
 def _own_caches(tmp_path, monkeypatch):
-    monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / "blocks"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(states, "_states", {})
+    use_own_caches(tmp_path, monkeypatch)
 
 
 def members(*keys: str) -> list[tuple[str, bytes]]:

@@ -11,10 +11,9 @@ from typing import Any
 
 from ldm.frontier.budget import generator_steps, with_equal_steps
 from ldm.frontier.settings import FrontierSettings
-from ldm.report.report_values import distance_parts
 from ldm.study.plan import Run
 from ldm.study.results import SCORES, scores, training
-from ldm.study.runner import StageRunner, record_experiment
+from ldm.study.runner import StageRunner
 from odvae.running.files import read_json, read_object, write_json
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import code_version
@@ -47,12 +46,13 @@ class PointRunner(StageRunner):
         folder = self.settings.folder / name / f"seed_{seed}"
         run = f"{name}/seed_{seed}"
         experiment = self.settings.experiment_of(name)
-        changes = {"run": str(folder), "seed": seed}
+        changes, borrowed = {"run": str(folder), "seed": seed}, {"vae": name, "latents": name}
         rows = []
         for steps, words in budgets.items():
             optimization = experiment.ldm.optimization.model_copy(update={"steps": steps})
             ldm = experiment.ldm.model_copy(update={"optimization": optimization})
-            self._borrow(Run(run, experiment.model_copy(update={**changes, "ldm": ldm}), ()), name)
+            (folder / "experiment.yaml").unlink(missing_ok=True)  # of the budget before: only the steps are others
+            self.execute(Run(run, experiment.model_copy(update={**changes, "ldm": ldm}), (), borrowed))
             row = folder / "scores" / f"{steps}.json"
             for script in ("train_ldm", "sample_video", "evaluate_ldm"):
                 command = [*self.launcher(), f"pipelines/{script}.py", "--config", str(folder / "experiment.yaml")]
@@ -62,18 +62,6 @@ class PointRunner(StageRunner):
                 write_json(row, {"seed": seed, "budgets": words, **_generator_row(folder, steps)})
             rows.append(read_json(row))
         return rows
-
-    def _borrow(self, run: Run, name: str) -> None:
-        """Write the experiment of a generator's run, whose VAE and latents are the point's."""
-        folder = self.folder / run.name
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / "experiment.yaml"
-        path.unlink(missing_ok=True)  # only its steps change
-        record_experiment(path, run)
-        for stage in ("vae", "latents"):
-            link = folder / stage
-            if not link.is_symlink():
-                link.symlink_to(Path("..") / stage, target_is_directory=True)
 
     def _measure_cost(self, name: str) -> None:
         """Measure speed, memory and FLOPs of the point's models in a separate process."""
@@ -131,7 +119,6 @@ def _generator_row(folder: Path, steps: int) -> dict[str, Any]:
         "held_out_loss": trained["held_out_loss"],
         **{key: value for key, value in scores(report).items() if key not in ("command", "commit")},
         "ceiling": None if ceiling is None else {key: ceiling[key] for key in ("color", "shape", "motion")},
-        "networks": [network for network, _ in distance_parts(report)],
     }
 
 

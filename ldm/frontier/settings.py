@@ -9,7 +9,6 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from ldm.experiment import Experiment
-from odvae.running.errors import InputError
 from odvae.running.settings import Settings, make_settings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -83,10 +82,7 @@ class FrontierSettings(Settings):
         changes = self.points[name].changes
         if other := [one for one in changes if not one.startswith("vae.")]:
             raise ValueError(f"points.{name}.changes: {other[0]!r} is not in the section vae, in which points differ")
-        try:
-            return make_settings(Experiment, base, changes, f"points.{name}")
-        except InputError as error:
-            raise ValueError(str(error)) from None
+        return make_settings(Experiment, base, changes, f"points.{name}")
 
     def shared(self) -> dict[str, Any]:
         """What the results of all points must have in common to be compared: all that is not as by default."""

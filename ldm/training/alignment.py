@@ -140,5 +140,5 @@ def features_of_tokens(features: Tensor, grid: Sequence[int]) -> Tensor:
 
 
 def cosine_distance(projected: Tensor, targets: Tensor) -> Tensor:
-    """1 - cosine similarity, mean over tokens: two (b, n, d) -> (b,). REPA's loss (its equation 8) plus 1."""
+    """1 - cosine similarity, mean over tokens: two (b, n, d) -> (b,). REPA's loss plus 1."""
     return 1 - F.cosine_similarity(projected.float(), targets, dim=-1).mean(dim=1)

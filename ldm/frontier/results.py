@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from ldm.demo.judge import ATTRIBUTES
 from ldm.frontier.point import read_result
 from ldm.frontier.settings import FrontierSettings
-from ldm.study.claims import ATTRIBUTES
 from odvae.running.errors import InputError
 from odvae.running.json_objects import JsonObject
 from odvae.running.resume_check import differing_keys

@@ -15,6 +15,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from ldm.demo.judge import ATTRIBUTES
 from ldm.report import charts
 from ldm.report.flat_table import as_text, flatten, to_csv
 from ldm.report.report_values import check_shown, check_source, distance_parts, interval_of, vae_measures
@@ -88,6 +89,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.globals["attributes"] = ATTRIBUTES
     environment.filters |= {"text": as_text, "number": short_number, "percent": lambda share: f"{100 * share:.1f}%"}
     return environment
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-ATTRIBUTES = ("color", "shape", "motion")
+from ldm.demo.judge import ATTRIBUTES
 
 
 @dataclass(frozen=True)

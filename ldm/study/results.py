@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from ldm.demo.judge import ATTRIBUTES
 from ldm.report.report_values import distance_parts, interval_of
-from ldm.study.claims import ATTRIBUTES, claims
+from ldm.study.claims import claims
 from ldm.study.plan import IMAGE, Budget, generator_name, init_name
 from ldm.study.settings import StudySettings, variant_name
 from odvae.running.files import read_json_lines, read_object

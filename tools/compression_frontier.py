@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 from ldm.frontier.page import write_frontier
+from ldm.frontier.plan import describe_plan, measured_flops_per_second
 from ldm.frontier.point import PointRunner
 from ldm.frontier.settings import FrontierSettings
+from ldm.frontier.sharing import prepare
 from ldm.study.costs import training_cost, vae_cost
 from ldm.study.runner import OutOfTime
 from odvae.running.distributed import join_ranks
@@ -29,12 +31,19 @@ def main() -> None:
     parser.add_argument("--finish", action="store_true", help="only write the page of the results that there are")
     parser.add_argument("--minutes", type=float, help="stop after this time; the same command resumes")
     parser.add_argument("--cost", metavar="POINT", help="only measure the cost of one point (part of the frontier)")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only the videos and text encoder of all points (a part)"
+    )
     options = parser.parse_intermixed_args()
     settings = load_settings(FrontierSettings, options.config, options.overrides)
     if unknown := sorted({*options.point, *filter(None, [options.cost])} - settings.points.keys()):
         raise InputError(f"there is no point {unknown[0]}; {options.config} has {', '.join(settings.points)}")
-    if options.cost:
-        measure_cost(settings, options.cost)
+    if options.prepare or options.cost:
+        join_ranks()
+        if options.prepare:
+            prepare(settings)
+        if options.cost:
+            measure_cost(settings, options.cost)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running stage is stopped too
     if not options.finish:
@@ -46,8 +55,10 @@ def run(settings: FrontierSettings, options: argparse.Namespace) -> None:
     """Run the chosen points, or all, except what is finished."""
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     runner = PointRunner(settings.folder, 1, deadline, options.config, settings, tuple(options.overrides))
+    names = options.point or list(settings.points)
+    print(describe_plan(settings, names, measured_flops_per_second(settings, join_ranks().device)), flush=True)
     try:
-        for name in options.point or settings.points:
+        for name in names:
             print(f"\nresult: {runner.run_point(name)}", flush=True)
     except OutOfTime:
         print("\ntime is up; run the same command again to resume")

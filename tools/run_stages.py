@@ -1,6 +1,6 @@
 """Run all stages of an experiment, one after the other, and say how long the rest will take.
 
-    python tools/run_stages.py [--config configs/demo.yaml] [section.key=value ...]
+    python tools/run_stages.py [--config configs/demo.yaml] [section.key=value ...] [--stage train_ldm ...]
 
 The same as the commands in pipelines/ by hand, which it prints. It imports the libraries once: each stage is a process
 forked from this one, which saves the start of Python and torch. Finished stages are skipped, unfinished ones resumed.
@@ -10,6 +10,7 @@ accelerate launch. Estimates are for configs whose time was measured (`ldm.demo.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib
 import os
@@ -47,13 +48,17 @@ _PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 
 @readable_errors()
 def main() -> None:
-    experiment, options = parse_command_line(Experiment, __doc__ or "", DEFAULT_CONFIG)
+    extra = argparse.ArgumentParser(add_help=False)
+    extra.add_argument("--stage", action="append", choices=STAGES, help="only this one; may be given several times")
+    experiment, options = parse_command_line(Experiment, __doc__ or "", DEFAULT_CONFIG, extra)
+    stages = options.stage or STAGES
+    given = [*(["--config", str(options.config)] if options.config != DEFAULT_CONFIG else []), *options.overrides]
     for name in LIBRARIES:
         importlib.import_module(name)
-    for stage in STAGES:
-        if stage != STAGES[-1]:
+    for stage in stages:
+        if stage != stages[-1]:
             in_own_process(lambda: print_time_left(options.config.stem, Path(experiment.run)))
-        arguments = [f"pipelines/{stage}.py", *sys.argv[1:]]
+        arguments = [f"pipelines/{stage}.py", *given]
         print(f"$ python {shlex.join(arguments)}", flush=True)
         status = in_own_process(functools.partial(run_stage, stage, arguments))
         if status:

@@ -42,12 +42,17 @@ def _open(text: TextSettings, videos: VideoSet, stage: Stage, seed: int) -> Text
     if state.is_main_process and not learned.exists():
         with exclusive_update(stage.folder, ".text_encoder.lock", timeout=TIMEOUT.total_seconds()):
             if not learned.exists():
-                found = map(captions_of, videos.train)
-                readable = [caption for captions in found if not isinstance(captions, Failure) for caption in captions]
-                with one_thread():
-                    learn_text_encoder(readable or [""], text, learned, seed)
+                learn_from_captions(text, videos, learned, seed)
     stage.exchange()
     return load_text_encoder(learned)
+
+
+def learn_from_captions(text: TextSettings, videos: VideoSet, folder: Path, seed: int) -> None:
+    """Train a text encoder on the training videos' captions into `folder`: the same bytes for any number of ranks."""
+    found = map(captions_of, videos.train)
+    readable = [caption for captions in found if not isinstance(captions, Failure) for caption in captions]
+    with one_thread():
+        learn_text_encoder(readable or [""], text, folder, seed)
 
 
 @contextlib.contextmanager

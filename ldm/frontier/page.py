@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.frontier.picture import draw
-from ldm.frontier.results import answers, markdown, read_results, rows_of
+from ldm.frontier.results import answers, markdown, minutes_of, read_results, rows_of
 from ldm.frontier.settings import FrontierSettings
 from ldm.report.page import data_uri, describe_condition, render_page, video_uri
 from ldm.sampling.sample_table import read_sample_rows
@@ -34,7 +34,7 @@ def write_frontier(settings: FrontierSettings) -> Path:
         "points": rows,
         "missing": missing,
         "answers": {role: answers(results, role) for role in roles},
-        "minutes": sum(result.number("minutes") for result in results),
+        "minutes": minutes_of(results),
     }
     draw(rows, folder / "frontier.png")
     write_json(folder / "frontier.json", found)

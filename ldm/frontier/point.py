@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ldm.demo.judge import ATTRIBUTES
+from ldm.experiment import Experiment
 from ldm.frontier.budget import generator_steps, with_equal_steps
-from ldm.frontier.settings import FrontierSettings
+from ldm.frontier.settings import SHARED, FrontierSettings
+from ldm.frontier.sharing import PREPARED, image_vae_run, shared_stages, with_shared_stages
 from ldm.study.plan import Run
 from ldm.study.results import SCORES, scores, training
 from ldm.study.runner import StageRunner
@@ -19,8 +21,8 @@ from odvae.running.files import read_json, read_object, write_json
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import code_version
 
-_IMAGE = "image_vae"
 VAE_STAGES = ("train_vae", "evaluate_vae", "encode_latents")
+GENERATOR_STAGES = ("train_ldm", "sample_video", "evaluate_ldm")
 
 
 @dataclass(frozen=True)
@@ -34,33 +36,42 @@ class PointRunner(StageRunner):
     def run_point(self, name: str) -> Path:
         """Run all of a point that is not finished, and write its result. Raises OutOfTime at the deadline."""
         settings = self.settings
+        self._run_shared_stages(name)
         experiment = with_equal_steps(settings, name)
-        self.execute(Run(name, experiment, VAE_STAGES))
+        self.execute(Run(name, with_shared_stages(settings, name, experiment), VAE_STAGES))
         self._measure_cost(name)
         cost = read_object(settings.folder / name / "cost.json").section("generator")
         budgets = generator_steps(settings, {key: cost.number(key) for key in ("steps_per_second", "step_gflops")})
         trained = [self._train_generator(name, seed, budgets) for seed in settings.points[name].seeds]
-        return self._write_result(name, experiment.model_dump(mode="json"), [row for rows in trained for row in rows])
+        return self._write_result(name, phase_steps(experiment), [row for rows in trained for row in rows])
+
+    def _run_shared_stages(self, name: str) -> None:
+        """Make what the point shares with others, where it is not there yet."""
+        words = [sys.executable, "tools/compression_frontier.py", str(self.config), *self.overrides, "--prepare"]
+        self.once(self.settings.folder / SHARED / PREPARED / "done" / "prepare.json", words)
+        if (run := image_vae_run(self.settings, name)) is not None:
+            self.execute(run)
 
     def _train_generator(self, name: str, seed: int, budgets: dict[int, list[str]]) -> list[dict]:
         """Train the generator with one seed, stopping at each budget to sample and score; returns a row for each."""
         folder = self.settings.folder / name / f"seed_{seed}"
         run = f"{name}/seed_{seed}"
-        experiment = self.settings.experiment_of(name)
+        experiment = with_shared_stages(self.settings, name, self.settings.experiment_of(name))
         changes, borrowed = {"run": str(folder), "seed": seed}, {"vae": name, "latents": name}
         rows = []
-        for steps, words in budgets.items():
+        for steps, meant in budgets.items():
             optimization = experiment.ldm.optimization.model_copy(update={"steps": steps})
             ldm = experiment.ldm.model_copy(update={"optimization": optimization})
             (folder / "experiment.yaml").unlink(missing_ok=True)  # of the budget before: only the steps are others
             self.execute(Run(run, experiment.model_copy(update={**changes, "ldm": ldm}), (), borrowed))
             row = folder / "scores" / f"{steps}.json"
-            for script in ("train_ldm", "sample_video", "evaluate_ldm"):
-                command = [*self.launcher(), f"pipelines/{script}.py", "--config", str(folder / "experiment.yaml")]
-                self.once(folder / "done" / f"{script}_{steps}.json", command)
+            words = [sys.executable, "tools/run_stages.py", "--config", str(folder / "experiment.yaml")]
+            for stage in GENERATOR_STAGES:
+                words += ["--stage", stage]
+            self.once(folder / "done" / f"{steps}_steps.json", words)
             if not row.is_file():
                 row.parent.mkdir(exist_ok=True)
-                write_json(row, {"seed": seed, "budgets": words, **_generator_row(folder, steps)})
+                write_json(row, {"seed": seed, "budgets": meant, **_generator_row(folder, steps)})
             rows.append(read_json(row))
         return rows
 
@@ -69,22 +80,26 @@ class PointRunner(StageRunner):
         words = [sys.executable, "tools/compression_frontier.py", str(self.config), *self.overrides, "--cost", name]
         self.once(self.settings.folder / name / "done" / "cost.json", words)
 
-    def _write_result(self, name: str, experiment: dict[str, Any], generators: list[dict]) -> Path:
+    def _write_result(self, name: str, steps: dict[str, int], generators: list[dict]) -> Path:
         folder = self.settings.folder / name
         result = {
             "point": name,
             "changes": list(self.settings.points[name].changes),
             "role": self.settings.points[name].role,
             "shared": self.settings.shared(),
-            "vae": {**_vae_row(folder), "steps": {
-                phase: experiment["vae"][phase]["steps"] for phase in ("image_phase", "video_phase")
-            }},
+            "vae": {**_vae_row(folder), "steps": steps},
             "cost": read_object(folder / "cost.json"),
             "generators": generators,
-            "minutes": _minutes(folder),
+            "minutes": {
+                "point": _minutes(folder),
+                "shared": {
+                    stage: _minutes(self.settings.folder / SHARED / stage)
+                    for stage in shared_stages(self.settings, name)
+                },
+            },
             "machine": machine(),
             **code_version(),
-        }  # fmt: skip
+        }
         path = Path(self.settings.results) / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
@@ -123,8 +138,14 @@ def _generator_row(folder: Path, steps: int) -> dict[str, Any]:
     }
 
 
+def phase_steps(experiment: Experiment) -> dict[str, int]:
+    """The steps of each phase of the VAE's training; 0 of one that it does not have."""
+    phases = {"image_phase": experiment.vae.image_phase, "video_phase": experiment.vae.video_phase}
+    return {name: 0 if phase is None else phase.steps for name, phase in phases.items()}
+
+
 def _minutes(folder: Path) -> float:
-    """Wall time of all commands of a point."""
+    """Wall time of all commands of a point, or of a shared stage."""
     markers = (*folder.glob("done/*.json"), *folder.glob("seed_*/done/*.json"))
     return round(sum(read_object(marker).number("minutes") for marker in sorted(markers)), 2)
 
@@ -134,6 +155,6 @@ def read_result(path: Path) -> JsonObject:
     found = read_object(path)
     for key in ("point", "machine", "commit"):
         found.text(key)
-    for key in ("vae", "cost", "shared"):
+    for key in ("vae", "cost", "shared", "minutes"):
         found.section(key)
     return found

@@ -80,6 +80,17 @@ def rows_of(results: Sequence[JsonObject]) -> list[dict[str, Any]]:
     ]
 
 
+def minutes_of(results: Sequence[JsonObject]) -> float:
+    """Minutes of all points; a stage that points share counts once, with the longest time that it took."""
+    total, shared = 0.0, dict[str, float]()
+    for result in results:
+        minutes = result.section("minutes")
+        total += minutes.number("point")
+        for stage in (stages := minutes.section("shared")):
+            shared[stage] = max(shared.get(stage, 0.0), stages.number(stage))
+    return total + sum(shared.values())
+
+
 def quality_of(vae: JsonObject) -> dict[str, Any]:
     """Reconstruction scores of a VAE, and the measures of its latents; None where there is none."""
     latents = vae.section("latents") if vae.has("latents") else JsonObject({}, vae.source)

@@ -10,8 +10,11 @@ from pydantic import Field, model_validator
 
 from ldm.experiment import Experiment
 from odvae.running.settings import Settings, make_settings
+from odvae.settings import VAESettings
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+SHARED = "shared"
+_FOLDERS = (SHARED, "shards", "videos")  # beside those of the points
 
 
 class PointSettings(Settings):
@@ -49,7 +52,9 @@ class FrontierSettings(Settings):
         for name in self.points:
             if not _NAME.fullmatch(name):
                 raise ValueError(f"points: {name!r} must be of lower-case letters, digits, '.', '-' and '_'")
-            self.experiment_of(name)
+            if name in _FOLDERS:
+                raise ValueError(f"points: {name!r} is the name of another folder of the frontier; choose another name")
+            _check_phases(name, self.experiment_of(name).vae, name == self.reference)
         return self
 
     @model_validator(mode="after")
@@ -61,9 +66,6 @@ class FrontierSettings(Settings):
                 f"experiment.ldm.optimization.lr_schedule={schedule}: it must be constant, since one training is "
                 "scored at several budgets (its weights are averaged, ema_decay)"
             )
-        vae = self.experiment.vae
-        if vae.image_phase is None or vae.video_phase is None:
-            raise ValueError("experiment.vae must have an image_phase and a video_phase, whose steps are the budget")
         return self
 
     @property
@@ -90,3 +92,13 @@ class FrontierSettings(Settings):
         experiment = {k: v for k, v in values.get("experiment", {}).items() if k not in ("run", "seed")}
         not_compared = ("run", "results", "points", "measured_steps")
         return {**{k: v for k, v in values.items() if k not in not_compared}, "experiment": experiment}
+
+
+def _check_phases(name: str, vae: VAESettings, is_reference: bool) -> None:
+    """Raise ValueError for a point whose phases cannot be given the reference's operations."""
+    from_scratch = vae.init == "random" and not is_reference
+    if vae.video_phase is None or (vae.image_phase is None and not from_scratch):
+        raise ValueError(
+            f"points.{name}: vae must have an image_phase and a video_phase, whose steps are the budget; only points "
+            "with vae.init=random, and not the reference, are without image_phase"
+        )

@@ -88,7 +88,7 @@ def sample_step(
     b = settings.batch_size
     with device:
         noise = torch.zeros(b, *shape)
-        condition = _condition(network, b, shape)
+        condition = planned_condition(network, b, shape)
         empty = condition if condition.supports_guidance else None
 
     def run() -> object:
@@ -99,7 +99,7 @@ def sample_step(
     return PreparedStep(run, {"parameters": _held(network), "VAE": _held(vae)})
 
 
-def _condition(network: Any, b: int, shape: Sequence[int]) -> Condition:
+def planned_condition(network: Any, b: int, shape: Sequence[int]) -> Condition:
     """Conditions of b videos, of the kinds that the network takes."""
     config = network.config
     text = mask = label = frame = given = None

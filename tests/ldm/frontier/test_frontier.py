@@ -9,8 +9,9 @@ from small import REPOSITORY
 from ldm.frontier.budget import generator_steps, phase_flops, with_equal_steps
 from ldm.frontier.page import write_frontier
 from ldm.frontier.point import PointRunner
-from ldm.frontier.results import Score, answers, best_of, read_results, rows_of
-from ldm.frontier.settings import FrontierSettings
+from ldm.frontier.results import Score, answers, best_of, minutes_of, read_results, rows_of
+from ldm.frontier.settings import FrontierSettings, PointSettings
+from ldm.frontier.sharing import shared_stages
 from ldm.study.runner import StageRunner
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_json
@@ -39,7 +40,8 @@ def result(settings, point, accuracies, psnr=25.0, rate="4x8x8", **changes):
     return {
         "point": point, "changes": list(settings.points[point].changes), "role": settings.points[point].role,
         "shared": settings.shared(), "vae": {"psnr": psnr, "ssim": 0.9, "n": 3, "motion": {"psnr": 20.5}}, "cost": cost,
-        "generators": generators, "minutes": 1.5, "machine": "2 cores", "commit": "abc",
+        "generators": generators, "minutes": {"point": 1.5, "shared": {"image_vae_1": 1.0}}, "machine": "2 cores",
+        "commit": "abc",
     } | changes  # fmt: skip
 
 
@@ -78,6 +80,19 @@ def test_both_phases_of_each_point_cost_what_the_references_cost(frontier, point
         assert ours.vae.image_phase.steps == 1000
 
 
+def test_without_an_image_phase_the_video_phase_has_the_operations_of_both(frontier):
+    point = PointSettings(changes=("vae.init=random", "vae.image_phase=null"), role="initialization")
+    settings = frontier.model_copy(update={"points": {**frontier.points, "random": point}})
+    video = settings.experiment.vae.video_phase.model_copy(update={"steps": 400})
+    image = settings.experiment.vae.image_phase.model_copy(update={"steps": 900})
+    vae = settings.experiment.vae.model_copy(update={"image_phase": image, "video_phase": video})
+    settings = settings.model_copy(update={"experiment": settings.experiment.model_copy(update={"vae": vae})})
+    flops = phase_flops(settings.experiment_of(settings.reference))
+    ours = with_equal_steps(settings, "random").vae
+    assert ours.image_phase is None
+    assert ours.video_phase.steps == round(400 + 900 * flops["image_phase"] / flops["video_phase"]) > 410
+
+
 def test_budgets_become_steps_of_one_training(frontier):
     settings = frontier.model_copy(update={"minutes": (1.0, 2.0), "pflop": (0.001, 0.0006)})
     steps = generator_steps(settings, {"steps_per_second": 2.0, "step_gflops": 5.0})
@@ -98,6 +113,12 @@ def test_budgets_become_steps_of_one_training(frontier):
         ("minutes=[]", None),
         ("minutes=[-1]", "all must be above 0"),
         ("experiment.vae.video_phase=null", "must have an image_phase and a video_phase"),
+        (
+            "points.x={changes: [vae.image_phase=null, vae.init_image_vae=x]}",
+            r"points\.x: vae must have an image_phase",
+        ),
+        ("points.4x8x8-c4={changes: [vae.image_phase=null, vae.init=random]}", "and not the reference"),
+        ("points.shared={}", "'shared' is the name of another folder"),
     ],
 )
 def test_what_cannot_be_compared_is_named_before_any_work(override, message):
@@ -153,6 +174,10 @@ def test_results_of_other_settings_are_refused_by_name(written):
         read_results(written.model_copy(update={"results": str(written.folder / "none")}))
 
 
+def test_minutes_of_a_shared_stage_count_once(written):
+    assert minutes_of(read_results(written)[0]) == 3 * 1.5 + 1.0
+
+
 def test_a_damaged_result_is_named(written):
     path = f"{written.results}/4x8x8-c4.json"
     write_json(path, {key: value for key, value in read_json(path).items() if key != "cost"})
@@ -182,8 +207,9 @@ def test_a_point_runs_from_videos_to_its_result_and_goes_on(frontier, monkeypatc
     assert steps[0] < steps[1]
     assert found.section("cost").section("vae")["compression"] == "1x8x8"
     assert found.section("vae").number("psnr") > 5
-    assert commands.count("pipelines/train_ldm.py") == commands.count("pipelines/evaluate_ldm.py") == 2
-    assert commands.count("pipelines/train_vae.py") == 1
+    assert commands.count("tools/run_stages.py") == 2
+    assert commands.count("pipelines/train_vae.py") == 2  # the image VAE, and the video VAE
+    assert found.section("minutes")["shared"] == {stage: 0.1 for stage in shared_stages(settings, "1x8x8-c4")}
     before = len(commands)
     runner.run_point("1x8x8-c4")
     assert len(commands) == before

@@ -82,7 +82,7 @@ class PointRunner(StageRunner):
 
     def _write_result(self, name: str, steps: dict[str, int], generators: list[dict]) -> Path:
         folder = self.settings.folder / name
-        result = {
+        result: dict[str, Any] = {
             "point": name,
             "changes": list(self.settings.points[name].changes),
             "role": self.settings.points[name].role,

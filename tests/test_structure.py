@@ -41,9 +41,9 @@ LAYERS = [
     "ldm.evaluation",
     "ldm.report",
     "ldm",
+    "ldm.planning",
     "ldm.study",
     "ldm.frontier",
-    "ldm.planning",
     "ldm.commands",
     "ldm.fuzzing",
 ]

@@ -26,6 +26,7 @@ from ldm.encoding.settings import EncodeSettings
 from ldm.encoding.shard_files import EmbeddedCaptions, about_captions
 from ldm.encoding.text_records import TextRecord, read_text_record, record_path, write_text_manifest
 from ldm.encoding.threads import ComputeThreads
+from ldm.latents.card import latents_card
 from ldm.latents.entries import DTYPES, pack_text, source_key, text_member
 from ldm.latents.index_files import open_index, write_latent_index
 from ldm.latents.manifest import MANIFEST, load_manifest
@@ -44,6 +45,7 @@ from odvae.running.folder_lock import shared_writer
 from odvae.running.hashing import checksum, file_fingerprint, weights_fingerprint
 from odvae.running.progress import progress_over
 from odvae.running.stage import Stage
+from odvae.shards.dataset_card import write_card
 from odvae.shards.facts_journal import shard_index_path
 from odvae.shards.samples import Member, Sample, split_position
 from odvae.shards.tars import index_shard, shard_writer
@@ -92,6 +94,7 @@ def embed_stage(
         if part is None and state.is_main_process:
             write_empty_text(encoder, text.max_tokens, settings.dtype, own)
             write_text_manifest(encoder, settings, text, load_manifest(folder), folder)
+            write_card(folder, latents_card(load_manifest(folder)))
     if state.is_main_process:
         of_part = f"part {part}: " if part is not None else ""
         print(f"{of_part}the captions are embedded in {own}", flush=True)

@@ -12,6 +12,7 @@ from ldm.encoding.own_text_encoder import write_empty_text
 from ldm.encoding.resume import EncodedFolder, Outline, Sources
 from ldm.encoding.settings import BucketSettings
 from ldm.encoding.shard_files import EncodingContext
+from ldm.latents.card import latents_card
 from ldm.latents.index_files import write_folder_index
 from ldm.latents.manifest import EMPTY_TEXT, MANIFEST, TEXT_ENCODER_FOLDER, Manifest, ShardRecord, load_manifest
 from ldm.latents.text_manifest import TEXT_FOLDER
@@ -22,6 +23,7 @@ from odvae.running.account import TOO_SHORT, Account, shown_names
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
 from odvae.running.run_folder import code_version
+from odvae.shards.dataset_card import write_card
 
 
 def finish(
@@ -169,6 +171,7 @@ def _write_manifest(
         code=code_version(),
     )
     write_folder_index(folder, manifest)
+    write_card(folder, latents_card(manifest))
     manifest.save(folder)
 
 

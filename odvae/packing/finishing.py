@@ -12,7 +12,7 @@ from odvae.packing.accepting import Captions, accepted, account_for_the_rest
 from odvae.packing.journal import Examined, examined_in, read_rows_in_order
 from odvae.packing.output import base_of, find_file, write_small
 from odvae.packing.packing import command_of, finished_report, input_identity, open_source
-from odvae.packing.report import PackingReport, list_rejects, read_report
+from odvae.packing.report import PackingReport, card_of, list_rejects, read_report
 from odvae.packing.scenes import check_scene_detection
 from odvae.packing.settings import PackingSettings
 from odvae.packing.source_folder import SourceFolder
@@ -23,6 +23,7 @@ from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.running.resume_check import differing_keys
 from odvae.running.text import counted, printable
+from odvae.shards.dataset_card import write_card
 from odvae.storage.paths import open_path
 
 # Commands of missing parts that are listed.
@@ -73,6 +74,7 @@ def finish_parts(source: str | Path, out: str | Path, settings: PackingSettings)
         if report.videos + report.images == 0:
             raise InputError(f"none of the {len(files.own)} files in {root} can be used:\n{list_rejects(report)}")
         index_folder(out)
+        write_card(out, card_of(report, command_of(Path(root.name), Path(out.name), settings)))
         write_small(out / REPORT, asdict(report))
         remove_state(out)
     return report

@@ -23,7 +23,7 @@ from odvae.packing.captions import CaptionReader
 from odvae.packing.examining import examine_files
 from odvae.packing.journal import Journal
 from odvae.packing.output import base_of, find_file, write_small
-from odvae.packing.report import PackingReport, list_rejects, read_report
+from odvae.packing.report import PackingReport, card_of, list_rejects, read_report
 from odvae.packing.scenes import check_scene_detection
 from odvae.packing.settings import PackingSettings
 from odvae.packing.source_bucket import list_bucket
@@ -33,6 +33,7 @@ from odvae.packing.state import REPORT, STATE, PackingState, remove_state, state
 from odvae.packing.writing import ShardWriter, index_folder
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError
+from odvae.shards.dataset_card import write_card
 from odvae.shards.unfinished import UNFINISHED
 from odvae.storage.files import download
 from odvae.storage.mirror import errors_named
@@ -99,6 +100,7 @@ def _pack(root: Path, out: Path, settings: PackingSettings) -> PackingReport:
                     out.rmdir()
             raise InputError(f"none of the {len(files.own)} files in {root} can be used:\n{list_rejects(report)}")
         index_folder(out)
+        write_card(out, card_of(report, command_of(Path(root.name), Path(out.name), settings)))
         write_small(out / REPORT, asdict(report))
         remove_state(out)
     return report

@@ -12,10 +12,24 @@ from odvae.running.account import Account, most_frequent
 from odvae.running.commands import command_line
 from odvae.running.files import parse_record, read_object
 from odvae.running.text import counted, printable
+from odvae.shards.dataset_card import VIDEO, dataset_card
 
 # Number of rejected files that are printed; all are in packing.json.
 _SHOWN = 50
 _TABLES_SHOWN = 10
+
+# What `datasets` reads of a sample.
+_COLUMNS = {
+    "mp4": VIDEO,
+    "txt": "string",
+    "json": {
+        **dict.fromkeys(("key", "source", "sha256", "caption", "label"), "string"),
+        "captions": ["string"],
+        **dict.fromkeys(("frames", "height", "width"), "int64"),
+        **dict.fromkeys(("fps", "seconds"), "float64"),
+    },
+    "__key__": "string",
+}
 
 # Names that a note lists.
 _NAMED = 5
@@ -130,7 +144,18 @@ def describe(report: PackingReport, out: Path) -> str:
     lines = [
         f"{report.videos} videos ({report.frames} frames, {report.seconds:.0f} s) in {report.shards} shards: {out}"
     ]
-    table = {
+    lines += [f"  {name:<28}{value}" for name, value in _facts(report).items() if value]
+    lines += [f"  captions of {printable(one['name']):<16}{_use_of(one)}" for one in report.tables[:_TABLES_SHOWN]]
+    if len(report.tables) > _TABLES_SHOWN:
+        lines.append(f"  captions of {len(report.tables) - _TABLES_SHOWN} tables more; all are in packing.json")
+    lines.append(report.table())
+    lines.append(f"left out: {len(report.rejected)}")
+    return "\n".join(lines) + (f"\n{list_rejects(report)}" if report.rejected else "")
+
+
+def _facts(report: PackingReport) -> dict[str, str]:
+    """What is in the shards, by names; empty where there is nothing to say."""
+    return {
         "images": str(report.images) if report.images else "",
         "size": f"{report.bytes / 1e6:.1f} MB",
         "durations": f"{report.shortest_seconds:.1f} to {report.longest_seconds:.1f} s, median "
@@ -142,13 +167,6 @@ def describe(report: PackingReport, out: Path) -> str:
         + (f"; {report.several_captions} have several" if report.several_captions else ""),
         "table rows without a video": str(report.rows_without_video) if report.rows_without_video else "",
     }
-    lines += [f"  {name:<28}{value}" for name, value in table.items() if value]
-    lines += [f"  captions of {printable(one['name']):<16}{_use_of(one)}" for one in report.tables[:_TABLES_SHOWN]]
-    if len(report.tables) > _TABLES_SHOWN:
-        lines.append(f"  captions of {len(report.tables) - _TABLES_SHOWN} tables more; all are in packing.json")
-    lines.append(report.table())
-    lines.append(f"left out: {len(report.rejected)}")
-    return "\n".join(lines) + (f"\n{list_rejects(report)}" if report.rejected else "")
 
 
 def _use_of(table: dict[str, Any]) -> str:
@@ -164,6 +182,26 @@ def list_rejects(report: PackingReport) -> str:
     if len(report.rejected) > _SHOWN:
         lines.append(f"  ... and {len(report.rejected) - _SHOWN} more; all are in packing.json")
     return "\n".join(lines)
+
+
+def card_of(report: PackingReport, command: str) -> str:
+    """The card of the folder of shards that `command` has packed."""
+    about = (
+        "Videos and images with captions as [WebDataset](https://github.com/webdataset/webdataset) shards, a sample of "
+        "`KEY.mp4` (of an image `KEY.png` or the like), `KEY.txt` (its caption) and `KEY.json` (size, rate, frames, "
+        "source, class and all captions)."
+    )
+    videos = f"{report.videos} ({report.frames} frames, {report.seconds:.0f} s) in {report.shards} shards"
+    facts = {"videos": videos, **_facts(report), "classes": most_frequent(report.classes, 20)}
+    example = (
+        "from datasets import load_dataset\n\n"
+        'samples = load_dataset("FOLDER", split="train", streaming=True)  # or its name on the hub\n'
+        'video = next(iter(samples))["mp4"]["bytes"]\n'
+    )
+    facts["packed by"] = f"`{command}`"
+    return dataset_card(
+        "Videos in shards", about, facts, example, {"default": "*.tar"}, _COLUMNS, ("webdataset", "video", "odvae")
+    )
 
 
 def next_command(out: Path) -> str:

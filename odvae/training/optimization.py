@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -131,6 +132,8 @@ def make_accelerator(precision: Precision, tracker: Tracker, folder: Path, name:
     bf16 = uses_bf16(precision, PartialState().device)
     accelerator = Accelerator(
         mixed_precision="bf16" if bf16 else "no",
+        # Otherwise that of the launch, by which `backward` would divide the loss once more.
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         log_with=None if tracker == "none" else tracker,
         project_dir=str(folder),
     )

@@ -94,7 +94,7 @@ def test_parts_in_any_order_finish_with_the_report_of_one_command(source, tmp_pa
     assert len(names) == report.shards
     assert all(name.startswith(("part001-0000", "part002-0000", "part003-0000", "part004-0000")) for name in names)
     others = [path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".tar"]
-    assert sorted(others) == ["index", "index.arrow", "packing.json"]
+    assert sorted(others) == ["README.md", "index", "index.arrow", "packing.json"]
     assert finish_parts(source, tmp_path / "out", FINISH) == report
     assert pack_folder(source, tmp_path / "out", part("3/4")) == report  # a part after the end
 

@@ -66,7 +66,7 @@ def test_urls_are_packed_in_the_order_of_the_table_with_their_captions_classes_a
     assert by_source[f"{server.url}/a/1.mp4?size=1"].read("mp4") == (server.folder / "1.mp4").read_bytes()
     assert "png" in by_source[f"{server.url}/a/red.png"].members
     assert sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()) == [
-        "00000.tar", "00001.tar", "index.arrow", "packing.json", "png-00000.tar",
+        "00000.tar", "00001.tar", "README.md", "index.arrow", "packing.json", "png-00000.tar",
     ]  # fmt: skip
 
 

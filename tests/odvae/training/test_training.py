@@ -11,7 +11,13 @@ from odvae.initial_weights import load_image_vae, load_video_vae
 from odvae.running.errors import DivergenceError, InputError, readable_errors
 from odvae.running.resume_check import field_may_change
 from odvae.settings import ModelSettings, VAESettings, VideoPhaseSettings
-from odvae.training.optimization import clipped_step, learning_rate_at, make_optimizer, unused_launch_options
+from odvae.training.optimization import (
+    clipped_step,
+    learning_rate_at,
+    make_accelerator,
+    make_optimizer,
+    unused_launch_options,
+)
 from odvae.training.settings import OptimizationSettings
 from odvae.training.state import TrainingState
 from odvae.vae_batches import Batches
@@ -194,3 +200,10 @@ def test_options_of_accelerate_launch_that_the_settings_overrule_are_named(monke
     assert precision == "accelerate launch: mixed precision bf16 is not used; `precision` is, fp32"
     assert "over 4 steps is not used; the setting `gradient_accumulation_steps` is" in accumulation
     assert unused_launch_options("bf16") == [accumulation]
+
+
+def test_accumulation_that_only_the_launch_asks_for_does_not_change_gradients(monkeypatch, tmp_path):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = torch.nn.Parameter(torch.ones(()))
+    make_accelerator("fp32", "none", tmp_path, "x").backward(2 * weight)
+    assert weight.grad == 2

@@ -48,7 +48,7 @@ from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.index.folder_index import FolderIndex
-from odvae.index.rows import merge_indexes
+from odvae.index.merging import merge_indexes
 from odvae.index.selection import Selection
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import readable_errors

@@ -13,7 +13,6 @@ index of 10 M entries takes 2 GB of disk. Measured, in processes of their own:
 4. The order of an epoch: its first samples, and what it stores.
 5. Mixing of `shuffle: blocks`, with 1 and 8 parts, against `exact`: of a global batch of 256, how many shards it is
    from and the largest share of one; the distance of neighbors in the order, over that of independent samples.
-6. Indexing: entries/s of making the index of shards with data (4 kB an entry), and of merging those of shards.
 
 With `--also N`, a folder of N entries is measured as well, and 100 M by a line through both.
 """
@@ -23,10 +22,8 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import shutil
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +33,18 @@ import pydantic.type_adapter  # noqa: F401 - as a command does, when it reads it
 import torch
 
 from ldm.latents.batches import DrawnBatches
-from ldm.latents.entries import entry_key, pack_entry, pack_text
-from ldm.latents.index_files import latent_rows, write_latent_index
+from ldm.latents.entries import entry_key, pack_text
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import EMPTY_TEXT, Manifest, ShardRecord, check_latents, load_manifest
 from odvae.clips.permutation import shuffled_index
 from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan, BucketSampler
 from odvae.index.building import INDEX
-from odvae.index.rows import CHUNK, SCHEMA, Header, IndexedShard, merge_indexes
+from odvae.index.rows import CHUNK, SCHEMA, Header, IndexedShard
 from odvae.running.errors import readable_errors
 from odvae.running.files import atomic_file, write_json
 from odvae.running.hashing import file_fingerprint
 from odvae.running.seeds import numpy_generator
-from odvae.shards.facts_journal import shard_index_path
-from odvae.shards.tars import shard_writer
 from odvae.training.optimization import sample_order
 from odvae.training.settings import OptimizationSettings
 
@@ -66,7 +60,6 @@ def main() -> None:
     parser.add_argument("--entries", type=int, default=10_000_000, help="entries of the folder (default: %(default)s)")
     parser.add_argument("--also", type=int, default=0, help="measure a folder of so many entries as well")
     parser.add_argument("--ranks", type=int, default=8, help="processes that start at once (default: %(default)s)")
-    parser.add_argument("--indexed", type=int, default=20_000, help="entries to index (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="folder for the files, which are kept (default: a temporary one)")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
@@ -80,7 +73,6 @@ def main() -> None:
         if options.also:
             results["100000000 by arithmetic"] = extrapolate(results, options.also, options.entries)
         results["mixing"] = bench_mixing(options.entries)
-        results["indexing"] = bench_indexing(work / "indexed", options.indexed)
     print(json.dumps(results, indent=1))
 
 
@@ -261,38 +253,6 @@ def bench_mixing(count: int, batch: int = 256) -> dict[str, dict[str, float]]:
             "neighbor_distance": round(float(np.abs(np.diff(drawn)).mean() / (count / 3)), 4),
         }
     return found
-
-
-def bench_indexing(folder: Path, entries: int) -> dict[str, float]:
-    """Entries/s, on one core, of making the indexes of shards from their data, and of merging them."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    shards = list(write_shards(folder, entries))
-    begin = time.perf_counter()
-    for shard in shards:
-        write_latent_index(shard_index_path(folder, shard.name), shard, latent_rows(shard), "")
-    made = time.perf_counter()
-    merge_indexes(folder / INDEX, [shard_index_path(folder, shard.name) for shard in shards])
-    merged = time.perf_counter()
-    return {
-        "entries_a_second": round(entries / (made - begin)),
-        "merged_entries_a_second": round(entries / (merged - made)),
-    }
-
-
-def write_shards(folder: Path, entries: int) -> Iterator[Path]:
-    rng = numpy_generator(0, "bench")
-    text, mask = torch.zeros(4, 16), torch.ones(4, dtype=torch.bool)
-    for first in range(0, entries, PER_SHARD):
-        path = folder / f"{first // PER_SHARD:05d}.tar"
-        with shard_writer(path) as writer:
-            for number in range(first, min(first + PER_SHARD, entries)):
-                mean = torch.from_numpy(rng.standard_normal((4, 2, 8, 8), np.float32))
-                about = {"caption": "a red square", "source": f"{number:016x}", "label": None, "flip": False}
-                data = pack_entry(mean, mean.abs(), text, mask, torch.bfloat16)
-                members = {"safetensors": data, "json": json.dumps(about).encode()}
-                writer.write({"__key__": entry_key(f"{number:016x}", 0), **members})
-        yield path
 
 
 if __name__ == "__main__":

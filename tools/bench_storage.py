@@ -38,7 +38,7 @@ from ldm.networks.network import predict
 from odvae.clips.samplers import BatchPlan
 from odvae.index.building import INDEX
 from odvae.index.folder_index import FolderIndex
-from odvae.index.rows import merge_indexes
+from odvae.index.merging import merge_indexes
 from odvae.index.selection import Selection
 from odvae.running.distributed import join_ranks
 from odvae.running.errors import readable_errors

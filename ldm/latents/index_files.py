@@ -7,6 +7,7 @@ the number of its captions.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from ldm.latents.manifest import Manifest, ShardRecord, changed_hash, encode_com
 from odvae.cluster.parts import Part
 from odvae.index.building import INDEX, check_all_indexed, writable_place
 from odvae.index.folder_index import FolderIndex
-from odvae.index.rows import Header, IndexedShard, IndexRow, merge_indexes, read_header, write_shard_index
-from odvae.index.shard_rows import samples_with_checksums
+from odvae.index.merging import merge_indexes
+from odvae.index.rows import Header, IndexedShard, IndexRow, read_header, write_shard_index
+from odvae.index.shard_rows import garbage_collected_by_shard, samples_with_checksums
 from odvae.running.errors import InputError
 from odvae.running.progress import progress_bar
 from odvae.shards.facts_journal import INDEX_FOLDER, index_places, shard_index_path
@@ -184,9 +186,11 @@ def _make_in(base: Path, folder: Path, records: Sequence[ShardRecord]) -> list[P
     with (
         ThreadPoolExecutor(_THREADS) as threads,
         progress_bar("indexing latents", 0, len(records), unit="shard") as bar,
+        garbage_collected_by_shard(),
     ):
         for part in threads.map(lambda record: _shard_index(folder, base, record), records):
             parts.append(part)
+            gc.collect(1)
             bar.update()
     return parts
 

@@ -14,7 +14,8 @@ from ldm.latents.manifest import Manifest
 from ldm.latents.text_manifest import TEXT_FOLDER, TextShardRecord, check_text, embed_command
 from odvae.index.building import INDEX
 from odvae.index.folder_index import FolderIndex
-from odvae.index.rows import IndexedShard, merge_indexes, read_header
+from odvae.index.merging import merge_indexes
+from odvae.index.rows import IndexedShard, read_header
 from odvae.running.errors import InputError
 from odvae.shards.facts_journal import shard_index_path
 

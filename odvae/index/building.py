@@ -8,7 +8,6 @@ the checksums of all members are compared.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import sys
@@ -20,8 +19,16 @@ from pathlib import Path
 from odvae.cluster.parts import Part
 from odvae.index.duplicates import find_copies
 from odvae.index.folder_index import FolderIndex
-from odvae.index.rows import Header, merge_indexes, read_header, write_shard_index
-from odvae.index.shard_rows import Advance, Indexer, ShardRows, samples_with_checksums, shard_states
+from odvae.index.merging import merge_indexes
+from odvae.index.rows import Header, read_header, write_shard_index
+from odvae.index.shard_rows import (
+    Advance,
+    Indexer,
+    ShardRows,
+    garbage_collected_by_shard,
+    samples_with_checksums,
+    shard_states,
+)
 from odvae.running.errors import InputError
 from odvae.running.files import temporary_path
 from odvae.running.progress import progress_bar
@@ -184,7 +191,7 @@ class _Making:
             return
         total = sum(self._states[number].bytes for number in todo)
         description = f"indexing {counted(len(todo), 'shard')}"
-        with progress_bar(description, 0, total, unit="B", unit_scale=True) as bar, _garbage_collected_by_shard():
+        with progress_bar(description, 0, total, unit="B", unit_scale=True) as bar, garbage_collected_by_shard():
             waiting = self._not_only_copied(todo, bar.update)
             for number, rows in self.indexer.index(waiting, bar.update):
                 self.write(number, rows)
@@ -258,19 +265,6 @@ def _why_not_writable(folder: Path) -> str:
     except StorageError as error:
         return str(error)
     return ""
-
-
-@contextlib.contextmanager
-def _garbage_collected_by_shard() -> Iterator[None]:
-    """Rows are millions of small objects, among which the garbage collector would search again and again for cycles
-    that there are not: a quarter of the time. So it does not run by itself, but is called after each shard."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _has_same_bytes(shard: Path, earlier: FolderIndex) -> bool:

@@ -26,7 +26,8 @@ def find_copies(shards: Sequence[Path], indexes: Sequence[Path]) -> dict[int, np
     other two samples have the same key.
     """
     hashes = [_hashes(index) for index in indexes]
-    ordered = np.sort(np.concatenate([np.zeros(0, np.uint64), *hashes]))
+    ordered = np.concatenate([np.zeros(0, np.uint64), *hashes])
+    ordered.sort()
     repeated = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
     copies: dict[int, list[int]] = {}
     seen: dict[bytes, Path] = {}

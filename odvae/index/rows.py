@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -125,50 +125,12 @@ def write_shard_index(
     path: Path, shard: IndexedShard, rows: Sequence[IndexRow], reader: str, limits: Sequence[float]
 ) -> None:
     """Write the index of one shard."""
-    extensions, labels = _Names(), _Names()
+    extensions, labels = Names(), Names()
     batch = _batch(rows, extensions, labels)
     header = Header([shard], extensions.names, labels.names, reader, list(limits))
     make_parent(path)
     with atomic_file(path) as file, pa.ipc.new_file(file, header.schema()) as writer:
         writer.write_batch(batch)
-
-
-def merge_indexes(path: Path, parts: Sequence[Path], left_out: Mapping[int, np.ndarray] | None = None) -> None:
-    """Write one index with the rows of several, in order; without the rows `left_out` of some, by the part's number.
-
-    Those with a `reader` must have the same one; those with `limits` too, otherwise the merged index has none that any
-    start has.
-    """
-    headers = [read_header(part) for part in parts]
-    extensions, labels = _Names(), _Names()
-    renumbered = [(extensions.numbers(header.extensions), labels.numbers(header.labels)) for header in headers]
-    shards = [shard for header in headers for shard in header.shards]
-    for i, rows in (left_out or {}).items():
-        (shard,) = headers[i].shards
-        shards[i] = replace(shard, rows=shard.rows - len(rows))
-    reader = next((header.reader for header in headers if header.reader), "")
-    limits = [list(limits) for limits in {tuple(header.limits) for header in headers if header.limits}]
-    merged_limits = limits[0] if len(limits) == 1 else [0.0] * len(limits)
-    header = Header(shards, extensions.names, labels.names, reader, merged_limits)
-    schema = header.schema()
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        first = 0
-        for i, (part, part_header, numbers) in enumerate(zip(parts, headers, renumbered, strict=True)):
-            with pa.memory_map(os.fspath(local_copy(part))) as mapped:
-                with damage_named(part):
-                    table = pa.ipc.open_file(mapped).read_all()
-                    table.validate()
-                if left_out is not None and i in left_out:
-                    table = table.take(np.setdiff1d(np.arange(len(table)), left_out[i]))
-                for batch in table.to_batches():
-                    yield _renumber(batch, first, *numbers)
-            first += len(part_header.shards)
-
-    make_parent(path)
-    with atomic_file(path) as file, pa.ipc.new_file(file, schema) as writer:
-        for batch in _in_chunks(batches()):
-            writer.write_batch(batch.replace_schema_metadata(schema.metadata))
 
 
 def read_header(path: Path) -> Header:
@@ -198,7 +160,7 @@ def _shard_or_values(values: dict[str, Any]) -> IndexedShard | dict[str, Any]:
     return IndexedShard(**values) if "mtime_ns" in values else values
 
 
-class _Names:
+class Names:
     """Numbers for names, in the order in which they come."""
 
     def __init__(self) -> None:
@@ -215,7 +177,7 @@ class _Names:
         return np.array([self.number(name) for name in names], dtype=np.int32)
 
 
-def _batch(rows: Sequence[IndexRow], extensions: _Names, labels: _Names) -> pa.RecordBatch:
+def _batch(rows: Sequence[IndexRow], extensions: Names, labels: Names) -> pa.RecordBatch:
     count = len(rows)
     members = [(extensions.number(name), one) for row in rows for name, one in row.members.items()]
     unknown = VideoFacts(0, 0, 0, 0.0, 0.0, False, [])
@@ -223,7 +185,7 @@ def _batch(rows: Sequence[IndexRow], extensions: _Names, labels: _Names) -> pa.R
     columns: dict[str, Any] = {
         "key": [os.fsencode(row.key) for row in rows],
         "shard": np.zeros(count, np.int32),
-        "members": _lists(
+        "members": list_array(
             [len(row.members) for row in rows],
             pa.StructArray.from_arrays(
                 [
@@ -248,8 +210,8 @@ def _batch(rows: Sequence[IndexRow], extensions: _Names, labels: _Names) -> pa.R
         "time_steps": [[float(number) for pair in one.time_steps or () for number in pair] for one in facts],
         "captions": [row.captions for row in rows],
         "label": [-1 if row.label is None else labels.number(row.label) for row in rows],
-        "group": [os.fsencode(row.group) for row in rows],
-        "problem": [os.fsencode(row.problem) for row in rows],
+        "group": [os.fsencode(row.group) if row.group else b"" for row in rows],
+        "problem": [os.fsencode(row.problem) if row.problem else b"" for row in rows],
         "limited": [int(row.limited) for row in rows],
     }
     arrays = [
@@ -259,38 +221,7 @@ def _batch(rows: Sequence[IndexRow], extensions: _Names, labels: _Names) -> pa.R
     return pa.RecordBatch.from_arrays(arrays, schema=SCHEMA)
 
 
-def _lists(lengths: Sequence[int], values: pa.Array) -> pa.LargeListArray:
+def list_array(lengths: Sequence[int] | np.ndarray, values: pa.Array) -> pa.LargeListArray:
+    """An array of lists of these lengths, of all values in order."""
     offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
     return pa.LargeListArray.from_arrays(pa.array(offsets), values)
-
-
-def _renumber(batch: pa.RecordBatch, first_shard: int, extensions: np.ndarray, labels: np.ndarray) -> pa.RecordBatch:
-    """A batch with its numbers of shards, extensions and labels replaced by those of the merged index."""
-    columns = {name: batch.column(name) for name in batch.schema.names}
-    columns["shard"] = pa.array(columns["shard"].to_numpy() + np.int32(first_shard))
-    label = columns["label"].to_numpy()
-    columns["label"] = pa.array(np.append(labels, np.int32(-1))[label])
-    members = columns["members"]
-    # Of a slice of a list array, `values` has more than the rows' own. (`flatten` would import pyarrow.compute: 50 ms.)
-    offsets = members.offsets.to_numpy()
-    own = members.values.slice(offsets[0], offsets[-1] - offsets[0])
-    numbers = extensions[own.field("extension").to_numpy()].astype(np.int16)
-    children = [pa.array(numbers), *(own.field(name) for name in ("offset", "size", "checksum"))]
-    lengths = np.diff(offsets)
-    columns["members"] = _lists(lengths, pa.StructArray.from_arrays(children, fields=list(_MEMBER)))
-    return pa.RecordBatch.from_arrays(list(columns.values()), schema=SCHEMA)
-
-
-def _in_chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    """The rows of all batches, again in batches: of CHUNK rows, but for the last."""
-    waiting: list[pa.RecordBatch] = []
-    count = 0
-    for batch in batches:
-        waiting.append(batch)
-        count += len(batch)
-        while count >= CHUNK:
-            table = pa.Table.from_batches(waiting)
-            yield from table.slice(0, CHUNK).combine_chunks().to_batches()
-            waiting, count = table.slice(CHUNK).to_batches(), count - CHUNK
-    if count:
-        yield from pa.Table.from_batches(waiting).combine_chunks().to_batches()

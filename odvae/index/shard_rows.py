@@ -5,6 +5,8 @@ What is known of them, beyond that, is the business of an `Indexer`: `odvae.inde
 
 from __future__ import annotations
 
+import contextlib
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -26,8 +28,9 @@ from odvae.video.video_io import VideoFacts
 # Members whose contents become columns of the index.
 _TEXTS = ("json", "txt")
 
-# Samples up to this many bytes are read at once; of larger ones, one piece of a member after the other.
-_PIECE = 1 << 24
+# Neighboring samples that together have up to `_NEAR` bytes are read at once, also a sample of up to `_PIECE`; of
+# larger ones, one piece of a member after the other.
+_NEAR, _PIECE = 1 << 20, 1 << 24
 
 # Of shards at a URL: bytes that are requested before they are needed, and in one request.
 _READ_AHEAD, _AHEAD_PIECE = 1 << 26, 1 << 23
@@ -132,10 +135,29 @@ def samples_with_checksums(shard: Path) -> Iterator[tuple[Sample, dict[str, byte
     Raises the errors of `odvae.shards.tars.index_shard`.
     """
     ahead = _ReadAhead(shard)
-    for sample in index_shard(shard):
-        first = min([one.offset for one in sample.members.values()])
+    for samples, first, end in _read_together(index_shard(shard)):
         ahead.up_to(first + _READ_AHEAD)
-        yield _with_checksums(sample, first)
+        if end - first > _PIECE:
+            yield from map(_with_checksums_by_pieces, samples)
+            continue
+        data = memoryview(read_range(shard, first, end - first))
+        for sample in samples:
+            yield _with_checksums(sample, data, first)
+
+
+def _read_together(samples: Iterable[Sample]) -> Iterator[tuple[list[Sample], int, int]]:
+    """Neighboring samples that are read at once, with the extent of them all: first byte and end."""
+    group: list[Sample] = []
+    first = end = 0
+    for sample in samples:
+        its_first, its_end = sample.extent()
+        if group and max(end, its_end) - min(first, its_first) > _NEAR:
+            yield group, first, end
+            group = []
+        first, end = (min(first, its_first), max(end, its_end)) if group else (its_first, its_end)
+        group.append(sample)
+    if group:
+        yield group, first, end
 
 
 class _ReadAhead:
@@ -150,20 +172,21 @@ class _ReadAhead:
             self._read += _AHEAD_PIECE
 
 
-def _with_checksums(sample: Sample, first: int) -> tuple[Sample, dict[str, bytes]]:
+def _with_checksums_by_pieces(sample: Sample) -> tuple[Sample, dict[str, bytes]]:
     shard = sample.shard
-    end = max([one.offset + one.size for one in sample.members.values()])
-    if end - first > _PIECE:
-        members = {name: one._replace(checksum=_checksum(shard, one)) for name, one in sample.members.items()}
-        texts = {name: read_range(shard, *members[name][:2]) for name in _TEXTS if name in members}
-        return replace(sample, members=members), texts
-    data = read_range(shard, first, end - first)
+    members = {name: one._replace(checksum=_checksum(shard, one)) for name, one in sample.members.items()}
+    texts = {name: read_range(shard, *members[name][:2]) for name in _TEXTS if name in members}
+    return replace(sample, members=members), texts
+
+
+def _with_checksums(sample: Sample, data: memoryview, start: int) -> tuple[Sample, dict[str, bytes]]:
+    """`data` are the bytes of the shard from `start` on."""
     members, texts = {}, {}
     for name, (offset, size, _) in sample.members.items():
-        content = data[offset - first : offset - first + size]
+        content = data[offset - start : offset - start + size]
         members[name] = Member(offset, size, checksum(content))
         if name in _TEXTS:
-            texts[name] = content
+            texts[name] = bytes(content)
     return Sample(sample.key, sample.shard, members), texts
 
 
@@ -171,6 +194,20 @@ def _checksum(shard: Path, member: Member) -> int:
     end = member.offset + member.size
     starts = range(member.offset, end, _PIECE)
     return checksum_of_pieces(read_range(shard, start, min(_PIECE, end - start)) for start in starts)
+
+
+@contextlib.contextmanager
+def garbage_collected_by_shard() -> Iterator[None]:
+    """Rows are millions of small objects, among which the garbage collector would search again and again for cycles
+    that there are not: a quarter of the time. So it does not run by itself: within it, call `gc.collect(1)` after each
+    shard."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def make_row(sample: Sample, about: dict[str, Any], text: bytes | None, facts: VideoFacts | None) -> IndexRow:

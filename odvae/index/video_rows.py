@@ -107,9 +107,10 @@ class _BegunShard:
         """Each sample's row, with its own facts if it has some."""
         for sample, texts in samples_with_checksums(self.path):
             about, wrong = checked_about(texts["json"]) if "json" in texts else ({}, [])
-            if sample.has_video:
+            has_video = sample.has_video
+            if has_video and wrong:
                 self.ignored.update(wrong)
-            facts = own_facts(sample.key, about) if sample.has_video else None
+            facts = own_facts(sample.key, about) if has_video else None
             yield make_row(sample, about, texts.get("txt"), facts), sample, facts
 
     def add(self, row: IndexRow, sample: Sample, found: VideoFacts | Failure, advance: Advance) -> None:

@@ -149,11 +149,16 @@ def load_json(text: str | bytes) -> Any:
     """The value of a JSON text, in which an integer of more than 64 bits becomes a float: no count or size is so large,
     and arithmetic with it would raise an OverflowError. Raises ValueError for invalid text, RecursionError for deep
     nesting."""
+    if isinstance(text, str) and not text.startswith("\ufeff"):
+        return _DECODER.decode(text)  # `json.loads` would make a decoder each time
     return json.loads(text, parse_int=_int_of_64_bits)
 
 
 def _int_of_64_bits(digits: str) -> int | float:
     return int(digits) if len(digits) < 19 or -(2**63) <= int(digits) < 2**63 else float(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_int_of_64_bits)
 
 
 def parse_json(text: str, name: str) -> Any:

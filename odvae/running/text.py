@@ -16,6 +16,7 @@ _OTHER_MARKS = {
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
+_FIRST_OF_MARKS = tuple({mark[:1] for mark in _OTHER_MARKS})
 _UTF8_MARK = b"\xef\xbb\xbf"
 
 
@@ -49,10 +50,10 @@ def decode_text(data: bytes, name: str) -> str:
 
 def other_encoding(data: bytes) -> str:
     """UTF-16 or UTF-32, if the bytes are such a text (judged by a byte order mark or many zeros); otherwise empty."""
-    for mark, name in _OTHER_MARKS.items():
-        if data.startswith(mark):
-            return name
     beginning = data[:1024]
+    for mark, name in _OTHER_MARKS.items() if beginning.startswith(_FIRST_OF_MARKS) else ():
+        if beginning.startswith(mark):
+            return name
     zeros = beginning.count(0)
     if zeros >= 0.7 * len(beginning) > 0:
         return "UTF-32"

@@ -30,11 +30,11 @@ _TRANSFERS = get_args(Transfer)
 
 
 def _is_count(value: Any) -> bool:
-    return _is_integer(value) and 0 < value <= _MOST
+    return type(value) is int and 0 < value <= _MOST
 
 
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
+    return type(value) in (int, float) and 0 <= value <= _MOST
 
 
 def _is_pairs(value: Any, first: Callable[[Any], bool], second: Callable[[Any], bool]) -> bool:
@@ -97,19 +97,23 @@ def known_facts(sample: Sample) -> VideoFacts | None:
     return sample.facts or own_facts(sample.key, about_sample(sample))
 
 
+_FACTS = tuple(VideoFacts.__dataclass_fields__)
+_SIZE = frozenset(("frames", "height", "width"))
+_VIDEO_FACTS = frozenset(("fps", "seconds", "variable_rate", "keyframes"))  # which an image has not
+
+
 def own_facts(key: str, about: dict[str, Any]) -> VideoFacts | None:
     """The facts in a KEY.json written by `make_shards`; None for other files, and if facts are missing.
 
     The clips depend on these numbers, so only numbers found by decoding are trusted.
     """
     name = video_of(key).rpartition("/")[2]
-    if not name or not about.get("sha256", "").startswith(name) or not about.keys() >= {"frames", "height", "width"}:
+    if not name or not about.get("sha256", "").startswith(name) or not about.keys() >= _SIZE:
         return None
-    fields = {name: about[name] for name in VideoFacts.__dataclass_fields__ if name in about}
-    image_facts = {"fps": 0.0, "seconds": 0.0, "variable_rate": False, "keyframes": []}
-    if (about["frames"] > 1 and not fields.keys() >= image_facts.keys()) or not steps_fit(fields):
+    fields = {name: about[name] for name in _FACTS if name in about}
+    if (about["frames"] > 1 and not fields.keys() >= _VIDEO_FACTS) or not steps_fit(fields):
         return None
-    return facts_of_json(image_facts | fields)
+    return facts_of_json({"fps": 0.0, "seconds": 0.0, "variable_rate": False, "keyframes": [], **fields})
 
 
 def steps_fit(fields: dict[str, Any]) -> bool:
@@ -122,9 +126,11 @@ def steps_fit(fields: dict[str, Any]) -> bool:
 
 
 def facts_of_json(fields: dict[str, Any]) -> VideoFacts:
-    """VideoFacts from JSON, where tuples are lists."""
-    pairs = {name: [tuple(pair) for pair in fields[name]] for name in ("keyframes", "time_steps") if fields.get(name)}
-    return VideoFacts(**fields | pairs)
+    """VideoFacts from JSON, where tuples are lists, which are changed in `fields`."""
+    for name in ("keyframes", "time_steps"):
+        if fields.get(name):
+            fields[name] = list(map(tuple, fields[name]))
+    return VideoFacts(**fields)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class Sample:
 
     def read_all(self) -> dict[str, bytes]:
         """The bytes of all members, with a single read. Raises the errors of `read`."""
-        first, end = self._extent()
+        first, end = self.extent()
         data = read_range(self.shard, first, end - first)
         return {
             name: self._checked(name, data[offset - first : offset - first + size])
@@ -120,13 +120,13 @@ class Sample:
 
     def prefetch(self) -> None:
         """Have the sample's bytes read in the background, before a call of `read_all`."""
-        first, end = self._extent()
+        first, end = self.extent()
         prefetch_range(self.shard, first, end - first)
 
-    def _extent(self) -> tuple[int, int]:
+    def extent(self) -> tuple[int, int]:
         """Start of its first member and end of its last one."""
-        first = min(member.offset for member in self.members.values())
-        return first, max(member.offset + member.size for member in self.members.values())
+        first = min([offset for offset, _, _ in self.members.values()])
+        return first, max([offset + size for offset, size, _ in self.members.values()])
 
     def open(self, extension: str) -> io.RawIOBase | io.BytesIO:
         """A member as a file object. One with a checksum is read whole and compared with it, unless it is large; of

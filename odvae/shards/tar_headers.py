@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import sys
 import tarfile
 from pathlib import Path
@@ -22,6 +23,9 @@ _NEAR, _FAR = 1 << 20, 1 << 12
 
 # How far behind the bytes that were read a header is still near.
 _GAP = 1 << 16
+
+# Name, numbers, size and the byte after it, time, checksum, all behind it.
+_FIELDS = struct.Struct("100s24s11sB12s8s356s")
 
 _ENCODING = sys.getfilesystemencoding()
 
@@ -49,7 +53,8 @@ class _OtherTarError(Exception):
 
 def _read(file: io.RawIOBase) -> tuple[list[tuple[str, int, int]], int]:
     files: list[tuple[str, int, int]] = []
-    valid_numbers: set[bytes] = set()  # fields of earlier headers: nearly always the same in all
+    # Headers of ordinary files but for name, size and checksum, the same in nearly all -> the sum of these bytes.
+    usual: dict[tuple[bytes, ...], int] = {}
     window, start = b"", 0
     position = 0
     after_pax = False
@@ -57,17 +62,31 @@ def _read(file: io.RawIOBase) -> tuple[list[tuple[str, int, int]], int]:
         i = position - start
         if i + BLOCK > len(window):
             window, start, i = _read_at(file, position, _NEAR if i <= len(window) + _GAP else _FAR), position, 0
+            if len(window) < BLOCK:
+                raise _OtherTarError
+        name_field, numbers, digits, end_of_size, time, checksum, behind = _FIELDS.unpack_from(window, i)
+        rest = numbers, time, behind
+        sum_of_rest = usual.get(rest)
+        if (
+            sum_of_rest is not None
+            and not end_of_size
+            and digits.isdigit()
+            and checksum == b"%06o\0 " % (sum_of_rest + _sum(name_field) + _sum(digits))
+        ):
+            size = int(digits, 8)
+            files.append((_text(name_field), position + BLOCK, size))
+            position += BLOCK + size + -size % BLOCK
+            after_pax = False
+            continue
         block = window[i : i + BLOCK]
         if not block[:1].strip(b"\0") and block.count(0) == BLOCK:
             if after_pax:
                 raise _OtherTarError
             return files, position
-        if len(block) < BLOCK or _sum(block) != _octal(block[148:156], 6):
+        total = _sum(block[:148]) + 8 * 32 + _sum(block[156:412]) + _sum(block[412:])  # the checksum's as spaces
+        if total != _octal(block[148:156], 6):
             raise _OtherTarError
-        numbers = block[100:124] + block[136:148] + block[329:345]
-        if numbers not in valid_numbers:
-            _check_numbers(block)
-            valid_numbers.add(numbers)
+        _check_numbers(block)
         kind = block[156:157]
         position += BLOCK
         if kind in (_FILE, _OLD_FILE):
@@ -76,6 +95,8 @@ def _read(file: io.RawIOBase) -> tuple[list[tuple[str, int, int]], int]:
             files.append((name, position, size))
             position += size + -size % BLOCK
             after_pax = False
+            if kind == _FILE and not block[345]:
+                usual[rest] = total - _sum(block[:100]) - _sum(block[124:136])
         elif kind == _FOLDER:
             after_pax = False
         elif kind == _PAX and not after_pax:
@@ -102,13 +123,9 @@ def _octal(field: bytes, usual: int) -> int:
     return int(digits, 8)
 
 
-def _sum(block: bytes) -> int:
-    """A header's checksum: the sum of its bytes, where those of the checksum itself count as spaces.
-
-    The lower half of adler32 is one more than the sum modulo 65521, which 256 bytes do not reach.
-    """
-    sums = adler32(block[:148]) & 0xFFFF, adler32(block[156:412]) & 0xFFFF, adler32(block[412:]) & 0xFFFF
-    return sums[0] + sums[1] + sums[2] - 3 + 8 * 32
+def _sum(data: bytes) -> int:
+    """The sum of at most 256 bytes: the lower half of adler32 is one more, modulo 65521, which they do not reach."""
+    return (adler32(data) & 0xFFFF) - 1
 
 
 def _check_numbers(block: bytes) -> None:
@@ -121,11 +138,14 @@ def _check_numbers(block: bytes) -> None:
 
 
 def _name(block: bytes, kind: bytes) -> str:
-    name = block[:100].partition(b"\0")[0].decode(_ENCODING, "surrogateescape")
+    name = _text(block[:100])
     if kind == _OLD_FILE and name.endswith("/"):  # a folder, in the oldest format
         raise _OtherTarError
-    prefix = block[345:500].partition(b"\0")[0] if block[345] else b""
-    return f"{prefix.decode(_ENCODING, 'surrogateescape')}/{name}" if prefix else name
+    return f"{_text(block[345:500])}/{name}" if block[345] else name
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode(_ENCODING, "surrogateescape")
 
 
 def _check_pax(entries: bytes, size: int) -> None:

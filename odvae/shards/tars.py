@@ -34,8 +34,8 @@ PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
 # (.DS_Store, macOS's ._a.mp4) or without an extension (README) do not belong to any sample.
 _MEMBER = re.compile(r"^((?:.*/|)[^./]+)[.]([^/]+)$", re.DOTALL)
 
-# The names of nearly all members: without folders, with a lower-case extension that is not pickled.
-_PLAIN_MEMBER = re.compile(r"^([A-Za-z0-9_+-]+)[.](mp4|txt|json|safetensors)$")
+# Extensions of nearly all members: in lower case, with no dot, not pickled.
+_PLAIN = frozenset(("mp4", "txt", "json", "safetensors"))
 
 # First bytes of compressed files -> (format, command that decompresses in place, file extensions).
 COMPRESSIONS = {
@@ -103,15 +103,12 @@ def _index(shard: Path) -> dict[str, dict[str, Member]]:
     if ordinary is not None:
         files, end = ordinary
         for name, offset, size in files:
-            plain = _PLAIN_MEMBER.match(name)
-            if plain is None:
+            key, _, extension = name.partition(".")
+            members = found.samples.get(key)
+            if members is None or extension in members or extension not in _PLAIN:
                 found.add(name, offset, size)
-                continue
-            key, extension = plain.groups()
-            members = found.samples.setdefault(key, {})
-            if extension in members:
-                raise InputError(f"{shard}: duplicate member {name}")
-            members[extension] = Member(offset, size)
+            else:  # another member of a sample, whose key was checked: nearly all
+                members[extension] = Member(offset, size)
         _refuse_what_follows_the_end(shard, end)
         return found.samples
     with open_file(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:

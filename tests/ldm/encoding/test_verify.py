@@ -15,7 +15,7 @@ from ldm.latents.index_files import latent_rows, write_latent_index
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import load_manifest
 from odvae.index.building import INDEX
-from odvae.index.rows import merge_indexes
+from odvae.index.merging import merge_indexes
 from odvae.shards.facts_journal import shard_index_path
 from odvae.shards.tars import index_shards
 

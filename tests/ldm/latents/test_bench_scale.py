@@ -1,4 +1,4 @@
-"""The benchmark of large folders, on a small one and in this process."""
+"""The benchmarks of large folders and of indexing, on small ones and in this process."""
 
 import importlib.util
 import queue
@@ -13,7 +13,11 @@ from ldm.latents.manifest import load_manifest
 
 @pytest.fixture(scope="module")
 def bench():
-    spec = importlib.util.spec_from_file_location("bench_scale", REPOSITORY / "tools/bench_scale.py")
+    return load("bench_scale")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, REPOSITORY / f"tools/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -33,9 +37,14 @@ def test_the_folder_opens_as_one_that_was_encoded_and_a_rank_is_measured(bench, 
     assert bench.extrapolate({"1": {"one_rank": found}, "2": {"one_rank": found}}, 1, 2)["own_mb"] == found["own_mb"]
 
 
-def test_mixing_and_indexing_are_measured(bench, tmp_path):
+def test_mixing_is_measured(bench):
     mixing = bench.bench_mixing(100_000)
     assert mixing["exact"]["shards_of_a_batch"] > 80
     assert mixing["blocks, parts=1"]["shards_of_a_batch"] < 33
     assert mixing["blocks, parts=1"]["largest_share_of_a_shard"] > mixing["exact"]["largest_share_of_a_shard"]
-    assert min(bench.bench_indexing(tmp_path, 300).values()) > 0
+
+
+def test_indexing_is_measured(tmp_path):
+    found = load("bench_indexing").bench_indexing(tmp_path, 300, rounds=1)
+    assert found.keys() == {"latents", "videos", "merged"}
+    assert min(found.values()) > [0]

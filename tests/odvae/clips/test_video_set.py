@@ -11,7 +11,8 @@ from odvae.clips.dataset import ClipDataset
 from odvae.clips.loader import endless_loader
 from odvae.clips.samplers import BatchPlan, StepSampler
 from odvae.clips.video_set import VideoSet, is_held_out
-from odvae.index.rows import IndexedShard, IndexRow, merge_indexes, write_shard_index
+from odvae.index.merging import merge_indexes
+from odvae.index.rows import IndexedShard, IndexRow, write_shard_index
 from odvae.running.account import HIGH_RANGE, NO_VIDEO, UNREADABLE
 from odvae.shards.samples import Member, split_position
 from odvae.shards.tars import shard_writer

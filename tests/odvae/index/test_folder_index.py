@@ -6,9 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from odvae.index import rows as rows_module
 from odvae.index.folder_index import FolderIndex
-from odvae.index.rows import IndexedShard, IndexRow, merge_indexes, read_header, write_shard_index
+from odvae.index.merging import merge_indexes
+from odvae.index.rows import IndexedShard, IndexRow, read_header, write_shard_index
 from odvae.index.selection import RangesOfSelection, Selection
 from odvae.running.errors import InputError
 from odvae.running.hashing import checksum
@@ -80,8 +80,10 @@ def test_columns_choose_samples(index):
     assert list(index.select(lambda chunk: chunk.frames > 33)) == []
 
 
-def test_a_merged_index_is_in_chunks_and_equals_its_parts(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows_module, "CHUNK", 3)
+@pytest.mark.parametrize("largest_in_memory", [1 << 20, 0])
+def test_a_merged_index_is_in_chunks_and_equals_its_parts(tmp_path, monkeypatch, largest_in_memory):
+    monkeypatch.setattr("odvae.index.merging._SMALL", largest_in_memory)
+    monkeypatch.setattr("odvae.index.merging.CHUNK", 3)
     monkeypatch.setattr("odvae.index.folder_index.CHUNK", 3)
     labels = ["cat", None, "dog", "ant"]
     parts = [[row(f"{i}-{j}", ("mp4", "webm")[i % 2], label=labels[(i + j) % 4]) for j in range(i)] for i in range(6)]
@@ -96,6 +98,8 @@ def test_a_merged_index_is_in_chunks_and_equals_its_parts(tmp_path, monkeypatch)
         sample = index.sample(number)
         assert (sample.key, sample.shard.name) == (one.key, f"{shard}.tar")
         assert (sample.members, sample.facts, index.label(number)) == (one.members, one.facts, one.label)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"index.arrow", *(f"{i}.tar{end}" for i in range(6) for end in ("", ".arrow"))}
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"x" * 99])

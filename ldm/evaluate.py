@@ -91,7 +91,8 @@ def evaluate_ldm(
             parts: dict[str, Any] = {"duplicates": duplicates_part(generated)}
             parts |= accuracy_parts(generated, reconstructed) if demo else dict.fromkeys(PROMPT_ACCURACY_PARTS)
             parts["clip_score"] = clip_part(generated, settings) if clip else None
-            parts["flicker"] = flicker_part(generated, reconstructed, vae.temporal_compression_ratio)
+            several = data.frames > 1
+            parts["flicker"] = flicker_part(generated, reconstructed, compression_of(vae)[0]) if several else None
             origin = {**protocol.describe(data, seed), **origin_of_sets(rows, settings, vae)}
             parts["distances"] = {
                 network.name: distances(network, generated, reconstructed, real[network.name], origin, settings, seed)

@@ -205,7 +205,7 @@ def _rows(
 ) -> dict[str, dict[str, Any]]:
     """The rows of samples.jsonl, by file: everything that determines a video's bytes."""
     common = {
-        **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif", "lossless"}),
+        **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif", "lossless", "file_names"}),
         "precision": "bf16" if uses_bf16(settings.precision, pipeline.device) else "fp32",
         "scheduler": type(pipeline.scheduler).__name__,
         "vae_sha256": provenance.vae_sha256,

@@ -68,7 +68,6 @@ def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
     else:
         config, where = read_vae_config(name, setting, "an AutoencoderKL")
         _check_class(config, ("AutoencoderKL", "PerFrameVAE", "FrameVAE"), setting)
-        where |= _stored_variant(Path(name, where.get("subfolder", "")))
         image_vae = load_model(PerFrameVAE, name, setting, "an AutoencoderKL", **where)
     _check_sizes(image_vae, model, f"the image VAE {name}")
     _check_growth(image_vae.config.block_out_channels, image_halvings(image_vae), model, f"the image VAE {name}")
@@ -106,16 +105,9 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
     return ODVAE.from_odvae(source, **{key: arguments[key] for key in ("norm", "temporal_upsample", *RATES)})
 
 
-def _stored_variant(folder: Path) -> dict[str, str]:
-    """diffusers' `variant` for a folder whose only weights are of one (`diffusion_pytorch_model.fp16.safetensors`)."""
-    names = {path.name for path in folder.glob("diffusion_pytorch_model*.safetensors")}
-    variants = {name.split(".")[1] for name in names if name.count(".") == 2}
-    return {"variant": variants.pop()} if len(names) == len(variants) == 1 else {}
-
-
 def _check_class(config: Mapping[str, Any], allowed: Sequence[str], setting: str) -> None:
     if (found := config.get("_class_name")) not in allowed:
-        raise InputError(f"{setting} is a {found} by its config.json; expected {allowed[0]}")
+        raise InputError(f"{setting} is of the class {found} by its config.json; taken is {allowed[0]} alone")
 
 
 def _check_growth(widths: Sequence[int], source: Halvings, model: ModelSettings, name: str) -> None:

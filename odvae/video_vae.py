@@ -196,7 +196,8 @@ def load_pretrained_vae(name: str) -> VideoVAE:
 
 
 def read_vae_config(name: str, setting: str, what: str = "a VAE") -> tuple[dict[str, Any], dict[str, str]]:
-    """The config of the VAE in a folder or of a hub name, its own or a pipeline's, and `subfolder` in the latter case.
+    """The config of the VAE in a folder or of a hub name, its own or a pipeline's, and how `from_pretrained` finds the
+    weights: `subfolder` of a pipeline's, and `variant` where a folder has only those of one (fp16).
 
     Raises InputError, with `setting` in front, where neither can be read.
     """
@@ -205,12 +206,19 @@ def read_vae_config(name: str, setting: str, what: str = "a VAE") -> tuple[dict[
     path = Path(name)
     with loading(setting, name, what):
         try:
-            return check_config(AutoencoderKL.load_config(name), setting), {}
+            return check_config(AutoencoderKL.load_config(name), setting), _stored_variant(path)
         except OSError:  # no model there; a pipeline (Stable Diffusion's) has one in a folder of its own
             if path.exists() and not (path / "vae").is_dir():
                 raise
             part = {"subfolder": "vae"}
-            return check_config(AutoencoderKL.load_config(name, **part), setting), part
+            return check_config(AutoencoderKL.load_config(name, **part), setting), part | _stored_variant(path / "vae")
+
+
+def _stored_variant(folder: Path) -> dict[str, str]:
+    """diffusers' `variant` for a folder whose only weights are of one (`diffusion_pytorch_model.fp16.safetensors`)."""
+    names = {path.name for path in folder.glob("diffusion_pytorch_model*.safetensors")}
+    variants = {name.split(".")[1] for name in names if name.count(".") == 2}
+    return {"variant": variants.pop()} if len(names) == len(variants) == 1 else {}
 
 
 def _class_named(name: object, source: object) -> Any:

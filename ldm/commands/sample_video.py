@@ -40,7 +40,8 @@ def main() -> None:
     by_user = bool(prompts or options.classes or options.image or options.count is not None)
     if by_user:
         count = 1 if options.count is None else options.count
-        requests = user_requests(prompts, options.classes, options.seed, count, options.negative_prompt, options.image)
+        texts = (options.negative_prompt, options.image, samples.file_names)
+        requests = user_requests(prompts, options.classes, options.seed, count, *texts)
     else:
         demo, conditioning = experiment.demo_videos is not None, experiment.ldm.conditioning
         classes = load_manifest(folders.latents).classes if conditioning.kind == "class" else []

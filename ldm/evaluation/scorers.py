@@ -96,8 +96,9 @@ def measure_samples(rows: Sequence[dict], folder: Path, scorers: Scorers, compar
                 **row,
                 "index": index,
                 "digest": hashlib.sha256(clips[i].tobytes()).hexdigest(),
-                "steadiness": float(steadiness(to_float(torch.from_numpy(clips[i : i + 1])))),
             }
+            if scorers.data.frames > 1:
+                result["steadiness"] = float(steadiness(to_float(torch.from_numpy(clips[i : i + 1]))))
             if features is not None and row["file"] in compared:
                 result["features"] = features[i]
             if scorers.demo:
@@ -117,11 +118,21 @@ def measure_real(clips: Sequence[tuple[Sample, int]], scorers: Scorers) -> list[
     return gather_rows(measured)
 
 
+def _flicker(video: torch.Tensor, reconstruction: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Temporal flicker of each reconstruction (b, 3, t >= 2, h, w), by name."""
+    return {
+        "flicker": added_flicker(reconstruction, video),
+        "real_steadiness": steadiness(video),
+        "steadiness": steadiness(reconstruction),
+    }
+
+
 @torch.no_grad()
 def measure_reconstructions(clips: Sequence[tuple[Sample, int]], vae: VideoVAE, scorers: Scorers) -> list[dict]:
-    """Scores of the VAE's reconstructions of real clips: features, the judge's verdict, added flicker, steadiness.
+    """Scores of the VAE's reconstructions of real clips: features, the judge's verdict, and of clips of several frames
+    added flicker and steadiness, with that of the real clips.
 
-    With the steadiness of the real clips. Raises InputError for reconstructions that are not finite.
+    Raises InputError for reconstructions that are not finite.
     """
     measured = []
     for indices, batch in batches_of_rank(RealClips(clips, scorers.data), scorers, "reconstructing"):
@@ -130,16 +141,15 @@ def measure_reconstructions(clips: Sequence[tuple[Sample, int]], vae: VideoVAE, 
         if not torch.isfinite(reconstruction).all():
             names = ", ".join(clips[index][0].name for index in indices)
             raise InputError(f"the VAE's reconstructions have values that are not finite, among {names}")
-        pixels, flicker = to_uint8(reconstruction), added_flicker(reconstruction, video)
-        steady = {"real_steadiness": steadiness(video), "steadiness": steadiness(reconstruction)}
+        pixels = to_uint8(reconstruction)
         features = scorers.features(pixels)
+        flicker = _flicker(video, reconstruction) if video.shape[2] > 1 else {}
         for i, index in enumerate(indices):
             row = {
                 "index": index,
                 "caption": clips[index][0].read_text(),
                 "features": features[i],
-                "flicker": flicker[i].cpu().numpy(),
-                **{name: float(values[i]) for name, values in steady.items()},
+                **{name: values[i].cpu().numpy() for name, values in flicker.items()},
             }
             if scorers.demo:
                 row["verdict"] = vars(judge(pixels[i]))

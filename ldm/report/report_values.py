@@ -53,7 +53,12 @@ def check_shown(report: JsonObject) -> None:
         _check_numbers(report.section("clip_score"), "value", "n")
     for _, part in distance_parts(report):
         _check_distances(part)
-    flicker = report.section("flicker")
+    _check_has(report, "flicker")
+    if report.has("flicker"):
+        _check_flicker(report.section("flicker"))
+
+
+def _check_flicker(flicker: JsonObject) -> None:
     _check_numbers(flicker, "added", *(["seam_ratio"] if flicker["seam_ratio"] is not None else []))
     _check_numbers(
         flicker.section("steadiness"), *(name for name, one in flicker["steadiness"].items() if one is not None)

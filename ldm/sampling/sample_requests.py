@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import re
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from pathlib import Path
 from ldm.demo.videos import prompts as demo_prompts
 from ldm.networks.settings import ConditioningSettings
 from ldm.sampling.prompt_file import Prompt
-from ldm.sampling.settings import SampleSettings
+from ldm.sampling.settings import FileNames, SampleSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed
@@ -23,6 +24,8 @@ from odvae.shards.captions import caption_problem
 from odvae.shards.samples import Sample
 
 HELD_OUT, UNSEEN, USER = "held_out", "unseen", "user"  # groups of requests
+
+_LONGEST_NAME = 255  # bytes, of all usual file systems
 
 
 @dataclass(frozen=True)
@@ -92,12 +95,13 @@ def user_requests(
     count: int = 1,
     negative_prompt: str = "",
     image: Path | None = None,
+    file_names: FileNames = "prompt_and_seed",
 ) -> list[Request]:
     """`count` videos of each prompt and class; where there is neither, of an unconditional network.
 
-    Their seeds are `seed`, `seed + 1`, ...; a file is named after its prompt or class and its seed. A `Prompt` may have
-    a seed and a negative prompt of its own. Equal requests are made once. Raises InputError for a missing image and an
-    empty prompt.
+    Their seeds are `seed`, `seed + 1`, ...; a file is named after its prompt or class and its seed, or as VBench wants
+    it. A `Prompt` may have a seed and a negative prompt of its own. Equal requests are made once. Raises InputError for
+    a missing image, an empty prompt, and one that cannot be a file's name as VBench wants it.
     """
     if image is not None:
         check_is_file(image, "--image")
@@ -109,7 +113,7 @@ def user_requests(
         first = seed if own is None or own.seed is None else own.seed
         negative = negative_prompt if own is None or own.negative is None else own.negative
         for i in range(count):
-            file = f"{_slug(name)}_seed{first + i}.mp4"
+            file = _vbench_name(name, i) if file_names == "vbench" else f"{_slug(name)}_seed{first + i}.mp4"
             yield Request(
                 file, first + i, USER, negative_prompt=negative, image=str(image) if image else None, **condition
             )
@@ -118,8 +122,19 @@ def user_requests(
     found += [request for label in class_labels for request in requests(label, None, class_label=label)]
     found = list(dict.fromkeys(found or requests("video", None)))
     if repeated := sorted(file for file, times in Counter(one.file for one in found).items() if times > 1):
-        raise InputError(f"{repeated[0]} would be made with several negative prompts: give these rows other seeds")
+        raise InputError(
+            f"{repeated[0]} would be made with several negative prompts or seeds: give these rows other seeds, and "
+            "with sample.file_names=vbench each prompt once"
+        )
     return found
+
+
+def _vbench_name(prompt: str, number: int) -> str:
+    """The name by which VBench's standard evaluation finds the video of a prompt."""
+    file = f"{prompt}-{number}.mp4"
+    if "/" in file or "\0" in file or len(os.fsencode(file)) > _LONGEST_NAME:
+        raise InputError(f"sample.file_names=vbench: the prompt cannot be the name of a file: {prompt[:100]!r}")
+    return file
 
 
 def _slug(name: str) -> str:

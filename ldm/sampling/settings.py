@@ -8,6 +8,7 @@ from pydantic import Field
 
 from odvae.running.settings import Precision, Settings
 
+FileNames = Literal["prompt_and_seed", "vbench"]
 SamplerName = Literal["euler", "heun", "ddim", "dpmsolver++", "unipc"]
 
 
@@ -54,5 +55,8 @@ class SampleSettings(Settings):
     are those of the frames themselves, and H.264 moves them."""
     truncate_prompts: bool = False
     """Truncate prompts of more tokens than `text.max_tokens`, as captions in training; otherwise they are an error."""
+    file_names: FileNames = "prompt_and_seed"
+    """Names of the videos of your own prompts: of their first letters and the seed (a-red-circle_seed0.mp4), or as
+    VBench reads them, PROMPT-0.mp4 to PROMPT-4.mp4 with --count 5."""
     gif: bool = False
     """Write a GIF next to each mp4."""

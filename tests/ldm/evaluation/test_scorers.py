@@ -4,11 +4,14 @@ import hashlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from ldm.evaluate import read_samples
 from ldm.evaluation.protocols import PROTOCOLS
-from ldm.evaluation.scorers import SampleFiles, Scorers, measure_samples
+from ldm.evaluation.scorers import SampleFiles, Scorers, measure_reconstructions, measure_samples
 from odvae.clips.settings import DataSettings
+from odvae.clips.video_set import VideoSet
+from odvae.packing.packing import pack_folder
 from odvae.running.errors import InputError
 from odvae.video.video_io import encode_lossless, write_video
 
@@ -42,3 +45,18 @@ def test_a_lossless_file_is_scored_in_place_of_the_mp4(tmp_path):
         for more in ({"lossless": "a.mkv"}, {})
     ]
     assert digests[0] == hashlib.sha256(frames.tobytes()).hexdigest() != digests[1]
+
+
+def test_single_images_have_no_flicker(tmp_path, vae):
+    data = DATA.model_copy(update={"frames": 1, "workers": 0, "held_out": 0.5})
+    (tmp_path / "images").mkdir()
+    for value in range(8):
+        Image.new("RGB", (16, 16), (30 * value, 0, 0)).save(tmp_path / f"images/{value}.png")
+    pack_folder(tmp_path / "images", tmp_path / "shards")
+    scorers = Scorers([], PROTOCOLS["clip"], data, False, 2)
+    (row, *_) = measure_reconstructions(
+        [(one, 0) for one in VideoSet(tmp_path / "shards", data, "?").train], vae, scorers
+    )
+    assert "flicker" not in row
+    write_video(tmp_path / "a.mp4", np.zeros((1, 16, 16, 3), np.uint8), 8)
+    assert "steadiness" not in measure_samples([{"file": "a.mp4", "prompt": None}], tmp_path, scorers, set())[0]

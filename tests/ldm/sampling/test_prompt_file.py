@@ -70,3 +70,16 @@ def test_equal_requests_are_made_once_and_a_file_is_of_one_request():
     assert len(user_requests(["a", "a", "b"], [], seed=0)) == 2
     with pytest.raises(InputError, match=r"a_seed0\.mp4 would be made with several negative prompts"):
         user_requests([Prompt("a", "x"), Prompt("a", "y")], [], seed=0)
+
+
+def test_files_are_named_as_vbench_reads_them():
+    prompts = ["A person is, slowly, walking", "café 2"]
+    requests = user_requests(prompts, [], seed=3, count=2, file_names="vbench")
+    assert [(one.file, one.seed) for one in requests] == [
+        (f"{prompt}-{number}.mp4", 3 + number) for prompt in prompts for number in (0, 1)
+    ]
+    for prompt in ("left/right", "x" * 252):
+        with pytest.raises(InputError, match=r"cannot be the name of a file: '(left|xxx)"):
+            user_requests([prompt], [], seed=0, file_names="vbench")
+    with pytest.raises(InputError, match="with several negative prompts or seeds"):
+        user_requests([Prompt("a", seed=1), Prompt("a", seed=2)], [], seed=0, file_names="vbench")

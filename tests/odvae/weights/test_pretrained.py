@@ -266,3 +266,23 @@ def test_the_reason_is_the_first_error_of_the_chain_that_says_anything():
     with pytest.raises(OSError, match="cannot load") as caught:
         chain()
     assert root_of(caught.value) == "ConnectionError: no route to host"
+
+
+@pytest.mark.parametrize("place", [".", "vae"])
+def test_a_folder_with_the_weights_of_one_variant_alone_is_a_pretrained_vae(vae, tmp_path, place):
+    vae.save_pretrained(tmp_path / place, variant="fp16")
+    assert not (tmp_path / place / WEIGHTS).exists()
+    found = load_pretrained_vae(str(tmp_path)).state_dict()
+    assert all(torch.equal(found[name], value) for name, value in vae.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["AutoencoderTiny", "AsymmetricAutoencoderKL", "AutoencoderKLTemporalDecoder"])
+def test_image_vaes_that_cannot_be_inflated_are_named(image_vae, tmp_path, name):
+    image_vae.save_pretrained(tmp_path)
+    change_config(tmp_path, _class_name=name)
+    for load, taken in (
+        (partial(load_image_vae, model=ModelSettings()), "AutoencoderKL alone"),
+        (load_pretrained_vae, "allowed are"),
+    ):
+        with pytest.raises(InputError, match=rf"{name}.*{taken}"):
+            load(str(tmp_path))

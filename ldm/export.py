@@ -11,7 +11,8 @@ from ldm.latents.manifest import MANIFEST, TEXT_ENCODER_FOLDER
 from ldm.networks.lora import LORA_WEIGHTS
 from ldm.networks.provenance import Provenance, weights_folder
 from ldm.pipeline import TextToVideoPipeline
-from ldm.report.report_values import distance_parts
+from ldm.publish import publish
+from ldm.report.card_scores import recorded_command, report_protocols, report_scores
 from ldm.sample import load_pipeline
 from ldm.sampling.settings import SampleSettings
 from odvae.architecture.frame_counts import video_frames
@@ -26,15 +27,6 @@ from odvae.running.stage import Stage
 from odvae.running.text import read_text_file
 from odvae.storage.mirror import everything, models
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
-
-# Scores that a model card lists, as far as they were measured: path in report.json and label.
-SCORES = {
-    "reconstruction.psnr": "reconstruction PSNR, dB",
-    "reconstruction.ssim": "reconstruction SSIM",
-    "prompt_accuracy.color": "prompt accuracy, color",
-    "prompt_accuracy.shape": "prompt accuracy, shape",
-    "prompt_accuracy.motion": "prompt accuracy, motion",
-}
 
 
 def export_pipeline(
@@ -58,7 +50,7 @@ def export_pipeline(
             with atomic_folder(stage.folder) as temporary:
                 pipeline.save_pretrained(temporary)
             if push:
-                pipeline.push_to_hub(push)
+                publish(stage.folder, push)
 
 
 def _models_and_steps(names: Collection[str]) -> list[str]:
@@ -120,6 +112,8 @@ def write_card(
         ldm_sha256=weights_fingerprint(pipeline.transformer),
         code=code_version(),
         results=_results(folders),
+        protocols=report_protocols(read_report(folders)),
+        command=recorded_command(folders.ldm),
         settings=settings_text,
     )
 
@@ -153,21 +147,6 @@ def _results(folders: RunFolder) -> list[tuple[str, str]]:
         ("held-out loss", f"{row.number('held_out_loss'):.4f} after {row.number('step')} steps") for row in rows[-1:]
     ]
     return losses + report_scores(read_report(folders))
-
-
-def report_scores(report: JsonObject) -> list[tuple[str, str]]:
-    """(label, value) of the scores of a report.json that a model card lists, as far as they were measured."""
-    scores = []
-    for dotted, label in SCORES.items():
-        section, key = dotted.split(".")
-        if report.has(section) and key in report.section(section):
-            scores.append((label, f"{report.section(section).number(key):.4g}"))
-    for _, part in distance_parts(report):
-        generated, real = part.section("generated"), part.section("real")
-        label = f"{part.text('name')} of {generated.number('n')} generated to {part.number('n')} real videos"
-        values = f"{generated.number('frechet'):.4g} (other real videos: {real.number('frechet'):.4g})"
-        scores.append((label, values))
-    return scores
 
 
 def _trained_by_run(pipeline: TextToVideoPipeline) -> bool:

@@ -51,7 +51,7 @@ def latents_card(manifest: Manifest) -> str:
     files = {"default": "*.tar"} | ({"text": f"{TEXT_FOLDER}/*.tar"} if manifest.separate_text is not None else {})
     example = (
         "from datasets import load_dataset\nfrom safetensors.torch import load\n\n"
-        'entries = load_dataset("FOLDER", split="train", streaming=True)  # or its name on the hub\n'
+        'entries = load_dataset("FOLDER", split="train", streaming=True)  # a folder, or a name on the hub\n'
         'tensors = load(next(iter(entries))["safetensors"])\n'
     )
     tags = ("webdataset", "video", "latents", "odvae")

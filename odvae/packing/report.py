@@ -195,10 +195,10 @@ def card_of(report: PackingReport, command: str) -> str:
     facts = {"videos": videos, **_facts(report), "classes": most_frequent(report.classes, 20)}
     example = (
         "from datasets import load_dataset\n\n"
-        'samples = load_dataset("FOLDER", split="train", streaming=True)  # or its name on the hub\n'
+        'samples = load_dataset("FOLDER", split="train", streaming=True)  # a folder, or a name on the hub\n'
         'video = next(iter(samples))["mp4"]["bytes"]\n'
     )
-    facts["packed by"] = f"`{command}`"
+    facts["packed by"] = f"`{command}`" if command else ""
     return dataset_card(
         "Videos in shards", about, facts, example, {"default": "*.tar"}, _COLUMNS, ("webdataset", "video", "odvae")
     )

@@ -6,7 +6,7 @@ import pytest
 from ldm.evaluation.features import load_network
 from ldm.evaluation.scores import distance_part
 from ldm.evaluation.settings import EvalLDMSettings
-from ldm.export import report_scores
+from ldm.report.card_scores import report_scores
 from odvae.running.json_objects import JsonObject
 
 

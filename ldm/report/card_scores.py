@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from ldm.report.flat_table import as_text
 from ldm.report.report_values import distance_parts
 from odvae.running.files import read_object
 from odvae.running.json_objects import JsonObject
@@ -41,7 +41,7 @@ def report_protocols(report: JsonObject) -> list[tuple[str, str, str]]:
     found = [(name, report.section(name), report.section(name)) for name in parts]
     found += [(part.text("name"), part, report.section("distances")) for _, part in distance_parts(report)]
     return [
-        (name, _in_words(part["protocol"]), command_words(source.text("command")))
+        (name, as_text(part["protocol"]), command_words(source.text("command")))
         for name, part, source in found
         if "protocol" in part and "command" in source
     ]
@@ -57,9 +57,3 @@ def command_words(command: str) -> str:
     """A recorded command, without the folder that its script is in on the machine that ran it."""
     script, *arguments = command.split(" ")
     return " ".join([Path(script).name, *arguments])
-
-
-def _in_words(protocol: Any) -> str:
-    if not isinstance(protocol, dict):
-        return str(protocol)
-    return "; ".join(f"{name.replace('_', ' ')}: {_in_words(value)}" for name, value in protocol.items())

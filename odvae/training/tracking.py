@@ -59,7 +59,7 @@ def _start(accelerator: Accelerator, tracker: Tracker, folder: Path, name: str) 
     config = {**_recorded_settings(folder), "code": code_version()}
     options: dict[str, Any] = {"name": name, "dir": str(folder), "config": config, "resume": "allow"}
     if tracker == "wandb":
-        options["id"] = _wandb_id(folder)
+        options["id"] = wandb_run_id(folder)
     try:
         accelerator.init_trackers("odvae", init_kwargs={"wandb": options})
         if tracker == "tensorboard":
@@ -83,8 +83,8 @@ def _recorded_settings(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _wandb_id(folder: Path) -> str:
-    """The id of a folder's run in wandb, made at its first start."""
+def wandb_run_id(folder: Path) -> str:
+    """The id of a training folder's run in wandb, made at its first start."""
     path = folder / WANDB_RUN
     if not path.is_file():
         write_json(path, {"id": secrets.token_hex(4)})

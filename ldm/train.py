@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from ldm.networks.provenance import Provenance, ema_folder
 from ldm.networks.settings import ConditioningSettings
 from ldm.networks.text_encoder import has_vocabulary
 from ldm.training.alignment import Alignment, check_not_sharded
+from ldm.training.batch_sizes import batch_sizes
 from ldm.training.diffusion_batches import LatentData, SampleLoss, per_sample_mse
 from ldm.training.image_encoders import ImageEncoder, load_image_encoder
 from ldm.training.initial_network import initial_network, new_network
@@ -69,8 +71,7 @@ def train_ldm(
     torch.manual_seed(seed)
     start = initial_network(settings, manifest, make_network)
     network, manifest = start.network, start.normalization(manifest)
-    for shape in manifest.buckets.values():
-        network.token_grid(torch.empty(1, *shape, device="meta"))  # raises where the patches do not divide the latents
+    sizes = batch_sizes(settings, network, manifest.buckets)
     own = names_of(make_network=make_network, loss=None if loss is per_sample_mse else loss)
     encoder, aligned = load_encoder(settings)
     sections = {"seed": seed, "ldm": settings, "latents": latents_identity(manifest), **start.record, **aligned, **own}
@@ -83,7 +84,7 @@ def train_ldm(
         data = LatentData(
             latents_folder, manifest, settings.conditioning, settings.objective, state.device, failures_allowed
         )
-        averages = fit(network, loss, vae, encoder, settings, data, stage, seed, tracker)
+        averages = fit(network, loss, vae, encoder, settings, sizes, data, stage, seed, tracker)
         for name, reason in data.failures.reasons.items():
             account.used -= 1
             account.leave_out(name, CHANGED_ENTRY, reason)
@@ -160,6 +161,7 @@ def fit(
     vae: VideoVAE,
     encoder: ImageEncoder | None,
     settings: LDMSettings,
+    sizes: Mapping[str, int],
     data: LatentData,
     stage: Stage,
     seed: int,
@@ -167,6 +169,7 @@ def fit(
 ) -> dict[str, dict[str, Tensor]]:
     """Train for `optimization.steps` steps. Returns the EMA weights by folder name (on the main process).
 
+    `sizes`: samples per micro-step and rank of each bucket.
     `step` counts completed optimizer steps. Data, noise and learning rate are functions of it, so a run that is killed
     at any point and resumed ends with the same weights.
     """
@@ -175,12 +178,13 @@ def fit(
     alignment = make_alignment(network, encoder, vae, settings, data)
     trained = None if alignment is None else alignment.trained_module(seed)
     name = f"{folder.parent.name} LDM"
-    state = TrainingState(network, optimization, folder, tracker, name, trained, mirror=stage.mirror)
+    largest = max(sizes.values())
+    state = TrainingState(network, optimization, folder, tracker, name, trained, stage.mirror, batch_size=largest)
     if alignment is not None:
         check_not_sharded(state.accelerator)
     accelerator, done = state.accelerator, state.resume()
     order = sample_order(optimization, state.plan)
-    batches = data.training_batches(state.plan, seed, done, settings.workers, order)
+    batches = data.training_batches(state.plan, seed, done, settings.workers, order, sizes)
     meter = StepMeter(network, state.plan.ranks, peak_flops(settings, accelerator.device, accelerator.mixed_precision))
     progress = progress_bar("training the LDM", done, optimization.steps)
 
@@ -200,7 +204,7 @@ def fit(
         if step % optimization.validate_every == 0 or last:
             with state.ema.in_network():
                 clips = settings.validation_clips
-                validate(network, per_sample_loss, data, optimization.batch_size, clips, state.log, step, accelerator)
+                validate(network, per_sample_loss, data, sizes, clips, state.log, step, accelerator)
         if step % settings.sample_every == 0:
             with state.ema.in_network():
                 log_samples(network, vae, data, settings.num_visualized, state.log, step, accelerator)

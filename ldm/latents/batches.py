@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -47,12 +47,14 @@ def latent_batches(
     workers: int = 0,
     failures: Failures | None = None,
     order: SampleOrder = SampleOrder(),  # noqa: B008 - frozen
+    batch_sizes: Mapping[str, int] | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Endless training batches of one rank from step `start_step` on, as from `load_entries`.
 
     All batches of a step, on every rank, are of one bucket, so that they have one shape. Bucket, entries and order are
     functions of (seed, step) and `order`: a resumed run continues with the next ones, also with another number of
-    ranks, accumulation steps and batch size of the same product.
+    ranks, accumulation steps and batch size of the same product. `batch_sizes` has the samples per micro-step and rank
+    of each bucket; None: those of `plan`.
 
     An entry that cannot be read, or is not what was indexed, or not of the manifest's shapes and data type or not
     finite, is added to `failures` and replaced by another one of its bucket, a function of the sample's number, so that
@@ -61,8 +63,10 @@ def latent_batches(
     that.
     """
     failures = entry_failures(latents, 0.0) if failures is None else failures
-    buckets = [entries for entries in latents.train.values() if len(entries)]
-    sampler = BucketSampler([len(entries) for entries in buckets], seed, plan, start_step)
+    filled = {name: entries for name, entries in latents.train.items() if len(entries)}
+    buckets = list(filled.values())
+    sizes = None if batch_sizes is None else [batch_sizes[name] for name in filled]
+    sampler = BucketSampler([len(entries) for entries in buckets], seed, plan, start_step, sizes)
     batches = DrawnBatches(buckets, latents.classes, seed, order)
     loader = DataLoader(
         batches,

@@ -1,7 +1,8 @@
 """A diffusion transformer for video latents (DiT: Peebles & Xie 2023, arXiv 2212.09748).
 
-Absolute position embeddings at the input, 3D RoPE in self-attention, adaLN-Zero, qk-norm, cross-attention to text;
-attention is full or factorized over space and time (Latte's first variant: Ma et al. 2024, arXiv 2401.03048).
+Absolute position embeddings at the input, 3D RoPE in self-attention, adaLN-Zero (by a layer in each block, or one for
+all: PixArt-alpha's adaLN-single, Chen et al. 2023, arXiv 2310.00426), qk-norm, cross-attention to text; attention is
+full or factorized over space and time (Latte's first variant: Ma et al. 2024, arXiv 2401.03048).
 """
 
 from __future__ import annotations
@@ -47,16 +48,28 @@ class Block(nn.Module):
     """Transformer block: self-attention, cross-attention to text where `has_text`, MLP.
 
     Each sublayer is x + gate * f(norm_and_modulate(x)); gates are initialized to zero, so the block starts as the
-    identity.
+    identity. Shifts, scales and gates are computed from the embedding; or, with `shared_modulation`, those of the
+    embedding's place in `forward` are added to a learned table of the block's own.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, axis: AttentionAxis, has_text: bool) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float,
+        axis: AttentionAxis,
+        has_text: bool,
+        shared_modulation: bool = False,
+    ) -> None:
         super().__init__()
         self.attention = SelfAttention(width, heads, axis)
         self.cross_attention = CrossAttention(width, heads) if has_text else None
         self.mlp = MLP(width, int(width * mlp_ratio))
         self.sublayers = 3 if has_text else 2
-        self.modulation = nn.Linear(width, 3 * self.sublayers * width)
+        size = 3 * self.sublayers * width
+        self.modulation = None if shared_modulation else nn.Linear(width, size)
+        if shared_modulation:
+            self.modulation_table = nn.Parameter(torch.zeros(size))
 
     def forward(
         self,
@@ -67,9 +80,7 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor],
         frames: int,
     ) -> Tensor:
-        shift, scale, gate = rearrange(
-            self.modulation(embedding), "b (kind layer d) -> kind layer b d", kind=3, layer=self.sublayers
-        )
+        shift, scale, gate = self._modulate(embedding, x.shape[-1])  # each (sublayers, b, d)
         gate = gate.unsqueeze(2)  # (sublayers, b, 1, d)
         x = torch.addcmul(x, gate[0], self.attention(norm_and_modulate(x, shift[0], scale[0]), rope, frames))
         if self.cross_attention is not None:
@@ -77,6 +88,17 @@ class Block(nn.Module):
                 x, gate[1], self.cross_attention(norm_and_modulate(x, shift[1], scale[1]), text, text_mask)
             )
         return torch.addcmul(x, gate[-1], self.mlp(norm_and_modulate(x, shift[-1], scale[-1])))  # (b, n, d)
+
+    def _modulate(self, embedding: Tensor, width: int) -> Tensor:
+        """Shift, scale and gate of each sublayer, (3, sublayers, b, d)."""
+        if self.modulation is not None:
+            return rearrange(
+                self.modulation(embedding), "b (kind layer d) -> kind layer b d", kind=3, layer=self.sublayers
+            )
+        shared = rearrange(embedding, "b (kind layer d) -> kind layer b d", kind=3, d=width)
+        step = (shared.shape[1] - 1) // (self.sublayers - 1)  # 2 in a block that has no cross-attention, but others do
+        own = rearrange(self.modulation_table, "(kind layer d) -> kind layer 1 d", kind=3, d=width)
+        return shared[:, ::step] + own.to(shared.dtype)
 
 
 class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
@@ -94,6 +116,8 @@ class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
         class_names: name of each class index; None: no class conditioning.
         first_frame: whether the network can be conditioned on the first latent frame.
         rope_theta: base of the RoPE frequencies.
+        modulation: "block", each block has a layer that computes its shifts, scales and gates from the embedding;
+            "single" (adaLN-single), one layer computes them for all blocks, each of which adds a table of its own.
         sample_size: latent (t, h, w) in training, and the default for sampling.
         latents_mean, latents_std: per channel, of the training latents z; the network's input is (z - mean) / std.
         objective: the training objective, as a dict of `ObjectiveSettings`.
@@ -127,6 +151,7 @@ class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
         objective: dict[str, Any] | None = None,
+        modulation: Literal["block", "single"] = "block",
     ) -> None:
         super().__init__()
         if width % heads or (width // heads) % 2 or width // heads < 16:
@@ -141,10 +166,13 @@ class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
             self.pooled_text_embedding = nn.Linear(width, width)
         if class_names is not None:
             self.class_embedding = nn.Embedding(len(class_names) + 1, width)  # the last is the null class
+        single = modulation == "single"
+        if single:
+            self.shared_modulation = nn.Linear(width, 3 * (2 if text_width is None else 3) * width)
         axes: tuple[AttentionAxis, ...] = ("all", "all") if attention == "full" else ("space", "time")
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio, axes[i % 2], text_width is not None and axes[i % 2] != "time")
-            for i in range(depth)
+            Block(width, heads, mlp_ratio, axis, text_width is not None and axis != "time", single)
+            for axis in (axes[i % 2] for i in range(depth))
         )
         self.final_modulation = nn.Linear(width, 2 * width)
         self.final_linear = nn.Linear(width, latent_channels * patch_volume)
@@ -159,7 +187,9 @@ class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
-        for module in (self.final_modulation, self.final_linear, *(block.modulation for block in self.blocks)):
+        single = self.config.modulation == "single"
+        modulations = [self.shared_modulation] if single else [block.modulation for block in self.blocks]
+        for module in (self.final_modulation, self.final_linear, *modulations):
             nn.init.zeros_(module.weight)
 
     def forward(
@@ -203,12 +233,13 @@ class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
         text = None if condition.text is None else self.text_embedding(condition.text.to(x.dtype))  # (b, m, d)
         embedding = self._embed_condition(time, text, condition, x.dtype)  # (b, d)
         rope = rope_cos_sin(angles)  # 2 x (n, 1, head_width)
+        modulation = self.shared_modulation(embedding) if self.config.modulation == "single" else embedding
         features = None
         for number, block in enumerate(self.blocks, start=1):
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, embedding, text, condition.text_mask, rope, grid[0])
+                x = self._gradient_checkpointing_func(block, x, modulation, text, condition.text_mask, rope, grid[0])
             else:
-                x = block(x, embedding, text, condition.text_mask, rope, grid[0])  # (b, n, d)
+                x = block(x, modulation, text, condition.text_mask, rope, grid[0])  # (b, n, d)
             features = x if number == after_block else features
         shift, scale = self.final_modulation(embedding).chunk(2, dim=-1)
         x = self.final_linear(norm_and_modulate(x, shift, scale))  # (b, n, c pt ph pw)

@@ -20,7 +20,9 @@ class DiTSettings(Settings):
     patch_size: tuple[int, int, int] = (1, 2, 2)
     """Latent positions a token covers, along time, height and width."""
     size: Literal["S", "B", "L", "XL"] = "S"
-    """Depth, width and heads from the DiT paper: S 12, 384, 6; B 12, 768, 12; L 24, 1024, 16; XL 28, 1152, 16."""
+    """Depth, width and heads from the DiT paper: S 12, 384, 6; B 12, 768, 12; L 24, 1024, 16; XL 28, 1152, 16. Heads
+    are 64 wide but for XL's, of 72, which GPU kernels of attention pad: heads=18 makes them 64, heads=9 makes them
+    128."""
     width: int | None = Field(None, ge=16)
     """Width of the transformer; null: as `size` gives it."""
     depth: int | None = Field(None, ge=1)
@@ -30,6 +32,10 @@ class DiTSettings(Settings):
     attention: Literal["full", "factorized"] = "full"
     """Full: every block attends to all tokens. Factorized: blocks attend alternately over space and over time (Latte),
     which is cheaper for long videos."""
+    modulation: Literal["block", "single"] = "block"
+    """Where the adaLN shifts, scales and gates come from. Block: from a layer in each block (DiT). Single: one layer
+    computes them for all blocks, each of which adds a learned table (PixArt-alpha's adaLN-single): with text, 335 of
+    the 938 million parameters of XL become 12."""
     mlp_ratio: float = Field(4.0, gt=0)
     """Hidden width of the MLPs divided by the width."""
     rope_theta: float = Field(10000.0, gt=1)

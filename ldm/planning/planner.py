@@ -163,7 +163,8 @@ def _settings_of(experiment: Experiment, name: str) -> tuple[str | None, int, bo
         return "vae.video_phase", vae.video_phase.batch_size, vae.video_phase.gradient_checkpointing
     if name.startswith("train_ldm"):
         can = experiment.ldm.unet is None
-        return "ldm.optimization", ldm.batch_size, ldm.gradient_checkpointing if can else True
+        batch = ldm.batch_size if experiment.ldm.tokens_per_batch is None else 1  # which buckets have larger ones then
+        return "ldm.optimization", batch, ldm.gradient_checkpointing if can else True
     sections: dict[str, tuple[str, Callable[[], int]]] = {
         "encode": ("encode", lambda: experiment.encode.batch_size),
         "sample": ("sample", lambda: experiment.sample.batch_size),

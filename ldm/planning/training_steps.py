@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldm.experiment import Experiment
 from ldm.networks.factory import build_network, network_factory
 from ldm.planning.latents import planned_manifest
+from ldm.training.batch_sizes import batch_sizes
 from ldm.training.diffusion_batches import BatchMaker, per_sample_mse
 from ldm.training.step import apply_model_options, training_step
 from ldm.training.throughput import StepMeter
@@ -137,7 +138,7 @@ def ldm_step(
     size, cuda = (manifest.text_tokens, manifest.text_width), device.type == "cuda"
     empty = (torch.zeros(size), torch.ones(size[:1], dtype=torch.bool)) if text else (None, None)
     maker = BatchMaker(manifest, settings.conditioning, settings.objective, device, *empty)
-    b = optimization.batch_size
+    (b,) = batch_sizes(settings, network, {"planned": shape}).values()
 
     def batches() -> Iterator:
         while True:  # as `ldm.latents.entries.collate_entries` makes them

@@ -11,6 +11,7 @@ import torch
 from ldm.latents.manifest import load_manifest
 from ldm.networks.network import Network, predict
 from ldm.train import new_network
+from ldm.training.batch_sizes import batch_sizes
 from ldm.training.diffusion_batches import Batch, LatentData, per_sample_mse
 from ldm.training.settings import LDMSettings
 from ldm.training.step import apply_model_options
@@ -84,7 +85,8 @@ def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, d
         return list(islice(data.training_batches(BatchPlan(size), seed), count))
 
     step(batches(1, 1)[0])
-    first, *timed = batches(optimization.batch_size, 1 + steps)
+    (batch_size,) = batch_sizes(settings, network, {"only": manifest.shape}).values()
+    first, *timed = batches(batch_size, 1 + steps)
     memory = PeakMemory(device)
     step(first)
     growth, seconds = memory.bytes, []
@@ -99,8 +101,8 @@ def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, d
         "steps_per_second": 1 / sorted(seconds)[len(seconds) // 2],
         "step_gflops": 3 * forward_flops(network, first) / 1e9,
         "memory_growth_mb": None if growth is None else growth / 1e6,
-        "batch_size": optimization.batch_size,
-        "protocol": f"batch {optimization.batch_size}, median of {steps} steps on one device; memory: one step's peak "
+        "batch_size": batch_size,
+        "protocol": f"batch {batch_size}, median of {steps} steps on one device; memory: one step's peak "
         "growth over weights, gradients and optimizer state",
     }
 

@@ -159,12 +159,14 @@ class LatentData(BatchMaker):
         start_step: int = 0,
         workers: int = 0,
         order: SampleOrder = SampleOrder(),  # noqa: B008 - frozen
+        batch_sizes: Mapping[str, int] | None = None,
     ) -> Iterator[Batch]:
-        """Endless batches of one rank from step `start_step` on.
+        """Endless batches of one rank from step `start_step` on, as from `latent_batches`.
 
         Raises InputError after more than `failures_allowed` of the training entries could not be read.
         """
-        for entries in latent_batches(self.latents, seed, plan, start_step, workers, self.failures, order):
+        loaded = latent_batches(self.latents, seed, plan, start_step, workers, self.failures, order, batch_sizes)
+        for entries in loaded:
             yield self.make_batch(entries, seed)
 
     def merge_failures(self, accelerator: Accelerator) -> None:

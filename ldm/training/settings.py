@@ -54,6 +54,10 @@ class LDMSettings(Settings):
     """Prediction target, noise levels and loss weights."""
     optimization: OptimizationSettings = OptimizationSettings()
     """Optimizer, learning rate, EMA, precision, logging and checkpoints."""
+    tokens_per_batch: int | None = Field(None, ge=1)
+    """Tokens per micro-step and rank, in place of `optimization.batch_size`: a batch has as many samples of its bucket
+    as have no more tokens together, so that a step on short clips or images takes as long as one on long clips. The
+    ranks times gradient_accumulation_steps must not change on resume."""
     alignment: AlignmentSettings | None = None
     """Alignment of the DiT's features with a frozen image encoder's (REPA, docs/regularizers.md); null: none."""
     attention_backend: Annotated[AttentionBackend, MayChange] = "sdpa"
@@ -79,6 +83,22 @@ class LDMSettings(Settings):
         for name in ("compile", "gradient_checkpointing"):
             if self.unet is not None and getattr(self.optimization, name):
                 raise ValueError(f"optimization.{name}=true is for ldm.dit: diffusers' 3D UNet does not support it")
+        return self
+
+    @model_validator(mode="after")
+    def _one_setting_determines_the_batch(self) -> LDMSettings:
+        if self.tokens_per_batch is None:
+            return self
+        if "batch_size" in self.optimization.model_fields_set:
+            raise ValueError(
+                f"tokens_per_batch={self.tokens_per_batch} and ldm.optimization.batch_size="
+                f"{self.optimization.batch_size} both say how many samples a batch has: give one of them"
+            )
+        if self.optimization.shuffle_parts > 1:
+            raise ValueError(
+                f"tokens_per_batch gives buckets batches of different sizes, which ldm.optimization.shuffle_parts="
+                f"{self.optimization.shuffle_parts} cannot divide alike: set shuffle_parts=1, or give batch_size"
+            )
         return self
 
     @model_validator(mode="after")

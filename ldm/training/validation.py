@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -29,7 +29,7 @@ def validate(
     network: Network,
     loss: SampleLoss,
     data: LatentData,
-    batch_size: int,
+    batch_sizes: Mapping[str, int],
     clips: int,
     log: MetricsLog,
     step: int,
@@ -37,6 +37,7 @@ def validate(
 ) -> None:
     """Log the loss on held-out clips, and in each quarter of the training noise levels (q1 the lowest).
 
+    `batch_sizes`: samples per rank of a batch of each bucket.
     Every rank computes the same number of batches, as sharded networks need; clips that pad the batches are not
     counted.
     """
@@ -44,7 +45,7 @@ def validate(
     for bucket, entries in data.latents.held_out.items():
         chosen = min(left, len(entries))
         left -= chosen
-        for numbers in _equal_shares(chosen, batch_size, accelerator.process_index, accelerator.num_processes):
+        for numbers in _equal_shares(chosen, batch_sizes[bucket], accelerator.process_index, accelerator.num_processes):
             collated = data.held_out(bucket, [number % chosen for number in numbers])
             counts = torch.tensor([number < chosen for number in numbers], device=accelerator.device)
             total[4] += counts.sum()

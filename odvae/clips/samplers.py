@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -68,23 +68,38 @@ class BucketSampler:
     the order of the steps is random in each epoch. So a bucket's entries are all used once before any is repeated. With
     one bucket, the sample numbers equal those of StepSampler. An epoch of more than 65,536 steps is divided into
     segments with the same shares of all buckets, each in a random order, of which one at a time is stored.
+
+    `batch_sizes`: samples per micro-step and rank of each bucket; None: those of `plan`.
     """
 
-    def __init__(self, counts: Sequence[int], seed: int, plan: BatchPlan, start: int = 0) -> None:
-        self.seed, self.plan, self.start = seed, plan, start
-        self.steps = [max(1, round(count / plan.global_batch)) for count in counts]  # of each bucket per epoch
+    def __init__(
+        self,
+        counts: Sequence[int],
+        seed: int,
+        plan: BatchPlan,
+        start: int = 0,
+        batch_sizes: Sequence[int] | None = None,
+    ) -> None:
+        self.seed, self.start = seed, start
+        sizes = [plan.batch_size] * len(counts) if batch_sizes is None else batch_sizes
+        self.plans = [replace(plan, batch_size=size) for size in sizes]  # of each bucket
+        self.steps = [  # of each bucket per epoch
+            max(1, round(count / plan.global_batch)) for count, plan in zip(counts, self.plans, strict=True)
+        ]
 
     def __iter__(self) -> Iterator[list[SampleIndex]]:
-        step, size = self.start, self.plan.global_batch
+        step = self.start
         while True:
             bucket, earlier = self.bucket_at(step)
-            for micro_step in range(self.plan.gradient_accumulation_steps):
-                within = self.plan.within_step(micro_step)
-                yield [SampleIndex(step * size + i, bucket, earlier * size + i) for i in within]
+            plan = self.plans[bucket]
+            first = sum(count * plan.global_batch for count, plan in zip(earlier, self.plans, strict=True))
+            in_bucket = earlier[bucket] * plan.global_batch
+            for micro_step in range(plan.gradient_accumulation_steps):
+                yield [SampleIndex(first + i, bucket, in_bucket + i) for i in plan.within_step(micro_step)]
             step += 1
 
-    def bucket_at(self, step: int) -> tuple[int, int]:
-        """The bucket of a step, and the number of earlier steps with that bucket."""
+    def bucket_at(self, step: int) -> tuple[int, tuple[int, ...]]:
+        """The bucket of a step, and of each bucket the number of earlier steps that had it."""
         epoch, i = divmod(step, sum(self.steps))
         segments = -(-sum(self.steps) // LARGEST_STORED)
         first = _steps_before(self.steps, 0, segments)
@@ -96,8 +111,9 @@ class BucketSampler:
         steps = tuple(after - before for before, after in zip(first, end, strict=True))
         order = _bucket_order(self.seed, (epoch, number) if segments > 1 else (epoch,), steps)
         within = i - sum(first)
-        bucket = int(order[within])
-        return bucket, epoch * self.steps[bucket] + first[bucket] + int((order[:within] == bucket).sum())
+        here = np.bincount(order[:within], minlength=len(steps)).tolist()
+        earlier = (epoch * count + before + new for count, before, new in zip(self.steps, first, here, strict=True))
+        return int(order[within]), tuple(earlier)
 
 
 def _steps_before(steps: Sequence[int], segment: int, segments: int) -> list[int]:

@@ -252,9 +252,9 @@ def make_output_folder(path: str | Path) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".write_test.{os.getpid()}"
+        probe = temporary_path(path / "write_test")
         probe.write_bytes(b"x" * 4096)
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"cannot write into output folder {path}: {error.strerror}") from None
     return path

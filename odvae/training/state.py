@@ -33,7 +33,8 @@ class TrainingState:
     network beside parameters that only the training needs. `plan` describes how the samples of a step are divided.
     `ema` is the average that is validated and saved; `averages` are it and those of `extra_ema_decays`. Anything else
     that belongs in checkpoints must be prepared with `accelerator` or passed to `checkpoints.remember` before `resume`,
-    which loads the newest checkpoint. `mirror` as in `Checkpoints`.
+    which loads the newest checkpoint. `mirror` as in `Checkpoints`. `batch_size` is the largest where batches of
+    different sizes occur; None: that of the settings.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class TrainingState:
         name: str,
         trained: nn.Module | None = None,
         mirror: Mirror | None = None,
+        batch_size: int | None = None,
     ) -> None:
         self.network, self.optimization, self.folder = network, optimization, folder
         self.accelerator: Accelerator = make_accelerator(optimization.precision, tracker, folder, name)
@@ -54,7 +56,7 @@ class TrainingState:
         self.averages = [EMA(network, decay) for decay in decays]
         self.ema = self.averages[0]
         self.plan = BatchPlan(
-            batch_size=optimization.batch_size,
+            batch_size=optimization.batch_size if batch_size is None else batch_size,
             gradient_accumulation_steps=optimization.gradient_accumulation_steps,
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,

@@ -5,12 +5,15 @@ import torch
 from small_networks import CLASSES, awake, make_dit, make_unet
 from torch import nn
 
+from ldm.experiment import CONFIGS, Experiment
 from ldm.networks.attention import apply_rope, check_backend, rope_angles, rope_cos_sin
 from ldm.networks.conditioning import Condition, concat_first_frame
 from ldm.networks.dit import DiT
+from ldm.networks.factory import load_network
 from ldm.networks.network import predict
 from ldm.networks.settings import SIZES
 from odvae.running.errors import InputError
+from odvae.running.settings import load_settings
 
 
 def inputs(batch=2, shape=(3, 4, 4), text=True, classes=False, first_frame=False):
@@ -237,3 +240,54 @@ def test_sizes_and_conditions_that_do_not_fit_are_errors():
 
 def test_the_unet_has_no_dropout_whose_noise_would_not_follow_from_the_step():
     assert not [part for part in make_unet().modules() if isinstance(part, nn.Dropout) and part.p > 0]
+
+
+@every_way
+@every_attention
+def test_one_modulation_for_all_blocks_starts_as_the_identity_and_every_table_learns(way, attention):
+    settings, given = WAYS[way]
+    model = make_dit(attention=attention, modulation="single", **settings)
+    assert predict(model, *inputs(**given)).abs().max() == 0
+    predict(awake(model), *inputs(**given)).square().sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None or p.grad.abs().sum() == 0] == []
+
+
+def test_one_modulation_is_that_of_blocks_whose_layers_have_its_weight_and_own_biases():
+    single = awake(make_dit(modulation="single", attention="factorized"))
+    block = awake(make_dit(attention="factorized"))
+    weights = single.state_dict()
+    shared, bias = weights.pop("shared_modulation.weight"), weights.pop("shared_modulation.bias")
+    rows = torch.arange(9 * 32).reshape(3, 3, 32)  # shift, scale, gate; self-attention, cross-attention, MLP
+    for i, kept in enumerate((rows, rows[:, [0, 2]])):  # the second block attends over time, and not to text
+        table = weights.pop(f"blocks.{i}.modulation_table")
+        weights[f"blocks.{i}.modulation.weight"] = shared[kept.flatten()]
+        weights[f"blocks.{i}.modulation.bias"] = bias[kept.flatten()] + table
+    block.load_state_dict(weights)
+    assert torch.allclose(predict(single, *inputs()), predict(block, *inputs()), atol=1e-5)
+
+
+def test_a_network_with_one_modulation_is_saved_and_loaded(tmp_path):
+    model = awake(make_dit(modulation="single"))
+    model.save_pretrained(tmp_path)
+    loaded = load_network(tmp_path)
+    assert loaded.config.modulation == "single"
+    assert torch.equal(predict(loaded, *inputs()), predict(model, *inputs()))
+
+
+def test_heads_of_shipped_configs_for_gpus_have_widths_that_kernels_are_made_for():
+    widths = {}
+    for path in (CONFIGS / "t2v_8gpu.yaml", *sorted((CONFIGS / "paper").glob("latte_*.yaml"))):
+        sizes = load_settings(Experiment, path).ldm.dit.sizes
+        widths[path.stem] = sizes["width"] // sizes["heads"]
+    assert widths.pop("t2v_8gpu") in (64, 128)
+    assert set(widths.values()) == {72}  # the paper's
+
+
+def test_one_modulation_makes_a_third_of_the_largest_network_unnecessary():
+    count = {}
+    for modulation in ("block", "single"):
+        depth, width, heads = SIZES["XL"]
+        with torch.device("meta"):
+            model = DiT(depth=depth, width=width, heads=heads, text_width=2048, modulation=modulation)
+        count[modulation] = round(sum(p.numel() for p in model.parameters()) / 1e6)
+    assert count == {"block": 938, "single": 615}

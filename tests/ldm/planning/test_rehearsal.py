@@ -20,7 +20,12 @@ OPTIONS = {
 }
 LOSSES = ["vae.loss.lpips={network: squeeze}", "eval_vae.lpips={network: alex}"]
 ADAM = [f"{phase}.optimizer=adamw" for phase in OPTIONS]
-MORE = ["ldm.optimization.extra_ema_decays=[0.9]", "ldm.conditioning.first_frame=0.5", "sample.sampler=unipc"]
+MORE = [
+    "ldm.optimization.extra_ema_decays=[0.9]",
+    "ldm.conditioning.first_frame=0.5",
+    "sample.sampler=unipc",
+    "ldm.dit.modulation=single",
+]
 UNET = ["ldm.dit=null", "ldm.unet={widths: [8, 16], layers_per_level: 1, head_width: 4, norm_groups: 4}"]
 
 

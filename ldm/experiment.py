@@ -10,7 +10,7 @@ import argparse
 import shlex
 from pathlib import Path
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from ldm.arguments import parse_command_line
 from ldm.demo.settings import DemoVideoSettings
@@ -40,6 +40,12 @@ class Experiment(Settings):
     earlier stages."""
     seed: int = 0
     """Seed of all random numbers."""
+    deterministic: bool = False
+    """Deterministic algorithms of torch, cuBLAS and cuDNN only, slower on GPUs: the same command then computes the same
+    bits on the same kind of GPU. An operation without one is an error that names it. On CPUs nothing changes."""
+    step_timeout_minutes: float = Field(15.0, gt=0)
+    """Minutes after which an exchange between the ranks of a training step (NCCL's on GPUs) counts as hung and ends the
+    launch. Waits outside of steps, as for a rank that hashes files or saves, have twelve hours."""
     tracker: Tracker = "none"
     """Tracker to log to besides metrics.jsonl; wandb also works offline (WANDB_MODE=offline). One that cannot start is
     an error; one that fails later is reported once, and the training continues without it."""
@@ -104,8 +110,11 @@ def parse_experiment(
     """
     parsed = parse_command_line(Experiment, description or "", DEFAULT_CONFIG, extra)
     from odvae.running.distributed import join_ranks  # torch and accelerate
+    from odvae.running.seeds import use_deterministic_algorithms
 
-    join_ranks()
+    if parsed[0].deterministic:
+        use_deterministic_algorithms()
+    join_ranks(parsed[0].step_timeout_minutes)
     return parsed
 
 

@@ -15,6 +15,7 @@ from odvae.clips.video_set import VideoSet
 from odvae.packing.packing import pack_folder
 from odvae.packing.report import describe
 from odvae.running.commands import command_line
+from odvae.running.distributed import main_process_first
 from odvae.running.errors import InputError
 from odvae.shards.unfinished import describe_unfinished, is_unfinished
 from odvae.storage.paths import is_remote
@@ -25,7 +26,7 @@ def open_videos(experiment: Experiment) -> VideoSet:
     shards, state = experiment.shards, PartialState()
     command = f"{command_line('make_shards')} FOLDER_OF_VIDEOS {shlex.quote(str(shards))}"
     # The main process makes the index where it is missing; in folders that each machine has its own copy of, one there.
-    with state.main_process_first(), state.local_main_process_first():
+    with main_process_first(), main_process_first(on_each_machine=True):
         if experiment.demo_videos is not None and state.is_main_process and not is_remote(shards):
             was_stopped = is_unfinished(shards) and (shards.parent / "videos").is_dir()
             if was_stopped or not shards.exists():

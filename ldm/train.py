@@ -27,6 +27,7 @@ from ldm.training.throughput import StepMeter
 from ldm.training.validation import log_samples, validate
 from odvae.measuring import matmul_rate
 from odvae.running.account import CHANGED_ENTRY, NOT_ENCODED, Account
+from odvae.running.distributed import main_process_first
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.hashing import joined_fingerprint, weights_fingerprint
@@ -141,7 +142,7 @@ def load_encoder(settings: LDMSettings) -> tuple[ImageEncoder | None, dict[str, 
     """The frozen encoder to align with, if any, and its part of the stage's record."""
     if settings.alignment is None:
         return None, {}
-    with PartialState().main_process_first():  # the main process downloads it
+    with main_process_first():  # the main process downloads it
         encoder = load_image_encoder(settings.alignment.encoder, settings.alignment.image_size)
     return encoder, {"alignment_sha256": weights_fingerprint(encoder)}
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from odvae.clips.clip import clip_rate, frame_count
@@ -28,6 +28,7 @@ from odvae.evaluation.reconstruction import Evaluation, motion_summary, scores
 from odvae.latent_statistics import ChannelSums
 from odvae.measuring import forbid_tf32
 from odvae.report_file import fetched_run, read_report, update_report
+from odvae.running.distributed import gather_objects
 from odvae.running.errors import InputError
 from odvae.running.files import write_text
 from odvae.running.progress import progress_bar
@@ -102,18 +103,18 @@ def reconstruct_clips(
         for batch in _batches(mine, evaluation.settings.batch_size, evaluation.data, total_videos):
             rows += _reconstruct(evaluation, batch, report, encoded)
             bar.update(len(batch))
-    rows = sorted(gather_object(rows), key=lambda row: row["index"])
+    rows = sorted(chain.from_iterable(gather_objects(rows)), key=lambda row: row["index"])
     if not rows:
         raise InputError(f"none of the {len(chosen)} held-out videos could be decoded")
     sums = ChannelSums()
     for moments in encoded:
         sums.add(*moments.chunk(2))
-    sums = sum(gather_object([sums]), ChannelSums())
+    sums = sum(gather_objects(sums), ChannelSums())
     mean, std = (torch.tensor(values) for values in sums.mean_and_std())
     latent_sums, data = LatentSums(), evaluation.data
     for moments in encoded:
         latent_sums.add(moments, mean, std, pixels=data.frames * data.height * data.width)
-    return rows, sums, sum(gather_object([latent_sums]), LatentSums())
+    return rows, sums, sum(gather_objects(latent_sums), LatentSums())
 
 
 # A clip's index in the evaluation, its video, its frames as uint8 (t, h, w, 3).

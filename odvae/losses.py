@@ -21,6 +21,7 @@ from odvae.gan import GANTrainer
 from odvae.lpips import LPIPS, load_lpips
 from odvae.regularizers.local_correlation import LocalCorrelationLoss
 from odvae.regularizers.settings import RegularizerSettings
+from odvae.running.distributed import main_process_first
 from odvae.running.errors import InputError
 from odvae.settings import LossSettings
 from odvae.training.settings import OptimizationSettings
@@ -133,7 +134,7 @@ class VAELoss:
         self.gan: GANTrainer | None = None
         self.local_correlation: LocalCorrelationLoss | None = None
         if settings.lpips is not None:
-            with accelerator.main_process_first():  # the main process downloads the weights
+            with main_process_first():  # the main process downloads the weights
                 self.perceptual = load_lpips(settings.lpips.network, settings.lpips.weights, accelerator.device)
         if settings.gan is not None:
             self.gan = GANTrainer(settings.gan, optimization, accelerator, last_weight(network))

@@ -24,7 +24,7 @@ from odvae.losses import PixelLoss, VAELoss
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
 from odvae.regularizers.regularized_vae import LatentChanges
-from odvae.running.distributed import decide_on_main_process
+from odvae.running.distributed import decide_on_main_process, main_process_first
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.progress import progress_bar
@@ -104,7 +104,7 @@ def train_vae(
 
 def open_pretrained(name: str, data: DataSettings) -> VideoVAE:
     """Load a pretrained VAE. Raises InputError if it does not accept clips of the size in `data`."""
-    with PartialState().main_process_first():  # the main process downloads it
+    with main_process_first():  # the main process downloads it
         vae = load_pretrained_vae(name)
     check_clip_size(data.frames, data.height, data.width, compression_of(vae), "data")
     if PartialState().is_main_process:

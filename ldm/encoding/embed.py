@@ -38,6 +38,7 @@ from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.index.folder_index import FolderIndex
 from odvae.index.rows import IndexRow
+from odvae.running.distributed import wait_for_everyone
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure, Failures
 from odvae.running.files import write_json
@@ -90,7 +91,7 @@ def embed_stage(
         encoder = open_text_encoder(text, videos, stage, seed)
         if not settings.finish:
             embed_captions(encoder, settings, text, data, videos, folder)
-        state.wait_for_everyone()
+        wait_for_everyone()
         if part is None and state.is_main_process:
             write_empty_text(encoder, text.max_tokens, settings.dtype, own)
             write_text_manifest(encoder, settings, text, load_manifest(folder), folder)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from odvae.clips.loader import clips_from
 from odvae.clips.settings import DataSettings
+from odvae.running.distributed import gather_objects
 from odvae.running.failures import Failure, Failures
 from odvae.shards.captions import caption_problem
 from odvae.shards.samples import Sample
@@ -28,7 +28,7 @@ def decodable_clips(
         clip.reason if isinstance(clip, Failure) else caption_problem(sample)
         for clip, (sample, _) in zip(clips_from(mine, data), mine, strict=True)
     ]
-    by_rank = gather_object([found])
+    by_rank = gather_objects(found)
     decodable = []
     for i, clip in enumerate(clips):
         if reason := by_rank[i % state.num_processes][i // state.num_processes]:

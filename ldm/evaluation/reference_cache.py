@@ -16,7 +16,7 @@ from accelerate import PartialState
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from odvae.running.distributed import decide_on_main_process
+from odvae.running.distributed import decide_on_main_process, wait_for_everyone
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
 from odvae.shards.samples import Sample
@@ -41,7 +41,7 @@ def cached_features(folder: Path, description: dict, measure: Callable[[], np.nd
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as file:
             file.write(save({"features": features}, metadata={"description": json.dumps(description)}))
-    state.wait_for_everyone()
+    wait_for_everyone()
     return features
 
 

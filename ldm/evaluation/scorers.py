@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset
 
 from ldm.demo.judge import judge
@@ -24,6 +24,7 @@ from ldm.evaluation.protocols import ClipProtocol
 from odvae.clips.clip import load_clip
 from odvae.clips.settings import DataSettings
 from odvae.flicker import added_flicker, steadiness
+from odvae.running.distributed import gather_objects
 from odvae.running.errors import InputError
 from odvae.running.progress import progress_bar
 from odvae.running.stop_signals import leave_stop_signals_to_parent, stop_signals_blocked
@@ -179,4 +180,4 @@ def batches_of_rank(clips: Dataset, scorers: Scorers, description: str) -> Itera
 
 def gather_rows(rows: list[dict]) -> list[dict]:
     """The rows of all ranks, ordered by index."""
-    return sorted(gather_object(rows), key=lambda row: row["index"])
+    return sorted(chain.from_iterable(gather_objects(rows)), key=lambda row: row["index"])

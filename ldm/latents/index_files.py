@@ -23,6 +23,7 @@ from odvae.index.folder_index import FolderIndex
 from odvae.index.merging import merge_indexes
 from odvae.index.rows import Header, IndexedShard, IndexRow, read_header, write_shard_index
 from odvae.index.shard_rows import garbage_collected_by_shard, samples_with_checksums
+from odvae.running.distributed import main_process_first
 from odvae.running.errors import InputError
 from odvae.running.progress import progress_bar
 from odvae.shards.facts_journal import INDEX_FOLDER, index_places, shard_index_path
@@ -108,7 +109,7 @@ def open_index(folder: Path, manifest: Manifest) -> FolderIndex:
     Raises InputError for a shard without an index that is not what the manifest says.
     """
     state = PartialState()
-    with state.local_main_process_first():
+    with main_process_first(on_each_machine=True):
         index = find_index(folder, manifest)
         if index is None and state.is_local_main_process:
             index = FolderIndex(_make(folder, manifest), folder)

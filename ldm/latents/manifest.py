@@ -14,6 +14,7 @@ from accelerate import PartialState
 from ldm.latents.entries import DTYPES, EntryForm
 from ldm.latents.text_manifest import TEXT_FOLDER, TextManifest, check_text, load_text_manifest
 from odvae.running.commands import command_line
+from odvae.running.distributed import main_process_first
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, parse_record_bytes, read_object, write_json
 from odvae.running.hashing import file_fingerprint
@@ -243,7 +244,7 @@ def check_latents(folder: Path, manifest: Manifest, vae_sha256: str, vae_folder:
             f"{vae_folder} is {vae_sha256[:16]}...; {again}"
         )
     state = PartialState()
-    with state.local_main_process_first():
+    with main_process_first(on_each_machine=True):
         for problem in resized_files(folder, manifest) if state.is_local_main_process else ():
             raise InputError(f"{problem}; {again}, or restore the file")
         check_empty_text(folder, manifest, again)

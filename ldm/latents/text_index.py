@@ -16,6 +16,7 @@ from odvae.index.building import INDEX
 from odvae.index.folder_index import FolderIndex
 from odvae.index.merging import merge_indexes
 from odvae.index.rows import IndexedShard, read_header
+from odvae.running.distributed import main_process_first
 from odvae.running.errors import InputError
 from odvae.shards.facts_journal import shard_index_path
 
@@ -33,7 +34,7 @@ def open_text_index(folder: Path, manifest: Manifest) -> FolderIndex | None:
         return None
     check_text(folder, text, manifest.shards)
     path, state = folder / TEXT_FOLDER / INDEX, PartialState()
-    with state.local_main_process_first():
+    with main_process_first(on_each_machine=True):
         if state.is_local_main_process and not _is_of(path, text.shards):
             write_text_index(folder, text.shards)
         return FolderIndex(path, folder / TEXT_FOLDER)

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor
 
 from ldm.diffusion.objective import add_noise, min_snr_weight, target
@@ -26,6 +25,7 @@ from ldm.networks.settings import ConditioningSettings
 from odvae.clips.clip import DEFAULT_FPS
 from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan
+from odvae.running.distributed import gather_objects
 from odvae.running.errors import InputError
 from odvae.running.seeds import derive_seed, normal_per_sample
 from odvae.storage.files import read_file
@@ -178,7 +178,7 @@ class LatentData(BatchMaker):
             return
         new = torch.tensor(len(self.failures.reasons) - self._merged, device=accelerator.device)
         if int(accelerator.reduce(new, "sum")):
-            for reasons in gather_object([self.failures.reasons]):
+            for reasons in gather_objects(self.failures.reasons):
                 self.failures.merge(reasons)
             self._merged = len(self.failures.reasons)
 

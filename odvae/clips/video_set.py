@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from accelerate.utils import gather_object
 
 from odvae.clips.clip import frames_at_rate
 from odvae.clips.settings import DataSettings, LoadingSettings
@@ -17,6 +16,7 @@ from odvae.index.folder_index import Chunk, IndexedSamples
 from odvae.index.rows import TRANSFERS
 from odvae.index.video_rows import VideoIndexer
 from odvae.running.account import HIGH_RANGE, NO_VIDEO, TOO_SHORT, UNREADABLE, Account
+from odvae.running.distributed import gather_objects
 from odvae.running.errors import InputError
 from odvae.shards.facts import ExamineLimits
 from odvae.shards.samples import Sample, split_position
@@ -135,7 +135,7 @@ class VideoSet:
     def account(self) -> Account:
         """Account of the folder's videos, for a stage that does not use captions. Collective: all ranks' failures."""
         account = Account("videos")
-        failed = {name: why for of_rank in gather_object([self.failed]) for name, why in of_rank.items()}
+        failed = {name: why for of_rank in gather_objects(self.failed) for name, why in of_rank.items()}
         failed_in_use = set(failed)
         for sample, reason, details in self.unusable():
             account.leave_out(sample.name, reason, details)

@@ -1,30 +1,43 @@
-"""Distributed ranks of one launch: joining them, sharing CPU cores, decisions of the main process."""
+"""Distributed ranks of one launch: joining them, sharing CPU cores, waiting, decisions of the main process.
+
+There are two process groups. The one that training exchanges gradients in (NCCL on GPUs) has a short time limit: a rank
+that hangs in a step ends the launch soon. Whatever may take long while others wait (one rank hashes, decodes its last
+videos, writes a checkpoint) is waited for in the other, on the CPU (gloo).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object, parse_flag_from_env
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor
+from torch import distributed as dist
 
 T = TypeVar("T")
 
-# How long ranks wait for each other. The default of ten minutes is too short if one rank counts frames, hashes
-# terabytes or finishes its last shard while the others wait.
+# How long ranks wait for one that counts frames, hashes terabytes or finishes its last shard.
 TIMEOUT = timedelta(hours=12)
 
+# How long a training step waits for an exchange of gradients, where no other limit is set.
+STEP_MINUTES = 15.0
 
-def join_ranks() -> PartialState:
+_waiting_groups: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
+
+
+def join_ranks(step_minutes: float = STEP_MINUTES) -> PartialState:
     """Join the other processes of the launch. Call it before anything else uses the rank.
 
-    By default accelerate treats several ranks on a machine without an accelerator as separate single-process runs.
+    `step_minutes`: time limit of the exchanges in a training step. By default accelerate treats several ranks on a
+    machine without an accelerator as separate single-process runs.
     """
     on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu, timeout=TIMEOUT)
+    state = PartialState(cpu=on_cpu, timeout=timedelta(minutes=step_minutes))
     if state.device.type == "cpu":
         share_cores()
     return state
@@ -47,24 +60,74 @@ def uses_cuda() -> bool:
     return PartialState().device.type == "cuda"
 
 
+def _waiting_group() -> dist.ProcessGroup:
+    """The group in which ranks wait for each other; made when all ranks first use it."""
+    default = dist.group.WORLD
+    if default not in _waiting_groups:
+        _waiting_groups.clear()  # that of an earlier default group
+        _waiting_groups[default] = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return _waiting_groups[default]
+
+
+def wait_for_everyone() -> None:
+    """Collective: wait, for up to TIMEOUT, until every rank has arrived."""
+    if PartialState().num_processes > 1:
+        dist.barrier(_waiting_group())
+
+
+@contextlib.contextmanager
+def main_process_first(on_each_machine: bool = False) -> Iterator[None]:
+    """Collective: the main process (`on_each_machine`: that of each machine) does the block before the others."""
+    state = PartialState()
+    first = state.is_local_main_process if on_each_machine else state.is_main_process
+    if not first:
+        wait_for_everyone()
+    yield
+    if first:
+        wait_for_everyone()
+
+
+def gather_objects(value: T) -> list[T]:
+    """Collective: each rank's value, on every rank, in the order of the ranks."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return [value]
+    values: list[T | None] = [None] * state.num_processes
+    dist.all_gather_object(values, value, group=_waiting_group())
+    return values  # type: ignore[return-value]  # all are filled
+
+
+class SumOfRanks:
+    """The sum of a CPU tensor over all ranks, which is exchanged while the ranks go on; `result` waits for it."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._work = dist.all_reduce(values, group=_waiting_group(), async_op=True)
+
+    def result(self) -> Tensor:
+        assert self._work is not None  # every rank is in the group
+        self._work.wait()
+        return self.values
+
+
 def decide_on_main_process(decision: Callable[[], T]) -> T:
     """The main process's result of `decision`, on every rank: other machines may not see the same files yet.
 
     The result must be plain data. An error in `decision` ends all ranks; only the main process prints it.
     """
     state = PartialState()
-    if not state.is_main_process:
-        ((decided, value),) = broadcast_object_list([None])
-        if not decided:
-            raise SystemExit(1)
-        return value
+    if state.num_processes == 1:
+        return decision()
+    decided: list[tuple[bool, T | None]] = [(False, None)]
     try:
-        value = decision()
-    except BaseException:
-        broadcast_object_list([(False, None)])
-        raise
-    broadcast_object_list([(True, value)])
-    return value
+        if state.is_main_process:
+            decided = [(True, decision())]
+    finally:
+        dist.broadcast_object_list(decided, src=0, group=_waiting_group())
+    ((is_decided, value),) = decided
+    if not is_decided:
+        raise SystemExit(1)
+    return value  # type: ignore[return-value]  # it is what `decision` returned
 
 
 def on_each_machine(action: Callable[[], object]) -> None:
@@ -76,5 +139,5 @@ def on_each_machine(action: Callable[[], object]) -> None:
             action()
     except BaseException as found:
         failed, error = True, found
-    if any(gather_object([failed])):
+    if any(gather_objects(failed)):
         raise error if error is not None else SystemExit(1)

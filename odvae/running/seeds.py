@@ -7,11 +7,33 @@ number of ranks, and with another batch size.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from odvae.running.errors import InputError
+
+# Sizes of cuBLAS's workspace with which its results do not depend on what else the GPU does (NVIDIA's cuBLAS library
+# documentation, "Results Reproducibility").
+_WORKSPACE, _WORKSPACES = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
+
+
+def use_deterministic_algorithms() -> None:
+    """Let torch, cuBLAS and cuDNN choose deterministic algorithms only; call it before anything uses a GPU.
+
+    An operation that has none raises an error. Raises InputError where the environment sets another workspace.
+    """
+    chosen = os.environ.setdefault(_WORKSPACE, _WORKSPACES[0])
+    if chosen not in _WORKSPACES:
+        raise InputError(
+            f"deterministic=true needs {_WORKSPACE}={' or '.join(_WORKSPACES)}, the environment has {chosen!r}"
+        )
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # that would only find bugs
+    torch.backends.cudnn.benchmark = False
 
 
 def derive_seed(*position: int | str) -> int:

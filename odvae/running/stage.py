@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from accelerate import PartialState
 
 from odvae.running.allocator import keep_freed_memory
-from odvae.running.distributed import decide_on_main_process, on_each_machine, uses_cuda
+from odvae.running.distributed import decide_on_main_process, on_each_machine, uses_cuda, wait_for_everyone
 from odvae.running.files import make_output_folder, remove_leftovers, write_json
 from odvae.running.folder_lock import exclusive_update, shared_writer, sole_writer
 from odvae.running.resume_check import check_not_made_by_0_1, read_stage_record, record_settings
@@ -103,7 +103,7 @@ class Stage:
             elif error is not None and self.mirror is not None:
                 rename_in(error, self.folder, self.output)
         if kind is None:
-            self.state.wait_for_everyone()
+            wait_for_everyone()
 
     def _open_working_copy(self, held: contextlib.ExitStack) -> None:
         """On one process of each machine: lock the working copy, and make it what the URL has."""
@@ -179,22 +179,22 @@ class Stage:
 
         A folder that is not at a URL is one that the machines have in common.
         """
-        self.state.wait_for_everyone()
+        wait_for_everyone()
         if self.mirror is not None:
             on_each_machine(self.mirror.push)
             on_each_machine(functools.partial(self.mirror.refresh, choice))
 
     def steps(self, first: int, last: int) -> Iterator[int]:
         """Yields the steps `first` to `last` of a training; stop signals are deferred until `stop_requested`."""
-        with self.signals.deferred(first):
+        with self.signals.deferred():
             yield from range(first, last + 1)
 
-    def stop_requested(self, step: int) -> bool:
-        """Whether a stop signal was received; then save and call `stop`. Call it after every step.
+    def stop_requested(self) -> bool:
+        """Whether a stop signal was received; then save and call `stop`. Call it once after every step, on all ranks.
 
         The result is the same on all ranks.
         """
-        return self.signals.agreed(step)
+        return self.signals.agreed()
 
     def stop(self, step: int) -> NoReturn:
         """Print the last step and exit with the status of the signal."""

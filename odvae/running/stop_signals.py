@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+
+from odvae.running.distributed import SumOfRanks
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-_MAX_STEPS_BETWEEN_CHECKS = 10
+_SLOW_STEP = 1.0  # seconds
 
 
 class StopSignals:
@@ -31,7 +32,8 @@ class StopSignals:
         self.received: int | None = None
         self.deferring = False  # whether a loop will save before the process ends
         self.before: dict[int, Any] = {}
-        self.checked_step, self.checked_time, self.next_check = 0, time.monotonic(), 0
+        self._exchanged: SumOfRanks | None = None  # the signals of the step before
+        self._slow, self._asked = False, time.monotonic()
 
     def install(self) -> None:
         if threading.current_thread() is threading.main_thread():
@@ -44,13 +46,9 @@ class StopSignals:
         self.before = {}
 
     @contextlib.contextmanager
-    def deferred(self, first: int) -> Iterator[None]:
-        """Within it a signal is only recorded, and `agreed` reports it. A second Ctrl-C interrupts at once.
-
-        `first` is the first step for which `agreed` is called.
-        """
-        self.deferring = True
-        self.checked_step, self.checked_time, self.next_check = first - 1, time.monotonic(), first
+    def deferred(self) -> Iterator[None]:
+        """Within it a signal is only recorded, and `agreed` reports it. A second Ctrl-C interrupts at once."""
+        self.deferring, self._exchanged, self._slow, self._asked = True, None, False, time.monotonic()
         try:
             yield
         finally:
@@ -71,25 +69,26 @@ class StopSignals:
             )
         raise SystemExit(128 + number)
 
-    def agreed(self, step: int) -> bool:
+    def agreed(self) -> bool:
         """Whether to stop after this step, with the same result on every rank, as is `received` if it is True.
 
-        Several ranks exchange their signals about once a second and at least every tenth step, since an exchange
-        synchronizes the device.
+        Several ranks exchange their signals in every step while they compute the next one, on the CPU, so that nothing
+        waits for a GPU: they stop one step after that in which the first of them got a signal. Where steps take longer
+        than a second they wait for the exchange, which is short then, and stop in the same step.
         """
         state = PartialState()
         if state.num_processes == 1:
             return self.received is not None
-        if step < self.next_check:
-            return False
         now = time.monotonic()
-        mine = [float(self.received == number) for number in STOPPING] + [now - self.checked_time]
-        *received, seconds = reduce(torch.tensor(mine, device=state.device), "sum").tolist()
-        seconds_per_step = seconds / state.num_processes / max(1, step - self.checked_step)
-        self.checked_step, self.checked_time = step, now
-        self.next_check = step + max(1, min(_MAX_STEPS_BETWEEN_CHECKS, int(1 / max(seconds_per_step, 1e-3))))
+        mine = [float(self.received == number) for number in STOPPING] + [now - self._asked]
+        earlier, self._exchanged, self._asked = self._exchanged, SumOfRanks(torch.tensor(mine)), now
+        exchanged = self._exchanged if self._slow else earlier
+        if exchanged is None:
+            return False
+        *received, seconds = exchanged.result().tolist()
+        self._slow = seconds / state.num_processes > _SLOW_STEP
         signals = [number for number, count in zip(STOPPING, received, strict=True) if count]
-        if signals:  # otherwise keep a signal that this rank may have received during the exchange
+        if signals:  # otherwise keep a signal that this rank may have received meanwhile
             self.received = signals[0]
         return bool(signals)
 

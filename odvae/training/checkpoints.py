@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from odvae.running.distributed import decide_on_main_process
+from odvae.running.distributed import decide_on_main_process, wait_for_everyone
 from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import flush_to_disk, parse_record, read_object, temporary_path, write_json
 from odvae.storage.mirror import Mirror, is_working_copy
@@ -111,12 +111,12 @@ class Checkpoints:
         temporary = self.folder / name
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone()
         with write_errors_named(temporary):
             self.accelerator.save_state(str(temporary))
             for number, average in enumerate(self.averages):
                 average.save(temporary / f"ema_{number}.safetensors", self.accelerator.is_main_process)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone()
         if self.accelerator.is_main_process:
             for number, small in enumerate(self.small_states):
                 save_model(small, str(temporary / f"state_{number}.safetensors"))
@@ -125,10 +125,10 @@ class Checkpoints:
             temporary.rename(final)
             for old in checkpoints_of(self.stage)[: -self.keep]:
                 shutil.rmtree(old)
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone()
         if self.mirror is not None:
             self._upload(self.mirror, temporary, final)
-            self.accelerator.wait_for_everyone()
+            wait_for_everyone()
 
     def _upload(self, mirror: Mirror, temporary: Path, final: Path) -> None:
         """Upload a checkpoint: the files that other machines have written of it, then those of the main process."""
@@ -137,7 +137,7 @@ class Checkpoints:
             temporary.rename(final)
             mirror.push()
             mirror.forget(f"{within}/{final.name}")  # its state.json is on another machine: it is not complete here
-        self.accelerator.wait_for_everyone()
+        wait_for_everyone()
         if self.accelerator.is_main_process:
             mirror.push()
             at_url = {name.removeprefix(f"{within}/").partition("/")[0] for name in mirror.below(within)}

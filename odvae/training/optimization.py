@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from odvae.clips.sample_order import SampleOrder
 from odvae.clips.samplers import BatchPlan
+from odvae.running.distributed import wait_for_everyone
 from odvae.running.errors import InputError
 from odvae.running.files import make_output_folder
 from odvae.running.precision import uses_bf16
@@ -145,7 +146,7 @@ def make_accelerator(precision: Precision, tracker: Tracker, folder: Path, name:
         make_output_folder(folder)
         for line in unused_launch_options("bf16" if bf16 else "fp32"):
             print(line, flush=True)
-    accelerator.wait_for_everyone()
+    wait_for_everyone()
     start_tracker(accelerator, tracker, folder, name)
     return accelerator
 

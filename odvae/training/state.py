@@ -88,7 +88,7 @@ class TrainingState:
 
     def save_and_stop_when_due(self, step: int, stage: Stage) -> None:
         """Write a checkpoint if one is due; after a stop signal, write one and exit."""
-        last, stopping = step == self.optimization.steps, stage.stop_requested(step)
+        last, stopping = step == self.optimization.steps, stage.stop_requested()
         if step % self.optimization.checkpoint_every == 0 or last or stopping:
             self.checkpoints.save(step)
             stage.record()

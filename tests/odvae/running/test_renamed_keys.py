@@ -105,7 +105,7 @@ def test_renamed_keys_and_other_errors_are_reported_together(tmp_path):
         "  ldm.dit.attention: factorised is now ldm.dit.attention: factorized (since version 0.2)",
         "  seed: found 'one'; Input should be a valid integer",
         "  ldm.dit.widht: unknown key; did you mean width? allowed: patch_size, size, width, depth, heads, attention, "
-        "mlp_ratio, rope_theta",
+        "modulation, mlp_ratio, rope_theta",
     ]
 
 

@@ -10,6 +10,7 @@ from ldm.experiment import CONFIGS, Experiment
 from ldm.planning.costs import Costs, Operation
 from ldm.planning.devices import Device, find_device, load_facts
 from ldm.planning.latents import bytes_per_clip
+from ldm.planning.measured import peak_of
 from ldm.planning.planner import changes, parts_on_a_device
 from ldm.planning.rehearsal import Rehearsed, Stage, rehearse, stages_of
 from ldm.planning.shipped import PLAN, header_of, header_overrides, header_plan, shipped_experiments
@@ -23,18 +24,6 @@ MEASURED = ["data.height=64", "data.width=64", "vae.video_phase.image_every=null
             "vae.model.block_out_channels=[16, 16, 32, 32]", "ldm.dit={width: 128, depth: 4, heads: 4}"]  # fmt: skip
 
 
-def peak_growth(run) -> int:
-    """The most bytes that torch's allocator on the CPU held at a time in `run`, more than at its start."""
-    with torch.profiler.profile(profile_memory=True) as profiler:
-        run()
-    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
-    live = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
-
-
 @pytest.mark.parametrize("name", ["train_vae, video phase", "train_ldm 9x64x64"])
 def test_the_predicted_peak_of_a_step_is_within_a_tenth_of_the_measured_one(name, tmp_path):
     experiment = load_settings(Experiment, SMALLEST, MEASURED)
@@ -42,10 +31,7 @@ def test_the_predicted_peak_of_a_step_is_within_a_tenth_of_the_measured_one(name
     predicted = rehearse(stage, CPU)
     prepared = stage.prepare(CPU, tmp_path)
     prepared.run()  # the optimizer has its state from now on
-    held = [tensor for tensors in prepared.held.values() for tensor in tensors]
-    state = [x for optimizer in prepared.optimizers for slots in optimizer.state.values() for x in slots.values()]
-    before = sum(x.numel() * x.element_size() for x in (*held, *state))
-    assert before + peak_growth(prepared.run) == pytest.approx(predicted.peak, rel=0.1)
+    assert peak_of(prepared, CPU) == pytest.approx(predicted.peak, rel=0.1)
 
 
 def test_the_roofline_is_the_longer_of_products_and_memory_for_each_operation():

@@ -230,7 +230,7 @@ def test_error_messages_in_the_readme_are_those_of_the_code():
 
 
 def test_the_architecture_figure_shows_the_convolutions_of_the_model():
-    figure = runpy.run_path(str(REPOSITORY / "tools" / "draw_architecture.py"), run_name="draw_architecture")
+    figure = runpy.run_path(str(REPOSITORY / "tools/figures/draw_architecture.py"), run_name="draw_architecture")
     with torch.device("meta"):
         vae = ODVAE(variant=4)
     encoder, decoder = figure["describe_encoder"](vae), figure["describe_decoder"](vae)

@@ -1,7 +1,7 @@
 """Draw OD-VAE: which convolutions are temporal, the resolution of each level, and what 4k+1 -> k+1 frames means.
 
     python tools/figures/draw_architecture.py                            # variant 4, into docs/architecture.svg
-    python tools/figures/draw_architecture.py --variant 1 --out one.png  # any variant, any format that matplotlib writes
+    python tools/figures/draw_architecture.py --variant 1 --out one.png  # any variant, any format of matplotlib
 
 Every colored bar is one convolution of `odvae.ODVAE`, taken from the model itself; 1x1 convolutions are left out.
 """

@@ -6,7 +6,7 @@ Tokens are (b, n, d) with n = t * h * w; those of a frame are contiguous.
 from __future__ import annotations
 
 import importlib.util
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +101,25 @@ class _Attention(nn.Module):
     def set_use_memory_efficient_attention_xformers(self, valid: bool, _attention_op: object = None) -> None:
         """Called by diffusers' `enable_xformers_memory_efficient_attention` on every module of a model."""
         self.backend = "xformers" if valid else "sdpa"
+
+
+class AttentionBackendMixin:
+    """diffusers' switch of the attention's back end, which would have no effect on the modules of these networks."""
+
+    def set_attention_backend(self: Any, backend: str) -> None:
+        """`backend` is diffusers' name: "native" (torch's) or "xformers". Raises InputError for others, and for one
+        that cannot be used here."""
+        if backend not in ("native", "xformers"):
+            raise InputError(f"attention back end {backend!r}: allowed are native and xformers")
+        if backend == "native":
+            self.disable_xformers_memory_efficient_attention()
+        else:
+            check_backend("xformers", self.device)
+            self.enable_xformers_memory_efficient_attention()
+
+    def reset_attention_backend(self) -> None:
+        """Back to torch's."""
+        self.set_attention_backend("native")
 
 
 class SelfAttention(_Attention):

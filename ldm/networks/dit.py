@@ -18,7 +18,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.networks.attention import AttentionAxis, CrossAttention, SelfAttention, rope_angles, rope_cos_sin
+from ldm.networks.attention import (
+    AttentionAxis,
+    AttentionBackendMixin,
+    CrossAttention,
+    SelfAttention,
+    rope_angles,
+    rope_cos_sin,
+)
 from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
 from ldm.networks.lora import FusedProjectionsLoraMixin
 from odvae.running.errors import InputError
@@ -101,7 +108,7 @@ class Block(nn.Module):
         return shared[:, ::step] + own.to(shared.dtype)
 
 
-class DiT(ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
+class DiT(AttentionBackendMixin, ModelMixin, ConfigMixin, FusedProjectionsLoraMixin):
     """Predicts the training target (velocity, noise, v or x0) from noisy latents (b, c, t, h, w), timesteps (b,) and
     conditioning.
 

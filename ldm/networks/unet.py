@@ -12,11 +12,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
+from ldm.networks.attention import AttentionBackendMixin
 from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
 from odvae.running.errors import InputError
 
 
-class UNet(ModelMixin, ConfigMixin, PeftAdapterMixin):
+class UNet(AttentionBackendMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the training target (velocity, noise, v or x0) from noisy latents (b, c, t, h, w), timesteps (b,) and
     conditioning.
 

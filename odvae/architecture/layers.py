@@ -39,7 +39,7 @@ def to_frames(x: Tensor) -> Tensor:
 
 def from_frames(frames: Tensor, batch: int) -> Tensor:
     """(b t, c, h, w) -> (b, c, t, h, w)"""
-    return frames.unsqueeze(2) if len(frames) == batch else rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
+    return frames.unsqueeze(2) if frames.shape[0] == batch else rearrange(frames, "(b t) c h w -> b c t h w", b=batch)
 
 
 def conv3d(

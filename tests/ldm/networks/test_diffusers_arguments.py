@@ -114,3 +114,17 @@ def test_a_device_map_leaves_blocks_on_the_disk_and_none_is_split(network, tmp_p
     loaded = type(network).from_pretrained(tmp_path / "network", device_map="auto", **options)
     assert {*loaded.hf_device_map.values()} == {"cpu", "disk"}
     check_equal(loaded.eval().requires_grad_(False), expected)
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_an_attention_back_end_is_used_or_refused(name):
+    network = MAKE[name]()
+    latents, times = torch.zeros(2, 4, 3, 4, 4), torch.full((2,), 0.5)
+    before = network(latents, times, **arguments()).sample
+    network.set_attention_backend("native")
+    network.reset_attention_backend()
+    assert torch.equal(network(latents, times, **arguments()).sample, before)
+    with pytest.raises(InputError, match="attention back end 'flash': allowed are native and xformers"):
+        network.set_attention_backend("flash")
+    with pytest.raises(InputError, match="needs a CUDA device"):
+        network.set_attention_backend("xformers")

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from small import relative_error
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
-from odvae.architecture.layers import conv3d
+from odvae.architecture.layers import conv3d, from_frames, to_frames
 from odvae.measuring import count_flops
 
 
@@ -85,3 +86,15 @@ def test_the_operations_counted_are_those_of_the_meta_device(vae):
         # torch 2.14 counts attention on the meta device a little differently.
         assert counted == pytest.approx(count_flops(lambda: shapes(video.to("meta"))), rel=1e-3)
         assert counted > 0
+
+
+def test_torch_exports_the_split_into_frames_with_a_dynamic_number_of_them():
+    class Split(nn.Module):
+        def forward(self, x):
+            return from_frames(to_frames(x), len(x))
+
+    frames = torch.export.Dim("frames", min=2, max=8)
+    program = torch.export.export(Split(), (torch.rand(1, 2, 5, 4, 4),), dynamic_shapes=({2: frames},)).module()
+    for count in (2, 7):
+        x = torch.rand(1, 2, count, 4, 4)
+        assert torch.equal(program(x), x)

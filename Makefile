@@ -4,6 +4,7 @@
 #                  (make test rehearses the smallest config, with every option of a step)
 # make lint        style, formatting and types
 # make demo        installs what it needs, then trains, encodes, generates and scores; ends with runs/demo/report/report.html
+# make app         a page in the browser on the demo's result: generate, compress, compare; Ctrl-C ends it
 # All of them need a Debian-like machine with make and Python 3.10-3.13, and nothing else.
 
 VENV := .venv
@@ -13,7 +14,7 @@ CONFIG := configs/demo.yaml
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13 python3.10; do \
 	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: install test test-fast rehearse demo lint clean
+.PHONY: install test test-fast rehearse demo app lint clean
 
 install: $(VENV)/.installed
 
@@ -42,6 +43,14 @@ rehearse: install
 
 demo: install
 	$(BIN)/python tools/run_stages.py --config $(CONFIG)
+
+app: $(VENV)/.installed-ui
+	@test -d runs/demo/ldm || { echo "runs/demo has no trained model yet: run make demo first"; exit 1; }
+	$(BIN)/python tools/app.py runs/demo
+
+$(VENV)/.installed-ui: $(VENV)/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[ui]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info

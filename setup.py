@@ -8,6 +8,7 @@ setup(
     package_data={
         "odvae": ["py.typed"],
         "ldm": ["py.typed"],
+        "ldm.app": ["page.css"],
         "ldm.planning": ["devices.yaml"],
         "ldm.report": ["templates/*.j2"],
         "ldm.configs": ["*.yaml", "*/*.yaml"],

@@ -44,6 +44,7 @@ LAYERS = [
     "ldm.planning",
     "ldm.study",
     "ldm.frontier",
+    "ldm.app",
     "ldm.commands",
     "ldm.fuzzing",
 ]

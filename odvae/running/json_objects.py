@@ -55,6 +55,13 @@ class JsonObject(dict[str, Any]):
         value = self[key]
         return JsonObject(value, f"{self.source}: {key}") if isinstance(value, dict) else self._refuse(key, "an object")
 
+    def sections(self, key: str) -> list[JsonObject]:
+        """A list of objects."""
+        value = self[key]
+        if isinstance(value, list) and all(isinstance(one, dict) for one in value):
+            return [JsonObject(one, f"{self.source}: {key}, number {i + 1}") for i, one in enumerate(value)]
+        return self._refuse(key, "a list of objects")
+
     def has(self, key: str) -> bool:
         """Whether there is a value that is not null."""
         return self.get(key) is not None

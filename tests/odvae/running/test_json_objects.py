@@ -8,7 +8,16 @@ from odvae.running.errors import InputError
 from odvae.running.files import read_json_lines, read_object
 from odvae.running.json_objects import JsonObject
 
-GOOD = {"n": 1, "text": "a", "texts": ["a"], "numbers": [1, 2.5], "pairs": [[1, 2]], "part": {"n": 2}, "none": None}
+GOOD = {
+    "n": 1,
+    "text": "a",
+    "texts": ["a"],
+    "numbers": [1, 2.5],
+    "pairs": [[1, 2]],
+    "part": {"n": 2},
+    "rows": [{"n": 3}],
+    "none": None,
+}
 
 
 def test_a_good_object_is_its_values():
@@ -17,6 +26,7 @@ def test_a_good_object_is_its_values():
     assert (found.number("n"), found.text("text"), found.texts("texts")) == (1, "a", ["a"])
     assert (found.numbers("numbers", 2), found.number_pairs("pairs")) == ([1, 2.5], [(1, 2)])
     assert found.section("part").number("n") == 2
+    assert [row.number("n") for row in found.sections("rows")] == [3]
     assert (found.has("n"), found.has("none"), found.has("other")) == (True, False, False)
     assert pickle.loads(pickle.dumps(found)) == GOOD
 
@@ -34,6 +44,8 @@ def test_a_good_object_is_its_values():
         (lambda one: one.numbers("numbers", 3), r"numbers must be a list of 3 numbers"),
         (lambda one: one.number_pairs("numbers"), r"numbers must be a list of pairs of numbers"),
         (lambda one: one.section("n"), r"n must be an object, found 1"),
+        (lambda one: one.sections("texts"), r"texts must be a list of objects"),
+        (lambda one: one.sections("rows")[0].text("n"), r"x\.json: rows, number 1 was damaged: n must be a text"),
         (lambda one: one.section("part").text("n"), r"x\.json: part was damaged: n must be a text, found 2"),
     ],
 )

@@ -1,6 +1,6 @@
 """Render the demo's captioned videos: one colored shape crossing a gray textured background.
 
-    python tools/make_demo_videos.py OUT
+    python tools/demo/make_demo_videos.py OUT
 
 OUT gets 00000.mp4, its caption 00000.txt, and so on, and demo_videos.json with the settings. If OUT already
 has the videos of the same settings, nothing is done.

@@ -196,12 +196,16 @@ def test_no_file_of_the_machine_can_be_fetched_or_named(visit, url, tmp_path):
         assert "secret words" not in answer.text()
     config = page.request.get(f"{url}config").json()
     compress = next(one for one in config["dependencies"] if one["targets"][0][0] in ids_of(config, "compress"))
-    named = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
-    body = {"data": [named, 1, 32], "fn_index": compress["id"], "session_hash": "x"}
-    page.request.post(f"{url}gradio_api/queue/join", data=body)
-    events = page.request.get(f"{url}gradio_api/queue/data?session_hash=x").text()
-    assert '"success": false' in events or '"success":false' in events
-    assert "secret words" not in events
+    upload = {"files": {"name": "clip.mp4", "mimeType": "video/mp4", "buffer": video_bytes()}}
+    (uploaded,) = page.request.post(f"{url}gradio_api/upload", multipart=upload).json()
+    for path, session, works in ((uploaded, "own", True), (secret, "other", False)):
+        named = {"path": str(path), "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [named, 9, 32], "fn_index": compress["id"], "session_hash": session}
+        page.request.post(f"{url}gradio_api/queue/join", data=body)
+        events = page.request.get(f"{url}gradio_api/queue/data?session_hash={session}").text()
+        assert ('"success": true' in events or '"success":true' in events) == works
+        assert ("data:video/mp4" in events) == works
+        assert "secret words" not in events
 
 
 def ids_of(config, name):

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -127,8 +127,16 @@ def clipped_step(
     return norm
 
 
-def make_accelerator(precision: Precision, tracker: Tracker, folder: Path, name: str) -> Accelerator:
-    """An Accelerator for one training, with its tracker started. Raises InputError where the tracker cannot be."""
+def make_accelerator(
+    precision: Precision,
+    tracker: Tracker,
+    folder: Path,
+    name: str,
+    sharded_precision: Literal["fp32", "bf16"] = "fp32",
+) -> Accelerator:
+    """An Accelerator for one training, with its tracker started. Raises InputError where the tracker cannot be, and for
+    weights that FSDP2 gathers in bf16 in a training that is not in bf16.
+    """
     check_tracker_installed(tracker)
     bf16 = uses_bf16(precision, PartialState().device)
     accelerator = Accelerator(
@@ -138,17 +146,32 @@ def make_accelerator(precision: Precision, tracker: Tracker, folder: Path, name:
         log_with=None if tracker == "none" else tracker,
         project_dir=str(folder),
     )
-    if bf16 and accelerator.is_fsdp2:
-        # Autocast alone determines the precision, as without sharding. By default accelerate would convert all inputs
-        # of the blocks to bf16, including timesteps and the residual stream, and reduce gradients in bf16.
-        accelerator.state.fsdp_plugin.mixed_precision_policy = MixedPrecisionPolicy()
+    if accelerator.is_fsdp2:
+        accelerator.state.fsdp_plugin.mixed_precision_policy = sharded_policy(sharded_precision, bf16)
     if accelerator.is_main_process:
         make_output_folder(folder)
         for line in unused_launch_options("bf16" if bf16 else "fp32"):
             print(line, flush=True)
+        if sharded_precision != "fp32" and not accelerator.is_fsdp2:
+            print(f"sharded_precision={sharded_precision} has no effect: this launch has no FSDP2", flush=True)
     wait_for_everyone()
     start_tracker(accelerator, tracker, folder, name)
     return accelerator
+
+
+def sharded_policy(precision: Literal["fp32", "bf16"], bf16: bool) -> MixedPrecisionPolicy:
+    """FSDP2's precision of gathered weights; gradients are reduced in fp32. `bf16`: whether autocast is on.
+
+    Autocast alone determines the precision of what is computed, as without sharding: by default accelerate would
+    convert all inputs of the blocks to bf16, including timesteps and the residual stream, and reduce gradients in bf16.
+    """
+    if precision == "fp32":
+        return MixedPrecisionPolicy()
+    if not bf16:
+        raise InputError(
+            "sharded_precision=bf16 needs a training in bf16: set precision=bf16, or sharded_precision=fp32"
+        )
+    return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
 def unused_launch_options(precision: str) -> list[str]:

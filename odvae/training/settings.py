@@ -51,6 +51,10 @@ class OptimizationSettings(Settings):
     precision: Precision = "auto"
     """Autocast to bf16, or none (fp32); auto: bf16 on a GPU that supports it, otherwise fp32 (bf16 is slower on CPUs
     without bf16 matrix units)."""
+    sharded_precision: Literal["fp32", "bf16"] = "fp32"
+    """Under FSDP2, the precision in which a block's weights are gathered and used; bf16 halves the traffic and needs
+    precision=bf16. Each rank keeps its shards in fp32, and gradients are summed in fp32. Without FSDP2 it has no
+    effect, which is said at the start."""
     compile: Annotated[bool, MayChange] = False
     """torch.compile the network's blocks: takes minutes at the start, then steps are faster."""
     gradient_checkpointing: Annotated[bool, MayChange] = False

@@ -49,7 +49,9 @@ class TrainingState:
         batch_size: int | None = None,
     ) -> None:
         self.network, self.optimization, self.folder = network, optimization, folder
-        self.accelerator: Accelerator = make_accelerator(optimization.precision, tracker, folder, name)
+        self.accelerator: Accelerator = make_accelerator(
+            optimization.precision, tracker, folder, name, optimization.sharded_precision
+        )
         trained = network if trained is None else trained
         self.model, self.optimizer = self.accelerator.prepare(trained, make_optimizer(trained, optimization))
         decays = (optimization.ema_decay, *optimization.extra_ema_decays)

@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file
 from scripts import on_ranks
 from small_ldm import WEIGHTS, evicted_at, settings, train
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from ldm.experiment import Experiment
 from ldm.networks.settings import ConditioningSettings
 from ldm.train import train_ldm
 from odvae.running.errors import InputError
 from odvae.running.settings import load_settings
+from odvae.training.optimization import sharded_policy
 
 
 def test_sigterm_saves_and_a_resumed_run_is_bitwise_equal(ldm_run, tmp_path):
@@ -55,8 +57,8 @@ ldm:
 """
 
 
-def launch(ranks, folder, *overrides, sharded=False):
-    script = ["tests/support/launch_sharded.py"] if sharded else []
+def launch(ranks, folder, *overrides, sharded=None):
+    script = ["tests/support/launch_sharded.py", sharded] if sharded else []
     on_ranks(ranks, *script, "pipelines/train_ldm.py", "--config", str(folder / "config.yaml"), *overrides)
     return load_file(folder / "ldm" / WEIGHTS)
 
@@ -104,8 +106,35 @@ def test_sharded_ranks_train_save_and_load_like_one_process(one_rank, tmp_path):
         shutil.copytree(folder / name, tmp_path / name)
     (tmp_path / "config.yaml").write_text(CONFIG.format(run=tmp_path).replace("sgd, learning_rate: 2e-2", "adamw"))
     expected = train(tmp_path, tmp_path / "one_process", load_settings(Experiment, tmp_path / "config.yaml").ldm)
-    sharded = launch(2, tmp_path, "ldm.optimization.batch_size=2", sharded=True)
+    sharded = launch(2, tmp_path, "ldm.optimization.batch_size=2", sharded="fsdp2")
     assert worst(sharded, expected) < 1e-6
     stop_at(tmp_path, 4)
     assert list((tmp_path / "ldm/checkpoints/step_00000004/pytorch_model_fsdp_0").glob("*.distcp"))
-    assert worst(launch(4, tmp_path, "ldm.optimization.batch_size=1", sharded=True), sharded) < 1e-6
+    whole_batch = "ldm.optimization.batch_size=1"
+    assert worst(launch(4, tmp_path, whole_batch, sharded="fsdp2"), sharded) < 1e-6
+    stop_at(tmp_path, 4)
+    assert worst(launch(4, tmp_path, whole_batch, sharded="hsdp"), sharded) < 1e-6
+    stop_at(tmp_path, 0)  # from the beginning: two copies of two shards
+    assert worst(launch(4, tmp_path, whole_batch, sharded="hsdp"), sharded) < 1e-6
+
+
+@pytest.mark.slow
+def test_weights_gathered_in_bf16_train_nearly_as_those_in_fp32(one_rank, tmp_path):
+    folder, _ = one_rank
+    half = ["ldm.optimization.batch_size=2", "ldm.optimization.precision=bf16"]
+    weights = {}
+    for name in ("fp32", "bf16"):
+        shutil.copytree(folder, tmp_path / name, ignore=shutil.ignore_patterns("ldm"))
+        run = f"run={tmp_path / name}"
+        weights[name] = launch(
+            2, tmp_path / name, run, *half, f"ldm.optimization.sharded_precision={name}", sharded="fsdp2"
+        )
+    assert all(value.dtype == torch.float32 for value in weights["bf16"].values())
+    assert 0 < worst(weights["bf16"], weights["fp32"]) < 1e-3
+
+
+def test_weights_gathered_in_bf16_need_a_training_in_bf16():
+    assert sharded_policy("fp32", bf16=True) == MixedPrecisionPolicy()
+    assert sharded_policy("bf16", bf16=True).reduce_dtype == torch.float32
+    with pytest.raises(InputError, match="needs a training in bf16: set precision=bf16"):
+        sharded_policy("bf16", bf16=False)

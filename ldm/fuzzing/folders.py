@@ -8,9 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 from ldm.encoding.job_records import JobRecord, read_job_record
+from ldm.encoding.resume import ENCODER, record_vae
 from ldm.fuzzing.kind import Kind, NeighborLost, Valid
 from ldm.fuzzing.media import healthy_video, image_bytes, video_bytes
 from ldm.fuzzing.mutations import BYTES, JSON, JSON_LINES, TEXT
@@ -93,6 +95,7 @@ def _make_records(context: Path) -> Sequence[Valid]:
     return [
         Valid("job.json", json.dumps(record).encode(), JSON),
         Valid("stage.json", json.dumps(stage).encode(), JSON),
+        Valid(ENCODER, json.dumps({"vae_sha256": _VAE_SHA256, "vae_config": _VAE.config}).encode(), JSON),
         Valid("samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode(), JSON_LINES),
         Valid("report.json", json.dumps({"reconstruction": {"psnr": 30.0}, "minutes": {"vae": 1}}).encode(), JSON),
         Valid("packing.json", json.dumps(asdict(report)).encode(), JSON),
@@ -106,9 +109,14 @@ def _read_packing(path: Path) -> PackingReport:
     return report
 
 
+# As much of a VAE as is compared with the record of a folder's VAE.
+_VAE_SHA256 = "f" * 64
+_VAE: Any = SimpleNamespace(config={"latent_channels": 4, "norm": "frame"})
+
 _READERS: dict[str, Callable[[Path], object]] = {
     "job.json": read_job_record,
     "stage.json": read_stage_record,
+    ENCODER: lambda path: record_vae(path.parent, _VAE, _VAE_SHA256, path.parent),
     "samples.jsonl": lambda path: read_sample_rows(path.parent),
     "packing.json": _read_packing,
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from odvae.packing.source_folder import member_kind
-from odvae.running.errors import InputError
+from odvae.running.errors import InputError, write_errors_named
 from odvae.running.failures import Failure
 from odvae.running.files import atomic_file, load_json, read_json_lines
 from odvae.shards.facts import checked_about
@@ -102,13 +102,15 @@ class Journal:
 
     def _append(self, row: dict) -> None:
         assert self._file is not None
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with write_errors_named(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with write_errors_named(self.path):
+                file.close()
 
 
 def examined_in(row: dict) -> Iterator[Examined]:

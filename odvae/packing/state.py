@@ -21,7 +21,15 @@ from odvae.packing.journal import JOURNAL
 from odvae.packing.output import base_of, find_file, is_empty, remove_file, remove_folder, remove_shard, write_small
 from odvae.packing.report import PackingReport, read_report
 from odvae.running.errors import InputError
-from odvae.running.files import make_output_folder, read_json_lines, read_object, temporary_path, write_json, write_text
+from odvae.running.files import (
+    append_text,
+    make_output_folder,
+    read_json_lines,
+    read_object,
+    temporary_path,
+    write_json,
+    write_text,
+)
 from odvae.running.folder_lock import sole_writer
 from odvae.running.resume_check import differing_keys
 from odvae.shards.facts_journal import INDEX_FOLDER
@@ -147,8 +155,7 @@ class PackingState:
 
     def note_shard(self, name: str, **facts: Any) -> None:
         """Write down that a shard will be written (without facts), or that it was."""
-        with open(self._shards, "a") as file:
-            file.write(json.dumps({"name": name, **facts}) + "\n")
+        append_text(self._shards, json.dumps({"name": name, **facts}) + "\n")
 
     def remove_shard(self, name: str) -> None:
         """Remove a shard that this packing has written before its input changed."""

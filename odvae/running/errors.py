@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,10 @@ class MemoryLimitError(InputError):
     cause = "limit"
 
 
+class DiskError(InputError):
+    """A file cannot be written on this machine, whatever URL it is a copy for."""
+
+
 class UnfitError(InputError):
     """A file that can be read but is not suitable, such as a video that is shorter than a clip."""
 
@@ -59,6 +64,9 @@ STORAGE_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM,
     errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
 }  # fmt: skip
+
+# What torch.save says when a write fails.
+_TORCH_CANNOT_WRITE = ("PytorchStreamWriter", "inline_container.cc", "iostream error")
 
 # What gloo and NCCL say when another process of the launch is gone.
 _LOST_CONNECTION = ("gloo/transport", "Connection closed by peer", "remote process exited")
@@ -101,16 +109,21 @@ def readable_storage_error(error: OSError) -> str | None:
 
 @contextlib.contextmanager
 def write_errors_named(path: Path) -> Iterator[None]:
-    """Within it, a failure to write a model file raises an InputError with `path`.
+    """Within it, a failure to write a file or a model names `path`.
 
-    safetensors and torch.save do not raise OSError for a full disk, but errors of their own types.
+    An OSError of a full disk has no file's name; it gets this one. safetensors and torch.save raise errors of their own
+    types, which become a DiskError.
     """
     try:
         yield
+    except OSError as error:
+        if error.filename is None and error.errno in STORAGE_ERRORS:
+            error.filename = os.fspath(path)
+        raise
     except (SafetensorError, RuntimeError) as error:
-        if not isinstance(error, SafetensorError) and "PytorchStreamWriter" not in str(error):
+        if not isinstance(error, SafetensorError) and not any(words in str(error) for words in _TORCH_CANNOT_WRITE):
             raise
-        raise InputError(
+        raise DiskError(
             f"cannot write {path}: {error}. What was written before is intact; run the same command again to resume"
         ) from None
 

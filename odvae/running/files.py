@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, get_type_hints
 
-from odvae.running.errors import InputError, write_errors_named
+from odvae.running.errors import DiskError, InputError, write_errors_named
 from odvae.running.json_objects import JsonObject
 from odvae.running.text import check_is_file, read_text_file
 
@@ -71,7 +71,7 @@ def atomic_file(path: str | Path) -> Iterator[BinaryIO]:
     path = Path(path)
     temporary = temporary_path(path)
     try:
-        with open(temporary, "wb") as file:
+        with write_errors_named(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -138,6 +138,12 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_text(path: str | Path, text: str) -> None:
     with atomic_file(path) as file:
         file.write(text.encode())
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add a text at the end of a file."""
+    with write_errors_named(path), open(path, "a", encoding="utf-8") as file:
+        file.write(text)
 
 
 def read_json(path: str | Path) -> Any:
@@ -248,13 +254,15 @@ def read_json_lines(path: str | Path) -> list[JsonObject]:
 
 
 def make_output_folder(path: str | Path) -> Path:
-    """Create a folder and check that files can be written into it. Raises InputError if not."""
+    """Create a folder and check that files can be written into it. Raises DiskError if not."""
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = temporary_path(path / "write_test")
-        probe.write_bytes(b"x" * 4096)
-        probe.unlink(missing_ok=True)
+        try:
+            probe.write_bytes(b"x" * 4096)
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        raise InputError(f"cannot write into output folder {path}: {error.strerror}") from None
+        raise DiskError(f"cannot write into output folder {path}: {error.strerror}") from None
     return path

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from odvae.running.errors import InputError
+from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import make_output_folder, remove_leftovers
 
 LOCK = ".lock"
@@ -95,8 +95,8 @@ def _locked(path: Path, timeout: float, message: str, kind: int = fcntl.LOCK_EX)
         _held_files.add(file)
         try:
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            file.flush()
+            with write_errors_named(path):  # without a buffer, which would be written again, and fail, at the end
+                os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
             yield
         finally:
             _held_files.discard(file)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from odvae.running.errors import InputError
+from odvae.running.errors import DiskError, InputError
 from odvae.running.files import write_json
 from odvae.running.folder_lock import exclusive_update, is_being_written
 from odvae.storage.client import call
@@ -197,8 +197,8 @@ def errors_named(folder: Path, url: Path) -> Iterator[None]:
 
 
 def rename_in(error: BaseException, folder: Path, url: Path) -> None:
-    """Have an input error name a `url` in place of its working copy `folder`."""
-    if isinstance(error, InputError):
+    """Have an input error name a `url` in place of its working copy `folder`, unless it is the copy that is wrong."""
+    if isinstance(error, InputError) and not isinstance(error, DiskError):
         error.args = tuple(str(one).replace(str(folder), str(url)) for one in error.args)
 
 

@@ -7,8 +7,10 @@ position: both are functions of the step.
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -112,23 +114,34 @@ class Checkpoints:
         if self.accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
         wait_for_everyone()
-        with write_errors_named(temporary):
+        with write_errors_named(final), self._removed_on_failure(temporary):
             self.accelerator.save_state(str(temporary))
             for number, average in enumerate(self.averages):
                 average.save(temporary / f"ema_{number}.safetensors", self.accelerator.is_main_process)
-        wait_for_everyone()
+            wait_for_everyone()
+            if self.accelerator.is_main_process:
+                for number, small in enumerate(self.small_states):
+                    save_model(small, str(temporary / f"state_{number}.safetensors"))
+                write_json(temporary / "state.json", {"format": FORMAT, "step": step, **self.facts})
+                flush_to_disk(temporary)
+                temporary.rename(final)
         if self.accelerator.is_main_process:
-            for number, small in enumerate(self.small_states):
-                save_model(small, str(temporary / f"state_{number}.safetensors"))
-            write_json(temporary / "state.json", {"format": FORMAT, "step": step, **self.facts})
-            flush_to_disk(temporary)
-            temporary.rename(final)
             for old in checkpoints_of(self.stage)[: -self.keep]:
                 shutil.rmtree(old)
         wait_for_everyone()
         if self.mirror is not None:
             self._upload(self.mirror, temporary, final)
             wait_for_everyone()
+
+    @contextlib.contextmanager
+    def _removed_on_failure(self, temporary: Path) -> Iterator[None]:
+        """Within it, a failure removes the folder, so that a disk that was full has space again."""
+        try:
+            yield
+        except BaseException:
+            if self.accelerator.is_main_process:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
     def _upload(self, mirror: Mirror, temporary: Path, final: Path) -> None:
         """Upload a checkpoint: the files that other machines have written of it, then those of the main process."""

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 
 from odvae.running.distributed import decide_on_main_process
 from odvae.running.errors import InputError
-from odvae.running.files import read_json_lines, read_object, write_json, write_text
+from odvae.running.files import append_text, read_json_lines, read_object, write_json, write_text
 from odvae.running.run_folder import code_version
 from odvae.running.settings import read_yaml
 from odvae.running.stage import SETTINGS
@@ -108,8 +108,7 @@ class MetricsLog:
         """Write one row. Values that are not finite are left out, since JSON cannot represent them."""
         values = {name: value for name, value in values.items() if math.isfinite(value)}
         if self.accelerator.is_main_process:
-            with open(self.path, "a") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+            append_text(self.path, json.dumps({"step": step, **values}) + "\n")
         with self._tracker_may_fail(step):
             self.accelerator.log(values, step=step)
 

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ldm.demo.judge import Verdict, prompt_accuracy
+from ldm.demo.accuracy import prompt_accuracy
+from ldm.demo.judge import Verdict
 from ldm.evaluation.clip_score import CLIPScorer
 from ldm.evaluation.features import FeatureNetwork, load_networks
 from ldm.evaluation.protocols import PROTOCOLS

@@ -43,5 +43,5 @@ def _render_demo(demo: DemoVideoSettings, data: DataSettings, shards: Path) -> N
     if data.height != data.width:
         raise InputError(f"demo videos are square; data.height={data.height}, data.width={data.width}")
     folder = shards.parent / "videos"
-    write_demo_videos(folder, demo.count, data.span, data.height, demo.fps, demo.seed, demo.diagonal)
+    write_demo_videos(folder, demo.count, data.span, data.height, demo.fps, demo.seed, demo.diagonal, demo.content)
     print(describe(pack_folder(folder, shards), shards), flush=True)

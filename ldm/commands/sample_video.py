@@ -43,7 +43,8 @@ def main() -> None:
         texts = (options.negative_prompt, options.image, samples.file_names)
         requests = user_requests(prompts, options.classes, options.seed, count, *texts)
     else:
-        demo, conditioning = experiment.demo_videos is not None, experiment.ldm.conditioning
+        conditioning = experiment.ldm.conditioning
+        demo = experiment.demo_videos.content if experiment.demo_videos is not None else None
         classes = load_manifest(folders.latents).classes if conditioning.kind == "class" else []
         requests = evaluation_requests(samples, conditioning, classes, open_videos(experiment), experiment.seed, demo)
     files = sample_videos(requests, samples, folders.vae, folders.ldm, folders.samples)

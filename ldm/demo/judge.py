@@ -1,28 +1,29 @@
-"""The judge: measures the color, shape and motion of a demo clip, for the prompt accuracy of generated videos.
+"""The judge: measures color, shape, motion and speed in a demo clip, for the prompt accuracy of generated videos.
 
 It has no learned weights. The demo's shapes are saturated and their background is gray, so a pixel's chroma is
 proportional to the share of the pixel that the shape covers, and blending, blur and noise act on it linearly. The
 color is the direction (hue) of the chroma, the motion the path of the centroid, and the shape the best of three
-templates compared with the clip's frames, aligned in position and scale. Each result needs a margin over the
-second best; otherwise it is `UNCLEAR`, never a guess.
+templates compared with the clip's frames, aligned in position and scale. Two shapes are told apart by their hues. Each
+result needs a margin over the second best; otherwise it is `UNCLEAR`, never a guess.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from ldm.demo.videos import COLORS, DIRECTIONS, SHAPES, distance_to_shape, parse_caption
+from ldm.demo.scenes import AND, BOUNCES, COLORS, DIRECTIONS, HUES_APART, SHAPES, SPEEDS
+from ldm.demo.videos import ROUNDS, distance_to_shape, there_and_back
 
 UNCLEAR = "unclear"
-ATTRIBUTES = ("color", "shape", "motion")
+ATTRIBUTES = ("color", "shape", "motion", "speed")  # speed only where the captions say it
 
 # Color: the clip's chroma is strong, of one hue, and near one of the six named hues.
 FOREGROUND_CHROMA = 0.25  # the background's, with noise, is below; a shape's is about .8
 SHAPE_CHROMA = 0.5  # a half-transparent shape has less
 ONE_HUE = 0.9  # |mean chroma| over mean |chroma|: 1 for one hue, .87 for two hues 60 degrees apart
+SECOND_HUE = 0.2  # of the foreground's chroma, where a clip has two shapes
 HUE_REACH = 22.0  # degrees from a named hue; the border to the next is at 30
 # One object: in most frames, of plausible area, alone, unchanged over time, and roughly of a known shape.
 AREA = (0.03, 0.45)  # of the frame
@@ -35,10 +36,11 @@ COHERENCE = 0.75  # a frame's overlap with the mean of all frames; an object tha
 SHAPE_OVERLAP = 0.75  # a deformed triangle is still a triangle
 SHAPE_LEAD = 0.02  # the smallest at which blurred renders are never confused
 BLURS = (0.0, 0.08, 0.16, 0.25)  # of the radius: templates may be as soft as the clip
-# Motion: a straight path along one axis, long compared with the shape.
+# Motion: a path along one axis or the diagonal, from end to end or there and back, long compared with the shape.
 TRAVEL = 0.4  # radii, first frame to last; the demo's is at least 1.1
 DOMINANCE = 2.0  # times the travel along the other axis
-STRAIGHTNESS = 0.9  # correlation of position and time; a sudden jump has .87
+STRAIGHTNESS = 0.9  # correlation of the position with a path of constant speed; a sudden jump has .87
+FAST = 0.235  # of the width: a longer way is fast
 
 PATCH = 32  # points per side of the window in which frames are aligned in position and scale
 PATCH_REACH = 2.0  # radii from its center to its border
@@ -46,27 +48,40 @@ PATCH_REACH = 2.0  # radii from its center to its border
 
 @dataclass(frozen=True)
 class Verdict:
-    """Color, shape and motion of a clip: each a word of the demo's vocabulary, or `UNCLEAR`."""
+    """Color, shape, motion and speed of a clip: each a word of the demo's vocabulary, or `UNCLEAR`.
+
+    For a clip of two shapes, each is two words with "and" between them, in the order of their colors' hues.
+    """
 
     color: str
     shape: str
     motion: str
+    speed: str = UNCLEAR
 
 
-NO_OBJECT = Verdict(UNCLEAR, UNCLEAR, UNCLEAR)
+NO_OBJECT = Verdict(UNCLEAR, UNCLEAR, UNCLEAR, UNCLEAR)
 
 
 def judge(video: np.ndarray) -> Verdict:
     """The verdict on one clip, uint8 (t, h, w, 3). Designed for 32 to 128 pixels and 5 to 65 frames.
 
-    All three are `UNCLEAR` if the clip has no single object. Raises ValueError for another layout.
+    All are `UNCLEAR` if the clip has not one or two objects. Raises ValueError for another layout.
     """
     if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or len(video) < 2:
         raise ValueError(f"expected a uint8 video (t >= 2, h, w, 3), got {video.dtype} {video.shape}")
-    foreground = separate_shape(measure_chroma(video))
-    if foreground is None:
+    parts = [judge_object(hue, matte) for hue, matte in separate_shapes(measure_chroma(video))]
+    if not parts or NO_OBJECT in parts:
         return NO_OBJECT
-    hue, matte = foreground
+    return Verdict(**{name: join_words([getattr(part, name) for part in parts]) for name in ATTRIBUTES})
+
+
+def join_words(words: Sequence[str]) -> str:
+    """The words of one or two shapes as one; `UNCLEAR` if one of them is."""
+    return UNCLEAR if UNCLEAR in words else AND.join(words)
+
+
+def judge_object(hue: float, matte: np.ndarray) -> Verdict:
+    """The verdict on one object, given its hue in degrees and its matte (t, h, w)."""
     track = follow_object(matte)
     if track.valid.mean() < GOOD_FRAMES:
         return NO_OBJECT
@@ -74,7 +89,7 @@ def judge(video: np.ndarray) -> Verdict:
     overlaps = compare_shapes(patches)
     if overlaps.max() < OBJECT_OVERLAP or measure_coherence(patches) < COHERENCE:
         return NO_OBJECT
-    return Verdict(name_color(hue), name_shape(patches), name_motion(track))
+    return Verdict(name_color(hue), name_shape(patches), *name_motion(track, matte.shape[2]))
 
 
 def measure_chroma(video: np.ndarray) -> np.ndarray:
@@ -89,23 +104,43 @@ def measure_chroma(video: np.ndarray) -> np.ndarray:
     return chroma
 
 
-def separate_shape(chroma: np.ndarray) -> tuple[float, np.ndarray] | None:
-    """The foreground's hue in degrees, and its matte (t, h, w): about 1 in the shape, 0 in the background.
+def separate_shapes(chroma: np.ndarray) -> list[tuple[float, np.ndarray]]:
+    """The one or two objects of a clip, by hue: each one's hue in degrees, and its matte (t, h, w), about 1 in the
+    shape and 0 in the background and in the other shape.
 
-    None instead, if there is no foreground of one strong hue.
+    None of them, if the foreground is not of one or two strong hues.
     """
     strength = np.abs(chroma)
     foreground = strength > FOREGROUND_CHROMA
     if not AREA[0] < foreground.mean() < AREA[1]:
-        return None
-    total = chroma[foreground].sum()
-    if np.abs(total) < ONE_HUE * strength[foreground].sum():
-        return None
-    along = (chroma * np.conj(total / np.abs(total))).real
-    full = np.percentile(along[foreground], 75)  # the plateau, above soft edges and below rare spikes
-    if full < SHAPE_CHROMA:
-        return None
-    return float(np.degrees(np.angle(total)) % 360), along / full
+        return []
+    colored = chroma[foreground]
+    found = []
+    for total in one_or_two_hues(colored):
+        direction = total / np.abs(total)
+        along = (chroma * np.conj(direction)).real
+        own = along[foreground][(colored * np.conj(direction)).real > 0.5 * np.abs(colored)]
+        full = np.percentile(own, 75)  # the plateau, above soft edges and below rare spikes
+        if full < SHAPE_CHROMA:
+            return []
+        found.append((float(np.degrees(np.angle(total)) % 360), along / full))
+    return found
+
+
+def one_or_two_hues(colored: np.ndarray) -> list[complex]:
+    """The sum of the chroma of one hue, or of each of two hues that are far apart, ordered by hue; none where there is
+    neither."""
+    total = colored.sum()
+    if np.abs(total) > ONE_HUE * np.abs(colored).sum():
+        return [total]
+    nearest = np.round(np.degrees(np.angle(colored)) / 60).astype(int) % len(COLORS)
+    shares = np.bincount(nearest, np.abs(colored), len(COLORS)) / np.abs(colored).sum()
+    second, first = np.argsort(shares)[-2:]
+    steps = abs(int(first) - int(second))
+    if 60 * min(steps, len(COLORS) - steps) < HUES_APART or shares[second] < SECOND_HUE:
+        return []
+    totals = [colored[nearest == hue].sum() for hue in sorted((int(first), int(second)))]
+    return totals if sum(map(abs, totals)) > ONE_HUE * np.abs(colored).sum() else []
 
 
 def sharpen(matte: np.ndarray) -> np.ndarray:
@@ -211,47 +246,29 @@ def name_shape(patches: np.ndarray) -> str:
     return SHAPES[named] if clear else UNCLEAR
 
 
-def name_motion(track: Track) -> str:
-    """The motion from the first frame to the last, if it is long, straight, and along one axis or the diagonal."""
-    time = np.flatnonzero(track.valid) / (len(track.valid) - 1) - 0.5
-    time -= time.mean()
+def name_motion(track: Track, width: int) -> tuple[str, str]:
+    """The motion and its speed in a clip of `width` pixels, if it is long, along one axis or the diagonal, and at
+    constant speed: from end to end, or there and back."""
+    progress = np.flatnonzero(track.valid) / (len(track.valid) - 1)
     position = track.position[track.valid] - track.position[track.valid].mean(0)
-    travel = time @ position / (time @ time)  # (2,): the slope of a line fitted to all valid frames
+    ways = {"": progress, **{speed: there_and_back(progress, rounds) for speed, rounds in ROUNDS.items()}}
+    fits = {speed: fit_way(position, way) for speed, way in ways.items()}
+    speed, (travel, likeness) = max(fits.items(), key=lambda item: np.linalg.norm(item[1][0]))
     length = np.abs(travel).max()
-    if length < TRAVEL * track.radius:
-        return UNCLEAR
     moved = np.abs(travel) * DOMINANCE > length  # one axis, or both
-    spread = np.sqrt((time @ time) * (position * position).sum(0))
-    if (np.abs(time @ position)[moved] < STRAIGHTNESS * spread[moved]).any():
-        return UNCLEAR
+    if length < TRAVEL * track.radius or (likeness[moved] < STRAIGHTNESS).any():
+        return UNCLEAR, UNCLEAR
+    if speed:
+        way = tuple(moved.astype(int))
+        return next((word for word, named in BOUNCES.items() if named == way), UNCLEAR), speed
     direction = tuple(np.where(moved, np.sign(travel), 0).astype(int))
-    return next((word for word, named in DIRECTIONS.items() if named == direction), UNCLEAR)
+    word = next((word for word, named in DIRECTIONS.items() if named == direction), UNCLEAR)
+    return word, SPEEDS[int(length > FAST * width)]
 
 
-def prompt_accuracy(verdicts: Sequence[Verdict], captions: Sequence[str]) -> dict:
-    """Shares of verdicts that agree with their captions: `color`, `shape`, `motion` in 0..1, and `n` clips.
-
-    "unclear" counts as wrong; `unclear` has its share for each attribute. `chance` has the expected accuracy of the
-    same verdicts with the captions in random order. `words` has, for each word of the captions, the number `n` of clips
-    that should have it and the share that has (`accuracy`).
-
-    Raises ValueError for no clips, for another number of captions than verdicts, and for a caption that is not a
-    scene's.
-    """
-    if not verdicts or len(verdicts) != len(captions):
-        raise ValueError(f"expected a caption for each verdict, got {len(captions)} for {len(verdicts)}")
-    scenes = [parse_caption(caption) for caption in captions]
-    n = len(scenes)
-    report: dict = {"n": n, "unclear": {}, "chance": {}, "words": {}}
-    for attribute in ATTRIBUTES:
-        predicted = [getattr(verdict, attribute) for verdict in verdicts]
-        expected = [getattr(scene, attribute) for scene in scenes]
-        predictions, labels = Counter(predicted), Counter(expected)
-        report[attribute] = sum(a == b for a, b in zip(predicted, expected, strict=True)) / n
-        report["unclear"][attribute] = predictions[UNCLEAR] / n
-        report["chance"][attribute] = sum(predictions[word] * labels[word] for word in labels) / n**2
-        right = Counter(a for a, b in zip(predicted, expected, strict=True) if a == b)
-        report["words"] |= {
-            word: {"n": labels[word], "accuracy": right[word] / labels[word]} for word in sorted(labels)
-        }
-    return report
+def fit_way(position: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """How far a path (t, 2) goes while `way` goes from 0 to 1, by least squares, and how alike they are (the absolute
+    correlation): each (2,), along x and y."""
+    way = way - way.mean()
+    product, norm = way @ position, np.sqrt(way @ way)
+    return product / norm**2, np.abs(product) / (norm * np.sqrt((position**2).sum(0)) + 1e-6)

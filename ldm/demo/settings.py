@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from odvae.running.settings import Settings
@@ -14,6 +16,9 @@ class DemoVideoSettings(Settings):
     """Frames per second of the files."""
     seed: int = 0
     """Seed of the scenes."""
+    content: Literal["plain", "varied"] = "varied"
+    """What the captions say: "plain", one shape that moves in a line at one speed; "varied", slow and fast shapes, some
+    of which bounce, and in every sixth video two of them."""
     diagonal: float = Field(0.0, ge=0, le=1)
     """Share of the videos in which the shape moves "diagonally", a word that the others do not have: for fine-tuning
     (configs/lora_demo.yaml)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ldm.demo.judge import ATTRIBUTES
+from ldm.demo.accuracy import attributes_of
 from ldm.experiment import Experiment
 from ldm.frontier.budget import generator_steps, with_equal_steps
 from ldm.frontier.settings import SHARED, FrontierSettings
@@ -134,7 +134,7 @@ def _generator_row(folder: Path, steps: int) -> dict[str, Any]:
         "minutes": trained["minutes"],
         "held_out_loss": trained["held_out_loss"],
         **{key: value for key, value in scores(report).items() if key not in ("command", "commit")},
-        "ceiling": None if ceiling is None else {key: ceiling[key] for key in ATTRIBUTES},
+        "ceiling": None if ceiling is None else {key: ceiling[key] for key in attributes_of(ceiling)},
     }
 
 

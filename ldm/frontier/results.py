@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from ldm.demo.judge import ATTRIBUTES
+from ldm.demo.accuracy import mean_accuracy
 from ldm.frontier.point import read_result
 from ldm.frontier.settings import FrontierSettings
 from odvae.running.errors import InputError
@@ -121,7 +121,7 @@ def compression_of(result: JsonObject) -> dict[str, Any]:
 def _ceiling(result: JsonObject) -> float | None:
     """Prompt accuracy of the reconstructions of real videos, which bounds a generator's."""
     found = [row["ceiling"] for row in result["generators"] if row.get("ceiling") is not None]
-    return mean(mean(one[name] for name in ATTRIBUTES) for one in found) if found else None
+    return mean(mean_accuracy(one) for one in found) if found else None
 
 
 def scores_of(result: JsonObject) -> dict[str, Score]:
@@ -130,7 +130,7 @@ def scores_of(result: JsonObject) -> dict[str, Score]:
     for row in result["generators"]:
         if row.get("prompt_accuracy") is not None:
             for budget in row["budgets"]:
-                found.setdefault(budget, []).append(mean(row["prompt_accuracy"][name] for name in ATTRIBUTES))
+                found.setdefault(budget, []).append(mean_accuracy(row["prompt_accuracy"]))
     return {budget: Score(result.text("point"), tuple(values)) for budget, values in found.items()}
 
 

@@ -115,7 +115,7 @@ def _check_neighbors(videos: VideoSet) -> None:
 def _use_all(videos: VideoSet, rng: Random) -> None:
     """What training, encoding, sampling and evaluation ask of the videos other than the neighbors."""
     refused = None
-    evaluation_requests(SampleSettings(count=2), ConditioningSettings(), [], videos, seed=0, demo=False)
+    evaluation_requests(SampleSettings(count=2), ConditioningSettings(), [], videos, seed=0, demo=None)
     dataset = ClipDataset(videos.train, videos.data, seed=0)
     for sample in videos.samples:
         if sample.key in _NEIGHBORS:

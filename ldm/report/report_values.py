@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ldm.demo.judge import ATTRIBUTES
+from ldm.demo.accuracy import attributes_of
 from odvae.running.json_objects import JsonObject
 
 # The sets of videos that a distance is measured for.
@@ -104,8 +104,9 @@ def _check_has(part: JsonObject, *keys: str) -> None:
 
 
 def _check_accuracy(part: JsonObject) -> None:
-    _check_numbers(part, *ATTRIBUTES, "n")
-    _check_numbers(part.section("chance"), *ATTRIBUTES)
+    attributes = attributes_of(part)
+    _check_numbers(part, *attributes, "n")
+    _check_numbers(part.section("chance"), *attributes)
     part.section("unclear").number("shape")
     _check_has(part, "protocol")
 

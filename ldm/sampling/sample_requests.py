@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.demo.videos import prompts as demo_prompts
+from ldm.demo.scenes import Content
+from ldm.demo.scenes import prompts as demo_prompts
 from ldm.networks.settings import ConditioningSettings
 from ldm.sampling.prompt_file import Prompt
 from ldm.sampling.settings import FileNames, SampleSettings
@@ -48,12 +49,12 @@ def evaluation_requests(
     classes: Sequence[str],
     videos: VideoSet,
     seed: int,
-    demo: bool,
+    demo: Content | None,
 ) -> list[Request]:
     """The videos that an evaluation scores, `settings.count` of them.
 
-    Text: captions of held-out videos and, for the demo, `settings.unseen_count` held-out combinations.
-    Classes: each in turn. Raises InputError where the held-out videos have no captions.
+    Text: captions of held-out videos and, for the demo's videos (`demo` is their content), `settings.unseen_count`
+    held-out combinations. Classes: each in turn. Raises InputError where the held-out videos have no captions.
     """
     if settings.unseen_count and not demo:
         raise InputError(
@@ -74,7 +75,7 @@ def evaluation_requests(
     for i, (file, video_seed) in enumerate(seeds.items()):
         sample, caption = captioned[i % len(captioned)]
         requests.append(Request(file, video_seed, HELD_OUT, caption, source=sample.key))
-    for i, prompt in enumerate(demo_prompts(settings.unseen_count, seed, unseen=True) if demo else []):
+    for i, prompt in enumerate(demo_prompts(settings.unseen_count, seed, True, demo) if demo else []):
         requests.append(Request(f"{UNSEEN}_{i:04d}.mp4", derive_seed(seed, UNSEEN, i), UNSEEN, prompt))
     return requests
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ldm.demo.judge import ATTRIBUTES
+from ldm.demo.accuracy import mean_accuracy
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def generator_claims(generator: str, image: dict, equal_steps: dict, equal_time:
     wanted = f"not above the image VAE's interval, {lowest:.3g} to {highest:.3g}"
     checks.append(Claim(text, wanted, measured, equal_time["frechet"] <= highest))
     if image["prompt_accuracy"]:
-        ours, theirs = (sum(row["prompt_accuracy"].values()) / len(ATTRIBUTES) for row in (equal_time, image))
+        ours, theirs = (mean_accuracy(row["prompt_accuracy"]) for row in (equal_time, image))
         text = f"{title} prompt accuracy at equal time"
         checks.append(Claim(text, "not below", f"{ours:.1%} against {theirs:.1%}", ours >= theirs))
     return checks

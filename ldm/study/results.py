@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ldm.demo.judge import ATTRIBUTES
+from ldm.demo.accuracy import attributes_of
 from ldm.report.report_values import distance_parts, interval_of
 from ldm.study.claims import claims
 from ldm.study.plan import IMAGE, Budget, generator_name, init_name
@@ -118,6 +118,7 @@ def scores(report: JsonObject) -> dict:
     """Distances with their baselines, and prompt accuracy where the videos are the demo's."""
     network, part = next(distance_parts(report), ("", JsonObject({}, f"{report.source}: distances")))
     accuracy = report.section("prompt_accuracy") if report["prompt_accuracy"] is not None else None
+    accuracies = None if accuracy is None else {name: accuracy.number(name) for name in attributes_of(accuracy)}
     generated = part.section("generated")
     return {
         "distance": part.text("name"),
@@ -128,7 +129,7 @@ def scores(report: JsonObject) -> dict:
         "frechet_reconstructed": part.section("reconstructed").number("frechet"),
         "frechet_real": part.section("real").number("frechet"),
         "inception_score": generated.get("inception_score"),
-        "prompt_accuracy": None if accuracy is None else {name: accuracy.number(name) for name in ATTRIBUTES},
+        "prompt_accuracy": accuracies,
         **_source(report.section("distances")),
     }
 

@@ -35,7 +35,7 @@ def folders(ldm_run, tmp_path_factory):
     train(root, root / "ldm", settings(steps=1))
     folders, chosen = RunFolder(root), settings().conditioning
     videos = VideoSet(root / "shards", DATA, "?")
-    requests = evaluation_requests(SAMPLING.model_copy(update={"count": 2}), chosen, [], videos, seed=0, demo=False)
+    requests = evaluation_requests(SAMPLING.model_copy(update={"count": 2}), chosen, [], videos, seed=0, demo=None)
     sample_videos(requests, SAMPLING, folders.vae, folders.ldm, folders.samples)
     return folders
 

@@ -55,7 +55,7 @@ def test_a_video_vae_of_diffusers_goes_through_every_stage(ldm_run, tmp_path, na
     train_ldm(chosen, folders.vae, folders.latents, folders.ldm, 0)
 
     sampling = SampleSettings(num_inference_steps=2, count=2)
-    requests = evaluation_requests(sampling, chosen.conditioning, [], videos, 0, demo=False)
+    requests = evaluation_requests(sampling, chosen.conditioning, [], videos, 0, demo=None)
     files = sample_videos(requests, sampling, folders.vae, folders.ldm, folders.samples)
     assert [len(list(decode(file, "x"))) for file in files] == [9, 9]
 

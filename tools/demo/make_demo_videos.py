@@ -1,4 +1,4 @@
-"""Render the demo's captioned videos: one colored shape crossing a gray textured background.
+"""Render the demo's captioned videos: colored shapes that move over a gray textured background.
 
     python tools/demo/make_demo_videos.py OUT
 
@@ -25,8 +25,14 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=48, help="width and height, px (default: %(default)s)")
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    parser.add_argument(
+        "--content", choices=("varied", "plain"), default="varied",
+        help="slow and fast, bouncing, single and paired shapes, or only single ones in a line (default: %(default)s)",
+    )  # fmt: skip
     options = parser.parse_args()
-    write_demo_videos(options.out, options.count, options.frames, options.size, options.fps, options.seed)
+    write_demo_videos(
+        options.out, options.count, options.frames, options.size, options.fps, options.seed, content=options.content
+    )
     print(f"{options.count} videos with captions in {options.out}")
     print(f"next: python tools/make_shards.py {shlex.quote(str(options.out))} runs/demo/shards")
 

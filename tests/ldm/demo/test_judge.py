@@ -5,15 +5,28 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ldm.demo.judge import ATTRIBUTES, UNCLEAR, Verdict, judge, prompt_accuracy
-from ldm.demo.videos import COLORS, DIAGONALLY, MOTIONS, SHAPES, SIZES, Scene, parse_caption, prompts, render
+from ldm.demo.accuracy import attributes_of, mean_accuracy, prompt_accuracy
+from ldm.demo.judge import ATTRIBUTES, UNCLEAR, Verdict, judge
+from ldm.demo.scenes import (
+    COLORS,
+    DIAGONALLY,
+    MOTIONS,
+    SHAPES,
+    SIZES,
+    Content,
+    Scene,
+    parse_caption,
+    prompts,
+)
+from ldm.demo.videos import render
 
-NOTHING = Verdict(UNCLEAR, UNCLEAR, UNCLEAR)
+NOTHING = Verdict(UNCLEAR, UNCLEAR, UNCLEAR, UNCLEAR)
 
 
-def draw_scenes(count: int, seed: int) -> list[Scene]:
+def draw_scenes(count: int, seed: int, content: Content = "plain") -> list[Scene]:
     """Half of combinations in training, half of combinations never in it."""
-    captions = prompts(count // 2, seed, unseen=False) + prompts(count - count // 2, seed, unseen=True)
+    half = count // 2
+    captions = prompts(half, seed, False, content) + prompts(count - half, seed, True, content)
     return [parse_caption(caption) for caption in captions]
 
 
@@ -43,17 +56,20 @@ def wrong_share(report: dict, attribute: str) -> float:
 
 
 @pytest.mark.parametrize(("size", "frames"), [(32, 17), (48, 17), (64, 17), (128, 5), (48, 5), (32, 65)])
-def test_renders_are_read_right(size, frames):
-    scenes = draw_scenes(300 if frames == 17 else 48, seed=11)
+@pytest.mark.parametrize("content", ["plain", "varied"])
+def test_renders_are_read_right(size, frames, content):
+    scenes = draw_scenes(240 if frames == 17 else 48, 11, content)
     report = score(render_all(scenes, 11, frames, size), scenes)
-    for attribute in ATTRIBUTES:
+    assert attributes_of(report) == list(ATTRIBUTES[: 3 if content == "plain" else 4])
+    for attribute in attributes_of(report):
         assert report[attribute] >= 0.99, (attribute, report)
 
 
 @pytest.mark.parametrize(("size", "sigma", "noise"), [(32, 0.67, 8), (48, 1, 8), (48, 2, 0), (48, 0.5, 16)])
-def test_blurred_noisy_renders_of_24_to_29_db_are_read_right(size, sigma, noise):
+@pytest.mark.parametrize("content", ["plain", "varied"])
+def test_blurred_noisy_renders_of_24_to_29_db_are_read_right(size, sigma, noise, content):
     rng = np.random.default_rng(0)
-    scenes = draw_scenes(120, seed=12)
+    scenes = draw_scenes(120, 12, content)
     clean = render_all(scenes, 12, size=size)
     noisy = [to_uint8(blur(video, sigma) + rng.normal(0, noise, video.shape)) for video in clean]
     errors = [np.mean((a.astype(float) - b) ** 2) for a, b in zip(noisy, clean, strict=True)]
@@ -62,6 +78,7 @@ def test_blurred_noisy_renders_of_24_to_29_db_are_read_right(size, sigma, noise)
     assert report["color"] >= 0.97
     assert report["shape"] >= 0.95
     assert report["motion"] >= 0.97
+    assert report.get("speed", 1) >= 0.97
 
 
 def test_the_more_blur_the_more_unclear_and_never_wrong():
@@ -71,7 +88,7 @@ def test_the_more_blur_the_more_unclear_and_never_wrong():
     for sigma in (1, 3, 4.5, 6, 9):
         report = score([to_uint8(blur(video, sigma)) for video in clean], scenes)
         unclear.append(report["unclear"]["shape"])
-        for attribute in ATTRIBUTES:
+        for attribute in attributes_of(report):
             assert wrong_share(report, attribute) < 0.02, (sigma, attribute)
     assert unclear == sorted(unclear)
     assert unclear[0] < 0.02
@@ -84,7 +101,7 @@ def test_shuffled_captions_score_chance():
     captions = [scene.caption for scene in scenes]
     rng = np.random.default_rng(0)
     shuffled = [prompt_accuracy(verdicts, list(rng.permutation(captions))) for _ in range(20)]
-    for attribute, words in zip(ATTRIBUTES, (COLORS, SHAPES, MOTIONS), strict=True):
+    for attribute, words in zip(ATTRIBUTES[:3], (COLORS, SHAPES, MOTIONS), strict=True):
         chance = shuffled[0]["chance"][attribute]
         assert chance == pytest.approx(1 / len(words), abs=0.01)
         # The variance of the matches in a random pairing of n is at most about n p, over 20 pairings.
@@ -110,8 +127,23 @@ def test_chance_is_the_mean_over_all_pairings():
     assert (report["color"], report["shape"], report["motion"]) == pytest.approx((1 / 3, 2 / 3, 1 / 3))
     assert report["words"]["circle"] == {"n": 2, "accuracy": 1 / 2}
     assert report["unclear"] == pytest.approx({"color": 0, "shape": 1 / 3, "motion": 1 / 3})
-    for attribute in ATTRIBUTES:
+    assert "speed" not in report
+    assert mean_accuracy(report) == pytest.approx((1 + 2 + 1) / 9)
+    for attribute in ATTRIBUTES[:3]:
         assert report["chance"][attribute] == pytest.approx(np.mean([r[attribute] for r in reports]))
+
+
+def test_of_two_shapes_both_must_be_as_the_caption_says():
+    caption = "a cyan square bounces horizontally slowly and a red circle moves left fast"
+    right = Verdict("red and cyan", "circle and square", "left and horizontally", "fast and slowly")
+    half = Verdict("red and cyan", "circle and circle", "left and right", "fast and fast")
+    one = Verdict("red", "circle", "left", "fast")
+    report = prompt_accuracy([right, half, one, NOTHING], [caption] * 4)
+    assert [report[name] for name in ATTRIBUTES] == [0.5, 0.25, 0.25, 0.25]
+    assert report["words"]["red"] == {"n": 4, "accuracy": 0.5}
+    assert report["words"]["circle"] == {"n": 4, "accuracy": 0.5}
+    assert report["words"]["square"] == {"n": 4, "accuracy": 0.25}
+    assert report["words"]["fast"] == {"n": 4, "accuracy": 0.5}
 
 
 def test_prompt_accuracy_refuses_captions_that_do_not_fit():
@@ -154,10 +186,10 @@ def put_side_by_side(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return both
 
 
-@pytest.mark.parametrize("same_color", [True, False])
-def test_two_shapes_are_unclear(same_color):
+@pytest.mark.parametrize("hues_apart", [0, 60, -60])
+def test_two_shapes_of_like_colors_are_unclear(hues_apart):
     for i, scene in enumerate(draw_scenes(48, seed=15)):
-        color = scene.color if same_color else COLORS[(COLORS.index(scene.color) + 1 + i % 5) % 6]
+        color = COLORS[(COLORS.index(scene.color) + hues_apart // 60) % 6]
         other = Scene(SHAPES[i % 3], color, scene.size, scene.motion)
         assert judge(put_side_by_side(render(scene, i), render(other, i + 100))) == NOTHING, (scene, other)
 
@@ -197,8 +229,11 @@ def test_only_what_is_unclear_is_called_unclear():
         still = [0] * 17
         there_and_back = [*range(0, 17, 2), *range(15, 0, -2)]
         jump = [0] * 8 + [16] * 9
-        for order in (still, there_and_back, jump):
-            assert judge(video[order]) == Verdict(read.color, read.shape, UNCLEAR), (scene, order)
+        for order in (still, jump):
+            assert judge(video[order]) == Verdict(read.color, read.shape, UNCLEAR, UNCLEAR), (scene, order)
+        way = "horizontally" if scene.motion in ("left", "right") else "vertically"
+        assert judge(video[there_and_back]) == Verdict(read.color, read.shape, way, "slowly"), scene
+        assert judge(video[[*there_and_back[::2], *there_and_back[1::2]]]).speed == "fast", scene
 
 
 def test_a_shape_that_turns_into_another_has_no_clear_shape():

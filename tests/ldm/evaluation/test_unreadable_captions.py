@@ -42,7 +42,7 @@ def test_such_a_video_is_left_out_of_the_real_clips_and_counted(videos):
 
 def test_prompts_are_the_other_captions(videos, capsys):
     settings = SampleSettings(count=2)
-    requests = evaluation_requests(settings, ConditioningSettings(), [], videos, 0, demo=False)
+    requests = evaluation_requests(settings, ConditioningSettings(), [], videos, 0, demo=None)
     assert [request.source for request in requests] == [sample.key for sample in videos.held_out[1:3]]
     assert f"left out: {videos.held_out[0].name}.txt is not UTF-8" in capsys.readouterr().err
 

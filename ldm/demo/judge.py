@@ -40,7 +40,7 @@ BLURS = (0.0, 0.08, 0.16, 0.25)  # of the radius: templates may be as soft as th
 TRAVEL = 0.4  # radii, first frame to last; the demo's is at least 1.1
 DOMINANCE = 2.0  # times the travel along the other axis
 STRAIGHTNESS = 0.9  # correlation of the position with a path of constant speed; a sudden jump has .87
-FAST = 0.235  # of the width: a longer way is fast
+FAST = 0.25  # of the width: a longer way is fast
 
 PATCH = 32  # points per side of the window in which frames are aligned in position and scale
 PATCH_REACH = 2.0  # radii from its center to its border

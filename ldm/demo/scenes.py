@@ -2,7 +2,7 @@
 
 Captions are "plain" or "varied". A plain one is of one shape that moves in a straight line, always at about the same
 speed: "a large red circle moves left". A varied one says the speed too; its shape may bounce, that is, go to one side
-and come back: "a small blue square bounces vertically fast"; and every sixth has two shapes: "a red circle moves left
+and come back: "a small blue square bounces vertically fast"; and every twelfth has two shapes: "a red circle moves left
 fast and a cyan square bounces horizontally slowly". They test what temporal compression loses: fast and sudden motion.
 
 `UNSEEN` combinations are held out from training; they test whether a model has learned the words or only their
@@ -43,7 +43,7 @@ _UNSEEN_BOUNCES = frozenset((SHAPES[n % 3], COLORS[n], tuple(BOUNCES)[n % 2]) fo
 SEEN = frozenset(COMBINATIONS) - UNSEEN
 DIAGONAL = frozenset((s, c, DIAGONALLY) for s in SHAPES for c in COLORS)
 
-TWO_SHAPES_EVERY = 6  # of varied scenes
+TWO_SHAPES_EVERY = 12  # of varied scenes
 HUES_APART = 120  # degrees at least between the two colors of a scene, so that the judge can tell its shapes apart
 
 
@@ -166,7 +166,7 @@ def _balanced_scenes(pool: Iterable[Combination], count: int, seed: int) -> list
 
 
 def _varied_scenes(pool: Iterable[Combination], count: int, seed: int) -> list[Scene]:
-    """Scenes in random order, a function of the seed: every sixth of two shapes, the others of one. All combinations
+    """Scenes in random order, a function of the seed: every twelfth of two shapes, the others of one. All combinations
     come once before any comes twice, each in all sizes and speeds before any comes a fifth time. A shorter list is a
     prefix."""
     rng = np.random.default_rng(seed)
@@ -179,13 +179,17 @@ def _varied_scenes(pool: Iterable[Combination], count: int, seed: int) -> list[S
 
 
 def _endless(pool: Sequence[Combination], rng: np.random.Generator) -> Iterator[Scene]:
-    """Scenes of one shape: all combinations in random order, then again with other sizes and speeds."""
+    """Scenes of one shape: all combinations in random order, then again with other sizes and speeds. Those that bounce,
+    which is harder to learn, come every other time."""
     ways = [(size, speed) for size in SIZES for speed in SPEEDS]
     start = rng.integers(len(ways), size=len(pool))
     for turn in numbers():
         for i in rng.permutation(len(pool)):
-            size, speed = ways[(start[i] + turn) % len(ways)]
             shape, color, motion = pool[i]
+            bounces = motion in BOUNCES
+            if bounces and turn % 2:
+                continue
+            size, speed = ways[(start[i] + (turn // 2 if bounces else turn)) % len(ways)]
             yield Scene(shape, color, size, motion, speed)
 
 

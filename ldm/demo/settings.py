@@ -18,7 +18,7 @@ class DemoVideoSettings(Settings):
     """Seed of the scenes."""
     content: Literal["plain", "varied"] = "varied"
     """What the captions say: "plain", one shape that moves in a line at one speed; "varied", slow and fast shapes, some
-    of which bounce, and in every sixth video two of them."""
+    of which bounce, and in every twelfth video two of them."""
     diagonal: float = Field(0.0, ge=0, le=1)
     """Share of the videos in which the shape moves "diagonally", a word that the others do not have: for fine-tuning
     (configs/lora_demo.yaml)."""

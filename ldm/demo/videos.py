@@ -16,8 +16,8 @@ from odvae.video.video_io import write_video
 # Of the width. Where a scene has two shapes, each has half of the frame.
 RADIUS = {"small": (0.19, 0.21), "large": (0.245, 0.265), None: (0.165, 0.175)}
 # Of the width, over the whole clip, by speed. A large triangle leaves .31 free.
-TRAVEL = {None: (0.30, 0.40), "slowly": (0.13, 0.18), "fast": (0.29, 0.38)}
-BOUNCE = (0.22, 0.30)  # of the width, from one side to the other
+TRAVEL = {None: (0.30, 0.40), "slowly": (0.16, 0.20), "fast": (0.30, 0.40)}
+BOUNCE = (0.15, 0.19)  # of the width, from one side to the other
 ROUNDS = {"slowly": 1, "fast": 2}  # of a bounce: there and back
 MARGIN = 0.01  # of the width, kept free between the shape and the frame's border
 HUE_JITTER = 5.0  # degrees either way; a color's name would change at 30
@@ -173,11 +173,11 @@ def write_demo_videos(
     InputError if the folder holds videos of other settings, or anything else.
     """
     folder = Path(folder)
-    settings: dict[str, float | str] = {"count": count, "frames": frames, "size": size, "fps": fps, "seed": seed}
+    settings: dict[str, float] = {"count": count, "frames": frames, "size": size, "fps": fps, "seed": seed}
     if diagonal:
         settings["diagonal"] = diagonal
     if content != "plain":
-        settings["content"] = content
+        settings[content] = True
     if count < 1 or fps <= 0:
         raise InputError(f"cannot write {count} videos of {fps} frames per second: both must be positive")
     if _holds_demo_videos(folder, settings):
@@ -191,7 +191,7 @@ def write_demo_videos(
         (partial / MANIFEST).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _holds_demo_videos(folder: Path, settings: dict[str, float | str]) -> bool:
+def _holds_demo_videos(folder: Path, settings: dict[str, float]) -> bool:
     """Whether the folder holds the videos of these settings. Raises InputError where it holds anything else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False

@@ -37,8 +37,8 @@ def test_the_report_has_every_number_with_its_protocol_and_a_page_that_plays(run
     assert report["reconstruction"]["psnr"] > 5
     assert -1 <= report["reconstruction"]["ssim"] <= 1
     for name in ("prompt_accuracy", "prompt_accuracy_unseen"):
-        assert set(report[name]) >= {"color", "shape", "motion", "n", "chance", "unclear", "protocol"}
-        assert set(report[name]["chance"]) == {"color", "shape", "motion"}
+        assert set(report[name]) >= {"color", "shape", "motion", "speed", "n", "chance", "unclear", "protocol"}
+        assert set(report[name]["chance"]) == {"color", "shape", "motion", "speed"}
     distances = report["distances"]["random"]
     assert "not FVD" in distances["name"]
     for floor in ("generated", "reconstructed", "real"):

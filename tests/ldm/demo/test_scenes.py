@@ -87,19 +87,19 @@ def test_a_share_of_the_training_scenes_moves_diagonally():
     )
 
 
-def test_varied_scenes_are_balanced_and_every_sixth_has_two_shapes():
-    scenes = training_scenes(540, seed=1, content="varied")
+def test_varied_scenes_are_balanced_and_every_twelfth_has_two_shapes():
+    count = (8 * 60 + 4 * 30) * 12 // 11 + 1  # eight turns of the 60 lines, in every other also the 30 bounces
+    scenes = training_scenes(count, seed=1, content="varied")
     two = [scene.other is not None for scene in scenes]
-    assert two == [i % 6 == 5 for i in range(540)]
-    single = [scene for scene in scenes if scene.other is None]
+    assert two == [i % 12 == 11 for i in range(count)]
+    single = [scene for scene in scenes if scene.other is None][:600]
     times = Counter((scene.shape, scene.color, scene.motion) for scene in single)
     assert set(times) == combinations("varied")
-    assert set(times.values()) == {5}
-    assert {way: times for way, times in Counter((s.size, s.speed) for s in single[:360]).items()} == {
-        (size, speed): 90 for size in SIZES for speed in SPEEDS
-    }
-    assert scenes == training_scenes(600, seed=1, content="varied")[:540]
-    assert scenes != training_scenes(540, seed=2, content="varied")
+    assert {times[combination] for combination in times if combination[2] in MOTIONS} == {8}
+    assert {times[combination] for combination in times if combination[2] in BOUNCES} == {4}
+    assert Counter((scene.size, scene.speed) for scene in single) == {(a, b): 150 for a in SIZES for b in SPEEDS}
+    assert scenes == training_scenes(count + 50, seed=1, content="varied")[:count]
+    assert scenes != training_scenes(count, seed=2, content="varied")
 
 
 def test_no_shape_of_a_varied_scene_is_an_unseen_combination():

@@ -77,7 +77,7 @@ def center(video: np.ndarray) -> np.ndarray:
     return np.array([[p.mean() for p in np.nonzero(saturation(frame) > 0.5)[::-1]] for frame in video]) / video.shape[2]
 
 
-@pytest.mark.parametrize(("speed", "low", "high"), [("slowly", 0.12, 0.19), ("fast", 0.28, 0.39)])
+@pytest.mark.parametrize(("speed", "low", "high"), [("slowly", 0.15, 0.21), ("fast", 0.28, 0.41)])
 def test_fast_shapes_go_about_twice_as_far_as_slow_ones(speed, low, high):
     for i, motion in enumerate(("left", "right", "up", "down")):
         for size in SIZES:
@@ -90,7 +90,7 @@ def test_a_bouncing_shape_goes_to_a_side_and_comes_back(speed, turns):
     for i, (motion, axis) in enumerate((("horizontally", 0), ("vertically", 1))):
         path = center(render(Scene("circle", "green", "small", motion, speed), i, size=96))
         assert np.ptp(path[:, 1 - axis]) < 0.01
-        assert 0.2 < np.ptp(path[:, axis]) < 0.31
+        assert 0.13 < np.ptp(path[:, axis]) < 0.2
         ways = np.sign(np.diff(path[:, axis]))
         assert [k + 1 for k in np.flatnonzero(ways[1:] != ways[:-1])] == turns
         assert abs(path[-1] - path[0]).max() < 0.01
@@ -98,7 +98,7 @@ def test_a_bouncing_shape_goes_to_a_side_and_comes_back(speed, turns):
 
 def test_two_shapes_are_both_whole_and_never_touch():
     two = [scene for scene in VARIED_SCENES if scene.other is not None]
-    assert len(two) == 20
+    assert len(two) == 10
     for i, scene in enumerate(two):
         colorful = saturation(render(scene, i, frames=9, size=64)) > 0.5
         lanes = colorful.any((0, 1)) if scene.motion in ("up", "down", "vertically") else colorful.any((0, 2))

@@ -17,6 +17,7 @@ SCORES = {
     "prompt_accuracy.color": "prompt accuracy, color",
     "prompt_accuracy.shape": "prompt accuracy, shape",
     "prompt_accuracy.motion": "prompt accuracy, motion",
+    "prompt_accuracy.speed": "prompt accuracy, speed",
 }
 
 

@@ -16,7 +16,7 @@ class DemoVideoSettings(Settings):
     """Frames per second of the files."""
     seed: int = 0
     """Seed of the scenes."""
-    content: Literal["plain", "varied"] = "varied"
+    content: Literal["plain", "varied"] = "plain"
     """What the captions say: "plain", one shape that moves in a line at one speed; "varied", slow and fast shapes, some
     of which bounce, and in every twelfth video two of them."""
     diagonal: float = Field(0.0, ge=0, le=1)

@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
-        "--content", choices=("varied", "plain"), default="varied",
+        "--content", choices=("plain", "varied"), default="plain",
         help="slow and fast, bouncing, single and paired shapes, or only single ones in a line (default: %(default)s)",
     )  # fmt: skip
     options = parser.parse_args()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from odvae.architecture.layers import keep_channels_last
 from odvae.losses import VAELoss
 from odvae.regularizers.regularized_vae import LatentChanges
 from odvae.running.errors import InputError
+from odvae.training.compilation import compile_blocks
 from odvae.training.optimization import gradients_synced_at
+from odvae.training.recomputation import enable_checkpointing
 from odvae.training.settings import OptimizationSettings
 from odvae.training.state import TrainingState
 from odvae.vae_batches import Batch
@@ -55,15 +56,11 @@ def prepare_network(network: nn.Module, optimization: OptimizationSettings) -> N
     """
     network.forward = network.reconstruct
     keep_channels_last(network)
-    if optimization.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+    enable_checkpointing(network, optimization.gradient_checkpointing)
     if optimization.compile:
         # Block by block, without the last convolution: the GAN needs the gradient at that convolution alone, for which
-        # a network compiled as a whole would run its whole backward pass. Blocks share code and differ in size, so
-        # each is one more recompilation.
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        for block in blocks_of(network):
-            block.compile(dynamic=False)
+        # a network compiled as a whole would run its whole backward pass.
+        compile_blocks(blocks_of(network))
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

@@ -212,10 +212,16 @@ def encode_pieces(vae: VideoVAE, pieces: Iterator[Tensor], streamed: bool) -> tu
     `streamed` False: there is one piece. True: the result equals that of the whole clip, in memory that does not grow
     with its length; raises InputError for a VAE that needs the whole clip.
     """
-    videos = (to_float(piece.to(vae.device)) for piece in pieces)
+    videos = _on_device(pieces, vae.device)
     posteriors = list(vae.encode_stream(videos)) if streamed else [vae.encode(next(videos)).latent_dist]
     mean, std = ([getattr(posterior, name).float() for posterior in posteriors] for name in ("mean", "std"))
     return torch.cat(mean, dim=2), torch.cat(std, dim=2)
+
+
+def _on_device(pieces: Iterator[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """uint8 pieces (b, t_i, h, w, 3) -> float ones (b, 3, t_i, h, w) in [-1, 1] on the device."""
+    for piece in pieces:
+        yield to_float(piece.to(device))
 
 
 def captions_of(sample: Sample) -> tuple[str, ...] | Failure:

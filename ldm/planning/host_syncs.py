@@ -22,7 +22,7 @@ EXCEPTIONS = {
         "encode and decode refuse NaN and pixels in 0..255, which takes one look at the values of each call; training "
         "steps do not call it"
     ),
-    ("ldm/encoding/encode_shards.py", "encode_pieces"): (
+    ("ldm/encoding/encode_shards.py", "_on_device"): (
         "a batch of clips goes to the GPU in a thread of its own, while the main thread writes the last one"
     ),
     ("ldm/sampling/decode.py", "decode_in_pieces"): "the latents' mean and deviation, a few values once for a video",

@@ -13,7 +13,9 @@ from ldm.training.alignment import Alignment
 from ldm.training.diffusion_batches import Batch, SampleLoss
 from ldm.training.settings import LDMSettings
 from ldm.training.throughput import StepMeter
+from odvae.training.compilation import compile_blocks
 from odvae.training.optimization import gradients_synced_at
+from odvae.training.recomputation import enable_checkpointing
 from odvae.training.state import TrainingState
 
 
@@ -54,7 +56,7 @@ def apply_model_options(network: nn.Module, settings: LDMSettings) -> None:
     """Apply attention back end, gradient checkpointing and compilation with diffusers' methods."""
     if settings.attention_backend == "xformers":
         network.enable_xformers_memory_efficient_attention()
-    if settings.optimization.gradient_checkpointing:
-        network.enable_gradient_checkpointing()
+    enable_checkpointing(network, settings.optimization.gradient_checkpointing)
     if settings.optimization.compile:
-        network.compile_repeated_blocks()
+        repeated = getattr(network, "_repeated_blocks", None) or ()  # as diffusers' compile_repeated_blocks
+        compile_blocks(module for module in network.modules() if type(module).__name__ in repeated)

@@ -12,6 +12,7 @@ are channels-last images, so 2D layers, norms and 3D layers can follow each othe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -125,15 +126,34 @@ class VideoGroupNorm(VideoLayer, nn.GroupNorm):
         self.values_per_position, self.needs_whole_clip = channels, over_time
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        y = super().forward(x) if self.needs_whole_clip else from_frames(super().forward(to_frames(x)), len(x))
-        return y.contiguous(memory_format=torch.channels_last_3d)  # on CUDA torch's group norm returns another layout
+        return self._normalize(x, lambda y: y)
+
+    def _normalize(self, x: Tensor, then: Callable[[Tensor], Tensor]) -> Tensor:
+        """`then` of the norm, with the dtype of x, channels-last.
+
+        Under autocast a GPU computes the norm in fp32, and what follows until here; the convolution after it would
+        round to 16 bits anyway, but padded frames and the frames that a stream keeps take half the memory.
+        """
+        frames = x if self.needs_whole_clip else to_frames(x)
+        layout = torch.channels_last_3d if self.needs_whole_clip else torch.channels_last
+        y = then(super().forward(_as_group_norm_reads(frames))).to(x.dtype, memory_format=layout)
+        y = y if self.needs_whole_clip else from_frames(y, len(x))
+        return y.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _as_group_norm_reads(x: Tensor) -> Tensor:
+    """x in the dtype and layout that CUDA's kernel of group norm takes, converted in one copy instead of two."""
+    if x.device.type != "cuda":
+        return x
+    dtype = torch.float32 if torch.is_autocast_enabled("cuda") else x.dtype
+    return x.to(dtype, memory_format=torch.contiguous_format)
 
 
 class NormSiLU(VideoGroupNorm):
     """Group norm, then SiLU."""
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        return F.silu(super().forward(x), inplace=not torch.is_grad_enabled())
+        return self._normalize(x, lambda y: F.silu(y, inplace=not torch.is_grad_enabled()))
 
 
 class ResnetBlock(VideoLayer):
@@ -156,8 +176,9 @@ class ResnetBlock(VideoLayer):
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         y = self.conv1(self.norm1(x), cache)
         y = self.conv2(self.norm2(y), cache)
-        y += x if self.conv_shortcut is None else self.conv_shortcut(x, cache)
-        return y
+        shortcut = x if self.conv_shortcut is None else self.conv_shortcut(x, cache)
+        # Not in place with gradients: selective checkpointing keeps the convolution's output.
+        return y + shortcut if torch.is_grad_enabled() else y.add_(shortcut)
 
 
 class FrameAttention(VideoLayer):

@@ -41,7 +41,7 @@ from torch import Tensor, nn
 # the allocator reuses memory (above 32 MiB it maps new memory for each tensor, which takes longer than computing a
 # norm). Accelerators need larger pieces to be fully used.
 PIECE_VALUES = {"cpu": 2**21}
-PIECE_VALUES_ELSEWHERE = 2**26
+PIECE_VALUES_ELSEWHERE = 2**25
 
 
 class StreamCache:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from odvae.running.resume_check import MayChange
 from odvae.running.settings import Precision, Settings
@@ -57,8 +57,10 @@ class OptimizationSettings(Settings):
     effect, which is said at the start."""
     compile: Annotated[bool, MayChange] = False
     """torch.compile the network's blocks: takes minutes at the start, then steps are faster."""
-    gradient_checkpointing: Annotated[bool, MayChange] = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    gradient_checkpointing: Annotated[bool | Literal["selective"], MayChange] = False
+    """Recompute activations in the backward pass. true: all of each block, the least memory and about a third more
+    time; selective: only norms, activation functions and the like, which are cheap beside the convolutions, matrix
+    products and attention whose results are kept. With compile=true torch does the latter by itself."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """EMA decay per step, with warm-up from 0; the EMA weights are those that are saved, validated and sampled from."""
     extra_ema_decays: tuple[float, ...] = ()
@@ -82,3 +84,12 @@ class OptimizationSettings(Settings):
     """Steps between checkpoints; there is also one after the last step, and after Ctrl-C, SIGTERM or SIGUSR1."""
     checkpoints_total_limit: Annotated[int, MayChange] = Field(2, ge=1)
     """Number of newest checkpoints that are kept."""
+
+    @model_validator(mode="after")
+    def _compiled_blocks_choose_what_is_recomputed(self) -> OptimizationSettings:
+        if self.compile and self.gradient_checkpointing == "selective":
+            raise ValueError(
+                "gradient_checkpointing=selective is for blocks that are not compiled: with compile=true torch "
+                "recomputes what is cheap by itself; set gradient_checkpointing=false, or true for the least memory"
+            )
+        return self

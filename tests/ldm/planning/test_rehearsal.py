@@ -11,6 +11,7 @@ from ldm.planning.fake_device import CUDA, fake_device
 from ldm.planning.host_syncs import EXCEPTIONS, REPOSITORY, RehearsalError
 from ldm.planning.rehearsal import Stage, rehearse, stages_of
 from ldm.planning.training_steps import PreparedStep
+from odvae.architecture.layers import NormSiLU
 from odvae.running.settings import load_settings
 
 # Everything that a step may do: LPIPS, GAN and wavelets, recomputed activations, two micro-steps, several averages.
@@ -56,6 +57,27 @@ def test_the_unet_trains_and_samples_and_listed_waits_are_reported_with_their_re
     # An optimizer that decides on the CPU whether to skip a step, and the table of noise levels.
     listed = [("odvae/training/optimization.py", "clipped_step"), ("ldm/diffusion/timesteps.py", "_alphas_on")]
     assert reasons == {place[0]: EXCEPTIONS[place] for place in listed}
+
+
+@pytest.mark.filterwarnings("ignore:A saved_tensors_hooks context")
+def test_selective_checkpointing_lies_between_keeping_and_recomputing_everything():
+    found = {}
+    for kind in ("true", "selective", "false"):
+        experiment = smallest(f"ldm.optimization.gradient_checkpointing={kind}", "ldm.dit.depth=6")
+        (stage,) = (stage for stage in stages_of(experiment) if stage.name.startswith("train_ldm"))
+        rehearsed = rehearse(stage)
+        found[kind] = rehearsed.parts["activations"], rehearsed.costs.flops
+    assert found["true"][0] < found["selective"][0] < found["false"][0]
+    assert found["true"][1] > found["selective"][1] == found["false"][1]
+
+
+def test_what_a_stream_keeps_has_the_half_precision_of_autocast():
+    with fake_device(), CUDA, torch.autocast("cuda", torch.bfloat16), torch.no_grad():
+        norm = NormSiLU(2, 8, over_time=False)
+        x = torch.zeros(1, 8, 3, 4, 4, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    assert y.is_contiguous(memory_format=torch.channels_last_3d)
 
 
 def test_exceptions_name_functions_that_exist():

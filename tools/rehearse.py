@@ -3,10 +3,14 @@
     python tools/rehearse.py configs/demo.yaml [section.key=value ...]
     python tools/rehearse.py configs/t2v_8gpu.yaml --only train_ldm
     python tools/rehearse.py --all                         # every config of the project
+    python tools/rehearse.py --all --without-graphs        # the same in half the time: no block is compiled
 
 The code runs on shapes, dtypes and devices only, in bf16 where the config says so: nothing is computed, no GPU, weights
 or data are needed. It fails, with file and line, where a tensor is on the wrong device and where the CPU and the GPU
 would wait for each other. Places that may wait are printed with the reason (`ldm.planning.host_syncs.EXCEPTIONS`).
+Where a training has compile=true, torch.compile's front end also goes over its blocks for all buckets, in training,
+validation and sampling: it fails where code is left uncompiled (a graph break), and where a known shape is compiled
+again.
 """
 
 from __future__ import annotations
@@ -16,10 +20,16 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldm.experiment import CONFIGS, Experiment
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.settings import find_config, load_settings
+
+if TYPE_CHECKING:  # slow to import
+    from ldm.planning.compilation import CompiledTraining
+    from ldm.planning.host_syncs import Wait
+    from ldm.planning.rehearsal import Stage
 
 
 @readable_errors()
@@ -30,23 +40,30 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace settings of the file")
     parser.add_argument("--all", action="store_true", help="rehearse every config of the project")
     parser.add_argument("--only", default="", help="only steps whose name starts with this (train_vae, encode, ...)")
+    parser.add_argument("--without-graphs", action="store_true", help="leave out what torch.compile makes of blocks")
     options = parser.parse_intermixed_args()
     if options.all == (options.config is not None):
         raise InputError("give one config to rehearse, or --all")
     from ldm.planning.shipped import header_overrides, shipped_experiments
 
     configs = shipped_experiments() if options.all else [find_config(options.config, CONFIGS)]
-    failed = 0
+    failed, done = 0, {}
+    warnings.simplefilter("ignore")  # of libraries, about shapes that nothing was computed for
     for config in configs:
         overrides = [*header_overrides(config), *options.overrides]
-        failed += rehearse_config(config, overrides, options.only)
+        failed += rehearse_config(config, overrides, options.only, done, not options.without_graphs)
     sys.exit(1 if failed else 0)
 
 
-def rehearse_config(config: Path, overrides: Sequence[str], only: str) -> int:
-    """Rehearse one config and print what was found; returns how many of its steps failed."""
-    from ldm.planning.host_syncs import RehearsalError
-    from ldm.planning.rehearsal import rehearse, stages_of
+def rehearse_config(config: Path, overrides: Sequence[str], only: str, done: dict[str, str], graphs: bool) -> int:
+    """Rehearse one config and print what was found; returns how many of its steps failed.
+
+    `done` has the steps that were rehearsed, with their configs; they are not repeated, and new ones are added. With
+    `graphs`, blocks are also compiled.
+    """
+    from ldm.planning.compilation import compiled_trainings
+    from ldm.planning.rehearsal import stages_of
+    from ldm.planning.repeated import step_key
 
     experiment = load_settings(Experiment, config, overrides)
     stages = [stage for stage in stages_of(experiment) if stage.name.startswith(only)]
@@ -55,24 +72,55 @@ def rehearse_config(config: Path, overrides: Sequence[str], only: str) -> int:
     print(f"{config} {' '.join(overrides)}".rstrip(), flush=True)
     failed, reasons = 0, {}
     for stage in stages:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of libraries, about shapes that nothing was computed for
-                rehearsed = rehearse(stage)
-        except InputError as error:  # fine-tuning, and text encoders of unknown size
-            print(f"  {stage.name}: not rehearsed: {error}", flush=True)
+        key = step_key(experiment, stage)
+        if key in done:
+            print(f"  {stage.name}: as in {done[key]}", flush=True)
             continue
-        except RehearsalError as error:
-            failed += 1
-            print(f"  {stage.name}: FAILED\n    {error}", flush=True)
-            continue
-        waits = sum(rehearsed.waits.values())
-        reasons |= {wait: wait.reason for wait in rehearsed.waits}
-        allowed = f", {waits} listed waits" if waits else ""
-        print(f"  {stage.name}: {rehearsed.peak / 2**30:.2f} GiB, {rehearsed.costs.flops / 1e12:.3g} TFLOP{allowed}")
+        done[key] = config.name
+        failed += rehearse_step(stage, reasons)
+    for training in compiled_trainings(experiment) if graphs else ():
+        if training.name.startswith(only):
+            failed += compile_training(training)
     for wait in sorted(reasons):
         print(f"  may wait: {wait.where}: {wait.what}: {wait.reason}")
     return failed
+
+
+def rehearse_step(stage: Stage, reasons: dict[Wait, str | None]) -> bool:
+    """Rehearse one step; returns whether it failed, and adds the waits that it may cause to `reasons`."""
+    from ldm.planning.host_syncs import RehearsalError
+    from ldm.planning.rehearsal import rehearse
+
+    try:
+        rehearsed = rehearse(stage)
+    except InputError as error:  # fine-tuning, and text encoders of unknown size
+        print(f"  {stage.name}: not rehearsed: {error}", flush=True)
+        return False
+    except RehearsalError as error:
+        print(f"  {stage.name}: FAILED\n    {error}", flush=True)
+        return True
+    waits = sum(rehearsed.waits.values())
+    reasons |= {wait: wait.reason for wait in rehearsed.waits}
+    allowed = f", {waits} listed waits" if waits else ""
+    print(
+        f"  {stage.name}: {rehearsed.peak / 2**30:.2f} GiB, {rehearsed.costs.flops / 1e12:.3g} TFLOP{allowed}",
+        flush=True,
+    )
+    return False
+
+
+def compile_training(training: CompiledTraining) -> bool:
+    """Compile a training's blocks for all of its shapes; returns whether that failed."""
+    from ldm.planning.compilation import count_graphs
+    from ldm.planning.host_syncs import RehearsalError
+
+    try:
+        graphs = count_graphs(training)
+    except RehearsalError as error:
+        print(f"  {training.name}, compiled: FAILED\n    {error}", flush=True)
+        return True
+    print(f"  {training.name}, compiled: {graphs} graphs for {len(training.calls)} shapes, no breaks", flush=True)
+    return False
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Only its front end runs, on tensors without values, at the true sizes: no compil
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from ldm.experiment import Experiment
+from ldm.planning.earlier_runs import with_earlier_runs
 from ldm.planning.host_syncs import RehearsalError
 from ldm.planning.inference_steps import planned_condition, shape_of_latents
 from ldm.planning.training_steps import new_network
@@ -48,6 +50,7 @@ class CompiledTraining:
 
 def compiled_trainings(experiment: Experiment) -> Iterator[CompiledTraining]:
     """The trainings of an experiment with compile=true."""
+    experiment = with_earlier_runs(experiment)
     vae = experiment.vae
     if vae.image_phase is not None and vae.image_phase.compile:
         yield _image_phase(experiment, vae.image_phase)
@@ -136,11 +139,11 @@ def _vae(
         prepare_network(network, phase)
         return network
 
-    def video(b: int, frames: int) -> tuple[Tensor]:
+    def video(b: int, frames: int, _: Any) -> tuple[Tensor]:
         return (torch.zeros(b, 3, frames, experiment.data.height, experiment.data.width),)
 
     calls = [
-        Call(f"{kind} of {frames} frames", kind != "validation", lambda _, b=b, t=frames: video(b, t))
+        Call(f"{kind} of {frames} frames", kind != "validation", functools.partial(video, b, frames))
         for kind, (b, frames) in sizes.items()
     ]
     return CompiledTraining(name, prepare, calls)
@@ -156,7 +159,7 @@ def _ldm(experiment: Experiment) -> CompiledTraining:
         apply_model_options(network, experiment.ldm.model_copy(update={"attention_backend": "sdpa"}))
         return network
 
-    def inputs(network: Any, b: int, shape: tuple[int, int, int, int]) -> tuple[Any, ...]:
+    def inputs(b: int, shape: tuple[int, int, int, int], network: Any) -> tuple[Any, ...]:
         return torch.zeros(b, *shape), torch.zeros(b), planned_condition(network, b, shape)
 
     def calls() -> Iterator[Call]:
@@ -170,6 +173,6 @@ def _ldm(experiment: Experiment) -> CompiledTraining:
             }
             for kind, (size, trains) in kinds.items():
                 name = f"{kind} of {bucket.name}"
-                yield Call(name, trains, lambda network, b=size, shape=shape: inputs(network, b, shape))
+                yield Call(name, trains, functools.partial(inputs, size, shape))
 
     return CompiledTraining("train_ldm", prepare, list(calls()))

@@ -14,9 +14,10 @@ from ldm.planning.inference_steps import shape_of_latents
 from ldm.planning.latents import bytes_per_clip
 from ldm.planning.live_memory import GRADIENTS, OPTIMIZER
 from ldm.planning.rehearsal import Rehearsed, Stage, rehearse, stages_of
+from ldm.planning.shipped import Sharding
 from odvae.running.settings import load_settings
 
-Sharding = Literal["ddp", "fsdp2"]
+Checkpointing = bool | Literal["selective"]
 
 # CUDA's context, and the workspaces of cuDNN and cuBLAS, which live bytes do not count.
 RESERVED = 1.5e9
@@ -136,42 +137,45 @@ def find_remedy(
 
 def changes(experiment: Experiment, name: str, count: int, sharding: Sharding) -> Iterator[tuple[list[str], Sharding]]:
     """Changes of settings that need less memory, from the one that costs the least time on, with the sharding."""
-    section, batch, checkpointing = _settings_of(experiment, name)
+    section, batch, checkpointing, compiled = _settings_of(experiment, name)
     if section is None:
         return
     smaller = list(_halvings(batch))
     train = checkpointing is not None
     for size in smaller:
         yield _with_batch(experiment, section, batch, size, train), sharding
-    if checkpointing is False:
+    # Selectively where nothing is recomputed and the blocks are not compiled, which does that already; then all of it.
+    kinds = {False: ["true"] if compiled else ["selective", "true"], "selective": ["true"]}.get(checkpointing, [])
+    for kind in kinds:
         for size in (batch, *smaller):
             change = _with_batch(experiment, section, batch, size, train) if size != batch else []
-            yield [f"{section}.gradient_checkpointing=true", *change], sharding
+            yield [f"{section}.gradient_checkpointing={kind}", *change], sharding
     if train and sharding == "ddp" and count > 1:
-        recomputing = [f"{section}.gradient_checkpointing=true"] if checkpointing is False else []
+        recomputing = [f"{section}.gradient_checkpointing=true"] if kinds else []
         for size in (batch, *smaller):
             change = _with_batch(experiment, section, batch, size, train) if size != batch else []
             yield [*recomputing, *change], "fsdp2"
 
 
-def _settings_of(experiment: Experiment, name: str) -> tuple[str | None, int, bool | None]:
-    """The section with a step's batch size, that size, and whether it recomputes activations (None: it cannot)."""
-    vae, ldm = experiment.vae, experiment.ldm.optimization
-    if name == "train_vae, image phase" and vae.image_phase is not None:
-        return "vae.image_phase", vae.image_phase.batch_size, vae.image_phase.gradient_checkpointing
-    if name == "train_vae, video phase" and vae.video_phase is not None:
-        return "vae.video_phase", vae.video_phase.batch_size, vae.video_phase.gradient_checkpointing
+def _settings_of(experiment: Experiment, name: str) -> tuple[str | None, int, Checkpointing | None, bool]:
+    """The section with a step's batch size, that size, what it recomputes (None: it cannot), and whether it is
+    compiled."""
+    phases = {"train_vae, image phase": "image_phase", "train_vae, video phase": "video_phase"}
+    if name in phases:
+        phase = getattr(experiment.vae, phases[name])
+        return f"vae.{phases[name]}", phase.batch_size, phase.gradient_checkpointing, phase.compile
     if name.startswith("train_ldm"):
+        ldm = experiment.ldm.optimization
         can = experiment.ldm.unet is None
         batch = ldm.batch_size if experiment.ldm.tokens_per_batch is None else 1  # which buckets have larger ones then
-        return "ldm.optimization", batch, ldm.gradient_checkpointing if can else True
+        return "ldm.optimization", batch, ldm.gradient_checkpointing if can else True, ldm.compile
     sections: dict[str, tuple[str, Callable[[], int]]] = {
         "encode": ("encode", lambda: experiment.encode.batch_size),
         "sample": ("sample", lambda: experiment.sample.batch_size),
         "evaluate_vae": ("eval_vae", lambda: experiment.eval_vae.batch_size),
     }
     section = sections.get(name.split()[0])
-    return (section[0], section[1](), None) if section is not None else (None, 1, None)
+    return (section[0], section[1](), None, False) if section is not None else (None, 1, None, False)
 
 
 def _halvings(batch: int) -> Iterator[int]:

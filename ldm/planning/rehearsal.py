@@ -15,6 +15,7 @@ from torch.optim.optimizer import Optimizer
 from ldm.experiment import Experiment
 from ldm.planning import inference_steps, training_steps
 from ldm.planning.costs import Costs
+from ldm.planning.earlier_runs import with_earlier_runs
 from ldm.planning.fake_device import CUDA, fake_device
 from ldm.planning.host_syncs import RehearsalError, Wait
 from ldm.planning.live_memory import ACTIVATIONS, GRADIENTS, OPTIMIZER, LiveMemory, tensors_of
@@ -57,6 +58,7 @@ class Rehearsed:
 def stages_of(experiment: Experiment) -> Iterator[Stage]:
     """The experiment's kinds of steps, in the order of its stages."""
     given = functools.partial
+    experiment = with_earlier_runs(experiment)
     vae, ldm = experiment.vae, experiment.ldm
     if vae.image_phase is not None:
         prepare = given(training_steps.image_step, experiment)

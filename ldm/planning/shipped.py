@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from typing import Literal
 
 from ldm.experiment import CONFIGS
-from ldm.planning.planner import Sharding
+
+Sharding = Literal["ddp", "fsdp2"]
 
 PLAN = "# plan: "
 
@@ -24,13 +26,13 @@ def header_of(config: Path) -> list[str]:
 
 
 def header_overrides(config: Path) -> list[str]:
-    """The settings that the header's commands give besides the config; names in capitals stand for the user's own."""
+    """The settings that the header's commands give besides the config; a name in capitals stands for the user's own."""
     found: dict[str, str] = {}
     for line in header_of(config):
         words = shlex.split(line.removeprefix("# "), posix=False) if "pipelines/" in line else []
         for word in words:
             key, given, value = word.partition("=")
-            if given and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key) and not value.isupper():
+            if given and re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key):
                 found[key] = value
     return [f"{key}={value}" for key, value in found.items()]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldm.experiment import Experiment
 from ldm.networks.factory import build_network, network_factory
+from ldm.networks.lora import add_lora
 from ldm.planning.latents import planned_manifest
 from ldm.training.batch_sizes import batch_sizes
 from ldm.training.diffusion_batches import BatchMaker, per_sample_mse
@@ -108,18 +109,21 @@ def _vae_step(
 
 
 def new_network(experiment: Experiment, shape: tuple[int, int, int, int]) -> Any:  # a Network and a torch module
-    """The network of the LDM, for latents of this shape (c, k, h, w).
+    """The network of the LDM, for latents of this shape (c, k, h, w); with its adapter, where a LoRA is trained.
 
-    Raises InputError for fine-tuning, whose network is known only from its weights.
+    Raises InputError for fine-tuning of a network whose sizes are not known.
     """
     settings = experiment.ldm
-    if settings.network is None or settings.lora is not None:
+    if settings.network is None:
         raise InputError(
-            "ldm.init_from without ldm.dit or ldm.unet, and ldm.lora, cannot be rehearsed or planned: a training of "
-            "all weights of a network of given sizes can"
+            f"ldm.init_from={settings.init_from} is no run of a config of this project, so the sizes of its network "
+            "are not known: give them in ldm.dit or ldm.unet to rehearse or plan its fine-tuning"
         )
     manifest = planned_manifest(experiment, shape)
-    return build_network(network_factory(settings.network), settings.conditioning, settings.objective, manifest)
+    network: Any = build_network(network_factory(settings.network), settings.conditioning, settings.objective, manifest)
+    if settings.lora is not None:
+        add_lora(network, settings.lora)
+    return network
 
 
 def ldm_step(

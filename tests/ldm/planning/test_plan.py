@@ -85,7 +85,8 @@ def test_changes_keep_the_global_batch_and_end_with_sharding():
     found = list(changes(experiment, "train_ldm 9x32x32", 8, "ddp"))
     key = "ldm.optimization"
     assert found[0] == ([f"{key}.batch_size=2", f"{key}.gradient_accumulation_steps=2"], "ddp")
-    assert found[2] == ([f"{key}.gradient_checkpointing=true"], "ddp")
+    assert found[2] == ([f"{key}.gradient_checkpointing=selective"], "ddp")
+    assert ([f"{key}.gradient_checkpointing=true"], "ddp") in found
     assert found[-1][1] == "fsdp2"
     assert list(changes(experiment, "decode", 8, "ddp")) == []
 
@@ -113,8 +114,22 @@ def test_settings_that_a_header_gives_are_those_of_its_plan(tmp_path):
         "# accelerate launch pipelines/train_vae.py --config some.yaml vae.pretrained=NAME vae.init=random\n"
         "# plan: 8 x a100: train_vae 1.0 GiB\nrun: runs/some\n"
     )
-    assert header_overrides(config) == ["vae.init=random"]
+    assert header_overrides(config) == ["vae.pretrained=NAME", "vae.init=random"]
     assert header_plan(config) == ("a100", 8)
+
+
+def test_a_lora_of_a_demo_that_was_not_trained_yet_is_planned_by_the_demos_config():
+    demo, lora = (load_settings(Experiment, CONFIGS / f"{name}.yaml", []) for name in ("demo", "lora_demo"))
+    steps = {}
+    for experiment in (demo, lora):
+        (stage,) = (stage for stage in stages_of(experiment) if stage.name.startswith("train_ldm"))
+        steps[experiment.run] = rehearse(stage).parts
+    assert steps["runs/lora_demo"]["parameters"] > steps["runs/demo"]["parameters"]  # with the adapter's
+    assert steps["runs/lora_demo"]["optimizer"] < 0.2 * steps["runs/demo"]["parameters"]  # of the adapter alone
+    unknown = load_settings(Experiment, CONFIGS / "lora_demo.yaml", ["ldm.init_from=runs/other/ldm"])
+    (stage,) = (stage for stage in stages_of(unknown) if stage.name.startswith("train_ldm"))
+    with pytest.raises(InputError, match=r"runs/other/ldm is no run of a config of this project"):
+        rehearse(stage)
 
 
 @pytest.mark.parametrize("config", shipped_experiments(), ids=lambda path: path.stem)

@@ -1,7 +1,7 @@
 # make test        installs what it needs, then lints, runs all tests, and rehearses every config for a GPU
 # make test-fast   the tests that start no command in a process of its own: under two minutes
 # make rehearse    every stage of every config once on fake CUDA tensors, and what torch.compile makes of its blocks
-#                  (make test leaves out the latter, which takes longer than the rest)
+#                  (make test has the training steps and encoding of each; its tests, all steps of the smallest)
 # make lint        style, formatting and types
 # make demo        installs what it needs, then trains, encodes, generates and scores; ends with runs/demo/report/report.html
 # make app         a page in the browser on the demo's result: generate, compress, compare; Ctrl-C ends it
@@ -34,7 +34,7 @@ lint: install
 
 test: lint
 	$(BIN)/pytest
-	$(BIN)/python tools/rehearse.py --all --without-graphs
+	$(BIN)/python tools/rehearse.py --all --quick
 
 test-fast: install
 	$(BIN)/pytest -m "not slow"

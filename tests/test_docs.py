@@ -133,8 +133,8 @@ def keys_that_may_change(kind: type[Settings], prefix: str = "") -> set[str]:
 def test_the_keys_listed_as_changeable_on_resume_are_those_that_the_check_allows():
     text = (REPOSITORY / "docs/cluster.md").read_text().partition("- **Keys that may change**")[2]
     trainings, _, others = text.partition("Any other change is refused")[0].partition(") `")
-    phases = re.findall(r"`([a-z_.]+)`", trainings)
-    listed = re.findall(r"`([a-z_.]+)`", "`" + others)
+    phases = re.findall(r"`([a-z0-9_.]+)`", trainings)
+    listed = re.findall(r"`([a-z0-9_.]+)`", "`" + others)
     keys = {key for key in listed if "." in key}
     keys |= {f"{phase}.{key}" for phase in phases for key in listed if "." not in key}
     assert keys == keys_that_may_change(Experiment)

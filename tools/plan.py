@@ -15,11 +15,15 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ldm.experiment import CONFIGS
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import write_text
 from odvae.running.settings import find_config
+
+if TYPE_CHECKING:  # slow to import
+    from ldm.planning.rehearsal import Rehearsed
 
 
 @readable_errors()
@@ -45,12 +49,16 @@ def main() -> None:
 
     configs = shipped_experiments() if options.all else [find_config(options.config, CONFIGS)]
     warnings.simplefilter("ignore")  # of libraries, about shapes that nothing was computed for
-    results = [plan_config(config, options) for config in configs]
+    known: dict[str, Rehearsed] = {}
+    results = [plan_config(config, options, known) for config in configs]
     sys.exit(0 if all(results) else 1)
 
 
-def plan_config(config: Path, options: argparse.Namespace) -> bool:
-    """Plan one config and print the plan; returns whether it fits and, with --check, whether the header says so."""
+def plan_config(config: Path, options: argparse.Namespace, known: dict[str, Rehearsed]) -> bool:
+    """Plan one config and print the plan; returns whether it fits and, with --check, whether the header says so.
+
+    `known` has the steps that were rehearsed for earlier configs.
+    """
     from ldm.planning.devices import find_device
     from ldm.planning.planner import make_plan
     from ldm.planning.shipped import header_overrides, header_plan, header_sharding
@@ -61,7 +69,7 @@ def plan_config(config: Path, options: argparse.Namespace) -> bool:
     sharding = options.sharding or header_sharding(config)
     device = find_device(name, count)
     overrides = [*header_overrides(config), *options.overrides]
-    plan = make_plan(config, overrides, device, count, sharding, options.only)
+    plan = make_plan(config, overrides, device, count, sharding, options.only, known)
     print(f"{config} {' '.join(overrides)}".rstrip() + f": {count} x {name}, {sharding}")
     print(describe(plan, options.clips), flush=True)
     line = one_line(plan, name, count)

@@ -14,6 +14,7 @@ from ldm.planning.inference_steps import shape_of_latents
 from ldm.planning.latents import bytes_per_clip
 from ldm.planning.live_memory import GRADIENTS, OPTIMIZER
 from ldm.planning.rehearsal import Rehearsed, Stage, rehearse, stages_of
+from ldm.planning.repeated import step_key
 from ldm.planning.shipped import Sharding
 from odvae.running.settings import load_settings
 
@@ -80,14 +81,23 @@ def fits(bytes_: float, device: Device) -> bool:
 
 
 def make_plan(
-    config: Path, overrides: Sequence[str], device: Device, count: int, sharding: Sharding, only: str = ""
+    config: Path,
+    overrides: Sequence[str],
+    device: Device,
+    count: int,
+    sharding: Sharding,
+    only: str = "",
+    known: dict[str, Rehearsed] | None = None,
 ) -> Plan:
-    """Plan the steps whose name starts with `only`. Raises RehearsalError for a step that cannot run on a GPU."""
+    """Plan the steps whose name starts with `only`; those in `known`, by `step_key`, are not rehearsed again, and new
+    ones are added. Raises RehearsalError for a step that cannot run on a GPU."""
     experiment = load_settings(Experiment, config, overrides)
+    known = {} if known is None else known
     plans = []
     for stage in stages_of(experiment):
         if stage.name.startswith(only):
-            rehearsed = rehearse(stage)
+            key = step_key(experiment, stage)
+            known[key] = rehearsed = known.get(key) or rehearse(stage)
             parts = parts_on_a_device(rehearsed, count, sharding)
             remedy = None
             if not fits(sum(parts.values()), device):

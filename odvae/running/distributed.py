@@ -19,6 +19,8 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor
 from torch import distributed as dist
 
+from odvae.running.precision import slow_versions
+
 T = TypeVar("T")
 
 # How long ranks wait for one that counts frames, hashes terabytes or finishes its last shard.
@@ -40,6 +42,8 @@ def join_ranks(step_minutes: float = STEP_MINUTES) -> PartialState:
     state = PartialState(cpu=on_cpu, timeout=timedelta(minutes=step_minutes))
     if state.device.type == "cpu":
         share_cores()
+    elif state.is_main_process and (warning := slow_versions(torch.__version__, torch.backends.cudnn.version())):
+        print(f"warning: {warning}", flush=True)
     return state
 
 

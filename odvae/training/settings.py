@@ -55,6 +55,12 @@ class OptimizationSettings(Settings):
     """Under FSDP2, the precision in which a block's weights are gathered and used; bf16 halves the traffic and needs
     precision=bf16. Each rank keeps its shards in fp32, and gradients are summed in fp32. Without FSDP2 it has no
     effect, which is said at the start."""
+    tf32: Annotated[bool | None, MayChange] = None
+    """Whether a GPU rounds the inputs of fp32 convolutions and matrix products to TF32 (10 bits, about 8 times as
+    fast); null: torch's default, convolutions only. With precision=bf16 few products are left in fp32."""
+    cudnn_benchmark: Annotated[bool, MayChange] = False
+    """Let cuDNN try its kernels for each new size of a convolution and keep the fastest: slower first steps, and other
+    runs may round differently."""
     compile: Annotated[bool, MayChange] = False
     """torch.compile the network's blocks: takes minutes at the start, then steps are faster."""
     gradient_checkpointing: Annotated[bool | Literal["selective"], MayChange] = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from odvae.clips.samplers import BatchPlan
 from odvae.running.errors import DivergenceError
+from odvae.running.precision import choose_kernels
 from odvae.running.stage import Stage
 from odvae.storage.mirror import Mirror
 from odvae.training.checkpoints import Checkpoints
@@ -49,6 +50,7 @@ class TrainingState:
         batch_size: int | None = None,
     ) -> None:
         self.network, self.optimization, self.folder = network, optimization, folder
+        choose_kernels(optimization.tf32, optimization.cudnn_benchmark)
         self.accelerator: Accelerator = make_accelerator(
             optimization.precision, tracker, folder, name, optimization.sharded_precision
         )

@@ -11,9 +11,18 @@ from ldm.planning.costs import Costs, Operation
 from ldm.planning.devices import Device, find_device, load_facts
 from ldm.planning.latents import bytes_per_clip
 from ldm.planning.measured import peak_of
-from ldm.planning.planner import changes, parts_on_a_device
+from ldm.planning.planner import RESERVED, changes, find_remedy, make_plan, parts_on_a_device
 from ldm.planning.rehearsal import Rehearsed, Stage, rehearse, stages_of
-from ldm.planning.shipped import PLAN, header_of, header_overrides, header_plan, shipped_experiments
+from ldm.planning.repeated import step_key
+from ldm.planning.shipped import (
+    PLAN,
+    header_of,
+    header_overrides,
+    header_plan,
+    header_sharding,
+    shipped_experiments,
+)
+from ldm.planning.summary import one_line
 from odvae.running.errors import InputError
 from odvae.running.settings import load_settings
 
@@ -138,6 +147,35 @@ def test_the_steps_of_every_shipped_config_are_planned_and_its_header_names_them
     stages = {stage.name.split()[0].rstrip(",") for stage in stages_of(experiment)}
     assert {"encode", "train_ldm", "sample", "decode", "evaluate_vae"} <= stages
     find_device(*header_plan(config))
-    for line in header_of(config):
-        if line.startswith(PLAN):
-            assert set(re.findall(r"([a-z_]+) [\d.]+ GiB", line)) == stages
+    (line,) = (line for line in header_of(config) if line.startswith(PLAN))
+    assert set(re.findall(r"([a-z_]+) [\d.]+ GiB", line)) == stages
+
+
+def test_the_plan_in_the_smallest_configs_header_is_that_of_the_code():
+    """If this fails, all headers are old: `python tools/plan.py --all --write` renews them, in some minutes."""
+    name, count = header_plan(SMALLEST)
+    plan = make_plan(SMALLEST, header_overrides(SMALLEST), find_device(name, count), count, header_sharding(SMALLEST))
+    assert one_line(plan, name, count) in header_of(SMALLEST)
+
+
+def test_a_step_that_does_not_fit_says_the_smallest_change_that_makes_it_fit():
+    large = ["ldm.dit.depth=6", "data.height=128", "data.width=128"]
+    name = "train_ldm 9x128x128"
+    (stage,) = (x for x in stages_of(load_settings(Experiment, SMALLEST, large)) if x.name == name)
+    needed = rehearse(stage).peak
+    room = {"bf16_tflops": 1, "tf32_tflops": 1, "bandwidth_gb_s": 1, "source": "a test"}
+    device = Device(memory_gb=(RESERVED + needed - 1) / 1e9, **room)
+    assert find_remedy(SMALLEST, large, stage, device, 1, "ddp").startswith(
+        "ldm.optimization.batch_size=2 ldm.optimization.gradient_accumulation_steps=2 ("
+    )
+    too_small = Device(memory_gb=RESERVED / 1e9, **room)
+    nothing = find_remedy(SMALLEST, large, stage, too_small, 1, "ddp")
+    assert nothing.startswith("no setting tried makes it fit; it needs a device with more memory: rtx3090")
+
+
+def test_the_same_step_of_two_configs_has_one_key_and_another_one_has_its_own():
+    k400, web = (load_settings(Experiment, CONFIGS / "paper" / f"odvae_{name}.yaml", []) for name in ("k400", "web"))
+    wider = load_settings(Experiment, CONFIGS / "paper" / "odvae_web.yaml", ["vae.loss.gan.width=32"])
+    keys = [{step_key(experiment, stage) for stage in stages_of(experiment)} for experiment in (k400, web, wider)]
+    assert keys[0] == keys[1]
+    assert len(keys[1] - keys[2]) == 1  # the training step

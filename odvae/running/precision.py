@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 
+from odvae.running.errors import InputError
 from odvae.running.settings import Precision
 
 
@@ -30,7 +31,14 @@ def autocast(precision: Precision, device: torch.device) -> torch.autocast:
 
 
 def choose_kernels(tf32: bool | None, cudnn_benchmark: bool) -> None:
-    """Set for this process whether GPUs compute fp32 products in TF32 (None: as torch does), and cuDNN's benchmark."""
+    """Set for this process whether GPUs compute fp32 products in TF32 (None: as torch does), and cuDNN's benchmark.
+
+    Raises InputError for the benchmark together with `deterministic`, since it chooses kernels by their time.
+    """
+    if cudnn_benchmark and torch.are_deterministic_algorithms_enabled():
+        raise InputError(
+            "cudnn_benchmark=true and deterministic=true exclude each other: it chooses kernels by their time"
+        )
     if tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = cudnn_benchmark

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from odvae.running.errors import InputError
 from odvae.running.precision import choose_kernels, slow_versions
 
 
@@ -34,3 +35,11 @@ def test_torch_2_9_without_a_new_cudnn_is_named(torch_version, cudnn, slow):
     warning = slow_versions(torch_version, cudnn)
     assert (warning is not None) == slow
     assert not slow or f"torch {torch_version} with cuDNN {cudnn}" in warning
+
+
+@pytest.mark.usefixtures("torch_defaults")
+def test_cudnns_benchmark_and_deterministic_exclude_each_other(monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    with pytest.raises(InputError, match="with deterministic=true it must be false"):
+        choose_kernels(tf32=None, cudnn_benchmark=True)
+    assert not torch.backends.cudnn.benchmark

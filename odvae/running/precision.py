@@ -36,9 +36,7 @@ def choose_kernels(tf32: bool | None, cudnn_benchmark: bool) -> None:
     Raises InputError for the benchmark together with `deterministic`, since it chooses kernels by their time.
     """
     if cudnn_benchmark and torch.are_deterministic_algorithms_enabled():
-        raise InputError(
-            "cudnn_benchmark=true and deterministic=true exclude each other: it chooses kernels by their time"
-        )
+        raise InputError("cudnn_benchmark=true chooses kernels by their time; with deterministic=true it must be false")
     if tf32 is not None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = cudnn_benchmark

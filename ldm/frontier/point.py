@@ -17,7 +17,7 @@ from ldm.frontier.sharing import PREPARED, image_vae_run, shared_stages, with_sh
 from ldm.study.plan import Run
 from ldm.study.results import SCORES, scores, training
 from ldm.study.runner import StageRunner
-from odvae.running.files import read_json, read_object, write_json
+from odvae.running.files import read_json, read_json_lines, read_object, write_json
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import code_version
 
@@ -118,10 +118,15 @@ def machine() -> str:
 
 
 def _vae_row(folder: Path) -> dict[str, Any]:
-    """Reconstruction scores of a point's VAE, and what evaluate_vae measured of its latents."""
+    """Reconstruction scores of a point's VAE, also of each clip, and what evaluate_vae measured of its latents."""
     part = read_object(folder / "report" / "report.json").section("reconstruction")
     quality = {name: part.number(name) for name in SCORES if part.has(name)}
-    return {**quality, "n": part.number("n"), **{name: part[name] for name in ("latents", "motion") if part.has(name)}}
+    clips = [
+        {key: row.number(name) for key, name in (("psnr", "psnr"), ("motion", "moving_psnr")) if row.has(name)}
+        for row in read_json_lines(folder / "report" / "reconstructions.jsonl")
+    ]
+    measures = {name: part[name] for name in ("latents", "motion") if part.has(name)}
+    return {**quality, "n": part.number("n"), "clips": clips, **measures}
 
 
 def _generator_row(folder: Path, steps: int) -> dict[str, Any]:

@@ -130,6 +130,7 @@ def scores(report: JsonObject) -> dict:
         "frechet_real": part.section("real").number("frechet"),
         "inception_score": generated.get("inception_score"),
         "prompt_accuracy": accuracies,
+        "judged_videos": None if accuracy is None else accuracy.number("n"),
         **_source(report.section("distances")),
     }
 

@@ -207,7 +207,8 @@ def test_a_point_runs_from_videos_to_its_result_and_goes_on(frontier, monkeypatc
     assert steps[0] < steps[1]
     assert found.section("cost").section("vae")["compression"] == "1x8x8"
     clips = [clip["psnr"] for clip in found.section("vae")["clips"]]
-    assert found.section("vae").number("psnr") == pytest.approx(sum(clips) / len(clips)) > 5
+    assert found.section("vae").number("psnr") == pytest.approx(sum(clips) / len(clips))
+    assert min(clips) > 5
     assert found["generators"][0]["judged_videos"] == 4
     assert commands.count("tools/run_stages.py") == 2
     assert commands.count("pipelines/train_vae.py") == 2  # the image VAE, and the video VAE

@@ -109,7 +109,7 @@ _MODES = {
     "jpg": ("L", "RGB", "CMYK"),
     "webp": ("RGB", "RGBA"),
     "bmp": ("1", "L", "RGB"),
-    "tif": ("1", "L", "I;16", "F", "RGBA", "CMYK", "YCbCr", "LAB"),
+    "tif": ("1", "L", "I;16", "F", "RGBA", "CMYK", "LAB"),  # Pillow 12 does not read the YCbCr that it writes
     "avif": ("RGB", "RGBA"),
 }
 

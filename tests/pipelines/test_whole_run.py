@@ -78,7 +78,7 @@ def test_the_exported_pipeline_generates_the_same_videos_as_the_sampling_stage(r
     card = (folder / "README.md").read_text()
     for words in (
         "conditioning | text, up to 16 tokens",
-        "held-out loss: ",
+        "held-out loss | ",
         "reconstruction PSNR",
         "learning_rate: 0.001",
     ):

@@ -1,10 +1,10 @@
 """The session on a GPU: parts are restartable and have time limits; a step is measured beside its prediction."""
 
 import json
-import time
 
 import pytest
 import torch
+from session_parts import fail, hang, work
 from small import REPOSITORY
 
 from ldm.experiment import CONFIGS, Experiment
@@ -23,18 +23,6 @@ def session(monkeypatch, tmp_path):
     import gpu_session
 
     return gpu_session, gpu_session.Session(tmp_path, CPU, small=True)
-
-
-def work(session):
-    return {"folder": str(session.folder)}
-
-
-def fail(_session):
-    raise ValueError("no such kernel")
-
-
-def hang(_session):
-    time.sleep(600)
 
 
 def test_a_part_is_run_once_until_the_code_changes_and_failures_are_run_again(session, monkeypatch):

@@ -62,7 +62,7 @@ def test_every_launch_config_is_one_that_accelerate_takes(path):
     config = load_config_from_file(str(path))  # refuses unknown keys
     assert config.num_processes > 1
     assert config.use_cpu == path.stem.startswith("cpu")
-    assert (config.fsdp_config.get("fsdp_version") == 2) == path.stem.startswith("fsdp2")
+    assert (config.fsdp_config.get("fsdp_version") == 2) == path.stem.startswith(("fsdp2", "hsdp"))
     command = path.read_text().split("accelerate launch --config_file ")[1].splitlines()[0].split()
     assert command[0] == str(path.relative_to(REPOSITORY))
     assert (REPOSITORY / command[-1]).is_file()

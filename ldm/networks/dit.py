@@ -196,6 +196,8 @@ class DiT(AttentionBackendMixin, ModelMixin, ConfigMixin, FusedProjectionsLoraMi
                 nn.init.normal_(module.weight, std=0.02)
         single = self.config.modulation == "single"
         modulations = [self.shared_modulation] if single else [block.modulation for block in self.blocks]
+        # From it alone the network knows which frame comes first: strong from the start (LOG.md, 2026-11-26).
+        self.position_embedding.weight.data *= 4
         for module in (self.final_modulation, self.final_linear, *modulations):
             nn.init.zeros_(module.weight)
 

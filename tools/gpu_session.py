@@ -209,7 +209,7 @@ def _work(part: Part, session: Session, sender: Connection) -> None:
     os.setsid()  # so that the commands that it starts can be ended with it
     try:
         sender.send(("done", part.work(session)))
-    except Exception:
+    except Exception:  # whatever it is, the part's result says it, and the other parts are run
         sender.send(("failed", {"error": traceback.format_exc()}))
 
 

@@ -3,7 +3,7 @@
 It has no learned weights. The demo's shapes are saturated and their background is gray, so a pixel's chroma is
 proportional to the share of the pixel that the shape covers, and blending, blur and noise act on it linearly. The
 color is the direction (hue) of the chroma, the motion the path of the centroid, and the shape the best of three
-templates compared with the clip's frames, aligned in position and scale. Two shapes are told apart by their hues. Each
+templates compared with the clip's frames, aligned in position and scale. Two shapes are separated by their hues. Each
 result needs a margin over the second best; otherwise it is `UNCLEAR`, never a guess.
 """
 

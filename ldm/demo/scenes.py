@@ -44,7 +44,7 @@ SEEN = frozenset(COMBINATIONS) - UNSEEN
 DIAGONAL = frozenset((s, c, DIAGONALLY) for s in SHAPES for c in COLORS)
 
 TWO_SHAPES_EVERY = 12  # of varied scenes
-HUES_APART = 120  # degrees at least between the two colors of a scene, so that the judge can tell its shapes apart
+HUES_APART = 120  # degrees at least between the two colors of a scene, so that the judge can separate its shapes
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def axis_of(motion: str) -> tuple[int, int]:
 
 
 def can_be_together(first: Scene, other: Scene) -> bool:
-    """Whether two shapes can be in a scene: colors that can be told apart, and motions beside each other."""
+    """Whether two shapes can be in a scene: distinct colors, and motions along the same axis."""
     steps = abs(COLORS.index(first.color) - COLORS.index(other.color))
     apart = 60 * min(steps, len(COLORS) - steps)
     return apart >= HUES_APART and axis_of(first.motion) == axis_of(other.motion) != (1, 1)

@@ -1,6 +1,7 @@
 """The compression frontier: rates, channels and regularizers of the VAE at equal compute. Run it again to resume.
 
 python tools/compression_frontier.py configs/study/frontier_cpu.yaml [--point NAME ...] [--minutes 90] [key=value ...]
+python tools/compression_frontier.py configs/study/frontier_cpu.yaml --until cost   # all speeds, before the trainings
 python tools/compression_frontier.py configs/study/frontier_cpu.yaml --finish       # the page of all results so far
 """
 
@@ -9,10 +10,11 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 from ldm.frontier.page import write_frontier
 from ldm.frontier.plan import describe_plan, measured_flops_per_second
-from ldm.frontier.point import PointRunner
+from ldm.frontier.point import Part, PointRunner
 from ldm.frontier.settings import FrontierSettings
 from ldm.frontier.sharing import prepare
 from ldm.study.costs import training_cost, vae_cost
@@ -28,6 +30,7 @@ def main() -> None:
     parser.add_argument("config", type=Path, help="the frontier, e.g. configs/study/frontier_cpu.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--point", action="append", default=[], help="only this point; may be given several times")
+    parser.add_argument("--until", choices=get_args(Part), default="result", help="the last part of each point to run")
     parser.add_argument("--finish", action="store_true", help="only write the page of the results that there are")
     parser.add_argument("--minutes", type=float, help="stop after this time; the same command resumes")
     parser.add_argument("--cost", metavar="POINT", help="only measure the cost of one point (part of the frontier)")
@@ -48,7 +51,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running stage is stopped too
     if not options.finish:
         run(settings, options)
-    print(f"\noutput: {write_frontier(settings)}")
+    if options.finish or options.until == "result":
+        print(f"\noutput: {write_frontier(settings)}")
 
 
 def run(settings: FrontierSettings, options: argparse.Namespace) -> None:
@@ -59,7 +63,7 @@ def run(settings: FrontierSettings, options: argparse.Namespace) -> None:
     print(describe_plan(settings, names, measured_flops_per_second(settings, join_ranks().device)), flush=True)
     try:
         for name in names:
-            print(f"\nresult: {runner.run_point(name)}", flush=True)
+            print(f"\n{options.until}: {runner.run_point(name, options.until)}", flush=True)
     except OutOfTime:
         print("\ntime is up; run the same command again to resume")
 

@@ -258,12 +258,10 @@ def name_motion(track: Track, width: int) -> tuple[str, str]:
     moved = np.abs(travel) * DOMINANCE > length  # one axis, or both
     if length < TRAVEL * track.radius or (likeness[moved] < STRAIGHTNESS).any():
         return UNCLEAR, UNCLEAR
-    if speed:
-        way = tuple(moved.astype(int))
-        return next((word for word, named in BOUNCES.items() if named == way), UNCLEAR), speed
     direction = tuple(np.where(moved, np.sign(travel), 0).astype(int))
-    word = next((word for word, named in DIRECTIONS.items() if named == direction), UNCLEAR)
-    return word, SPEEDS[int(length > FAST * width)]
+    words = BOUNCES if speed else DIRECTIONS
+    word = next((word for word, named in words.items() if named == direction), UNCLEAR)
+    return word, speed or SPEEDS[int(length > FAST * width)]
 
 
 def fit_way(position: np.ndarray, way: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -115,7 +115,7 @@ def _draw_path(
     side, up, down = (MARGIN + radius * reach for reach in shape_extent(scene.shape))
     low, high = area[0] + np.array([side, up]), area[1] - np.array([side, down])
     if scene.motion in BOUNCES:
-        direction = np.array(BOUNCES[scene.motion]) * rng.choice((-1, 1))
+        direction = np.array(BOUNCES[scene.motion])
         shortest, longest = BOUNCE
     else:
         direction = np.array(DIRECTIONS[scene.motion])

@@ -7,7 +7,7 @@ import platform
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ldm.demo.accuracy import attributes_of
 from ldm.experiment import Experiment
@@ -21,6 +21,7 @@ from odvae.running.files import read_json, read_json_lines, read_object, write_j
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import code_version
 
+Part = Literal["latents", "cost", "result"]
 VAE_STAGES = ("train_vae", "evaluate_vae", "encode_latents")
 GENERATOR_STAGES = ("train_ldm", "sample_video", "evaluate_ldm")
 
@@ -33,13 +34,20 @@ class PointRunner(StageRunner):
     settings: FrontierSettings
     overrides: tuple[str, ...]
 
-    def run_point(self, name: str) -> Path:
-        """Run all of a point that is not finished, and write its result. Raises OutOfTime at the deadline."""
+    def run_point(self, name: str, until: Part = "result") -> Path:
+        """Run all of a point that is not finished, up to a part of it; returns that part's file or folder.
+
+        Raises OutOfTime at the deadline.
+        """
         settings = self.settings
         self._run_shared_stages(name)
         experiment = with_equal_steps(settings, name)
         self.execute(Run(name, with_shared_stages(settings, name, experiment), VAE_STAGES))
+        if until == "latents":
+            return settings.folder / name / "latents"
         self._measure_cost(name)
+        if until == "cost":
+            return settings.folder / name / "cost.json"
         cost = read_object(settings.folder / name / "cost.json").section("generator")
         budgets = generator_steps(settings, {key: cost.number(key) for key in ("steps_per_second", "step_gflops")})
         trained = [self._train_generator(name, seed, budgets) for seed in settings.points[name].seeds]

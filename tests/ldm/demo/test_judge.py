@@ -134,8 +134,8 @@ def test_chance_is_the_mean_over_all_pairings():
 
 
 def test_of_two_shapes_both_must_be_as_the_caption_says():
-    caption = "a cyan square bounces horizontally slowly and a red circle moves left fast"
-    right = Verdict("red and cyan", "circle and square", "left and horizontally", "fast and slowly")
+    caption = "a cyan square bounces rightwards slowly and a red circle moves left fast"
+    right = Verdict("red and cyan", "circle and square", "left and rightwards", "fast and slowly")
     half = Verdict("red and cyan", "circle and circle", "left and right", "fast and fast")
     one = Verdict("red", "circle", "left", "fast")
     report = prompt_accuracy([right, half, one, NOTHING], [caption] * 4)
@@ -231,7 +231,7 @@ def test_only_what_is_unclear_is_called_unclear():
         jump = [0] * 8 + [16] * 9
         for order in (still, jump):
             assert judge(video[order]) == Verdict(read.color, read.shape, UNCLEAR, UNCLEAR), (scene, order)
-        way = "horizontally" if scene.motion in ("left", "right") else "vertically"
+        way = f"{scene.motion}wards"
         assert judge(video[there_and_back]) == Verdict(read.color, read.shape, way, "slowly"), scene
         assert judge(video[[*there_and_back[::2], *there_and_back[1::2]]]).speed == "fast", scene
 

@@ -7,6 +7,7 @@ from collections import Counter
 import pytest
 
 from ldm.demo.scenes import (
+    BOUNCE_TURNS,
     BOUNCES,
     COLORS,
     COMBINATIONS,
@@ -29,9 +30,9 @@ ALL_SCENES = [Scene(shape, color, size, motion) for shape, color, motion in COMB
 
 def test_caption_and_scene_are_each_others_inverse():
     assert Scene("circle", "red", "large", "left").caption == "a large red circle moves left"
-    other = Scene("square", "cyan", None, "horizontally", "slowly")
+    other = Scene("square", "cyan", None, "rightwards", "slowly")
     two = Scene("circle", "red", None, "left", "fast", other)
-    assert two.caption == "a red circle moves left fast and a cyan square bounces horizontally slowly"
+    assert two.caption == "a red circle moves left fast and a cyan square bounces rightwards slowly"
     for scene in [*ALL_SCENES, two, *training_scenes(200, seed=0, diagonal=0.2, content="varied")]:
         assert parse_caption(scene.caption) == scene
 
@@ -45,7 +46,7 @@ def test_caption_and_scene_are_each_others_inverse():
         "the large red circle moves left",
         "a red circle moves left",
         "a large red circle bounces left fast",
-        "a large red circle bounces vertically",
+        "a large red circle bounces upwards",
         "a red circle moves left fast",
         "a red circle moves left fast and a yellow square moves right fast",  # hues too close
         "a red circle moves left fast and a cyan square moves up fast",  # they would cross
@@ -88,16 +89,16 @@ def test_a_share_of_the_training_scenes_moves_diagonally():
 
 
 def test_varied_scenes_are_balanced_and_every_twelfth_has_two_shapes():
-    count = (8 * 60 + 4 * 30) * 12 // 11 + 1  # eight turns of the 60 lines, in every other also the 30 bounces
+    count = 16 * (60 + 60 // BOUNCE_TURNS) * 12 // 11 + 1  # 16 turns
     scenes = training_scenes(count, seed=1, content="varied")
     two = [scene.other is not None for scene in scenes]
     assert two == [i % 12 == 11 for i in range(count)]
-    single = [scene for scene in scenes if scene.other is None][:600]
+    single = [scene for scene in scenes if scene.other is None][:1200]
     times = Counter((scene.shape, scene.color, scene.motion) for scene in single)
     assert set(times) == combinations("varied")
-    assert {times[combination] for combination in times if combination[2] in MOTIONS} == {8}
-    assert {times[combination] for combination in times if combination[2] in BOUNCES} == {4}
-    assert Counter((scene.size, scene.speed) for scene in single) == {(a, b): 150 for a in SIZES for b in SPEEDS}
+    assert {times[combination] for combination in times if combination[2] in MOTIONS} == {16}
+    assert {times[combination] for combination in times if combination[2] in BOUNCES} == {16 // BOUNCE_TURNS}
+    assert Counter((scene.size, scene.speed) for scene in single) == {(a, b): 300 for a in SIZES for b in SPEEDS}
     assert scenes == training_scenes(count + 50, seed=1, content="varied")[:count]
     assert scenes != training_scenes(count, seed=2, content="varied")
 
@@ -109,7 +110,7 @@ def test_no_shape_of_a_varied_scene_is_an_unseen_combination():
     scenes = [*training_scenes(600, 3, 0.0, "varied"), *map(parse_caption, prompts(60, 3, False, "varied"))]
     shown = {(shape.shape, shape.color, shape.motion) for scene in scenes for shape in scene.shapes}
     assert not shown & unseen
-    prompted = [parse_caption(caption) for caption in prompts(60, 3, True, "varied")]
+    prompted = [parse_caption(caption) for caption in prompts(72, 3, True, "varied")]
     assert {(shape.shape, shape.color, shape.motion) for scene in prompted for shape in scene.shapes} == unseen
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldm.demo import videos as demo_videos
-from ldm.demo.scenes import COMBINATIONS, SHAPES, SIZES, Scene, parse_caption, prompts, training_scenes
+from ldm.demo.scenes import BOUNCES, COMBINATIONS, SHAPES, SIZES, Scene, parse_caption, prompts, training_scenes
 from ldm.demo.videos import distance_to_shape, render, write_demo_videos
 
 ALL_SCENES = [Scene(shape, color, size, motion) for shape, color, motion in COMBINATIONS for size in SIZES]
@@ -87,11 +87,13 @@ def test_fast_shapes_go_about_twice_as_far_as_slow_ones(speed, low, high):
 
 @pytest.mark.parametrize(("speed", "turns"), [("slowly", [8]), ("fast", [4, 8, 12])])
 def test_a_bouncing_shape_goes_to_a_side_and_comes_back(speed, turns):
-    for i, (motion, axis) in enumerate((("horizontally", 0), ("vertically", 1))):
+    for i, (motion, (x, y)) in enumerate(BOUNCES.items()):
+        axis, way = abs(y), x + y
         path = center(render(Scene("circle", "green", "small", motion, speed), i, size=96))
         assert np.ptp(path[:, 1 - axis]) < 0.01
         assert 0.13 < np.ptp(path[:, axis]) < 0.2
         ways = np.sign(np.diff(path[:, axis]))
+        assert ways[0] == way
         assert [k + 1 for k in np.flatnonzero(ways[1:] != ways[:-1])] == turns
         assert abs(path[-1] - path[0]).max() < 0.01
 
@@ -101,7 +103,7 @@ def test_two_shapes_are_both_whole_and_never_touch():
     assert len(two) == 10
     for i, scene in enumerate(two):
         colorful = saturation(render(scene, i, frames=9, size=64)) > 0.5
-        lanes = colorful.any((0, 1)) if scene.motion in ("up", "down", "vertically") else colorful.any((0, 2))
+        lanes = colorful.any((0, 1)) if scene.motion in ("up", "down", "upwards", "downwards") else colorful.any((0, 2))
         assert not lanes[31:33].all(), scene
         assert lanes[:32].sum() > 16, scene
         assert lanes[32:].sum() > 16, scene

@@ -201,6 +201,10 @@ def test_a_point_runs_from_videos_to_its_result_and_goes_on(frontier, monkeypatc
     overrides = (f"run={frontier.run}", f"results={frontier.results}")
     settings = frontier.model_copy(update={"minutes": (), "pflop": (1e-7, 2e-7)})
     runner = PointRunner(settings.folder, 1, None, CONFIG, settings, overrides)
+    assert (runner.run_point("1x8x8-c4", "latents") / "manifest.json").is_file()
+    assert "tools/compression_frontier.py" not in commands[1:]
+    assert read_json(runner.run_point("1x8x8-c4", "cost"))["generator"]["step_gflops"] > 0
+    assert "tools/run_stages.py" not in commands
     found = JsonObject(read_json(runner.run_point("1x8x8-c4")), "result")
     steps = [row["steps"] for row in found["generators"]]
     assert len(steps) == 2

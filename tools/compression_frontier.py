@@ -14,7 +14,7 @@ from typing import get_args
 
 from ldm.frontier.page import write_frontier
 from ldm.frontier.plan import describe_plan, measured_flops_per_second
-from ldm.frontier.point import Part, PointRunner
+from ldm.frontier.point import Part, PointRunner, machine
 from ldm.frontier.settings import FrontierSettings
 from ldm.frontier.sharing import prepare
 from ldm.study.costs import training_cost, vae_cost
@@ -76,6 +76,7 @@ def measure_cost(settings: FrontierSettings, name: str) -> None:
         {
             "vae": vae_cost(folder / "vae", experiment.data, device),
             "generator": training_cost(experiment.ldm, folder / "latents", settings.measured_steps, 0, device),
+            "machine": machine(),
         },
     )
 

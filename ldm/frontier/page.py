@@ -1,31 +1,36 @@
-"""The page of a frontier: its answers, the picture, the table, and the same captions as videos at each rate."""
+"""What a frontier shows: its page, and the picture, table and videos that stay beside the results."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ldm.frontier.claims import frontier_claims
 from ldm.frontier.picture import draw
 from ldm.frontier.results import answers, markdown, minutes_of, read_results, rows_of
 from ldm.frontier.settings import FrontierSettings
+from ldm.frontier.side_by_side import write_side_by_side
 from ldm.report.page import data_uri, describe_condition, render_page, video_uri
 from ldm.sampling.sample_table import read_sample_rows
 from odvae.running.files import write_json, write_text
 from odvae.running.run_folder import code_version
 
-NUM_VISUALIZED = 6  # captions
+NUM_VISUALIZED = 6  # captions on the page and in the moving picture
 
 
 def write_frontier(settings: FrontierSettings) -> Path:
-    """Write frontier.json, frontier.md, frontier.png and frontier.html of all points that have results.
+    """Write what all points that have results show, and return the page.
 
-    Returns the page. Raises InputError where there are none, or they are not of these settings.
+    Into the working folder: frontier.html and frontier.json. Beside the results, to be kept with them: frontier.png,
+    frontier.md (the tables), and frontier.gif (videos of the same captions at each rate), where the rates' videos are
+    in the working folder. Raises InputError where there are no results, or they are not of these settings.
     """
     results, missing = read_results(settings)
-    folder = settings.folder
+    folder, kept = settings.folder, Path(settings.results)
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of(results)
     roles = list(dict.fromkeys(row["role"] for row in rows))
@@ -34,18 +39,23 @@ def write_frontier(settings: FrontierSettings) -> Path:
         "points": rows,
         "missing": missing,
         "answers": {role: answers(results, role) for role in roles},
+        "claims": [asdict(claim) for claim in frontier_claims(results, settings.reference, settings.longest_budget)],
         "minutes": minutes_of(results),
     }
-    draw(rows, folder / "frontier.png")
+    draw(rows, kept / "frontier.png")
     write_json(folder / "frontier.json", found)
-    write_text(folder / "frontier.md", markdown(rows))
+    write_text(kept / "frontier.md", describe(found))
+    videos = same_captions(folder, rows)
+    write_rates_side_by_side(settings, rows, videos, kept / "frontier.gif")
     page = render_page(
         "frontier.html.j2",
         title=folder.name,
         report=code_version(),
         frontier=found,
-        picture=data_uri((folder / "frontier.png").read_bytes(), "image/png"),
-        videos=same_captions(folder, rows),
+        picture=data_uri((kept / "frontier.png").read_bytes(), "image/png"),
+        videos=[
+            {**entry, "videos": {name: video_uri(file) for name, file in entry["videos"].items()}} for entry in videos
+        ],
         json=data_uri(json.dumps(found, indent=1).encode(), "application/json"),
     )
     write_text(folder / "frontier.html", page)
@@ -53,7 +63,7 @@ def write_frontier(settings: FrontierSettings) -> Path:
 
 
 def same_captions(folder: Path, rows: Sequence[dict[str, Any]]) -> list[dict]:
-    """The first held-out captions, each with the videos of those points that were generated on this machine."""
+    """The first held-out captions, each with the video files of those points that were generated on this machine."""
     found: dict[str, dict] = {}
     for row in rows:
         for samples in islice(sorted((folder / row["point"]).glob("seed_*/samples")), 1):
@@ -61,5 +71,27 @@ def same_captions(folder: Path, rows: Sequence[dict[str, Any]]) -> list[dict]:
             for sample in islice(held_out, NUM_VISUALIZED):
                 caption = describe_condition(sample)
                 entry = found.setdefault(sample.text("file"), {"caption": caption, "videos": {}})
-                entry["videos"][row["point"]] = video_uri(samples / sample.text("file"))
+                entry["videos"][row["point"]] = samples / sample.text("file")
     return list(found.values())
+
+
+def write_rates_side_by_side(
+    settings: FrontierSettings, rows: Sequence[dict[str, Any]], videos: Sequence[dict], path: Path
+) -> None:
+    """Write the videos of the first captions at each rate, where all rates have them."""
+    rates = sorted((row for row in rows if row["role"] == "rate"), key=lambda row: row["compression"])
+    names = [row["point"] for row in rates]
+    whole = [entry["videos"] for entry in videos if names and all(name in entry["videos"] for name in names)]
+    if whole:
+        grid = [[files[name] for name in names] for files in whole]
+        write_side_by_side(grid, [row["rate"] for row in rates], path, settings.experiment.sample.fps)
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The answers, the main numbers and the claims in Markdown."""
+    lines = [markdown(found["points"]), "\n"]
+    for role, by_budget in found["answers"].items():
+        lines += [f"- {role}, {budget}: {text}\n" for budget, text in by_budget.items()]
+    lines.append("\n| claim | measured | verdict |\n| --- | --- | --- |\n")
+    lines += [f"| {row['claim']} | {row['measured']} | {row['verdict']} |\n" for row in found["claims"]]
+    return "".join(lines)

@@ -74,6 +74,7 @@ def rows_of(results: Sequence[JsonObject]) -> list[dict[str, Any]]:
             "ceiling": _ceiling(result),
             "budgets": {budget: list(score.by_seed) for budget, score in scores_of(result).items()},
             "machine": result.text("machine"),
+            "cost_machine": result.section("cost").get("machine") or result.text("machine"),
             "commit": result.text("commit"),
         }
         for result in results

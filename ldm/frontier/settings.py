@@ -72,6 +72,11 @@ class FrontierSettings(Settings):
     def folder(self) -> Path:
         return Path(self.run)
 
+    @property
+    def longest_budget(self) -> str:
+        """The largest budget in minutes, or in operations where there are none, as results name it."""
+        return f"{max(self.minutes):g} minutes" if self.minutes else f"{max(self.pflop):g} PFLOP"
+
     def experiment_of(self, name: str) -> Experiment:
         """The experiment of a point, with its own run folder, before its steps follow from the budget.
 

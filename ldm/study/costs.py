@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -98,7 +99,8 @@ def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, d
         "parameters": _count(network),
         "latent_shape": list(first.noisy.shape[1:]),
         "tokens": tokens(network, first),
-        "steps_per_second": 1 / sorted(seconds)[len(seconds) // 2],
+        "steps_per_second": 1 / median(seconds),
+        "step_seconds": [round(value, 6) for value in seconds],
         "step_gflops": 3 * forward_flops(network, first) / 1e9,
         "memory_growth_mb": None if growth is None else growth / 1e6,
         "batch_size": batch_size,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ldm.demo.accuracy import attributes_of
 from ldm.report.report_values import distance_parts, interval_of
 from ldm.study.claims import claims
 from ldm.study.plan import IMAGE, Budget, generator_name, init_name
-from ldm.study.settings import StudySettings, variant_name
+from ldm.study.settings import StudySettings, Variant, variant_name
 from odvae.running.files import read_json_lines, read_object
 from odvae.running.json_objects import JsonObject
 from odvae.running.resume_check import read_stage_record
@@ -31,8 +31,9 @@ def collect(settings: StudySettings) -> dict:
     }
     rows = {row["run"]: row for row in found["initializations"] + found["variants"]}
     others = [rows[name] for name in (init_name("average"), init_name("random")) if name in rows]
-    main, first = rows.get(settings.main_vae), rows.get(variant_name(1))
-    return {**found, "claims": claims(main, first, others, found["modes"], found["generators"])}
+    variants = {number: rows[name] for number in get_args(Variant) if (name := variant_name(number)) in rows}
+    main = rows.get(settings.main_vae)
+    return {**found, "claims": claims(main, variants, others, found["modes"], found["generators"])}
 
 
 def variant_rows(settings: StudySettings) -> list[dict]:
@@ -59,7 +60,9 @@ def vae_row(folder: Path, label: str) -> dict | None:
         return None
     part = report.section("reconstruction")
     quality = {name: part.number(name) for name in SCORES if name in part or name == "psnr"}
-    return {"label": label, "run": folder.name, **quality, **cost, "curve": psnr_curve(folder), **_source(part)}
+    clips = [row.number("psnr") for row in read_json_lines(folder / "report" / "reconstructions.jsonl")]
+    curve = psnr_curve(folder)
+    return {"label": label, "run": folder.name, **quality, **cost, "curve": curve, "clip_psnr": clips, **_source(part)}
 
 
 def psnr_curve(folder: Path) -> list[tuple[float, float]]:

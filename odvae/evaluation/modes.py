@@ -63,11 +63,13 @@ def _measure_mode(evaluation: Evaluation, videos: list[Tensor], mode: Mode) -> t
     if mode == "tiled":
         vae.disable_tiling()  # type: ignore[attr-defined]
     frames = sum(video.shape[2] for video in videos)
+    clips = {"clip_psnr": [row["psnr"] for row in rows]}  # so that two modes can be compared clip by clip
     return reconstructions, {
         **{name: float(np.mean([row[name] for row in rows])) for name in rows[0]},
         **{f"{half}_frames_per_second": frames / elapsed for half, elapsed in seconds.items()},
         "peak_memory_growth_mb": None if peak is None else peak / 1e6,
         "clips": len(videos),
+        **clips,
     }
 
 

@@ -1,8 +1,11 @@
 """The compression frontier: equal compute, one training scored at several budgets, results that can be compared."""
 
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from scripts import succeed
 from small import REPOSITORY
 
@@ -12,11 +15,13 @@ from ldm.frontier.point import PointRunner
 from ldm.frontier.results import Score, answers, best_of, minutes_of, read_results, rows_of
 from ldm.frontier.settings import FrontierSettings, PointSettings
 from ldm.frontier.sharing import shared_stages
+from ldm.frontier.side_by_side import HEADING
 from ldm.study.runner import StageRunner
 from odvae.running.errors import InputError
-from odvae.running.files import read_json, write_json
+from odvae.running.files import read_json, write_json, write_text
 from odvae.running.json_objects import JsonObject
 from odvae.running.settings import load_settings
+from odvae.video.video_io import write_video
 
 CONFIG = REPOSITORY / "configs/study/frontier_smallest.yaml"
 
@@ -156,10 +161,31 @@ def test_the_page_has_a_picture_a_table_and_says_what_is_missing(written):
     page = write_frontier(written).read_text()
     assert "1 still to come (8x8x8-c4)" in page
     assert "not separable" in page or "one seed only" in page
-    assert (written.folder / "frontier.png").stat().st_size > 10_000
-    table = (written.folder / "frontier.md").read_text().splitlines()
+    results = Path(written.results)
+    assert (results / "frontier.png").stat().st_size > 10_000
+    assert not (results / "frontier.gif").exists()  # no videos are in the working folder
+    table = (results / "frontier.md").read_text().splitlines()
     assert table[3].startswith("| 4x8x8-c4 | 4x8x8 | 4 | 25.00 | 20.50 | – | 12 | 5.00 | 95.0% | 85.0% (80% to 90%) |")
+    assert any(line.startswith("- rate, 0.02 minutes: 4x8x8-c4: 85.0%") for line in table)
+    assert sum(line.endswith("| open |") for line in table) == page.count(">open<") > 3
     assert json.loads((written.folder / "frontier.json").read_text())["missing"] == ["8x8x8-c4"]
+
+
+def test_the_rates_videos_of_one_caption_stand_side_by_side(written):
+    video = np.zeros((5, 32, 32, 3), np.uint8)
+    for gray, name in enumerate(("1x8x8-c4", "4x8x8-c4", "4x8x8-c8")):
+        samples = written.folder / name / "seed_0" / "samples"
+        samples.mkdir(parents=True)
+        write_video(samples / "0.mp4", video + 80 * gray, 8)
+        row = {"file": "0.mp4", "group": "held_out", "prompt": "a large red circle moves left"}
+        write_text(samples / "samples.jsonl", json.dumps(row) + "\n")
+    page = write_frontier(written).read_text()
+    assert page.count("data:video/mp4") == 3
+    with Image.open(Path(written.results) / "frontier.gif") as image:
+        assert image.n_frames == 1  # five equal frames are stored as one
+        assert image.size == (2 * 36, HEADING + 36)  # the third point is not of the role rate
+        grays = [image.convert("L").getpixel((36 * column + 18, HEADING + 18)) for column in range(2)]
+    assert grays == pytest.approx([0, 80], abs=6)
 
 
 def test_results_of_other_settings_are_refused_by_name(written):

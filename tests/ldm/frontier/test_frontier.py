@@ -11,7 +11,7 @@ from small import REPOSITORY
 
 from ldm.frontier.budget import generator_steps, phase_flops, with_equal_steps
 from ldm.frontier.page import write_frontier
-from ldm.frontier.point import PointRunner
+from ldm.frontier.point import PointRunner, phase_steps
 from ldm.frontier.results import Score, answers, best_of, minutes_of, read_results, rows_of
 from ldm.frontier.settings import FrontierSettings, PointSettings
 from ldm.frontier.sharing import shared_stages
@@ -83,6 +83,21 @@ def test_both_phases_of_each_point_cost_what_the_references_cost(frontier, point
     if point == "1x8x8-c4":  # more latent frames to decode: fewer steps
         assert ours.vae.video_phase.steps < 900
         assert ours.vae.image_phase.steps == 1000
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in CONFIG.parent.glob("frontier_*.yaml")))
+def test_every_shipped_frontier_has_the_rates_and_equal_operations(name):
+    settings = load_settings(FrontierSettings, CONFIG.parent / name)
+    times = {settings.experiment_of(point).vae.model.temporal_compression_ratio for point in settings.points}
+    assert {1, 4, 8} <= times
+    costs = {}
+    for point in settings.points:
+        experiment = with_equal_steps(settings, point)
+        flops = phase_flops(experiment)
+        costs[point] = sum(flops[phase] * steps for phase, steps in phase_steps(experiment).items() if steps)
+    few = max(phase_steps(settings.experiment).values()) < 100  # a few steps cannot cost the same
+    equal = [costs[settings.reference]] * len(costs)
+    assert list(costs.values()) == pytest.approx(equal, rel=0.5 if few else 0.02)
 
 
 def test_without_an_image_phase_the_video_phase_has_the_operations_of_both(frontier):

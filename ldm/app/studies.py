@@ -77,8 +77,9 @@ def read_study(folder: Path) -> Study | None:
     if (folder / "study.json").is_file():
         tables = _study_tables(folder, read_object(folder / "study.json"))
     elif (folder / "frontier.json").is_file():
-        points = read_object(folder / "frontier.json").sections("points")
-        tables = {"points": [_point(folder, row) for row in points]}
+        frontier = read_object(folder / "frontier.json")
+        measure = frontier.section("measure").text("name") if frontier.has("measure") else "accuracy"
+        tables = {"points": [_point(folder, row, measure) for row in frontier.sections("points")]}
     else:
         reports = sorted(folder.glob("*/report/report.json"))
         tables = {"runs": [_run(path) for path in reports]}
@@ -96,14 +97,14 @@ def _study_tables(folder: Path, found: JsonObject) -> dict[str, Sequence[Run]]:
     }
 
 
-def _point(folder: Path, row: JsonObject) -> Run:
-    values = {**_columns(row), **{f"accuracy, {budget}": value for budget, value in _budgets(row)}}
+def _point(folder: Path, row: JsonObject, measure: str) -> Run:
+    values = {**_columns(row), **{f"{measure}, {budget}": value for budget, value in _budgets(row)}}
     samples = sorted((folder / row.text("point")).glob("seed_*/samples"))
     return Run(row.text("point"), values, samples[0] if samples else folder / row.text("point") / "samples")
 
 
 def _budgets(row: JsonObject) -> Iterator[tuple[str, float]]:
-    """(Budget, mean prompt accuracy over the seeds) of a point."""
+    """(Budget, mean score over the seeds) of a point."""
     budgets = row.section("budgets")
     for name in budgets:
         yield name, mean(budgets.numbers(name))

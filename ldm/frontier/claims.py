@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import permutations
 from statistics import mean
 
-from ldm.demo.accuracy import mean_accuracy
 from ldm.evaluation.intervals import Interval, paired_difference
-from ldm.frontier.results import Score, compression_of, scores_of
+from ldm.frontier.results import compression_of
+from ldm.frontier.scores import Measure, Score, measure_of, scores_of
 from ldm.study.claims import memory_claim, speed_claim
 from ldm.study.verdicts import Claim, Verdict, all_of, between, verdict_of
 from odvae.running.json_objects import JsonObject
@@ -55,13 +55,13 @@ class Point:
         return next(filter(None, words), None)
 
 
-def read_point(result: JsonObject) -> Point:
+def read_point(result: JsonObject, measure: Measure) -> Point:
     found, vae = compression_of(result), result.section("vae")
     clips = vae.get("clips") or []
     curves: dict[int, list[tuple[int, float]]] = {}
     for row in result["generators"]:
-        if row.get("prompt_accuracy") is not None:
-            curves.setdefault(row["seed"], []).append((row["steps"], mean_accuracy(row["prompt_accuracy"])))
+        if (value := measure.of(row)) is not None:
+            curves.setdefault(row["seed"], []).append((row["steps"], value))
     return Point(
         result.text("point"),
         result.text("role"),
@@ -70,14 +70,15 @@ def read_point(result: JsonObject) -> Point:
         tuple(result["changes"]),
         {key: tuple(clip[key] for clip in clips if key in clip) for key in ("psnr", "motion")},
         result.section("cost").section("generator"),
-        scores_of(result),
+        scores_of(result, measure),
         {seed: tuple(sorted(rows)) for seed, rows in curves.items()},
     )
 
 
 def frontier_claims(results: Sequence[JsonObject], reference: str, budget: str) -> list[Claim]:
     """All claims, given the results so far, the name of the reference, and the budget at which to compare, in words."""
-    points = [read_point(result) for result in results]
+    measure = measure_of(results)
+    points = [read_point(result, measure) for result in results]
     base = next((one for one in points if one.name == reference), None)
     rates = sorted((one for one in points if one.role == "rate"), key=lambda one: one.time)
     same = [] if base is None else [one for one in rates if (one.space, one.channels) == (base.space, base.channels)]
@@ -115,14 +116,10 @@ def compare_seeds(ours: Point, theirs: Point, budget: str) -> tuple[str, Verdict
     a, b = ours.scores.get(budget), theirs.scores.get(budget)
     if a is None or b is None:
         return f"no scores at {budget}", "open"
-    words = []
-    for score in (a, b):
-        low, high = score.spread
-        words.append(f"{score.mean:.1%} ({low:.1%} to {high:.1%})")
+    words = f"{a} against {b}"
     if min(len(a.by_seed), len(b.by_seed)) < 2:
-        return f"{' against '.join(words)}, one seed", "open"
-    above, below = a.spread[0] > b.spread[1], a.spread[1] < b.spread[0]
-    return " against ".join(words), "holds" if above else "does not hold" if below else "not separable"
+        return f"{words}, one seed", "open"
+    return words, "holds" if a.beats(b) else "does not hold" if b.beats(a) else "not separable"
 
 
 def paper_claims(base: Point | None, per_frame: Point | None, budget: str) -> Iterator[Claim]:

@@ -11,7 +11,8 @@ from typing import Any
 
 from ldm.frontier.claims import frontier_claims
 from ldm.frontier.picture import draw
-from ldm.frontier.results import answers, markdown, minutes_of, read_results, rows_of
+from ldm.frontier.results import markdown, minutes_of, read_results, rows_of
+from ldm.frontier.scores import Measure, answers, measure_of
 from ldm.frontier.settings import FrontierSettings
 from ldm.frontier.side_by_side import write_side_by_side
 from ldm.report.page import data_uri, describe_condition, render_page, video_uri
@@ -32,19 +33,21 @@ def write_frontier(settings: FrontierSettings) -> Path:
     results, missing = read_results(settings)
     folder, kept = settings.folder, Path(settings.results)
     folder.mkdir(parents=True, exist_ok=True)
-    rows = rows_of(results)
+    measure = measure_of(results)
+    rows = rows_of(results, measure)
     roles = list(dict.fromkeys(row["role"] for row in rows))
     found = {
         "title": folder.name,
         "points": rows,
         "missing": missing,
-        "answers": {role: answers(results, role) for role in roles},
+        "measure": {"name": measure.name, "lower_is_better": measure.lower_is_better},
+        "answers": {role: answers(results, measure, role) for role in roles},
         "claims": [asdict(claim) for claim in frontier_claims(results, settings.reference, settings.longest_budget)],
         "minutes": minutes_of(results),
     }
-    draw(rows, kept / "frontier.png")
+    draw(rows, measure, kept / "frontier.png")
     write_json(folder / "frontier.json", found)
-    write_text(kept / "frontier.md", describe(found))
+    write_text(kept / "frontier.md", describe(found, measure))
     videos = same_captions(folder, rows)
     write_rates_side_by_side(settings, rows, videos, kept / "frontier.gif")
     page = render_page(
@@ -52,6 +55,7 @@ def write_frontier(settings: FrontierSettings) -> Path:
         title=folder.name,
         report=code_version(),
         frontier=found,
+        measure=measure,
         picture=data_uri((kept / "frontier.png").read_bytes(), "image/png"),
         videos=[
             {**entry, "videos": {name: video_uri(file) for name, file in entry["videos"].items()}} for entry in videos
@@ -87,9 +91,9 @@ def write_rates_side_by_side(
         write_side_by_side(grid, [row["rate"] for row in rates], path, settings.experiment.sample.fps)
 
 
-def describe(found: dict[str, Any]) -> str:
-    """The answers, the main numbers and the claims in Markdown."""
-    lines = [markdown(found["points"]), "\n"]
+def describe(found: dict[str, Any], measure: Measure) -> str:
+    """The main numbers, the answers and the claims in Markdown."""
+    lines = [markdown(found["points"], measure), "\n"]
     for role, by_budget in found["answers"].items():
         lines += [f"- {role}, {budget}: {text}\n" for budget, text in by_budget.items()]
     lines.append("\n| claim | measured | verdict |\n| --- | --- | --- |\n")

@@ -12,10 +12,10 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from ldm.frontier.results import Score, best_of
+from ldm.frontier.scores import Measure, Score, best_of
 
 
-def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+def draw(rows: Sequence[Mapping[str, Any]], measure: Measure, path: Path) -> None:
     """Write a PNG of three panels over the compression (pixels of a video for each latent position).
 
     Generation: a line a budget through the points of role `rate` with its seeds' spread, the best rate marked; other
@@ -24,7 +24,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure, (generation, speed, quality) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     rates = sorted((row for row in rows if row["role"] == "rate"), key=lambda row: row["compression"])
     others = [row for row in rows if row["role"] != "rate"]
-    _draw_generation(generation, rates, others)
+    _draw_generation(generation, rates, others, measure)
     for axis, key, label in ((speed, "generator_steps_per_second", "generator: steps per second"),
                              (quality, "psnr", "reconstruction: PSNR (dB)")):  # fmt: skip
         _line(axis, rates, key)
@@ -40,26 +40,32 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _draw_generation(axis: Axes, rates: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]) -> None:
+def _draw_generation(
+    axis: Axes, rates: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]], measure: Measure
+) -> None:
     budgets = list(dict.fromkeys(budget for row in rates for budget in row["budgets"]))
     for budget in budgets:
         having = [row for row in rates if budget in row["budgets"]]
-        scores = [Score(row["point"], tuple(row["budgets"][budget])) for row in having]
-        x, y = [row["compression"] for row in having], [100 * one.mean for one in scores]
-        below = [100 * (one.mean - one.spread[0]) for one in scores]
-        above = [100 * (one.spread[1] - one.mean) for one in scores]
+        scores = [_score(row, budget, measure) for row in having]
+        x, y = [row["compression"] for row in having], [measure.shown(one.mean) for one in scores]
+        below = [measure.shown(one.mean - one.spread[0]) for one in scores]
+        above = [measure.shown(one.spread[1] - one.mean) for one in scores]
         line = axis.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, label=budget)
         best = scores.index(best_of(scores)[0])
         axis.plot([x[best]], [y[best]], "*", color=line[0].get_color(), markersize=15)
         more = [row for row in others if budget in row["budgets"]]
-        places = [(row["compression"], 100 * Score(row["point"], tuple(row["budgets"][budget])).mean) for row in more]
+        places = [(row["compression"], measure.shown(_score(row, budget, measure).mean)) for row in more]
         _hollow(axis, places, line[0].get_color())
-    ceilings = [row for row in rates if row["ceiling"] is not None]
-    axis.plot([row["compression"] for row in ceilings], [100 * row["ceiling"] for row in ceilings], ":", color="0.4",
-              label="reconstructions")  # fmt: skip
-    axis.set_ylabel("videos as prompted (%)")
+    ceilings = [] if measure.lower_is_better else [row for row in rates if row["ceiling"] is not None]
+    axis.plot([row["compression"] for row in ceilings], [measure.shown(row["ceiling"]) for row in ceilings], ":",
+              color="0.4", label="reconstructions")  # fmt: skip
+    axis.set_ylabel(measure.label)
     if budgets or ceilings:
         axis.legend(frameon=False, fontsize=8, title="budget of the generator")
+
+
+def _score(row: Mapping[str, Any], budget: str, measure: Measure) -> Score:
+    return Score(row["point"], tuple(row["budgets"][budget]), measure)
 
 
 def _hollow(axis: Axes, places: Sequence[tuple[float, float]], color: str) -> None:

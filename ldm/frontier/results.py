@@ -1,36 +1,19 @@
-"""The results of all points as one table, and the best point of each budget with its spread over seeds."""
+"""The results of all points as one table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from ldm.demo.accuracy import mean_accuracy
 from ldm.frontier.point import read_result
+from ldm.frontier.scores import Measure, Score, scores_of
 from ldm.frontier.settings import FrontierSettings
 from odvae.running.errors import InputError
 from odvae.running.json_objects import JsonObject
 from odvae.running.resume_check import differing_keys
-
-
-@dataclass(frozen=True)
-class Score:
-    """A point's generator at one budget: mean prompt accuracy of each seed (0 to 1)."""
-
-    point: str
-    by_seed: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return mean(self.by_seed)
-
-    @property
-    def spread(self) -> tuple[float, float]:
-        """The worst and the best seed."""
-        return min(self.by_seed), max(self.by_seed)
 
 
 def read_results(settings: FrontierSettings) -> tuple[list[JsonObject], list[str]]:
@@ -61,7 +44,7 @@ def _check_same(result: JsonObject, name: str, settings: FrontierSettings) -> No
         raise InputError(f"{result.source} was made by other settings, and cannot be compared:{lines}")
 
 
-def rows_of(results: Sequence[JsonObject]) -> list[dict[str, Any]]:
+def rows_of(results: Sequence[JsonObject], measure: Measure) -> list[dict[str, Any]]:
     """A row a point: what it costs, what it keeps, and the scores of its generator at each budget."""
     return [
         {
@@ -72,7 +55,7 @@ def rows_of(results: Sequence[JsonObject]) -> list[dict[str, Any]]:
             **compression_of(result),
             **{f"generator_{key}": value for key, value in result.section("cost").section("generator").items()},
             "ceiling": _ceiling(result),
-            "budgets": {budget: list(score.by_seed) for budget, score in scores_of(result).items()},
+            "budgets": {budget: list(score.by_seed) for budget, score in scores_of(result, measure).items()},
             "machine": result.text("machine"),
             "cost_machine": result.section("cost").get("machine") or result.text("machine"),
             "commit": result.text("commit"),
@@ -125,49 +108,7 @@ def _ceiling(result: JsonObject) -> float | None:
     return mean(mean_accuracy(one) for one in found) if found else None
 
 
-def scores_of(result: JsonObject) -> dict[str, Score]:
-    """Budget -> the scores of the seeds that were trained for it; none where videos have no judge."""
-    found: dict[str, list[float]] = {}
-    for row in result["generators"]:
-        if row.get("prompt_accuracy") is not None:
-            for budget in row["budgets"]:
-                found.setdefault(budget, []).append(mean_accuracy(row["prompt_accuracy"]))
-    return {budget: Score(result.text("point"), tuple(values)) for budget, values in found.items()}
-
-
-def best_of(scores: Sequence[Score]) -> tuple[Score, list[Score]]:
-    """The score with the highest mean, and those that are not separated from it: their best seed reaches its worst."""
-    best = max(scores, key=lambda one: one.mean)
-    return best, [one for one in scores if one is not best and one.spread[1] >= best.spread[0]]
-
-
-def answers(results: Sequence[JsonObject], role: str = "rate") -> dict[str, str]:
-    """Budget -> which point of a role is best for it, in a sentence."""
-    found: dict[str, str] = {}
-    for budget, scores in by_budget([one for one in results if one.text("role") == role]).items():
-        best, ties = best_of(scores)
-        low, high = best.spread
-        text = f"{best.point}: {best.mean:.1%} ({low:.1%} to {high:.1%} over {len(best.by_seed)} seeds)"
-        if min(len(one.by_seed) for one in scores) < 2:
-            text += "; some points have one seed only, so their spread is not known"
-        elif ties:
-            text += "; not separable here from " + ", ".join(f"{one.point} ({one.mean:.1%})" for one in ties)
-        else:
-            text += "; all its seeds are above all seeds of the others"
-        found[budget] = text
-    return found
-
-
-def by_budget(results: Sequence[JsonObject]) -> dict[str, list[Score]]:
-    """Budget -> the scores of the points that have it."""
-    found: dict[str, list[Score]] = {}
-    for result in results:
-        for budget, score in scores_of(result).items():
-            found.setdefault(budget, []).append(score)
-    return found
-
-
-def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], measure: Measure) -> str:
     """The main numbers as a Markdown table."""
     budgets = list(dict.fromkeys(budget for row in rows for budget in row["budgets"]))
     head = ["point", "rate", "channels", "PSNR", "of motion", "bits/pixel", "tokens", "steps/s", "ceiling", *budgets]
@@ -178,8 +119,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
         cells += [str(row["generator_tokens"]), f"{row['generator_steps_per_second']:.2f}"]
         cells.append("–" if row["ceiling"] is None else f"{row['ceiling']:.1%}")
         for budget in budgets:
-            seeds = row["budgets"].get(budget)
-            spread = f" ({min(seeds):.0%} to {max(seeds):.0%})" if seeds and len(seeds) > 1 else ""
-            cells.append(f"{mean(seeds):.1%}{spread}" if seeds else "–")
+            score = Score(row["point"], tuple(row["budgets"].get(budget, ())), measure)
+            cells.append(
+                "–" if not score.by_seed else str(score) if len(score.by_seed) > 1 else measure.text(score.mean)
+            )
         lines.append(cells)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -12,7 +12,8 @@ from small import REPOSITORY
 from ldm.frontier.budget import generator_steps, phase_flops, with_equal_steps
 from ldm.frontier.page import write_frontier
 from ldm.frontier.point import PointRunner, phase_steps
-from ldm.frontier.results import Score, answers, best_of, minutes_of, read_results, rows_of
+from ldm.frontier.results import minutes_of, read_results, rows_of
+from ldm.frontier.scores import PROMPTED, Measure, Score, answers, best_of, measure_of
 from ldm.frontier.settings import FrontierSettings, PointSettings
 from ldm.frontier.sharing import shared_stages
 from ldm.frontier.side_by_side import HEADING
@@ -157,16 +158,19 @@ def test_a_point_is_best_only_where_no_seed_of_another_reaches_it():
 def test_the_answer_of_each_budget_says_how_sure_it_is(written):
     results, missing = read_results(written)
     assert missing == ["8x8x8-c4"]
-    assert answers(results)["0.02 minutes"].startswith("4x8x8-c4: 85.0% (80.0% to 90.0% over 2 seeds)")
-    assert "some points have one seed only" in answers(results)["0.02 minutes"]
+    assert answers(results, PROMPTED)["0.02 minutes"].startswith("4x8x8-c4: 85.0% (80.0% to 90.0% over 2 seeds)")
+    assert "some points have one seed only" in answers(results, PROMPTED)["0.02 minutes"]
     write_results(written, result(written, "1x8x8-c4", {"0.02 minutes": [0.5, 0.82]}, rate="1x8x8"))
-    assert "not separable here from 1x8x8-c4" in answers(read_results(written)[0])["0.02 minutes"]
+    assert "not separable here from 1x8x8-c4" in answers(read_results(written)[0], PROMPTED)["0.02 minutes"]
     write_results(written, result(written, "1x8x8-c4", {"0.02 minutes": [0.5, 0.52]}, rate="1x8x8"))
-    assert "all its seeds are above all seeds of the others" in answers(read_results(written)[0])["0.02 minutes"]
+    assert (
+        "all its seeds are better than all seeds of the others"
+        in answers(read_results(written)[0], PROMPTED)["0.02 minutes"]
+    )
 
 
 def test_rows_have_the_rate_and_what_is_kept(written):
-    row = rows_of(read_results(written)[0])[1]
+    row = rows_of(read_results(written)[0], PROMPTED)[1]
     assert (row["compression"], row["channels"], row["rate"]) == (256, 4, "4x8x8")
     assert row["values_per_pixel_value"] == pytest.approx(4 / 768)
     assert row["ceiling"] == pytest.approx(0.95)
@@ -180,7 +184,9 @@ def test_the_page_has_a_picture_a_table_and_says_what_is_missing(written):
     assert (results / "frontier.png").stat().st_size > 10_000
     assert not (results / "frontier.gif").exists()  # no videos are in the working folder
     table = (results / "frontier.md").read_text().splitlines()
-    assert table[3].startswith("| 4x8x8-c4 | 4x8x8 | 4 | 25.00 | 20.50 | – | 12 | 5.00 | 95.0% | 85.0% (80% to 90%) |")
+    assert table[3].startswith(
+        "| 4x8x8-c4 | 4x8x8 | 4 | 25.00 | 20.50 | – | 12 | 5.00 | 95.0% | 85.0% (80.0% to 90.0%) |"
+    )
     assert any(line.startswith("- rate, 0.02 minutes: 4x8x8-c4: 85.0%") for line in table)
     assert sum(line.endswith("| open |") for line in table) == page.count(">open<") > 3
     assert json.loads((written.folder / "frontier.json").read_text())["missing"] == ["8x8x8-c4"]
@@ -201,6 +207,26 @@ def test_the_rates_videos_of_one_caption_stand_side_by_side(written):
         assert image.size == (2 * 36, HEADING + 36)  # the third point is not of the role rate
         grays = [image.convert("L").getpixel((36 * column + 18, HEADING + 18)) for column in range(2)]
     assert grays == pytest.approx([0, 80], abs=6)
+
+
+def test_videos_without_a_judge_are_compared_by_their_distance(written):
+    """Of two points, the one with the lower distance is the best, on the page, in the picture and in the claims."""
+    for name, values in (("1x8x8-c4", (3.0, 4.0)), ("4x8x8-c4", (1.0, 2.0))):
+        rows = [{"seed": seed, "budgets": ["0.02 minutes"], "steps": 9, "ceiling": None, "prompt_accuracy": None,
+                 "frechet": value, "distance": "FVD"} for seed, value in enumerate(values)]  # fmt: skip
+        rate = name.partition("-")[0]
+        write_results(written, result(written, name, {}, rate=rate, generators=rows))
+    (Path(written.results) / "4x8x8-c8.json").unlink()
+    results = read_results(written)[0]
+    assert measure_of(results) == Measure("FVD, lower is better", lower_is_better=True)
+    page = write_frontier(written).read_text()
+    assert "4x8x8-c4: 1.5 (1 to 2 over 2 seeds); all its seeds are better than all seeds of the others" in page
+    table = (Path(written.results) / "frontier.md").read_text()
+    assert "| 3.5 (3 to 4) |" in table
+    assert "| 1.5 (1 to 2) against 3.5 (3 to 4) | holds |" in table
+    results[0]["generators"][0]["distance"] = "KVD"
+    with pytest.raises(InputError, match="have distances that cannot be compared: 'KVD' in"):
+        measure_of(results)
 
 
 def test_results_of_other_settings_are_refused_by_name(written):

@@ -19,21 +19,26 @@ def draw(rows: Sequence[Mapping[str, Any]], measure: Measure, path: Path) -> Non
     """Write a PNG of three panels over the compression (pixels of a video for each latent position).
 
     Generation: a line a budget through the points of role `rate` with its seeds' spread, the best rate marked; other
-    points as hollow marks. Cost: training steps of the generator a second. Reconstruction: PSNR.
+    points as hollow marks. Cost: training steps of the generator a second. Reconstruction: PSNR, and that of moving
+    pixels.
     """
     figure, (generation, speed, quality) = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained")
     rates = sorted((row for row in rows if row["role"] == "rate"), key=lambda row: row["compression"])
     others = [row for row in rows if row["role"] != "rate"]
     _draw_generation(generation, rates, others, measure)
-    for axis, key, label in ((speed, "generator_steps_per_second", "generator: steps per second"),
-                             (quality, "psnr", "reconstruction: PSNR (dB)")):  # fmt: skip
-        _line(axis, rates, key)
-        _hollow(axis, [(row["compression"], row[key]) for row in others], "0.4")
-        axis.set_ylabel(label)
+    for axis, key, label in ((speed, "generator_steps_per_second", None), (quality, "psnr", "all pixels"),
+                             (quality, "motion_psnr", "moving pixels")):  # fmt: skip
+        _line(axis, [row for row in rates if row[key] is not None], key, label)
+        _hollow(axis, [(row["compression"], row[key]) for row in others if row[key] is not None], "0.4")
+    speed.set_ylabel("generator: training steps per second")
+    speed.set_ylim(0)
+    quality.set_ylabel("reconstruction: PSNR (dB)")
+    quality.legend(frameon=False, fontsize=8)
     for axis in (generation, speed, quality):
         axis.set_xscale("log", base=2)
         axis.set_xticks([row["compression"] for row in rates], [row["rate"] for row in rates], rotation=30)
         axis.minorticks_off()
+        axis.margins(x=0.12)
         axis.set_xlabel("compression (time x height x width)")
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
@@ -61,7 +66,8 @@ def _draw_generation(
               color="0.4", label="reconstructions")  # fmt: skip
     axis.set_ylabel(measure.label)
     if budgets or ceilings:
-        axis.legend(frameon=False, fontsize=8, title="budget of the generator")
+        axis.set_ylim(0)
+        axis.legend(frameon=False, fontsize=8, title="budget of the generator", loc="lower right", ncols=2)
 
 
 def _score(row: Mapping[str, Any], budget: str, measure: Measure) -> Score:
@@ -73,8 +79,9 @@ def _hollow(axis: Axes, places: Sequence[tuple[float, float]], color: str) -> No
         axis.plot(*zip(*places, strict=True), "o", mfc="none", color=color)
 
 
-def _line(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str) -> None:
-    axis.plot([row["compression"] for row in rows], [row[key] for row in rows], marker="o", color="0.2")
+def _line(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str | None) -> None:
+    style = {"linestyle": "--", "color": "0.5"} if key == "motion_psnr" else {"color": "0.2"}
+    axis.plot([row["compression"] for row in rows], [row[key] for row in rows], marker="o", label=label, **style)
     for row in rows:
         place = (row["compression"], row[key])
         axis.annotate(f"{row['channels']} ch", place, xytext=(4, 5), textcoords="offset points", fontsize=7)

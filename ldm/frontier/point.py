@@ -122,7 +122,8 @@ def machine() -> str:
         for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else [])
         if line.startswith("model name")
     ]
-    return f"{cores} cores of {names[0] if names else platform.processor() or platform.machine()}"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{cores} {'core' if cores == 1 else 'cores'} of {name}"
 
 
 def _vae_row(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from ldm.encode import check_captions
 from ldm.encoding.own_text_encoder import learn_from_captions
 from ldm.experiment import Experiment
 from ldm.frontier.budget import with_equal_steps
@@ -69,7 +70,7 @@ def image_vae_run(settings: FrontierSettings, name: str) -> Run | None:
 def with_shared_stages(settings: FrontierSettings, name: str, experiment: Experiment) -> Experiment:
     """A point's experiment that begins from the shared image VAE and the shared text encoder."""
     update: dict[str, Any] = {}
-    if experiment.text.encoder == LEARNED:
+    if learns_text(experiment):
         update["text"] = experiment.text.model_copy(update={"encoder": str(text_encoder_folder(settings))})
     if (stage := image_vae_stage(settings.experiment_of(name))) is not None:
         begun = {"image_phase": None, "init_image_vae": str(settings.folder / SHARED / stage / "vae")}
@@ -77,14 +78,24 @@ def with_shared_stages(settings: FrontierSettings, name: str, experiment: Experi
     return experiment.model_copy(update=update)
 
 
+def learns_text(experiment: Experiment) -> bool:
+    """Whether the generators read captions by a text encoder that is learned from these captions."""
+    return experiment.ldm.conditioning.kind == "text" and experiment.text.encoder == LEARNED
+
+
 def text_encoder_folder(settings: FrontierSettings) -> Path:
     return settings.folder / SHARED / PREPARED / "text_encoder"
 
 
 def prepare(settings: FrontierSettings) -> None:
-    """Render and pack the demo's videos where there are none, and train the text encoder on the captions."""
+    """Render and pack the demo's videos where there are none, and train the text encoder on the captions.
+
+    Raises InputError where the generators need captions and the videos have none.
+    """
     experiment = settings.experiment_of(settings.reference)
     videos, folder = open_videos(experiment), text_encoder_folder(settings)
-    if experiment.text.encoder == LEARNED and not folder.exists():
+    if experiment.ldm.conditioning.kind == "text":
+        check_captions(videos)
+    if learns_text(experiment) and not folder.exists():
         folder.parent.mkdir(parents=True, exist_ok=True)
         learn_from_captions(experiment.text, videos, folder, experiment.seed)

@@ -1,5 +1,6 @@
 """What points have in common is made once, and gives what each point would have made by itself."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -19,9 +20,12 @@ from ldm.frontier.sharing import (
     with_shared_stages,
 )
 from ldm.open_videos import open_videos
+from odvae.packing.packing import pack_folder
+from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_json
-from odvae.running.settings import load_settings
+from odvae.running.settings import load_settings, make_settings
 from odvae.train import train_vae
+from odvae.video.video_io import write_video
 
 CONFIG = REPOSITORY / "configs/study/frontier_smallest.yaml"
 MORE_POINTS = [
@@ -74,6 +78,24 @@ def test_a_point_has_the_same_vae_and_latents_as_with_stages_of_its_own(frontier
     shards = [sorted((tmp_path / label / "latents").glob("*.tar")) for label in folders]
     assert [one.read_bytes() for one in shards[0]] == [one.read_bytes() for one in shards[1]]
     assert len(shards[0]) > 0
+
+
+def test_videos_without_captions_need_generators_without_text(frontier, tmp_path):
+    """Said before anything is trained; without text, no text encoder is made."""
+    (tmp_path / "videos").mkdir()
+    for number in range(8):
+        write_video(tmp_path / "videos" / f"{number}.mp4", np.full((9, 32, 32, 3), 20 * number, np.uint8), 8)
+    pack_folder(tmp_path / "videos", tmp_path / "shards")
+    base = frontier.model_dump(mode="json", exclude_defaults=True)
+    base["experiment"] |= {"demo_videos": None}
+    base["experiment"]["data"] |= {"shards": str(tmp_path / "shards")}
+    with pytest.raises(InputError, match=r"none of the \d+ training videos has a caption.*ldm\.conditioning\.kind"):
+        prepare(make_settings(FrontierSettings, base, [], "test"))
+    unconditional = make_settings(FrontierSettings, base, ["experiment.ldm.conditioning.kind=none"], "test")
+    prepare(unconditional)
+    assert not text_encoder_folder(unconditional).exists()
+    experiment = with_shared_stages(unconditional, "4x8x8-c4", unconditional.experiment_of("4x8x8-c4"))
+    assert experiment.text == unconditional.experiment.text
 
 
 def test_preparing_again_keeps_what_is_there(frontier):

@@ -62,7 +62,7 @@ class StageRunner:
         status = self.wait(process)
         if status != 0:
             raise InputError(f"the study stopped: exit status {status} of: {shlex.join(words)}")
-        marker.parent.mkdir(exist_ok=True)
+        marker.parent.mkdir(parents=True, exist_ok=True)
         minutes = round((time.monotonic() - start) / 60, 3)
         write_json(marker, {"command": shlex.join(words), "minutes": minutes, **code_version()})
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from ldm.arguments import parse_command_line
+from ldm.arguments import CommandParser, parse_command_line
 from ldm.demo.settings import DemoVideoSettings
 from ldm.encoding.settings import EncodeSettings
 from ldm.evaluation.settings import EvalLDMSettings
@@ -102,7 +102,7 @@ class Experiment(Settings):
 
 
 def parse_experiment(
-    description: str | None, extra: argparse.ArgumentParser | None = None
+    description: str | None, extra: CommandParser | None = None
 ) -> tuple[Experiment, argparse.Namespace]:
     """The experiment given on the command line, and the options of `extra`; then joins the other ranks of the launch.
 

@@ -169,6 +169,12 @@ def named(path: Path) -> str:
     return str(path.relative_to(REPOSITORY))
 
 
+def test_one_class_parses_command_lines():
+    """Others would take abbreviated options, and would say of a mistyped one only that it is not known."""
+    calls = ("ArgumentParser", ".parse_args(", ".parse_known_args(", ".parse_intermixed_args(")
+    assert {named(path) for path in CODE if any(call in path.read_text() for call in calls)} == {"ldm/arguments.py"}
+
+
 def test_files_have_at_most_300_lines_and_functions_60():
     long_files = {named(path) for path in CODE if len(path.read_text().splitlines()) > 300}
     assert long_files == LONGER_FILES.keys()

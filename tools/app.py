@@ -9,12 +9,13 @@ pip install 'odvae[ui]'. The page is served to this machine alone unless --host 
 import argparse
 from pathlib import Path
 
+from ldm.arguments import CommandParser
 from odvae.running.errors import InputError, readable_errors
 
 
 @readable_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("model", type=Path, metavar="RUN_OR_PIPELINE", help="the folder of a run or a pipeline")
     parser.add_argument(
         "--study",
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, help="port to serve at (default: the first free one from 7860 on)")
     parser.add_argument("--max-upload-mb", type=int, default=64, help="size of an uploaded file (default: 64)")
     parser.add_argument("--device", help="the device to compute on (default: a GPU if there is one)")
-    options = parser.parse_args()
+    options = parser.parse()
     if options.max_upload_mb < 1:
         raise InputError(f"--max-upload-mb must be at least 1, found {options.max_upload_mb}")
     serve(options)

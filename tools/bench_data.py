@@ -15,7 +15,6 @@ The VAE is a small OD-VAE with random weights: a larger one would raise 2 and lo
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -31,6 +30,7 @@ import av
 import numpy as np
 import torch
 
+from ldm.arguments import CommandParser
 from ldm.encode import encode_latents
 from ldm.encoding.encode_shards import encode_pieces
 from ldm.encoding.settings import EncodeSettings
@@ -63,13 +63,13 @@ ENTRIES, LATENT, TEXT = 600, (4, 9, 32, 32), (77, 768)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("shards", type=Path, metavar="SHARDS", help="folder of video shards (tools/make_shards.py)")
     parser.add_argument("--frames", type=int, default=17, help="frames per clip, 4k+1 (default: %(default)s)")
     parser.add_argument("--size", type=int, default=64, help="height and width, px (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="decoding processes (default: %(default)s)")
     parser.add_argument("--videos", type=int, default=48, help="clips to decode (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse()
     join_ranks()
     size = {"frames": options.frames, "height": options.size, "width": options.size}
     data = DataSettings(**size, workers=options.workers, start="first", held_out=0.05)

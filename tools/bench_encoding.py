@@ -10,7 +10,6 @@ resume: the seconds until an encoding knows what is left to do, in a synthetic f
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import tempfile
@@ -19,6 +18,7 @@ from pathlib import Path
 
 import torch
 
+from ldm.arguments import CommandParser
 from ldm.encoding.encode_shards import decode_slots
 from ldm.encoding.job_records import JobRecord
 from ldm.encoding.plan import record_path
@@ -39,14 +39,14 @@ SHAPE = (5, 32, 32, 3)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("what", choices=("slots", "resume"))
     parser.add_argument("--workers", type=int, default=8, help="decoding processes (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=0.2, help="seconds a clip (default: %(default)s)")
     parser.add_argument("--clips", type=int, default=320, help="clips to decode (default: %(default)s)")
     parser.add_argument("--shards", type=int, default=1000, help="encoded video shards (default: %(default)s)")
     parser.add_argument("--videos", type=int, default=100, help="videos a shard (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse()
     join_ranks()
     if options.what == "slots":
         print(json.dumps(bench_slots(options.workers, options.seconds, options.clips), indent=1))

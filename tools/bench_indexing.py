@@ -8,7 +8,6 @@ Three numbers a round: making the indexes of shards of latents (4 kB and a .json
 
 from __future__ import annotations
 
-import argparse
 import gc
 import hashlib
 import json
@@ -21,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ldm.arguments import CommandParser
 from ldm.latents.entries import entry_key, pack_entry
 from ldm.latents.index_files import latent_rows, write_latent_index
 from odvae.index.building import INDEX, open_index
@@ -37,10 +37,10 @@ PER_SHARD = 1000
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--entries", type=int, default=20_000, help="entries to index (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="measurements (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse()
     with tempfile.TemporaryDirectory() as folder:
         print(json.dumps(bench_indexing(Path(folder), options.entries, options.rounds)))
 

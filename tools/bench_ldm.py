@@ -11,7 +11,6 @@ relative to the measured matmul rate, and the time that encoding each clip on th
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -25,6 +24,7 @@ import torch
 from diffusers import DiTTransformer2DModel, LatteTransformer3DModel
 from torch import Tensor
 
+from ldm.arguments import CommandParser
 from ldm.experiment import DEFAULT_CONFIG, Experiment
 from ldm.latents.entries import pack_entry
 from ldm.latents.manifest import EMPTY_TEXT, Manifest, ShardRecord
@@ -51,13 +51,12 @@ TEXT_WIDTH, TEXT_TOKENS, CLASSES = 64, 16, 1000
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = CommandParser(__doc__)
     parser.add_argument("--only", choices=["peers", "overhead", "peak"], help="one part (default: all)")
     parser.add_argument("--steps", type=int, default=10, help="timed steps per network (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile the blocks of all transformers")
     parser.add_argument("--json", type=Path, help="write the results to this file")
-    options = parser.parse_args()
+    options = parser.parse()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}")
     results: dict[str, float] = {}

@@ -19,7 +19,6 @@ With `--also N`, a folder of N entries is measured as well, and 100 M by a line 
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import tempfile
@@ -32,6 +31,7 @@ import pyarrow as pa
 import pydantic.type_adapter  # noqa: F401 - as a command does, when it reads its settings
 import torch
 
+from ldm.arguments import CommandParser
 from ldm.latents.batches import DrawnBatches
 from ldm.latents.entries import entry_key, pack_text
 from ldm.latents.latent_set import open_latents
@@ -56,12 +56,12 @@ VAE_SHA256 = "f" * 64
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--entries", type=int, default=10_000_000, help="entries of the folder (default: %(default)s)")
     parser.add_argument("--also", type=int, default=0, help="measure a folder of so many entries as well")
     parser.add_argument("--ranks", type=int, default=8, help="processes that start at once (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="folder for the files, which are kept (default: a temporary one)")
-    options = parser.parse_args()
+    options = parser.parse()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary)
         results: dict[str, Any] = {}

@@ -14,7 +14,6 @@ and training share the cores. Entries a second, from the bucket over from the di
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ldm.arguments import CommandParser
 from ldm.latents.batches import latent_batches
 from ldm.latents.entries import pack_entry
 from ldm.latents.index_files import latent_rows, write_latent_index
@@ -58,13 +58,13 @@ KINDS = ("500", "503", "cut", "reset", "slow")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("--entries", type=int, default=800, help="in all shards (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=60, help=f"batches of {BATCH} (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=0, help="as ldm.workers (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="the best counts (default: %(default)s)")
     parser.add_argument("--faults", type=float, metavar="SHARE", help="of requests that fail: only compare entries")
-    options = parser.parse_args()
+    options = parser.parse()
     join_ranks()
     torch.set_num_threads(1)  # the server has the other core
     with tempfile.TemporaryDirectory() as work:

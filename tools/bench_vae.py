@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from ldm.arguments import CommandParser
 from odvae.architecture.frame_counts import check_frame_count, check_frame_size
 from odvae.benchmark import DTYPES, MODELS, Case, measure_alone, table
 from odvae.model import ODVAE
@@ -28,8 +29,7 @@ SMALLEST = {"frames": 9, "size": 32, "repeats": 1}
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = CommandParser(__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="default: all")
     parser.add_argument("--halves", nargs="+", choices=["encode", "decode"], default=["encode", "decode"])
     parser.add_argument(
@@ -46,7 +46,7 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, default=Path("runs/bench_vae.json"), help="default: %(default)s")
     parser.add_argument("--smallest", action="store_true", help="tiny networks on a tiny clip, in seconds")
-    options = parser.parse_args()
+    options = parser.parse()
     if options.smallest:
         options.frames, options.size, options.repeats = SMALLEST["frames"], SMALLEST["size"], SMALLEST["repeats"]
     check(options)

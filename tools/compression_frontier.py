@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import get_args
 
+from ldm.arguments import CommandParser
 from ldm.frontier.page import write_frontier
 from ldm.frontier.plan import describe_plan, measured_flops_per_second
 from ldm.frontier.point import Part, PointRunner, machine
@@ -26,7 +27,7 @@ from odvae.running.settings import load_settings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("config", type=Path, help="the frontier, e.g. configs/study/frontier_cpu.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--point", action="append", default=[], help="only this point; may be given several times")
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--prepare", action="store_true", help="only the videos and text encoder of all points (a part)"
     )
-    options = parser.parse_intermixed_args()
+    options = parser.parse()
     settings = load_settings(FrontierSettings, options.config, options.overrides)
     if unknown := sorted({*options.point, *filter(None, [options.cost])} - settings.points.keys()):
         raise InputError(f"there is no point {unknown[0]}; {options.config} has {', '.join(settings.points)}")

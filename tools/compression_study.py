@@ -3,12 +3,12 @@
 python tools/compression_study.py configs/study/cpu.yaml [--minutes 9] [key=value ...]
 """
 
-import argparse
 import signal
 import sys
 import time
 from pathlib import Path
 
+from ldm.arguments import CommandParser
 from ldm.study.costs import training_cost, vae_cost
 from ldm.study.page import write_study
 from ldm.study.results import collect
@@ -21,12 +21,12 @@ from odvae.running.settings import load_settings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("config", type=Path, help="the study, e.g. configs/study/cpu.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings to change")
     parser.add_argument("--minutes", type=float, help="stop after this time; the same command resumes")
     parser.add_argument("--cost", metavar="RUN", help="only measure the cost of one run (part of the study)")
-    options = parser.parse_intermixed_args()
+    options = parser.parse()
     settings = load_settings(StudySettings, options.config, options.overrides)
     if options.cost:
         measure_cost(settings, options.cost)

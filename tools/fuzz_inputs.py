@@ -13,11 +13,10 @@ Exit status 0: none did. 1: some did.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 
-from ldm.arguments import settings_help
+from ldm.arguments import CommandParser, settings_help
 from ldm.fuzzing.kinds import choose_kinds
 from ldm.fuzzing.runner import fuzz, replay, table
 from ldm.fuzzing.settings import FuzzSettings
@@ -26,13 +25,12 @@ from odvae.running.settings import make_settings
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        __doc__,
         epilog=f"settings (key=value):\n{settings_help(FuzzSettings)}",
     )
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
-    options = parser.parse_args()
+    options = parser.parse()
     settings = make_settings(FuzzSettings, {}, options.settings, "tools/fuzz_inputs.py")
     kinds = choose_kinds(settings.kinds)
     if settings.replay is not None:

@@ -11,7 +11,6 @@ of its own. The same command runs only what has no complete result of this versi
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import multiprocessing
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 
+from ldm.arguments import CommandParser
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import make_output_folder, read_json, write_json
 from odvae.running.run_folder import code_version
@@ -141,13 +141,12 @@ PARTS = {
 
 @readable_errors()
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = CommandParser(__doc__)
     parser.add_argument("--only", choices=list(PARTS), nargs="+", default=list(PARTS), help="default: all parts")
     parser.add_argument("--out", type=Path, help="default: runs/gpu_session, with --small runs/gpu_session_small")
     parser.add_argument("--small", action="store_true", help="tiny sizes on a CPU")
     parser.add_argument("--again", action="store_true", help="also the parts that have a complete result")
-    options = parser.parse_args()
+    options = parser.parse()
     if not options.small and not torch.cuda.is_available():
         raise InputError("this machine has no CUDA device that torch can use; --small tries the script on a CPU")
     folder = options.out or Path("runs") / ("gpu_session_small" if options.small else "gpu_session")

@@ -9,9 +9,7 @@ run a part each, in any order, then finish=true merges what they have made. With
 
 from __future__ import annotations
 
-import argparse
-
-from ldm.arguments import settings_help
+from ldm.arguments import CommandParser, settings_help
 from odvae.index.settings import IndexingSettings
 from odvae.running.errors import readable_errors
 from odvae.running.settings import make_settings
@@ -19,14 +17,13 @@ from odvae.storage.paths import open_path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        __doc__,
         epilog=f"settings (key=value):\n{settings_help(IndexingSettings)}",
     )
     parser.add_argument("folder", metavar="FOLDER", help="folder with the shards, a path or a URL (s3://BUCKET/...)")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
-    options = parser.parse_args()
+    options = parser.parse()
     settings = make_settings(IndexingSettings, {}, options.settings, "tools/index_shards.py")
     from ldm.index_shards import index_folder
 

@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldm.arguments import CommandParser
 from ldm.experiment import CONFIGS
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.files import write_text
@@ -28,8 +29,7 @@ if TYPE_CHECKING:  # slow to import
 
 @readable_errors()
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = CommandParser(__doc__)
     parser.add_argument("config", nargs="?", help="a YAML file, or the name of a config of this project")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace settings of the file")
     parser.add_argument("--device", help="kind of GPU (default: that of the header's plan, else h100)")
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--all", action="store_true", help="every config of the project")
     parser.add_argument("--write", action="store_true", help="write the plan's line into the header")
     parser.add_argument("--check", action="store_true", help="fail where the header has another plan")
-    options = parser.parse_intermixed_args()
+    options = parser.parse()
     if options.all == (options.config is not None):
         raise InputError("give one config to plan, or --all")
     if (options.write or options.check) and (options.only or options.overrides):

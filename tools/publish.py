@@ -6,19 +6,19 @@ FOLDER is an exported pipeline, the `vae` of a run or any VAE's folder, `shards`
 files. It needs a token that may write: `hf auth login` once, or HF_TOKEN.
 """
 
-import argparse
 from pathlib import Path
 
+from ldm.arguments import CommandParser
 from odvae.running.errors import readable_errors
 
 
 @readable_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path)
     parser.add_argument("repo", metavar="OWNER/NAME")
     parser.add_argument("--private", action="store_true", help="make a private repository, if it is new")
-    options = parser.parse_args()
+    options = parser.parse()
     from ldm.publish import publish
 
     print(f"published: {publish(options.folder, options.repo, options.private)}")

@@ -15,13 +15,13 @@ again.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldm.arguments import CommandParser
 from ldm.experiment import CONFIGS, Experiment
 from odvae.running.errors import InputError, readable_errors
 from odvae.running.settings import find_config, load_settings
@@ -34,14 +34,13 @@ if TYPE_CHECKING:  # slow to import
 
 @readable_errors()
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = CommandParser(__doc__)
     parser.add_argument("config", nargs="?", help="a YAML file, or the name of a config of this project")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replace settings of the file")
     parser.add_argument("--all", action="store_true", help="rehearse every config of the project")
     parser.add_argument("--only", default="", help="only steps whose name starts with this (train_vae, encode, ...)")
     parser.add_argument("--quick", action="store_true", help="only training steps and encoding, and nothing compiled")
-    options = parser.parse_intermixed_args()
+    options = parser.parse()
     if options.all == (options.config is not None):
         raise InputError("give one config to rehearse, or --all")
     from ldm.planning.shipped import header_overrides, shipped_experiments

@@ -10,7 +10,6 @@ accelerate launch. Estimates are for configs whose time was measured (`ldm.demo.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import importlib
 import os
@@ -22,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ldm.arguments import parse_command_line
+from ldm.arguments import CommandParser, parse_command_line
 from ldm.demo.duration import REFERENCES, describe, finished_minutes, probe, seconds_left
 from ldm.experiment import DEFAULT_CONFIG, Experiment
 from odvae.running.errors import readable_errors
@@ -48,7 +47,7 @@ _PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 
 @readable_errors()
 def main() -> None:
-    extra = argparse.ArgumentParser(add_help=False)
+    extra = CommandParser(add_help=False)
     extra.add_argument("--stage", action="append", choices=STAGES, help="only this one; may be given several times")
     experiment, options = parse_command_line(Experiment, __doc__ or "", DEFAULT_CONFIG, extra)
     stages = options.stage or STAGES

@@ -9,10 +9,10 @@ with their checksums in the index in place of all files. Exit status 0: no probl
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from ldm.arguments import CommandParser
 from ldm.encoding.verify import TOLERANCE, find_problems, reencode, sample_problems
 from ldm.latents.manifest import load_manifest
 from odvae.running.errors import readable_errors
@@ -21,7 +21,7 @@ from odvae.video.frame_grid import frame_grid, save_image
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(__doc__)
     parser.add_argument("folder", type=open_path, metavar="LATENTS", help="folder with manifest.json, or its URL")
     parser.add_argument("--processes", type=int, default=2, help="that read the files (default: %(default)s)")
     parser.add_argument("--again", action="store_true", help="verify files that were verified before as well")
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--vae", type=Path, help="the VAE's folder (default: that in the manifest)")
     parser.add_argument("--picture", type=Path, help="source above decoded latents (default: LATENTS/verification.png)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice of entries (default: %(default)s)")
-    options = parser.parse_args()
+    options = parser.parse()
     manifest = load_manifest(options.folder)
     processes = max(1, options.processes)
     problems = list(

@@ -3,8 +3,7 @@
 odvae-export [--config demo] [--out FOLDER] [section.key=value ...]
 """
 
-import argparse
-
+from ldm.arguments import CommandParser
 from ldm.experiment import announce, parse_experiment
 from odvae.running.errors import readable_errors
 from odvae.storage.paths import open_path
@@ -12,7 +11,7 @@ from odvae.storage.paths import open_path
 
 @readable_errors()
 def main() -> None:
-    extra = argparse.ArgumentParser(add_help=False)
+    extra = CommandParser(add_help=False)
     extra.add_argument("--out", help="the pipeline's folder (default: `pipeline` in the run folder)")
     extra.add_argument("--copy-text-encoder", action="store_true", help="copy the text encoder, rather than name it")
     extra.add_argument("--push", metavar="REPO", help="also publish it as this repository on the hub")

@@ -11,9 +11,7 @@ can be used as soon as they appear. Unused files and rows are counted and listed
 
 from __future__ import annotations
 
-import argparse
-
-from ldm.arguments import settings_help
+from ldm.arguments import CommandParser, settings_help
 from odvae.packing.settings import PackingSettings
 from odvae.running.commands import command_line
 from odvae.running.errors import readable_errors
@@ -28,15 +26,14 @@ _SCALE = """  on many machines (docs/cluster.md): part=i/n packs a share, finish
 
 @readable_errors()
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = CommandParser(
+        __doc__,
         epilog=f"settings (key=value):\n{settings_help(PackingSettings, without=_AT_SCALE)}\n{_SCALE}",
     )
     parser.add_argument("source", metavar="SRC", help="folder of videos and images, or a table of URLs; path or URL")
     parser.add_argument("out", metavar="OUT", help="folder for the shards: new, empty, or from an earlier call")
     parser.add_argument("settings", nargs="*", metavar="key=value", help="settings to change")
-    options = parser.parse_args()
+    options = parser.parse()
     source, out = open_path(options.source), open_target(options.out, "OUT")
     settings = make_settings(PackingSettings, {}, options.settings, command_line("make_shards"))
     from odvae.packing.finishing import finish_parts

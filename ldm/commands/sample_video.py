@@ -6,16 +6,16 @@ odvae-sample [--config demo] [section.key=value ...]
 On several GPUs: accelerate launch -m ldm.commands.sample_video ...
 """
 
-import argparse
 from pathlib import Path
 
+from ldm.arguments import CommandParser
 from ldm.experiment import announce, parse_experiment
 from odvae.running.errors import readable_errors
 
 
 @readable_errors()
 def main() -> None:
-    extra = argparse.ArgumentParser(add_help=False)
+    extra = CommandParser(add_help=False)
     extra.add_argument("--prompt", action="append", default=[], help="text prompt; may be given several times")
     extra.add_argument(
         "--prompts",

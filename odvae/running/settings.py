@@ -6,7 +6,6 @@ The docstring under a field is also its description in `--help`.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from odvae.running.errors import InputError
-from odvae.running.text import check_is_file, read_text_file
+from odvae.running.text import check_is_file, did_you_mean, read_text_file
 
 
 class Settings(BaseModel):
@@ -169,9 +168,8 @@ def _describe(problem: Any, kind: type[Settings]) -> str:
     dotted = ".".join(location) or "(whole file)"
     if problem["type"] == "extra_forbidden":
         allowed = _keys_at(kind, location[:-1])
-        close = difflib.get_close_matches(location[-1], allowed, n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
-        return f"{dotted}: unknown key; {hint}allowed: {', '.join(allowed)}"
+        hint = did_you_mean(location[-1], allowed)
+        return f"{dotted}: unknown key; {hint}{hint and ' '}allowed: {', '.join(allowed)}"
     if problem["type"] == "missing":
         return f"{dotted}: required, not given"
     if problem["type"] == "value_error":

@@ -1,10 +1,12 @@
-"""Reading of UTF-8 text files with clear errors for other encodings, and printable file names."""
+"""Reading of UTF-8 text files with clear errors for other encodings; printable file names; words of messages."""
 
 from __future__ import annotations
 
+import difflib
 import os
 import stat
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from odvae.running.errors import InputError
@@ -106,6 +108,12 @@ def _escaped(character: str) -> str:
     if "\udc80" <= character <= "\udcff":  # a byte, as os.fsdecode represents it
         return f"\\x{ord(character) - 0xDC00:02x}"
     return character.encode("unicode_escape").decode()
+
+
+def did_you_mean(word: str, allowed: Sequence[str]) -> str:
+    """ "did you mean --small?" for `--smal`: the names that begin so, otherwise the nearest; empty if none is near."""
+    near = [name for name in allowed if name.startswith(word)] or difflib.get_close_matches(word, allowed, n=1)
+    return f"did you mean {' or '.join(near[:3])}?" if near else ""
 
 
 def counted(count: int, noun: str) -> str:

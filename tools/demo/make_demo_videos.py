@@ -8,17 +8,16 @@ has the videos of the same settings, nothing is done.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from pathlib import Path
 
+from ldm.arguments import CommandParser
 from ldm.demo.videos import write_demo_videos
 from odvae.running.errors import readable_errors
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = CommandParser(__doc__)
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the videos: new, or of an earlier call")
     parser.add_argument("--count", type=int, default=1500, help="number of videos (default: %(default)s)")
     parser.add_argument("--frames", type=int, default=17, help="frames per video (default: %(default)s)")
@@ -29,7 +28,7 @@ def main() -> None:
         "--content", choices=("plain", "varied"), default="plain",
         help="slow and fast, bouncing, single and paired shapes, or only single ones in a line (default: %(default)s)",
     )  # fmt: skip
-    options = parser.parse_args()
+    options = parser.parse()
     write_demo_videos(
         options.out, options.count, options.frames, options.size, options.fps, options.seed, content=options.content
     )

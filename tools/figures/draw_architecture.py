@@ -8,7 +8,6 @@ Every colored bar is one convolution of `odvae.ODVAE`, taken from the model itse
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Circle, FancyBboxPatch, Polygon, Rectangle
 from torch import nn
 
+from ldm.arguments import CommandParser
 from odvae import ODVAE
 from odvae.architecture.encoder_decoder import TEMPORAL_CONVS
 from odvae.architecture.layers import CausalConv3d
@@ -250,11 +250,10 @@ def _draw_frames_and_latents(axes: Axes, k: int = 3, size: float = 38) -> None:
 
 
 def main() -> None:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser = CommandParser(__doc__)
     parser.add_argument("--variant", type=int, default=4, choices=TEMPORAL_CONVS, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("docs/architecture.svg"), help="default: %(default)s")
-    options = parser.parse_args()
+    options = parser.parse()
     with torch.device("meta"):
         vae = ODVAE(variant=options.variant)
     figure = draw(vae)

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
 
 from odvae.cluster.parts import part_of
 from odvae.packing.accepting import Captions, accepted, account_for_the_rest
 from odvae.packing.journal import Examined, examined_in, read_rows_in_order
-from odvae.packing.output import base_of, find_file, write_small
-from odvae.packing.packing import command_of, finished_report, input_identity, open_source
-from odvae.packing.report import PackingReport, card_of, list_rejects, read_report
+from odvae.packing.output import base_of, find_file
+from odvae.packing.packing import (
+    command_of,
+    finished_report,
+    input_identity,
+    nothing_usable,
+    open_source,
+    write_results,
+)
+from odvae.packing.report import PackingReport, read_report
 from odvae.packing.scenes import check_scene_detection
 from odvae.packing.settings import PackingSettings
 from odvae.packing.source_folder import SourceFolder
 from odvae.packing.source_table import SourceTable
-from odvae.packing.state import REPORT, STATE, PackingState, remove_state, states_in
-from odvae.packing.writing import index_folder
+from odvae.packing.state import REPORT, STATE, PackingState, states_in
 from odvae.running.errors import InputError
 from odvae.running.folder_lock import sole_writer
 from odvae.running.resume_check import differing_keys
 from odvae.running.text import counted, printable
-from odvae.shards.dataset_card import write_card
 from odvae.storage.paths import open_path
 
 # Commands of missing parts that are listed.
@@ -72,11 +76,8 @@ def finish_parts(source: str | Path, out: str | Path, settings: PackingSettings)
         account_for_the_rest(files, captions, report)
         report.finish()
         if report.videos + report.images == 0:
-            raise InputError(f"none of the {len(files.own)} files in {root} can be used:\n{list_rejects(report)}")
-        index_folder(out)
-        write_card(out, card_of(report, command_of(Path(root.name), Path(out.name), settings)))
-        write_small(out / REPORT, asdict(report))
-        remove_state(out)
+            raise nothing_usable(root, files, report)
+        write_results(root, out, settings, report)
     return report
 
 

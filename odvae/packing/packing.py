@@ -98,12 +98,22 @@ def _pack(root: Path, out: Path, settings: PackingSettings) -> PackingReport:
             if is_new:
                 with contextlib.suppress(OSError):
                     out.rmdir()
-            raise InputError(f"none of the {len(files.own)} files in {root} can be used:\n{list_rejects(report)}")
-        index_folder(out)
-        write_card(out, card_of(report, command_of(Path(root.name), Path(out.name), settings)))
-        write_small(out / REPORT, asdict(report))
-        remove_state(out)
+            raise nothing_usable(root, files, report)
+        write_results(root, out, settings, report)
     return report
+
+
+def nothing_usable(root: Path, files: SourceFolder | SourceTable, report: PackingReport) -> InputError:
+    """The error of a source of which no file can be used, with the reason of each."""
+    return InputError(f"none of the {len(files.own)} files in {root} can be used:\n{list_rejects(report)}")
+
+
+def write_results(root: Path, out: Path, settings: PackingSettings, report: PackingReport) -> None:
+    """Write the index, card and report of `out`, whose shards are complete; then remove what only packing needs."""
+    index_folder(out)
+    write_card(out, card_of(report, command_of(Path(root.name), Path(out.name), settings)))
+    write_small(out / REPORT, asdict(report))
+    remove_state(out)
 
 
 def open_source(

@@ -10,6 +10,10 @@ import pyarrow.parquet
 from odvae.packing.captions import CaptionReader
 from odvae.packing.source_folder import list_source
 
+AB = {"a.mp4": b"", "b.mp4": b""}
+ROWS = "path,text\na.mp4,a dog\nb.mp4,a cat\n"
+TWO = {"a.mp4": b"", "deep/b.mp4": b""}
+
 
 def folder_of(root, files):
     """A folder with these files: text as UTF-8, bytes as they are, anything else as JSON."""

@@ -1,10 +1,11 @@
-"""Common helpers of tests: the path of the checkout, sizes of a small VAE, differences of tensors, tars."""
+"""Common helpers of tests: the path of the checkout, sizes of a small VAE, differences of tensors, tars, a video."""
 
 import io
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -23,3 +24,11 @@ def tar_of(path: Path, members: Iterable[tuple[str, bytes]]) -> Path:
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return path
+
+
+def moving_square(frames: int = 9, seed: int = 0) -> np.ndarray:
+    """A square that moves to the right, (frames, 32, 32, 3); its green depends on the seed."""
+    video = np.full((frames, 32, 32, 3), 40, np.uint8)
+    for i in range(frames):
+        video[i, 8:20, i : i + 10] = (200, 20 + 10 * seed, 30)
+    return video

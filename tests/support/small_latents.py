@@ -1,5 +1,6 @@
-"""Encoding of a few small videos for tests: settings and call."""
+"""Encoding of a few small videos for tests: settings, call, entries, class names of the videos."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -39,3 +40,20 @@ def encode_in_four_shards(run: Path, folder: Path, settings: EncodeSettings) -> 
 def opened(folder: Path) -> LatentSet:
     """The entries of a latent folder, by its manifest."""
     return open_latents(folder, load_manifest(folder))
+
+
+def entries_of(folder: Path):
+    """(training, held-out) entries of the only bucket."""
+    latents = opened(folder)
+    (bucket,) = load_manifest(folder).buckets
+    return latents.train[bucket], latents.held_out[bucket]
+
+
+def relabel(shard, labels):
+    """Give the shard's samples class names, in order (None: none)."""
+    samples = index_shards([shard])
+    contents = [{ext: sample.read(ext) for ext in sample.members} for sample in samples]
+    with shard_writer(shard) as writer:
+        for sample, members, label in zip(samples, contents, labels, strict=True):
+            about = json.loads(members["json"]) | ({} if label is None else {"label": label})
+            writer.write({"__key__": sample.key, **members, "json": json.dumps(about).encode()})

@@ -1,25 +1,16 @@
 """Captions as people really have them: tables of other programs, names written otherwise, tables that disagree."""
 
-import contextlib
 import json
-import re
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from caption_folders import arrow, captions, folder_of, parquet, read
+from caption_folders import AB, ROWS, arrow, captions, folder_of, parquet, read
 
-from odvae.packing import captions as caption_reader
-from odvae.packing.file_kinds import describe_kind
-from odvae.running import account
 from odvae.running.errors import InputError
 from odvae.tables.columns import Columns
 
-AB = {"a.mp4": b"", "b.mp4": b""}
 FOUND = {"a.mp4": ["a dog"], "b.mp4": ["a cat"]}
-ROWS = "path,text\na.mp4,a dog\nb.mp4,a cat\n"
 RECORDS = [{"path": "a.mp4", "text": "a dog"}, {"path": "b.mp4", "text": "a cat"}]
-
 TABLES = {
     "Excel's separator line": {"t.csv": "sep=;\r\npath;text\r\na.mp4;a dog\r\nb.mp4;a cat\r\n"},
     "Excel's separator line, quoted": {"t.csv": '"sep=,"\r\n' + ROWS},
@@ -276,37 +267,6 @@ def test_a_column_that_no_table_has_is_an_error(tmp_path, columns, message):
         read(tmp_path, named=tmp_path / "t.csv", columns=columns)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "reason", "exactly"),
-    [
-        ("t.csv", b"a.mp4,a dog\nb.mp4,a cat\n", "a table without captions", "the first line must name the columns"),
-        ("t.csv", "path,text\n".encode("utf-16"), "a table that cannot be read", "is UTF-16, not UTF-8"),
-        ("t.json", b"{", "a table that cannot be read", "is not valid JSON"),
-        ("a.txt", b" \n", "a text without a caption", "is empty"),
-        ("a.json", b'{"fps": 8}', "a text without a caption", "holds no caption"),
-        ("a.txt", b"\xe9", "caption cannot be read", "cannot be read: a.mp4 is left out"),
-        ("prompts.txt", b"a dog\n", "a text without a video of the same name", "without a videos.txt in its folder"),
-        ("t.xlsx", b"PK", "unsupported file type", "save the table as CSV in UTF-8"),
-    ],
-)
-def test_each_file_of_no_use_has_its_reason(tmp_path, name, content, reason, exactly):
-    reader = read(folder_of(tmp_path, AB | {name: content}))
-    for file in reader.source.media:
-        try:
-            reader.find(file)
-        except InputError:
-            assert file == "a.mp4"
-    ((found, why, words),) = reader.left_over()
-    assert (found, why) == (name, reason)
-    assert exactly in words
-
-
-def test_a_text_whose_video_has_a_caption_in_a_table_says_in_which(tmp_path):
-    reader = read(folder_of(tmp_path, AB | {"a.txt": "x", "t.csv": ROWS}))
-    reader.find("a.mp4")
-    assert next(iter(reader.left_over()))[2] == "is not needed: a.mp4 has a caption in t.csv"
-
-
 @pytest.mark.parametrize("place", ["captions/x/a.txt", "x/captions/a.txt", "labels/a.txt", "texts/videos/x/a.txt"])
 def test_texts_in_a_folder_of_their_own_are_found(tmp_path, place):
     video = {"labels/a.txt": "x/a.mp4", "texts/videos/x/a.txt": "videos/x/a.mp4"}.get(place, "x/a.mp4")
@@ -316,49 +276,3 @@ def test_texts_in_a_folder_of_their_own_are_found(tmp_path, place):
 def test_texts_of_other_folders_are_not_mixed_up(tmp_path):
     folder_of(tmp_path, {"x/a.mp4": b"", "y/a.mp4": b"", "captions/x/a.txt": "in x"})
     assert captions(tmp_path) == {"x/a.mp4": ["in x"], "y/a.mp4": []}
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("x.tar.gz", "is a .gz file, which is not supported: unpack it first"),
-        ("x.HEIC", "is a .heic file, which is not supported: convert it to JPEG or PNG"),
-        ("x.mp4.part", "is a .part file, which is not supported: its download is not finished"),
-        ("LICENSE", "is a file without extension, which is not supported"),
-        (".gitignore", "is a file without extension, which is not supported"),
-        ("x.docx", "is a .docx file, which is not supported"),
-    ],
-)
-def test_a_file_of_another_kind_is_named_with_what_can_be_done(name, words):
-    assert describe_kind(name) == words
-
-
-def documented():
-    """The tables of docs/data.md: the JSON examples of layouts, and the reasons for which files are left out."""
-    text = (Path(__file__).parents[3] / "docs/data.md").read_text()
-    layouts = text.partition("| layout |")[2].partition("\n\n")[0]
-    reasons = text.partition("| reason |")[2].partition("\n\n")[0]
-    found = []
-    for example in re.findall(r"`([\[{][^`]*[\]}])`", layouts):
-        with contextlib.suppress(ValueError):  # those with dots for the rest
-            value = json.loads(example)
-            found += [] if isinstance(value, list) and isinstance(value[0], str) else [value]
-    return found, re.findall(r"^\| ([^|]+) \|", reasons, re.MULTILINE)
-
-
-@pytest.mark.parametrize("example", documented()[0], ids=lambda example: json.dumps(example)[:40])
-def test_the_json_examples_in_the_documentation_are_read(tmp_path, example):
-    """As a table, as a line of one, or as the file next to the video."""
-    found = []
-    for name in ("t.json", "t.jsonl", "a.json"):
-        folder = folder_of(tmp_path / name, {"a.mp4": b"", "abc_000010_000020.mp4": b"", name: example})
-        reader = read(folder)
-        found += [reader.find(file) for file in reader.source.media]
-    assert any("a dog runs" in one.captions or one.label == "archery" for one in found)
-
-
-def test_every_reason_for_leaving_a_file_out_is_in_the_documentation():
-    reasons = [account.UNREADABLE, account.COPY, account.BAD_CAPTION, account.NOT_A_FILE, caption_reader.BROKEN_TABLE]
-    reasons += [caption_reader.NO_CAPTIONS, caption_reader.NO_ROW, caption_reader.EMPTY_TEXT, caption_reader.NOT_TAKEN]
-    reasons += [caption_reader.NO_VIDEO_OF_ITS_NAME, caption_reader.NOT_NEEDED]
-    assert set(reasons) <= set(documented()[1])

@@ -21,7 +21,6 @@ from odvae.storage.whole_files import fingerprint, identity, on_disk, upload
 @pytest.fixture(autouse=True)
 def _folders_of_its_own(tmp_path, monkeypatch):
     monkeypatch.setenv("ODVAE_WORK", str(tmp_path / "work"))
-    monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(client, "FIRST_WAIT", 0.001)
 
 

@@ -7,7 +7,7 @@ import pytest
 from object_server import Faults, served
 from s3_servers import deny, moto_server, needs_moto, needs_s3, rclone_server, upload_folder, use_s3
 
-from odvae.storage import client, states
+from odvae.storage import client
 from odvae.storage.files import BLOCK, atomic_file, local_copy, read_range
 from odvae.storage.listing import list_files
 from odvae.storage.paths import StorageError, open_path
@@ -29,11 +29,8 @@ def server(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def _environment(server, tmp_path, monkeypatch):
+def _environment(server, monkeypatch):
     use_s3(monkeypatch, server[0])
-    monkeypatch.setenv("ODVAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(client, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(states, "_states", {})
 
 
 def test_ranges_and_copies_equal_the_file():

@@ -8,7 +8,9 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
+from small import moving_square
 
+from odvae.running.errors import InputError
 from odvae.video.images import decode_image
 from odvae.video.video_io import VideoError, decode, encode_lossless, examine, read_frames, read_frames_at, write_video
 
@@ -213,3 +215,26 @@ def test_a_lossless_file_has_the_very_frames(tmp_path):
     path.write_bytes(encode_lossless(iter(frames), 18, 26, 7.5))
     assert np.array_equal(np.stack(list(decode(path, "x"))), frames)
     assert examine(path, "x").fps == pytest.approx(7.5, rel=0.01)  # Matroska has whole milliseconds
+
+
+def test_a_written_video_reads_back_nearly_the_same(tmp_path):
+    frames = moving_square()
+    write_video(tmp_path / "x.mp4", frames, 8)
+    again = np.stack(list(decode(tmp_path / "x.mp4", "x.mp4")))
+    assert again.shape == frames.shape
+    assert np.abs(again.astype(int) - frames).mean() < 6  # chroma has half the resolution
+    assert examine(tmp_path / "x.mp4", "x").fps == 8.0
+
+
+def test_frames_are_taken_by_start_and_stride_and_a_short_video_is_named(tmp_path):
+    write_video(tmp_path / "x.mp4", moving_square(9), 8)
+    every = np.stack(list(decode(tmp_path / "x.mp4", "x")))
+    assert np.array_equal(np.stack(list(read_frames(tmp_path / "x.mp4", "x", 1, 3, 2))), every[[1, 3, 5]])
+    with pytest.raises(VideoError, match=r"my clip: ends before frame 9"):
+        list(read_frames(tmp_path / "x.mp4", "my clip", 5, 5))
+
+
+def test_odd_sizes_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(InputError, match="even sizes, found 31x32"):
+        write_video(tmp_path / "x.mp4", np.zeros((3, 32, 31, 3), np.uint8), 8)
+    assert list(tmp_path.iterdir()) == []

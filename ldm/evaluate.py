@@ -233,8 +233,13 @@ def duplicates_part(generated: list[dict]) -> dict:
 def origin_of_sets(rows: Sequence[dict], settings: EvalLDMSettings, vae: Any) -> dict:
     """The origin of each set of videos, and the models' hashes."""
     lossless = all("lossless" in row for row in rows)
+    conditions = "without a condition"
+    if rows[0].get("prompt") is not None:
+        conditions = "held-out captions"
+    elif rows[0].get("class_label") is not None:
+        conditions = "classes in turn"
     return {
-        "generated": f"read from {'lossless (FFV1)' if lossless else 'H.264 mp4'} files; held-out captions",
+        "generated": f"read from {'lossless (FFV1)' if lossless else 'H.264 mp4'} files; {conditions}",
         "reference": describe_reference(settings),
         "ldm_sha256": rows[0]["ldm_sha256"],
         "vae_sha256": weights_fingerprint(vae),

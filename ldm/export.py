@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from ldm.latents.manifest import MANIFEST, TEXT_ENCODER_FOLDER
 from ldm.networks.lora import LORA_WEIGHTS
 from ldm.networks.provenance import Provenance, weights_folder
 from ldm.pipeline import TextToVideoPipeline
 from ldm.publish import publish
-from ldm.report.card_scores import recorded_command, report_protocols, report_scores
+from ldm.report.card_scores import recorded_command, render_card, report_protocols, report_scores
 from ldm.sample import load_pipeline
 from ldm.sampling.settings import SampleSettings
 from odvae.architecture.frame_counts import video_frames
@@ -86,7 +84,8 @@ def write_card(
     t, h, w = config.sample_size
     conditioning, call, task = _conditioning(pipeline)
     checkpoints = checkpoints_of(folders.ldm)
-    return _template().render(
+    return render_card(
+        "model_card.md.j2",
         name=name,
         task=task,
         network=type(pipeline.transformer).__name__,
@@ -162,8 +161,3 @@ def _text_encoder(pipeline: TextToVideoPipeline, copied: bool) -> str | None:
     if _trained_by_run(pipeline):
         return "trained on the training captions, in this folder"
     return f"{name}, {'in this folder' if copied else 'loaded from there'}"
-
-
-def _template():
-    loader = PackageLoader("ldm.report", "templates")
-    return Environment(loader=loader, undefined=StrictUndefined, autoescape=False).get_template("model_card.md.j2")

@@ -11,6 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 
 from ldm.latents.card import latents_card
 from ldm.latents.manifest import MANIFEST, load_manifest, resized_files
+from ldm.networks.provenance import PROVENANCE
 from ldm.report.vae_card import vae_card
 from odvae.packing.report import card_of, read_report
 from odvae.packing.state import REPORT
@@ -40,9 +41,9 @@ class Publication:
 def publish(folder: Path, repo: str, private: bool = False, api: HfApi | None = None) -> str:
     """Upload a pipeline, a VAE, shards of videos or latents as the repository `repo` (OWNER/NAME). Returns its URL.
 
-    A card is written for what has none. The repository is made, `private` or not, if it is not there; files that it has
-    already are not uploaded again. Raises InputError for any other folder, an incomplete one, and where the hub refuses
-    or cannot be reached, with what to do.
+    A card is written for what has none, but for a pipeline, whose export writes it. The repository is made, `private`
+    or not, if it is not there; files that it has already are not uploaded again. Raises InputError for other folders,
+    incomplete ones, and where the hub refuses or cannot be reached, with what to do.
     """
     found = publication_of(folder)
     card = found.card(folder, repo)
@@ -90,20 +91,41 @@ def publication_of(folder: Path) -> Publication:
         names = ["*.tar", "index*", MANIFEST, "experiment.yaml", "*.safetensors", "text*"]
         return Publication("latents", "dataset", names, ["shards/*", "text/shards/*", "parts/*"], _latents_card)
     if (folder / "config.json").is_file():
+        _check_is_vae(folder)
         weights = ["config.json", "*.safetensors", "*.safetensors.index.json"]
         return Publication("the VAE", "model", weights, ["*/*"], vae_card)
     if any(folder.glob("*.tar")):
         if unfinished := describe_unfinished(folder):
             raise InputError(unfinished)
         return Publication("shards", "dataset", ["*.tar", "index*", REPORT], [], _shards_card)
-    raise InputError(f"{folder} is no folder of a pipeline, a VAE, latents or shards")
+    if not folder.is_dir():
+        raise InputError(f"{folder} {'is a file, not a folder' if folder.exists() else 'does not exist'}")
+    parts = [name for name in ("pipeline", "vae", "latents", "shards") if (folder / name).is_dir()]
+    hint = f"; publish one of its folders: {', '.join(parts)}" if parts else ""
+    raise InputError(f"{folder} is no folder of a pipeline, a VAE, latents or shards{hint}")
+
+
+def _check_is_vae(folder: Path) -> None:
+    """Raise InputError for the folder of a network, which is published as part of a pipeline."""
+    if (folder / PROVENANCE).is_file():
+        raise InputError(
+            f"{folder} is a network, which needs its VAE: export the run (odvae-export) and publish the pipeline"
+        )
 
 
 def _renamed_card(folder: Path, repo: str) -> str:
-    """The card of an exported pipeline, with its name on the hub in place of its folder's."""
-    card = read_text_file(folder / CARD)
+    """The card of an exported pipeline, with its name on the hub as title and in its examples, where its folder was."""
+    card = _own_card(folder)
+    if not card:
+        raise InputError(
+            f"{folder} has no {CARD}: export the run with odvae-export, which writes it, or write one that says what "
+            "the model is and was trained on"
+        )
     title = next((line.removeprefix("# ").strip() for line in card.splitlines() if line.startswith("# ")), "")
-    return card.replace(title, repo) if title else card
+    example = f'from_pretrained("{title}"'
+    if example not in card:  # a card of one's own
+        return card
+    return card.replace(f"# {title}\n", f"# {repo}\n", 1).replace(example, f'from_pretrained("{repo}"')
 
 
 def _latents_card(folder: Path, repo: str) -> str:

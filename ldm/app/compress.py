@@ -144,7 +144,7 @@ def channel_pictures(latents: Tensor) -> list[np.ndarray]:
     """A uint8 picture of each channel of (1, c, k, h, w): its frames, blue below its mean, red above, 3 deviations."""
     pictures = []
     for channel in latents[0]:
-        deviations = (channel - channel.mean()) / channel.std().clamp(min=1e-6)
+        deviations = (channel - channel.mean()) / channel.std(correction=0).clamp(min=1e-6)
         colored = colormaps["coolwarm"]((deviations.numpy() + 3) / 6)[..., :3]  # (k, h, w, 3) in [0, 1]
         pictures.append(frame_grid([(255 * colored).round().astype(np.uint8)]))
     return pictures

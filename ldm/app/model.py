@@ -11,11 +11,13 @@ import torch
 from ldm.app.limits import Limits
 from ldm.pipeline import TextToVideoPipeline
 from ldm.sample import load_pipeline
-from ldm.sampling.sample_table import read_sample_rows
+from ldm.sampling.sample_requests import HELD_OUT
+from ldm.sampling.sample_table import SAMPLE_TABLE, read_sample_rows
 from ldm.sampling.settings import SampleSettings
 from odvae.architecture.frame_counts import video_frames
 from odvae.running.errors import InputError
 from odvae.running.run_folder import RunFolder
+from odvae.running.settings import make_settings
 
 NUM_EXAMPLES = 6
 
@@ -85,10 +87,12 @@ def load(folder: Path, device: torch.device, limits: Limits | None = None) -> Mo
 
 
 def _as_sampled(samples: Path) -> tuple[SampleSettings, list[str]]:
-    """Settings and prompts of the samples of a run; the defaults where it has none."""
+    """Settings and prompts of a run's samples, those for the evaluation first; the defaults where it has none."""
     rows = read_sample_rows(samples)
+    rows = [row for row in rows if row["group"] == HELD_OUT] or rows
     if not rows:
         return SampleSettings(), []
     chosen = {name: rows[0][name] for name in ("num_inference_steps", "guidance_scale", "fps")}
     prompts = dict.fromkeys(row.text("prompt") for row in rows if row["prompt"])
-    return SampleSettings(**chosen), list(prompts)[:NUM_EXAMPLES]
+    settings = make_settings(SampleSettings, chosen, (), str(samples / SAMPLE_TABLE))
+    return settings, list(prompts)[:NUM_EXAMPLES]

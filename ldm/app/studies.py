@@ -11,6 +11,7 @@ from typing import Any
 
 from ldm.report.flat_table import flatten
 from ldm.report.page import describe_condition, render_page, short_number, video_uri
+from ldm.sampling.sample_requests import HELD_OUT
 from ldm.sampling.sample_table import read_sample_rows
 from odvae.running.errors import InputError
 from odvae.running.files import read_object
@@ -29,6 +30,7 @@ _OF_A_REPORT = {
     "prompt_accuracy.color": "color as prompted",
     "prompt_accuracy.shape": "shape as prompted",
     "prompt_accuracy.motion": "motion as prompted",
+    "prompt_accuracy.speed": "speed as prompted",
 }
 
 
@@ -169,5 +171,5 @@ def _videos(run: Run) -> Iterator[tuple[str, Path]]:
     """(Caption, file) of a run's videos of held-out captions."""
     for row in read_sample_rows(run.samples):
         name = row.text("file")
-        if row["group"] == "held_out" and Path(name).name == name:  # a table may come from elsewhere
+        if row["group"] == HELD_OUT and Path(name).name == name:  # a table may come from elsewhere
             yield describe_condition(row), run.samples / name

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ldm.arguments import CommandParser
 from ldm.experiment import announce, parse_experiment
-from odvae.running.errors import readable_errors
+from odvae.running.errors import InputError, readable_errors
 
 
 @readable_errors()
@@ -27,7 +27,7 @@ def main() -> None:
     extra.add_argument("--class", dest="classes", action="append", default=[], help="name or index of a class")
     extra.add_argument("--image", type=Path, help="image to use as the first frame")
     extra.add_argument("--count", type=int, help="videos per prompt or class, with seeds SEED, SEED + 1, ...")
-    extra.add_argument("--seed", type=int, default=0, help="seed of the first video (default: %(default)s)")
+    extra.add_argument("--seed", type=int, help="seed of the first video of each prompt or class (default: 0)")
     experiment, options = parse_experiment(__doc__, extra)
     from ldm.latents.manifest import load_manifest
     from ldm.open_videos import open_videos
@@ -38,10 +38,12 @@ def main() -> None:
     folders, samples = experiment.folders, experiment.sample
     prompts = options.prompt + (read_prompts(options.prompts) if options.prompts else [])
     by_user = bool(prompts or options.classes or options.image or options.count is not None)
+    if not by_user and (options.negative_prompt or options.seed is not None):
+        raise InputError("--negative-prompt and --seed need --prompt, --prompts, --class, --image or --count")
     if by_user:
         count = 1 if options.count is None else options.count
         texts = (options.negative_prompt, options.image, samples.file_names)
-        requests = user_requests(prompts, options.classes, options.seed, count, *texts)
+        requests = user_requests(prompts, options.classes, options.seed or 0, count, *texts)
     else:
         conditioning = experiment.ldm.conditioning
         demo = experiment.demo_videos.content if experiment.demo_videos is not None else None

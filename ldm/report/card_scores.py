@@ -1,8 +1,11 @@
-"""What a model card says of the scores in report.json: values, how they were measured, and by which command."""
+"""Model cards: their templates, and what they say of the scores in report.json: values, protocols, commands."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ldm.report.flat_table import as_text
 from ldm.report.report_values import distance_parts
@@ -19,6 +22,12 @@ SCORES = {
     "prompt_accuracy.motion": "prompt accuracy, motion",
     "prompt_accuracy.speed": "prompt accuracy, speed",
 }
+
+
+def render_card(template: str, **values: Any) -> str:
+    """A card from one of ldm/report/templates. Raises jinja2's UndefinedError where a template's value is missing."""
+    loader = PackageLoader("ldm.report", "templates")
+    return Environment(loader=loader, undefined=StrictUndefined, autoescape=False).get_template(template).render(values)
 
 
 def report_scores(report: JsonObject) -> list[tuple[str, str]]:

@@ -6,10 +6,10 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from itertools import count
+from itertools import count, cycle
 
 import matplotlib
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 
 matplotlib.use("Agg")
@@ -30,7 +30,7 @@ def curve(title: str, x_label: str, panels: Mapping[str, Mapping[str, Points]], 
     """Line plots that share their x axis, one panel below the other: {y label: {line's name: points}}."""
     with _figure(title, len(panels), height=2.5 if len(panels) == 1 else 1.7 * len(panels)) as (axes, svg):
         for axis, (label, lines) in zip(axes, panels.items(), strict=True):
-            for color, (name, points) in zip(SERIES, lines.items(), strict=False):
+            for color, (name, points) in zip(cycle(SERIES), lines.items(), strict=False):
                 if points:
                     few = len(points) <= 12
                     axis.plot(*zip(*points, strict=True), color=color, linewidth=1.6, label=name,
@@ -49,7 +49,7 @@ def whiskers(title: str, x_label: str, rows: Mapping[str, tuple[float, tuple[flo
     """One dot with its interval per row: {name: (value, (low, high))}, the first row on top."""
     with _figure(title, 1, height=0.55 + 0.42 * len(rows)) as (axes, svg):
         axis = axes[0]
-        for position, (color, (value, interval)) in enumerate(zip(SERIES, rows.values(), strict=False)):
+        for position, (color, (value, interval)) in enumerate(zip(cycle(SERIES), rows.values(), strict=False)):
             if interval is not None:
                 axis.plot(interval, (position, position), color=color, linewidth=5, alpha=0.35, solid_capstyle="round")
             axis.plot([value], [position], "o", color=color, markersize=7)
@@ -97,4 +97,4 @@ def _for_page(svg: str, title: str) -> Markup:
     for color, variable in _VARIABLES.items():
         svg = svg.replace(color, variable)
     svg = re.sub(r'<svg [^>]*?viewBox="([^"]+)"[^>]*>', r'<svg viewBox="\1" role="img" aria-label="{}">', svg, count=1)
-    return Markup(svg.replace('aria-label="{}"', f'aria-label="{title}"', 1))
+    return Markup(svg.replace('aria-label="{}"', f'aria-label="{escape(title)}"', 1))

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from ldm.demo.judge import ATTRIBUTES
 from ldm.report import charts
 from ldm.report.flat_table import as_text, flatten, to_csv
-from ldm.report.report_values import check_shown, check_source, distance_parts, interval_of, vae_measures
+from ldm.report.report_values import SETS, check_shown, check_source, distance_parts, interval_of, vae_measures
 from ldm.sampling.sample_table import read_sample_rows
 from odvae.report_file import STAGES
 from odvae.running.errors import InputError
@@ -27,12 +27,6 @@ from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import RunFolder
 from odvae.video.frame_grid import frame_grid, save_image
 from odvae.video.video_io import decode
-
-LABELS = {
-    "generated": "generated",
-    "reconstructed": "reconstructed by the VAE (baseline)",
-    "real": "other real videos (baseline)",
-}
 
 
 def render_report(folders: RunFolder, report: JsonObject, num_visualized: int) -> Path:
@@ -60,7 +54,7 @@ def render_report(folders: RunFolder, report: JsonObject, num_visualized: int) -
             ("User prompts", "Generated with --prompt, --class or --image.",
              sample_cells(folders, samples, "user", num_visualized)),
         ],
-        labels=LABELS,
+        labels=SETS,
         vae_measures=vae_measures(report),
         distance_charts=distance_charts(report),
         curves=training_curves(folders),
@@ -160,7 +154,7 @@ def distance_charts(report: JsonObject) -> dict[str, list[Markup]]:
     """Charts per feature network: distances with their intervals, and distance over 1/n."""
     found = {}
     for network, part in distance_parts(report):
-        sets, name = {label: part.section(label) for label in LABELS}, part.text("name")
+        sets, name = {label: part.section(label) for label in SETS}, part.text("name")
         dots = {label: (one.number("frechet"), interval_of(one, "frechet")) for label, one in sets.items()}
         lines = {
             label: [(1 / n, value) for n, value in one.number_pairs("frechet_by_n")] for label, one in sets.items()

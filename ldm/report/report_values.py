@@ -7,8 +7,12 @@ from collections.abc import Iterator
 from ldm.demo.accuracy import attributes_of
 from odvae.running.json_objects import JsonObject
 
-# The sets of videos that a distance is measured for.
-SETS = ("generated", "reconstructed", "real")
+# The sets of videos that a distance is measured for, and their labels on the page.
+SETS = {
+    "generated": "generated",
+    "reconstructed": "reconstructed by the VAE (baseline)",
+    "real": "other real videos (baseline)",
+}
 
 _ACCURACIES = ("prompt_accuracy", "prompt_accuracy_unseen", "prompt_accuracy_reconstructed")
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
-from ldm.report.card_scores import recorded_command, report_protocols, report_scores
+from ldm.report.card_scores import recorded_command, render_card, report_protocols, report_scores
 from odvae.report_file import read_report
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.json_objects import JsonObject
@@ -19,12 +17,10 @@ def vae_card(folder: Path, name: str) -> str:
     """The card of the VAE in `folder`, titled `name`."""
     vae, settings = load_vae(folder), folder / "experiment.yaml"
     temporal, spatial = compression_of(vae)
-    report = read_report(RunFolder(folder.parent))
+    report = read_report(RunFolder(folder.resolve().parent))
     of_vae = JsonObject({key: report[key] for key in ("reconstruction",) if report.has(key)}, report.source)
-    environment = Environment(
-        loader=PackageLoader("ldm.report", "templates"), undefined=StrictUndefined, autoescape=False
-    )
-    return environment.get_template("vae_card.md.j2").render(
+    return render_card(
+        "vae_card.md.j2",
         name=name,
         kind=type(vae).__name__,
         module=type(vae).__module__,

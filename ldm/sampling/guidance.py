@@ -37,6 +37,8 @@ class Guidance:
         bounds = self.interval
         if not isinstance(bounds, Sequence) or len(bounds) != 2 or not all(map(_is_number, bounds)):
             raise InputError(f"guidance_interval must be two noise levels, (lowest, highest), found {bounds!r}")
+        if bounds[0] > bounds[1]:
+            raise InputError(f"guidance_interval must be (lowest, highest), found {bounds!r}: no step would be guided")
 
     def applies_at(self, time: float) -> bool:
         return self.scale > 1 and self.interval[0] <= time <= self.interval[1]

@@ -14,7 +14,7 @@ from odvae.tables.rows import Row, is_empty
 
 # Columns of a table, the first one that it has.
 _PROMPT_COLUMNS = ("prompt", "prompt_en", "text", "caption", "sentence")
-_MOST_SEED = 2**63 - 1
+MOST_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,6 @@ def _seed(row: Row, where: str) -> int | None:
     if is_empty(found):
         return None
     text = str(found).strip()
-    if isinstance(found, bool) or not text.isdecimal() or len(text) > 19 or int(text) > _MOST_SEED:
-        raise InputError(f"{where}: its seed is {found!r:.100}, expected a whole number from 0 to {_MOST_SEED}")
+    if isinstance(found, bool) or not text.isdecimal() or len(text) > 19 or int(text) > MOST_SEED:
+        raise InputError(f"{where}: its seed is {found!r:.100}, expected a whole number from 0 to {MOST_SEED}")
     return int(text)

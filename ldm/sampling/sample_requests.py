@@ -15,7 +15,7 @@ from pathlib import Path
 from ldm.demo.scenes import Content
 from ldm.demo.scenes import prompts as demo_prompts
 from ldm.networks.settings import ConditioningSettings
-from ldm.sampling.prompt_file import Prompt
+from ldm.sampling.prompt_file import MOST_SEED, Prompt
 from ldm.sampling.settings import FileNames, SampleSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
@@ -102,16 +102,21 @@ def user_requests(
 
     Their seeds are `seed`, `seed + 1`, ...; a file is named after its prompt or class and its seed, or as VBench wants
     it. A `Prompt` may have a seed and a negative prompt of its own. Equal requests are made once. Raises InputError for
-    a missing image, an empty prompt, and one that cannot be a file's name as VBench wants it.
+    a missing image, an empty prompt, one that cannot be a file's name as VBench wants it, a count below 1, and a seed
+    that is negative or too large.
     """
     if image is not None:
         check_is_file(image, "--image")
+    if count < 1:
+        raise InputError(f"--count must be at least 1, found {count}")
     read = [Prompt(one) if isinstance(one, str) else one for one in prompts]
     if any(not prompt.text.strip() for prompt in read):
         raise InputError("a prompt is empty")
 
     def requests(name: str, own: Prompt | None, **condition: str) -> Iterator[Request]:
         first = seed if own is None or own.seed is None else own.seed
+        if not 0 <= first <= MOST_SEED - count + 1:
+            raise InputError(f"the seed of {name!r} must be from 0 to {MOST_SEED - count + 1}, found {first}")
         negative = negative_prompt if own is None or own.negative is None else own.negative
         for i in range(count):
             file = _vbench_name(name, i) if file_names == "vbench" else f"{_slug(name)}_seed{first + i}.mp4"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from odvae.running.settings import Precision, Settings
 
@@ -24,7 +24,7 @@ class SampleSettings(Settings):
     guidance_scale: float = Field(3.0, ge=1)
     """Scale of classifier-free guidance; 1 is none."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
-    """Noise levels (0 data, 1 noise) at which guidance is applied."""
+    """Noise levels (0 data, 1 noise), the lowest and the highest, at which guidance is applied."""
     guidance_rescale: float = Field(0.0, ge=0, le=1)
     """How far (0 to 1) the guided prediction is rescaled to the standard deviation of the conditional one, against
     oversaturation."""
@@ -60,3 +60,13 @@ class SampleSettings(Settings):
     VBench reads them, PROMPT-0.mp4 to PROMPT-4.mp4 with --count 5."""
     gif: bool = False
     """Write a GIF next to each mp4."""
+
+    @model_validator(mode="after")
+    def _guidance_interval_has_its_lowest_level_first(self) -> SampleSettings:
+        low, high = self.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(
+                "guidance_interval must be two noise levels from 0 to 1, the lowest first, found "
+                f"{list(self.guidance_interval)}"
+            )
+        return self

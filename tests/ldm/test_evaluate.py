@@ -5,7 +5,8 @@ import json
 import pytest
 
 from ldm.demo.judge import Verdict
-from ldm.evaluate import accuracy_parts, announce_warnings, duplicates_part, read_samples
+from ldm.evaluate import accuracy_parts, announce_warnings, duplicates_part, origin_of_sets, read_samples
+from ldm.evaluation.settings import EvalLDMSettings
 from odvae.running.errors import InputError
 
 
@@ -30,3 +31,15 @@ def test_samples_made_with_several_settings_are_refused(tmp_path):
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(InputError, match=r"mixes samples of several guidance_scale: 3\.0, 4\.0"):
         read_samples(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("condition", "words"),
+    [
+        ({"prompt": "a cat", "class_label": None}, "read from H.264 mp4 files; held-out captions"),
+        ({"prompt": None, "class_label": 3}, "read from H.264 mp4 files; classes in turn"),
+        ({"prompt": None, "class_label": None, "lossless": "x.mkv"}, r"files; without a condition"),
+    ],
+)
+def test_a_protocol_says_what_the_videos_were_generated_from(vae, condition, words):
+    assert words in origin_of_sets([{"ldm_sha256": "a", **condition}], EvalLDMSettings(), vae)["generated"]

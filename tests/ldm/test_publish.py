@@ -63,13 +63,22 @@ def test_of_a_run_the_vae_is_published_with_its_scores_and_without_its_checkpoin
 
 def test_a_pipeline_is_published_whole_and_its_card_names_the_repository(hub, tmp_path):
     pipeline = make_pipeline(make_components())
-    pipeline.register_to_config(model_card=f"---\ntags: []\n---\n# {tmp_path}/out\n\nLoad {tmp_path}/out.\n")
+    card = '---\npipeline_tag: other\n---\n# {0}\n\npipeline = TextToVideoPipeline.from_pretrained("{0}")\n'
+    pipeline.register_to_config(model_card=card.format("pipeline"))  # as of `--out pipeline`
     pipeline.save_pretrained(tmp_path / "out")
     publish(tmp_path / "out", "me/video", api=hub.client())
     found = downloaded(hub, "model", "me/video", tmp_path / "found")
-    assert "# me/video\n\nLoad me/video." in (found / "README.md").read_text()
-    assert str(tmp_path) not in (found / "README.md").read_text()
+    assert (found / "README.md").read_text() == card.format("me/video")
     TextToVideoPipeline.from_pretrained(found)
+
+
+def test_a_card_of_ones_own_is_published_as_it_is_and_a_pipeline_needs_one(hub, tmp_path):
+    make_pipeline(make_components()).save_pretrained(tmp_path / "out")
+    with pytest.raises(InputError, match=r"out has no README\.md: export the run with odvae-export"):
+        publish(tmp_path / "out", "me/video", api=hub.client())
+    (tmp_path / "out/README.md").write_text("# Circles\n\nCircles that move.\n")
+    publish(tmp_path / "out", "me/video", api=hub.client())
+    assert hub.repos["model", "me/video"]["README.md"] == b"# Circles\n\nCircles that move.\n"
 
 
 def test_shards_and_latents_are_published_as_data_sets_that_can_be_read(hub, ldm_run, tmp_path):
@@ -95,11 +104,20 @@ def test_what_is_incomplete_or_something_else_is_refused_before_anything_is_uplo
     shutil.copytree(ldm_run / "latents", tmp_path / "latents")
     (tmp_path / "latents/00000.tar").unlink()
     shutil.copytree(ldm_run / "shards", tmp_path / "others")  # packed by another program
+    (tmp_path / "ldm").mkdir()
+    for name in ("config.json", "trained_on.json"):
+        (tmp_path / "ldm" / name).write_text("{}")
+    (tmp_path / "run/vae").mkdir(parents=True)
+    (tmp_path / "file").write_text("")
     for name, message in (
         ("empty", "no folder of a pipeline, a VAE, latents or shards"),
         ("shards", "is not finished"),
         ("latents", "is missing, but the manifest lists it"),
         ("others", r"neither a README\.md nor a packing\.json"),
+        ("ldm", "ldm is a network, which needs its VAE: export the run"),
+        ("run", "no folder of a pipeline, a VAE, latents or shards; publish one of its folders: vae$"),
+        ("file", "is a file, not a folder"),
+        ("nothing", "does not exist"),
     ):
         with pytest.raises(InputError, match=message):
             publish(tmp_path / name, "me/x", api=hub.client())

@@ -56,6 +56,11 @@ def test_a_channel_is_blue_below_its_mean_and_red_above():
     assert right[0] > right[2] + 20
 
 
+def test_a_channel_of_one_position_is_at_its_mean():
+    (one,), (even,) = (channel_pictures(torch.ones(1, 1, *size)) for size in ((1, 1, 1), (1, 2, 2)))
+    assert (one[len(one) // 2, one.shape[1] // 2] == even[len(even) // 2 + 2, even.shape[1] // 2 + 2]).all()
+
+
 @pytest.mark.parametrize(
     ("size", "side", "factor", "expected"),
     [

@@ -1,6 +1,7 @@
 """Generation behind the page: the pipeline's videos, and clear errors for what a visitor may type."""
 
 import io
+import json
 import threading
 from dataclasses import replace
 
@@ -125,3 +126,22 @@ def test_an_exported_pipeline_is_loaded_and_what_is_none_is_refused(tmp_path, mo
         load(tmp_path, torch.device("cpu"))
     with pytest.raises(InputError, match="nothing is not there: give the folder of a run"):
         load(tmp_path / "nothing", torch.device("cpu"))
+
+
+def test_the_page_begins_as_the_evaluations_samples_were_made_and_damaged_ones_are_named(tmp_path, model):
+    def record(**changes):
+        """The table of a sample of a visitor's own prompt, and one of a held-out caption."""
+        about = {"num_inference_steps": 7, "guidance_scale": 2.5, "fps": 8.0, "prompt": "a blue square", **changes}
+        own = {**about, "file": "a.mp4", "group": "user", "num_inference_steps": 99, "prompt": "a cat"}
+        rows = [own, {**about, "file": "held_out_0000.mp4", "group": "held_out"}]
+        (tmp_path / "samples/samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    model.pipeline.save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "samples").mkdir()
+    record()
+    loaded = load(tmp_path / "pipeline", torch.device("cpu"))
+    assert loaded.examples == ["a blue square"]
+    assert (loaded.settings.num_inference_steps, loaded.settings.guidance_scale) == (7, 2.5)
+    record(guidance_scale="much")
+    with pytest.raises(InputError, match=r"samples\.jsonl:\n  guidance_scale: found 'much'"):
+        load(tmp_path / "pipeline", torch.device("cpu"))

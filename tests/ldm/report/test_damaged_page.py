@@ -62,7 +62,7 @@ REPORT = {
             "kernel_name": "kernel distance on pixels",
             "n": 16,
             "warnings": ["few videos"],
-            "protocol": {"ddof": 1},
+            "protocol": {"ddof": 1, "reference": "training videos, in random order; baselines: others"},
             **{name: SCORES for name in ("generated", "reconstructed", "real")},
         },
         "command": "x",
@@ -99,6 +99,7 @@ def test_a_whole_report_is_shown(folders):
     page = render(folders)
     assert "Frechet distance on pixels" in page
     assert "a red square" in page
+    assert "Distance to 16 real videos (training videos, in random order); lower is better." in page
     assert "<td>spatial energy at low frequencies</td><td>0.750</td><td>white noise: 0.250</td>" in page
     assert "<td>PSNR of moving pixels</td><td>21.5</td><td>dB</td>" in page
     assert "local correlation" not in page  # null

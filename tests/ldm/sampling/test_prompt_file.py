@@ -1,4 +1,4 @@
-"""Prompts from text files and tables."""
+"""Prompts from text files and tables, and the requests for videos that are made of them."""
 
 import json
 
@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ldm.commands import sample_video
 from ldm.sampling.prompt_file import Prompt, read_prompts
 from ldm.sampling.sample_requests import user_requests
 from odvae.running.errors import InputError
@@ -83,3 +84,25 @@ def test_files_are_named_as_vbench_reads_them():
             user_requests([prompt], [], seed=0, file_names="vbench")
     with pytest.raises(InputError, match="with several negative prompts or seeds"):
         user_requests([Prompt("a", seed=1), Prompt("a", seed=2)], [], seed=0, file_names="vbench")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"count": 0}, "--count must be at least 1, found 0"),
+        ({"seed": -1}, f"the seed of 'a circle' must be from 0 to {2**63 - 1}, found -1"),
+        ({"seed": 2**63 - 2, "count": 3}, f"must be from 0 to {2**63 - 3}, found {2**63 - 2}"),
+    ],
+)
+def test_counts_and_seeds_that_cannot_be_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        user_requests(["a circle"], [], **{"seed": 0, **options})
+
+
+@pytest.mark.parametrize("words", [["--seed", "3"], ["--negative-prompt", "blurry"]])
+def test_options_of_ones_own_videos_are_refused_where_none_is_asked_for(words, monkeypatch, capsys):
+    """They would have no effect on the videos for the evaluation, which are made then."""
+    monkeypatch.setattr("sys.argv", ["sample_video", *words])
+    with pytest.raises(SystemExit, match="1"):
+        sample_video.main()
+    assert "--negative-prompt and --seed need --prompt, --prompts" in capsys.readouterr().err

@@ -32,6 +32,7 @@ from odvae.running.errors import InputError
         ({"guidance_scale": float("nan")}, "guidance_scale must be a number"),
         ({"guidance_scale": True}, "guidance_scale must be a number"),
         ({"guidance_rescale": 7}, "guidance_rescale must be a number from 0 to 1, found 7"),
+        ({"guidance_interval": (0.8, 0.2)}, r"must be \(lowest, highest\), found \(0\.8, 0\.2\): no step would be"),
         ({"guidance_interval": 0.5}, r"guidance_interval must be two noise levels, \(lowest, highest\), found 0.5"),
         (
             {"generator": 5},

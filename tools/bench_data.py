@@ -100,7 +100,7 @@ def our_decoding(dataset: ClipDataset, count: int) -> None:
     loader = endless_loader(dataset, StepSampler(BatchPlan(BATCH)))
     for _ in range(count // BATCH):
         next(loader)
-    loader.close()  # type: ignore[attr-defined]  # a generator
+    loader.close()
 
 
 def bare_decoding(samples: list[Sample], data: DataSettings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from odvae.running.failures import Failure, Failures
 from odvae.shards.samples import Sample
 
 
-def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Iterator[dict[str, Tensor]]:
+def endless_loader(dataset: ClipDataset, sampler: StepSampler) -> Generator[dict[str, Tensor], None, None]:
     """Yield batches in the sampler's order: {"video": uint8 (b, t, h, w, 3), "number": (b,)}.
 
     A video that cannot be decoded, or kills the worker that decodes it, is reported once and replaced by another one,

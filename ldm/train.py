@@ -180,7 +180,7 @@ def fit(
     trained = None if alignment is None else alignment.trained_module(seed)
     name = f"{folder.parent.name} LDM"
     largest = max(sizes.values())
-    state = TrainingState(network, optimization, folder, tracker, name, trained, stage.mirror, batch_size=largest)
+    state = TrainingState(network, optimization, folder, tracker, name, trained, stage, batch_size=largest)
     if alignment is not None:
         check_not_sharded(state.accelerator)
     accelerator, done = state.accelerator, state.resume()

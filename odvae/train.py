@@ -192,7 +192,7 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     changes = None if (chosen := settings.regularizers) is None else LatentChanges(chosen, network, run.seed, name)
     trained = None if changes is None else changes.trained_module(run.videos.data, settings.loss.lpips is not None)
     title = f"{run.folder.parent.name} {name}"
-    state = TrainingState(network, optimization, folder, run.tracker, title, trained, mirror=run.stage.mirror)
+    state = TrainingState(network, optimization, folder, run.tracker, title, trained, run.stage)
     accelerator = state.accelerator
     torch.manual_seed(derive_seed(run.seed, name))  # for the discriminator's weights; the same after a resume
     vae_loss = VAELoss(settings.loss, network, optimization, accelerator, run.pixel_loss, settings.regularizers)

@@ -13,7 +13,8 @@ from ldm.planning.rehearsal import Stage
 _OUTSIDE_A_STEP = {
     *("steps", "learning_rate", "warmup_steps", "lr_schedule", "lr_decay_start", "weight_decay", "grad_clip"),
     "ema_decay",
-    *("log_every", "validate_every", "checkpoint_every", "checkpoints_total_limit", "sample_every", "image_every"),
+    *("log_every", "validate_every", "checkpoint_every", "checkpoints_total_limit", "async_checkpoints"),
+    *("sample_every", "image_every"),
     *("validation_clips", "statistics_clips", "start_step", "workers", "held_out", "fps", "stride", "count", "compile"),
     *("num_inference_steps", "guidance_scale", "clips", "clips_per_video", "init", "init_image_vae", "init_from"),
     *("tile_frames", "num_visualized", "unseen_count", "seed", "run", "lossless"),

@@ -29,7 +29,8 @@ TIMEOUT = timedelta(hours=12)
 # How long a training step waits for an exchange of gradients, where no other limit is set.
 STEP_MINUTES = 15.0
 
-_waiting_groups: dict[dist.ProcessGroup | None, dist.ProcessGroup] = {}
+# Of each purpose, with the default group from which it was made.
+_groups: dict[str, tuple[dist.ProcessGroup | None, dist.ProcessGroup]] = {}
 
 
 def join_ranks(step_minutes: float = STEP_MINUTES) -> PartialState:
@@ -64,13 +65,21 @@ def uses_cuda() -> bool:
     return PartialState().device.type == "cuda"
 
 
-def _waiting_group() -> dist.ProcessGroup:
-    """The group in which ranks wait for each other; made when all ranks first use it."""
+def group_on_the_cpu(purpose: str) -> dist.ProcessGroup:
+    """All ranks, connected on the CPU with the time limit TIMEOUT; made when all ranks first ask for it.
+
+    Each thread that exchanges anything needs a `purpose` of its own: in a group, all ranks must exchange in the same
+    order.
+    """
     default = dist.group.WORLD
-    if default not in _waiting_groups:
-        _waiting_groups.clear()  # that of an earlier default group
-        _waiting_groups[default] = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    return _waiting_groups[default]
+    if purpose not in _groups or _groups[purpose][0] is not default:  # that of an earlier default group
+        _groups[purpose] = default, dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return _groups[purpose][1]
+
+
+def _waiting_group() -> dist.ProcessGroup:
+    """The group in which the ranks' main threads wait for each other."""
+    return group_on_the_cpu("waiting")
 
 
 def wait_for_everyone() -> None:

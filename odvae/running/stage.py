@@ -7,7 +7,7 @@ import functools
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NoReturn
@@ -183,6 +183,10 @@ class Stage:
         if self.mirror is not None:
             on_each_machine(self.mirror.push)
             on_each_machine(functools.partial(self.mirror.refresh, choice))
+
+    def before_release(self, action: Callable[[], object]) -> None:
+        """Call `action` when the block ends, also by an error or a signal, while other commands are still kept out."""
+        self._held.callback(action)
 
     def steps(self, first: int, last: int) -> Iterator[int]:
         """Yields the steps `first` to `last` of a training; stop signals are deferred until `stop_requested`."""

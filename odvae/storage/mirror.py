@@ -123,19 +123,21 @@ class Mirror:
         finally:
             self._record()
 
-    def push(self) -> None:
-        """Upload the files that are new or have changed, and remove at the URL those that were removed here.
+    def push(self, within: str = "") -> None:
+        """Upload the files that are new or have changed, and remove at the URL those that were removed here: all, or
+        those of a folder.
 
         Files that were never here remain at the URL. Raises StorageError with the first that cannot be written; the
         others that come before it are there.
         """
         changed: dict[int, list[str]] = {}
-        for path in _files_below(self.folder):
+        for path in _files_below(self.folder / within):
             name = path.relative_to(self.folder).as_posix()
             known = self._known.get(name)
             if known is None or known[1:] != _state_of(path):
                 changed.setdefault(_order(name), []).append(name)
-        gone = [name for name in self._known if not (self.folder / name).exists()]
+        below = f"{within}/" if within else ""
+        gone = [name for name in self._known if name.startswith(below) and not (self.folder / name).exists()]
         try:
             for order in sorted(changed):
                 in_threads(self._upload, changed[order])

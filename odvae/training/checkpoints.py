@@ -2,12 +2,14 @@
 
 A checkpoint contains weights and optimizer state (accelerate's format, loaded with weights_only; under FSDP2 each rank
 writes its shards), the EMA weights and other state (safetensors) and `state.json`. It has no random state and no data
-position: both are functions of the step.
+position: both are functions of the step. It can be written by a thread from a copy in the host's memory, while the
+training goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -15,14 +17,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
-from safetensors.torch import load_model, save_model
+from safetensors.torch import load_model
+from torch import distributed as dist
 from torch import nn
 
-from odvae.running.distributed import decide_on_main_process, wait_for_everyone
+from odvae.running.distributed import decide_on_main_process, group_on_the_cpu, wait_for_everyone
 from odvae.running.errors import InputError, write_errors_named
 from odvae.running.files import flush_to_disk, parse_record, read_object, temporary_path, write_json
 from odvae.storage.mirror import Mirror, is_working_copy
+from odvae.training.background import BackgroundWork
 from odvae.training.ema import EMA
+from odvae.training.snapshot import Snapshot, check_shards_are_saved, take_snapshot
 from odvae.weights.pretrained import broken_files, loading
 
 FORMAT = 2  # of a checkpoint's files and tensors; checkpoints of version 0.1 have no format number
@@ -33,6 +38,8 @@ class Checkpoints:
 
     With a `mirror`, the folder is in the working copy of one at a URL: a checkpoint is uploaded when it is complete,
     its `state.json` last, and removed there when it is one too many, whichever machine has written it.
+
+    All methods but `check` and `finish` are collective.
     """
 
     def __init__(
@@ -47,6 +54,8 @@ class Checkpoints:
         self.stage, self.folder, self.keep, self.mirror = folder, folder / "checkpoints", keep, mirror
         self.accelerator, self.averages = accelerator, averages
         self.small_states: list[nn.Module] = []
+        self.writer = BackgroundWork("checkpoint writer")
+        check_shards_are_saved(accelerator)
         self.facts = {"ranks": accelerator.num_processes, "global_batch": global_batch, "sharded": accelerator.is_fsdp2}
 
     def remember(self, state: nn.Module) -> None:
@@ -105,33 +114,72 @@ class Checkpoints:
             )
 
     def save(self, step: int) -> None:
-        """Write a checkpoint after `step` completed steps, atomically."""
-        final = self.folder / f"step_{step:08d}"
-        name = decide_on_main_process(lambda: None if final.exists() else temporary_path(final).name)
-        if name is None:
+        """Write a checkpoint after `step` completed steps, atomically. First ends what `save_in_background` began."""
+        self.finish()
+        if (temporary := self._new_folder(step)) is None:
             return
-        temporary = self.folder / name
-        if self.accelerator.is_main_process:
+        snapshot = take_snapshot(self.accelerator, self.averages, self.small_states, copy=False)
+        self._write(snapshot, temporary, step, self._group())
+        wait_for_everyone()  # also for as long as the main process writes: longer than a step may wait for gradients
+
+    def save_in_background(self, step: int) -> None:
+        """Copy the state after `step` completed steps to the host's memory, and have a thread write the checkpoint.
+
+        Until it is complete, what it has written is not a checkpoint. At most one is being written: a second call first
+        waits for the first. `check`, `finish` and the next save raise the errors of writing; nothing else than the
+        thread may use the mirror before `finish`.
+        """
+        self.finish()
+        if (temporary := self._new_folder(step)) is None:
+            return
+        snapshot = take_snapshot(self.accelerator, self.averages, self.small_states, copy=True)
+        if not snapshot.is_empty:
+            self.writer.start(functools.partial(self._write, snapshot, temporary, step, self._group()))
+
+    def check(self) -> None:
+        """Raise the error of a thread that could not write this rank's part of a checkpoint."""
+        self.writer.check()
+
+    def finish(self) -> None:
+        """Wait for the checkpoint that is being written, if there is one."""
+        self.writer.finish()
+
+    def _new_folder(self, step: int) -> Path | None:
+        """A folder for what is not complete; None if there is a checkpoint of this step."""
+
+        def name() -> str | None:
+            final = self._final(step)
+            if final.exists():
+                return None
             self.folder.mkdir(parents=True, exist_ok=True)
-        wait_for_everyone()
+            return temporary_path(final).name
+
+        chosen = decide_on_main_process(name)
+        return None if chosen is None else self.folder / chosen
+
+    def _final(self, step: int) -> Path:
+        return self.folder / f"step_{step:08d}"
+
+    def _group(self) -> dist.ProcessGroup | None:
+        """The group of the threads that write shards; None where only the main process writes."""
+        return group_on_the_cpu("checkpoints") if self.accelerator.is_fsdp2 else None
+
+    def _write(self, snapshot: Snapshot, temporary: Path, step: int, group: dist.ProcessGroup | None) -> None:
+        """Write this rank's part. The main process then makes it a checkpoint: all shards are written before that."""
+        final = self._final(step)
         with write_errors_named(final), self._removed_on_failure(temporary):
-            self.accelerator.save_state(str(temporary))
-            for number, average in enumerate(self.averages):
-                average.save(temporary / f"ema_{number}.safetensors", self.accelerator.is_main_process)
-            wait_for_everyone()
             if self.accelerator.is_main_process:
-                for number, small in enumerate(self.small_states):
-                    save_model(small, str(temporary / f"state_{number}.safetensors"))
+                temporary.mkdir(exist_ok=True)  # another rank, with its shards, may have been faster
+            snapshot.write(temporary, group)
+            if self.accelerator.is_main_process:
                 write_json(temporary / "state.json", {"format": FORMAT, "step": step, **self.facts})
                 flush_to_disk(temporary)
                 temporary.rename(final)
         if self.accelerator.is_main_process:
             for old in checkpoints_of(self.stage)[: -self.keep]:
                 shutil.rmtree(old)
-        wait_for_everyone()
         if self.mirror is not None:
-            self._upload(self.mirror, temporary, final)
-            wait_for_everyone()
+            self._upload(self.mirror, temporary, final, group)
 
     @contextlib.contextmanager
     def _removed_on_failure(self, temporary: Path) -> Iterator[None]:
@@ -143,16 +191,17 @@ class Checkpoints:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
 
-    def _upload(self, mirror: Mirror, temporary: Path, final: Path) -> None:
-        """Upload a checkpoint: the files that other machines have written of it, then those of the main process."""
+    def _upload(self, mirror: Mirror, temporary: Path, final: Path, group: dist.ProcessGroup | None) -> None:
+        """Upload a checkpoint: the shards that other machines have written of it, then the main process's files."""
         within = self.folder.relative_to(mirror.folder).as_posix()
-        if self.accelerator.is_local_main_process and not self.accelerator.is_main_process and temporary.exists():
-            temporary.rename(final)
-            mirror.push()
-            mirror.forget(f"{within}/{final.name}")  # its state.json is on another machine: it is not complete here
-        wait_for_everyone()
+        if group is not None:
+            if self.accelerator.is_local_main_process and not self.accelerator.is_main_process and temporary.exists():
+                temporary.rename(final)
+                mirror.push(within)
+                mirror.forget(f"{within}/{final.name}")  # its state.json is on another machine: not complete here
+            dist.barrier(group)
         if self.accelerator.is_main_process:
-            mirror.push()
+            mirror.push(within)
             at_url = {name.removeprefix(f"{within}/").partition("/")[0] for name in mirror.below(within)}
             for old in sorted(at_url)[: -self.keep]:
                 mirror.delete(f"{within}/{old}")

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -52,20 +51,17 @@ class EMA:
             parameter.copy_(self.values[name])
             self.values[name].copy_(own)
 
-    def gather(self, keep: bool) -> dict[str, Tensor]:
-        """The full average on the CPU; empty if not `keep`. All ranks must call it, since shards are exchanged."""
+    def gather(self, keep: bool, copy: bool = False) -> dict[str, Tensor]:
+        """The full average on the CPU; empty if not `keep`. All ranks must call it, since shards are exchanged.
+
+        `copy`: in memory of its own, where the average itself is on the CPU.
+        """
         full = {}
         for name, value in self.values.items():
             tensor = value.full_tensor() if isinstance(value, DTensor) else value
             if keep:
-                full[name] = tensor.cpu().contiguous()
+                full[name] = tensor.to("cpu", copy=copy).contiguous()
         return full
-
-    def save(self, path: Path, is_main: bool) -> None:
-        """Write the full average as safetensors. All ranks must call it; the main process writes."""
-        full = self.gather(keep=is_main)
-        if is_main:
-            save_file(full, path)
 
     def load(self, path: Path) -> None:
         """Load an average that was saved with any number of ranks."""

@@ -90,6 +90,9 @@ class OptimizationSettings(Settings):
     """Steps between checkpoints; there is also one after the last step, and after Ctrl-C, SIGTERM or SIGUSR1."""
     checkpoints_total_limit: Annotated[int, MayChange] = Field(2, ge=1)
     """Number of newest checkpoints that are kept."""
+    async_checkpoints: Annotated[bool, MayChange] = False
+    """Let the training go on while a checkpoint is written: it stops only until the state is copied to the memory of
+    the host, which needs room for that copy. The last checkpoint, and the one after a signal, are waited for."""
 
     @model_validator(mode="after")
     def _compiled_blocks_choose_what_is_recomputed(self) -> OptimizationSettings:

@@ -13,7 +13,6 @@ from odvae.clips.samplers import BatchPlan
 from odvae.running.errors import DivergenceError
 from odvae.running.precision import choose_kernels
 from odvae.running.stage import Stage
-from odvae.storage.mirror import Mirror
 from odvae.training.checkpoints import Checkpoints
 from odvae.training.ema import EMA
 from odvae.training.optimization import (
@@ -34,8 +33,8 @@ class TrainingState:
     network beside parameters that only the training needs. `plan` describes how the samples of a step are divided.
     `ema` is the average that is validated and saved; `averages` are it and those of `extra_ema_decays`. Anything else
     that belongs in checkpoints must be prepared with `accelerator` or passed to `checkpoints.remember` before `resume`,
-    which loads the newest checkpoint. `mirror` as in `Checkpoints`. `batch_size` is the largest where batches of
-    different sizes occur; None: that of the settings.
+    which loads the newest checkpoint. `stage`: the one that `folder` belongs to. `batch_size` is the largest where
+    batches of different sizes occur; None: that of the settings.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class TrainingState:
         tracker: Tracker,
         name: str,
         trained: nn.Module | None = None,
-        mirror: Mirror | None = None,
+        stage: Stage | None = None,
         batch_size: int | None = None,
     ) -> None:
         self.network, self.optimization, self.folder = network, optimization, folder
@@ -65,8 +64,10 @@ class TrainingState:
             rank=self.accelerator.process_index,
             ranks=self.accelerator.num_processes,
         )
-        limit = optimization.checkpoints_total_limit
+        limit, mirror = optimization.checkpoints_total_limit, None if stage is None else stage.mirror
         self.checkpoints = Checkpoints(folder, self.accelerator, self.averages, limit, self.plan.global_batch, mirror)
+        if stage is not None:
+            stage.before_release(self.checkpoints.writer.close)  # which does not keep the network in memory
         self.guard = FiniteGuard(optimization.max_nonfinite_steps).to(self.accelerator.device)
         self.checkpoints.remember(self.guard)
 
@@ -91,13 +92,26 @@ class TrainingState:
         return gradient_norm, learning_rate
 
     def save_and_stop_when_due(self, step: int, stage: Stage) -> None:
-        """Write a checkpoint if one is due; after a stop signal, write one and exit."""
+        """Write a checkpoint if one is due; after a stop signal, write one and exit. Raises the errors of one that is
+        written in the background."""
+        self.checkpoints.check()
         last, stopping = step == self.optimization.steps, stage.stop_requested()
-        if step % self.optimization.checkpoint_every == 0 or last or stopping:
+        if last or stopping:
             self.checkpoints.save(step)
             stage.record()
+        elif step % self.optimization.checkpoint_every == 0:
+            self._save_and_go_on(step, stage)
         if stopping and not last:
             stage.stop(step)
+
+    def _save_and_go_on(self, step: int, stage: Stage) -> None:
+        if self.optimization.async_checkpoints:
+            self.checkpoints.finish()
+            stage.record()  # before the next thread starts, since both upload
+            self.checkpoints.save_in_background(step)
+        else:
+            self.checkpoints.save(step)
+            stage.record()
 
     def finish(self) -> None:
         """Load the EMA weights into the network, whose `forward` is its class's again, and close the log."""

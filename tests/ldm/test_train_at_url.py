@@ -29,10 +29,12 @@ def steps_at(url: Path) -> list[str]:
     return sorted({name.split("/")[1] for name in list_tree(url) if name.startswith("checkpoints/")})
 
 
+@pytest.mark.parametrize("in_background", [False, True])
 def test_a_training_at_a_url_resumes_on_another_machine_with_the_weights_of_an_undisturbed_one(
-    ldm_run, url, tmp_path, monkeypatch
+    ldm_run, url, tmp_path, monkeypatch, in_background
 ):
-    chosen = {"optimizer": "adamw", "optimization": {"checkpoint_every": 1, "checkpoints_total_limit": 2}}
+    every = {"checkpoint_every": 1, "checkpoints_total_limit": 2, "async_checkpoints": in_background}
+    chosen = {"optimizer": "adamw", "optimization": every}
     expected = train(ldm_run, tmp_path / "ldm", settings(steps=5, **chosen))
     train_ldm(settings(steps=3, **chosen), ldm_run / "vae", ldm_run / "latents", url, 0)
     assert steps_at(url) == ["step_00000002", "step_00000003"]

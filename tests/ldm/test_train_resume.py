@@ -18,13 +18,15 @@ from odvae.running.settings import load_settings
 from odvae.training.optimization import sharded_policy
 
 
-def test_sigterm_saves_and_a_resumed_run_is_bitwise_equal(ldm_run, tmp_path):
+@pytest.mark.parametrize("in_background", [False, True])
+def test_sigterm_saves_and_a_resumed_run_is_bitwise_equal(ldm_run, tmp_path, in_background):
     expected = train(ldm_run, tmp_path / "whole", settings(optimization={"extra_ema_decays": (0.5,)}))
+    chosen = settings(optimization={"extra_ema_decays": (0.5,), "async_checkpoints": in_background})
     with evicted_at(3) as stopped:
-        train(ldm_run, tmp_path / "ldm", settings(optimization={"extra_ema_decays": (0.5,)}))
+        train(ldm_run, tmp_path / "ldm", chosen)
     assert stopped.value.code == 143
     assert (tmp_path / "ldm/checkpoints/step_00000003/state.json").is_file()
-    again = train(ldm_run, tmp_path / "ldm", settings(optimization={"extra_ema_decays": (0.5,)}))
+    again = train(ldm_run, tmp_path / "ldm", chosen)
     assert all(torch.equal(again[name], expected[name]) for name in expected)
     half = "ema_0.5/" + WEIGHTS
     assert (tmp_path / "ldm" / half).read_bytes() == (tmp_path / "whole" / half).read_bytes()
@@ -106,7 +108,8 @@ def test_sharded_ranks_train_save_and_load_like_one_process(one_rank, tmp_path):
         shutil.copytree(folder / name, tmp_path / name)
     (tmp_path / "config.yaml").write_text(CONFIG.format(run=tmp_path).replace("sgd, learning_rate: 2e-2", "adamw"))
     expected = train(tmp_path, tmp_path / "one_process", load_settings(Experiment, tmp_path / "config.yaml").ldm)
-    sharded = launch(2, tmp_path, "ldm.optimization.batch_size=2", sharded="fsdp2")
+    going_on = "ldm.optimization.async_checkpoints=true"
+    sharded = launch(2, tmp_path, "ldm.optimization.batch_size=2", going_on, sharded="fsdp2")
     assert worst(sharded, expected) < 1e-6
     stop_at(tmp_path, 4)
     assert list((tmp_path / "ldm/checkpoints/step_00000004/pytorch_model_fsdp_0").glob("*.distcp"))

@@ -27,10 +27,16 @@ def sharding(name: str) -> dict[str, str]:
     return {name: value for name, value in environment.items() if "FSDP" in name or "PARALLELISM_CONFIG" in name}
 
 
-os.environ |= sharding(sys.argv[1])
-if "PARALLELISM_CONFIG_DP_SHARD_SIZE" in os.environ:
-    os.environ["PARALLELISM_CONFIG_DP_SHARD_SIZE"] = "2"
-join_ranks()
-PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
-sys.argv = sys.argv[2:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+def shard(name: str) -> None:
+    """Have this process, a rank of a launch, shard as the YAML says."""
+    os.environ |= sharding(name)
+    if "PARALLELISM_CONFIG_DP_SHARD_SIZE" in os.environ:
+        os.environ["PARALLELISM_CONFIG_DP_SHARD_SIZE"] = "2"
+    join_ranks()
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+if __name__ == "__main__":
+    shard(sys.argv[1])
+    sys.argv = sys.argv[2:]
+    runpy.run_path(sys.argv[0], run_name="__main__")

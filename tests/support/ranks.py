@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 
 from odvae.running.distributed import join_ranks
 
 
-def on_ranks(count: int, folder: Path, work: Callable[[int], None]) -> list[tuple[int | None, str]]:
-    """Exit status and printed text of each rank, on which `work` got its rank."""
+def on_ranks(
+    count: int, folder: Path, work: Callable[[int], None], seconds: float = 60
+) -> list[tuple[int | None, str]]:
+    """Exit status and printed text of each rank, on which `work` got its rank; None where it has not ended in time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -25,7 +28,7 @@ def on_ranks(count: int, folder: Path, work: Callable[[int], None]) -> list[tupl
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(60)
+        rank.join(seconds)
     return [(rank.exitcode, file.read_text()) for rank, file in zip(ranks, printed, strict=True)]
 
 
@@ -37,7 +40,7 @@ def _be(rank: int, count: int, port: int, printed: Path, work: Callable[[int], N
     sys.stdout = sys.stderr = printed.open("w")
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_DFL)
-    PartialState._reset_state()
+    AcceleratorState._reset_state(reset_partial_state=True)
     join_ranks()
     assert PartialState().num_processes == count
     work(rank)

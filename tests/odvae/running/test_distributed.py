@@ -50,7 +50,7 @@ def test_the_main_process_does_its_part_before_the_others(tmp_path):
 def wait_longer_than_a_step_may(rank):
     """Rank 0 works for two seconds where a step's exchange may take one: that ends a step, and nothing else."""
     dist.destroy_process_group()
-    distributed._waiting_groups.clear()
+    distributed._groups.clear()
     distributed.PartialState._reset_state()
     os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
     distributed.join_ranks(step_minutes=1 / 60)

@@ -1,0 +1,315 @@
+"""Checkpoints that a thread writes: the training goes on meanwhile, and they are those that would stop it."""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+from launch_sharded import shard
+from ranks import on_ranks
+from safetensors.torch import load_file
+from small_training import diverge_at, make_state, no_file_larger_than, settings, take_step, train
+
+from odvae.running.errors import DiskError, DivergenceError, InputError
+from odvae.training.checkpoints import checkpoints_of
+from odvae.training.snapshot import Snapshot, check_shards_are_saved, take_snapshot
+
+
+def steps_of(folder):
+    return [int(path.name.removeprefix("step_")) for path in checkpoints_of(folder)]
+
+
+def unfinished(folder):
+    return list(folder.rglob("*.partial"))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+class HeldWriter:
+    """Lets no thread write a checkpoint before `let_go`."""
+
+    def __init__(self, monkeypatch):
+        self.let_go, self.at_once, self.most = threading.Event(), 0, 0
+        write = Snapshot.write
+
+        def held(snapshot, folder, group):
+            self.at_once += 1
+            self.most = max(self.most, self.at_once)
+            assert self.let_go.wait(60)
+            write(snapshot, folder, group)
+            self.at_once -= 1
+
+        monkeypatch.setattr(Snapshot, "write", held)
+
+
+@pytest.fixture
+def held(monkeypatch):
+    return HeldWriter(monkeypatch)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "nadamuon"])
+def test_they_have_the_tensors_of_those_that_stop_the_training_and_resume_with_the_same_bits(tmp_path, optimizer):
+    whole = train(tmp_path / "stopping", settings(optimizer=optimizer, async_checkpoints=False))
+    assert same(train(tmp_path / "going_on", settings(optimizer=optimizer)), whole)
+    for step in (2, 4, 6):
+        one, other = (tmp_path / name / f"checkpoints/step_{step:08d}" for name in ("stopping", "going_on"))
+        names = sorted(path.name for path in one.iterdir())
+        assert names == sorted(path.name for path in other.iterdir())
+        assert len(names) == 8  # of two networks and optimizers, two averages, small tensors, state.json
+        for name in names:
+            if name.endswith(".safetensors"):
+                assert same(load_file(one / name), load_file(other / name)), name
+            elif name.endswith(".bin"):
+                first, second = (torch.load(folder / name, weights_only=True) for folder in (one, other))
+                assert first["param_groups"] == second["param_groups"]
+                for number in first["state"]:
+                    assert same_values(first["state"][number], second["state"][number])
+            else:
+                assert (one / name).read_bytes() == (other / name).read_bytes()
+    with pytest.raises(DivergenceError):
+        train(tmp_path / "killed", settings(optimizer=optimizer), diverge_at(5))
+    assert steps_of(tmp_path / "killed") == [2, 4]
+    assert same(train(tmp_path / "killed", settings(optimizer=optimizer)), whole)
+
+
+def same_values(a, b):
+    return a.keys() == b.keys() and all(torch.equal(torch.as_tensor(a[name]), torch.as_tensor(b[name])) for name in a)
+
+
+def test_a_checkpoint_is_of_its_step_whatever_the_training_does_before_it_is_written(tmp_path, held):
+    chosen = settings()
+    state = make_state(chosen, tmp_path)
+    state.resume()
+    for step in (1, 2):
+        take_step(state, step)
+    expected = {name: value.clone() for name, value in state.network.state_dict().items()}
+    averages = [{name: value.clone() for name, value in average.values.items()} for average in state.averages]
+    moments = [value["exp_avg"].clone() for value in state.optimizer.state.values()]
+    state.checkpoints.save_in_background(2)
+    for step in (3, 4, 5):
+        take_step(state, step)
+        state.checkpoints.check()
+    assert steps_of(tmp_path) == []
+    held.let_go.set()
+    state.checkpoints.finish()
+    again = make_state(chosen, tmp_path)
+    assert again.resume() == 2
+    assert same(again.network.state_dict(), expected)
+    assert all(same(average.values, was) for average, was in zip(again.averages, averages, strict=True))
+    found = [value["exp_avg"] for value in again.optimizer.state.values()]
+    assert all(torch.equal(value, was) for value, was in zip(found, moments, strict=True))
+
+
+def test_the_copy_takes_16_bytes_per_parameter_with_adamw_and_one_ema(tmp_path):
+    state = make_state(settings(extra_ema_decays=()), tmp_path)
+    state.resume()
+    take_step(state, 1)
+    checkpoints = state.checkpoints
+    copy = take_snapshot(state.accelerator, checkpoints.averages, checkpoints.small_states, copy=True)
+    moments = [value for of_one in copy.optimizers["optimizer.bin"]["state"].values() for value in of_one.values()]
+    tensors = [*copy.tensors["model.safetensors"].values(), *copy.tensors["ema_0.safetensors"].values(), *moments]
+    parameters = sum(parameter.numel() for parameter in state.network.parameters())
+    assert sum(value.nbytes for value in tensors) == pytest.approx(16 * parameters, rel=0.01)  # and the steps' counts
+
+
+def test_at_most_one_is_written_at_a_time(tmp_path, held):
+    state = make_state(settings(), tmp_path)
+    state.resume()
+    take_step(state, 1)
+    state.checkpoints.save_in_background(1)
+    threading.Timer(0.2, held.let_go.set).start()
+    begin = time.monotonic()
+    take_step(state, 2)
+    state.checkpoints.save_in_background(2)
+    assert time.monotonic() - begin > 0.1
+    assert steps_of(tmp_path) == [1]
+    state.checkpoints.finish()
+    assert (steps_of(tmp_path), held.most) == ([1, 2], 1)
+
+
+def test_a_signal_waits_for_the_one_that_is_written_and_saves_another(tmp_path, held):
+    def evict(step):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Timer(0.2, held.let_go.set).start()
+
+    with pytest.raises(SystemExit) as stopped:
+        train(tmp_path / "run", settings(), evict)
+    assert stopped.value.code == 143
+    assert steps_of(tmp_path / "run") == [2, 3]
+    resumed, whole = train(tmp_path / "run", settings()), train(tmp_path / "whole", settings(async_checkpoints=False))
+    assert same(resumed, whole)
+
+
+def test_a_training_that_fails_completes_the_one_that_is_written_before_it_lets_others_write(tmp_path, held):
+    def fail(step):
+        if step == 3:
+            threading.Timer(0.2, held.let_go.set).start()
+            raise DivergenceError("step 3")
+
+    with pytest.raises(DivergenceError, match="step 3"):
+        train(tmp_path, settings(), fail)
+    assert steps_of(tmp_path) == [2]
+    assert unfinished(tmp_path) == []
+
+
+def without_room(monkeypatch, from_step, size=20_000):
+    """From the checkpoint of this step on, no file may be as large as the weights."""
+    write = Snapshot.write
+
+    def limited(snapshot, folder, group):
+        if folder.name >= f".step_{from_step:08d}":
+            with no_file_larger_than(size):
+                write(snapshot, folder, group)
+        else:
+            write(snapshot, folder, group)
+
+    monkeypatch.setattr(Snapshot, "write", limited)
+
+
+def wait_for_the_writer(step):
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint writer":
+            thread.join()
+
+
+@pytest.mark.parametrize(
+    ("every", "before_saving", "kept"), [(2, wait_for_the_writer, 2), (1, lambda step: None, 3)], ids=["step", "save"]
+)
+def test_a_failure_to_write_is_raised_in_the_next_step_or_save_and_leaves_the_one_before(
+    tmp_path, monkeypatch, every, before_saving, kept
+):
+    whole = train(tmp_path / "whole", settings())
+    folder, chosen, reached = tmp_path / "run", settings(checkpoint_every=every), []
+
+    def count(step):
+        reached.append(step)
+        before_saving(step)
+
+    with monkeypatch.context() as patch:
+        without_room(patch, 4)
+        with pytest.raises((DiskError, OSError)) as error:
+            train(folder, chosen, count)
+    assert named(folder, 4, error.value)
+    assert reached[-1] == 5
+    assert steps_of(folder)[-1] == kept
+    assert unfinished(folder) == []
+    assert same(train(folder, chosen), whole)
+
+
+def named(folder, step, error):
+    """Whether an error names the checkpoint that could not be written."""
+    return f"{folder}/checkpoints/step_{step:08d}" in f"{error} {getattr(error, 'filename', '')}"
+
+
+def test_a_failure_of_the_last_one_is_raised_and_one_beside_another_error_is_printed(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        without_room(patch, 6)
+        with pytest.raises((DiskError, OSError)) as error:
+            train(tmp_path / "run", settings())
+    assert named(tmp_path / "run", 6, error.value)
+    assert steps_of(tmp_path / "run") == [2, 4]
+    without_room(monkeypatch, 2)
+    with pytest.raises(DivergenceError):  # in the step after that of the checkpoint
+        train(tmp_path / "other", settings(checkpoint_every=5), diverge_at(6))
+    printed = capsys.readouterr().err
+    assert "error of the checkpoint writer: " in printed
+    assert "step_00000005" in printed
+    assert steps_of(tmp_path / "other") == []
+
+
+def be_killed_while_writing(folder, writing):
+    write = Snapshot.write
+
+    def half(snapshot, temporary, group):
+        write(snapshot, temporary, group)
+        if temporary.name.startswith(".step_00000004"):
+            path = temporary / "model.safetensors"
+            path.write_bytes(path.read_bytes()[:1000])
+            writing.set()
+            time.sleep(60)
+
+    Snapshot.write = half
+    train(folder, settings())
+
+
+def test_a_kill_while_one_is_written_leaves_the_one_before(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    writing = fork.Event()
+    process = fork.Process(target=be_killed_while_writing, args=(tmp_path / "run", writing))
+    process.start()
+    assert writing.wait(60)
+    process.kill()
+    process.join()
+    assert steps_of(tmp_path / "run") == [2]
+    assert len(unfinished(tmp_path / "run")) == 1
+    again = train(tmp_path / "run", settings())
+    assert unfinished(tmp_path / "run") == []
+    assert same(again, train(tmp_path / "whole", settings(async_checkpoints=False)))
+
+
+def on_two(folder, work):
+    """What two ranks print; both must end well."""
+    folder.mkdir(exist_ok=True)
+    said = on_ranks(2, folder, work, seconds=240)
+    assert [status for status, _ in said] == [0, 0], said
+    return said
+
+
+@pytest.mark.parametrize("sharded", [None, "fsdp2"])
+def test_two_ranks_resume_with_the_same_bits(tmp_path, sharded):
+    def work(rank):
+        if sharded:
+            shard(sharded)
+        whole = train(tmp_path / "whole", settings(async_checkpoints=False))
+        assert same(train(tmp_path / "going_on", settings()), whole)
+        with pytest.raises(DivergenceError):
+            train(tmp_path / "killed", settings(), diverge_at(5))
+        assert steps_of(tmp_path / "killed")[:1] == [2]
+        assert same(train(tmp_path / "killed", settings()), whole)
+
+    on_two(tmp_path / "printed", work)
+    for name in ("whole", "going_on", "killed"):
+        newest = tmp_path / name / "checkpoints/step_00000006"
+        facts = json.loads((newest / "state.json").read_text())
+        assert (facts["ranks"], facts["sharded"]) == (2, sharded is not None)
+        if sharded:
+            for part in ("pytorch_model_fsdp_0", "optimizer_0"):
+                assert {path.name for path in (newest / part).glob("__*")} == {"__0_0.distcp", "__1_0.distcp"}
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_shards_that_one_rank_cannot_write_are_reported_and_the_checkpoint_before_is_whole(
+    tmp_path, monkeypatch, failing
+):
+    def work(rank):
+        shard("fsdp2")
+        if rank == failing:
+            without_room(monkeypatch, 4, size=2_000)
+        try:
+            train(tmp_path / "run", settings())
+        except (InputError, OSError) as error:
+            print(named(tmp_path / "run", 4, error), flush=True)
+        (tmp_path / f"reported_{rank}").touch()
+        while len(list(tmp_path.glob("reported_*"))) < 2:  # not to take the connection from the other one
+            time.sleep(0.01)
+        os._exit(0)
+
+    said = on_two(tmp_path / "printed", work)
+    assert all(text.splitlines()[-1] == "True" for _, text in said), said
+    assert steps_of(tmp_path / "run") == [2]
+    assert unfinished(tmp_path / "run") == []
+
+
+def test_a_whole_state_gathered_on_one_rank_is_refused():
+    plugin = SimpleNamespace(state_dict_type=SimpleNamespace(name="FULL_STATE_DICT"))
+    accelerator = SimpleNamespace(is_fsdp2=True, state=SimpleNamespace(fsdp_plugin=plugin))
+    with pytest.raises(InputError, match=r"fsdp_state_dict_type: FULL_STATE_DICT.*set SHARDED_STATE_DICT"):
+        check_shards_are_saved(accelerator)

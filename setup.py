@@ -7,9 +7,10 @@ setup(
     package_dir={"ldm.configs": "configs"},
     package_data={
         "odvae": ["py.typed"],
+        "odvae.training": ["devices.yaml"],
         "ldm": ["py.typed"],
         "ldm.app": ["page.css"],
-        "ldm.planning": ["devices.yaml"],
+        "ldm.planning": ["text_encoders.yaml"],
         "ldm.report": ["templates/*.j2"],
         "ldm.configs": ["*.yaml", "*/*.yaml"],
     },

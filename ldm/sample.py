@@ -12,11 +12,13 @@ import torch
 from accelerate import PartialState
 
 from ldm.diffusion.objective import objective_of
+from ldm.networks.attention_backends import check_backend, use_backend
 from ldm.networks.factory import load_network
 from ldm.networks.network import NetworkLoader
 from ldm.networks.provenance import Provenance, weights_folder
 from ldm.networks.text_encoder import load_text_encoder
 from ldm.pipeline import TextToVideoPipeline
+from ldm.sampling.pipeline_inputs import latent_shape
 from ldm.sampling.sample_requests import USER, Request
 from ldm.sampling.sample_table import SAMPLE_TABLE, SampleTable, lossless_file, made_before, read_sample_rows
 from ldm.sampling.schedulers import make_scheduler
@@ -101,6 +103,7 @@ def sample_videos(
     loaders: dict[str, Any] = {"load_vae": load_vae, "load_network": load_network}
     pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay, **loaders).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
+    set_attention(pipeline, settings, state)
     rows = _rows(requests, settings, Provenance.load(fetched(ldm_folder, models)), pipeline)
     with Stage(folder, fetches=everything) as stage:
         made = decide_on_main_process(lambda: made_before(stage.folder, rows, settings))
@@ -127,6 +130,18 @@ def sample_videos(
                         table.add(row)
             _write_contact_sheet([stage.folder / file for file in shown], stage.folder)
     return [folder / request.file for request in requests]
+
+
+def set_attention(pipeline: TextToVideoPipeline, settings: SampleSettings, state: PartialState) -> None:
+    """Let the network compute attention as `settings.attention_backend` says. Raises InputError where it cannot."""
+    network, backend = pipeline.transformer, settings.attention_backend
+    shape = latent_shape(network, pipeline.vae, settings.frames, settings.height, settings.width)
+    shapes = [(settings.batch_size * (1 if settings.guidance_scale == 1 else 2), shape)]
+    dtype = torch.bfloat16 if uses_bf16(settings.precision, state.device) else network.dtype
+    note = check_backend("sample.attention_backend", backend, network, shapes, state.device, dtype, gradients=False)
+    if note is not None and state.is_main_process:
+        print(note, flush=True)
+    use_backend(network, backend)
 
 
 def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, settings: SampleSettings) -> None:

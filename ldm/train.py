@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldm.latents.manifest import Manifest, check_latents, load_manifest
 from ldm.latents.text_manifest import embed_command
-from ldm.networks.attention import check_backend
+from ldm.networks.attention_backends import Shapes, check_backend
 from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.provenance import Provenance, ema_folder
 from ldm.networks.settings import ConditioningSettings
@@ -23,19 +23,21 @@ from ldm.training.image_encoders import ImageEncoder, load_image_encoder
 from ldm.training.initial_network import initial_network, new_network
 from ldm.training.settings import LDMSettings
 from ldm.training.step import apply_model_options, training_step
-from ldm.training.throughput import StepMeter
+from ldm.training.throughput import NetworkCost
 from ldm.training.validation import log_samples, validate
-from odvae.measuring import matmul_rate
+from odvae.measuring import peaks_of
 from odvae.running.account import CHANGED_ENTRY, NOT_ENCODED, Account
 from odvae.running.distributed import main_process_first
 from odvae.running.errors import InputError
 from odvae.running.files import install_folder
 from odvae.running.hashing import joined_fingerprint, weights_fingerprint
+from odvae.running.precision import uses_bf16
 from odvae.running.progress import progress_bar
 from odvae.running.stage import Stage, names_of
 from odvae.training.optimization import sample_order
 from odvae.training.settings import Tracker
 from odvae.training.state import TrainingState
+from odvae.training.throughput import StepMeter
 from odvae.video_vae import VAELoader, VideoVAE, load_vae
 
 
@@ -68,11 +70,11 @@ def train_ldm(
     vae = load_vae(vae_folder)
     check_latents(latents_folder, manifest, weights_fingerprint(vae), vae_folder)
     check_trainable(settings, manifest, latents_folder)
-    check_backend(settings.attention_backend, state.device)
     torch.manual_seed(seed)
     start = initial_network(settings, manifest, make_network)
     network, manifest = start.network, start.normalization(manifest)
     sizes = batch_sizes(settings, network, manifest.buckets)
+    check_attention(settings, network, [(sizes[name], shape) for name, shape in manifest.buckets.items()], state)
     own = names_of(make_network=make_network, loss=None if loss is per_sample_mse else loss)
     encoder, aligned = load_encoder(settings)
     sections = {"seed": seed, "ldm": settings, "latents": latents_identity(manifest), **start.record, **aligned, **own}
@@ -114,6 +116,17 @@ def check_trainable(settings: LDMSettings, manifest: Manifest, latents_folder: P
             f"{latents_folder}: no training video has a caption, so nothing can be learned from text; pack and encode "
             "the videos with their captions, or set ldm.conditioning.kind to class or none"
         )
+
+
+def check_attention(settings: LDMSettings, network: Network, shapes: Shapes, state: PartialState) -> None:
+    """Raise InputError for a back end of attention that cannot compute this training's on this device."""
+    bf16 = uses_bf16(settings.optimization.precision, state.device)
+    dtype = torch.bfloat16 if bf16 else network.dtype
+    note = check_backend(
+        "ldm.attention_backend", settings.attention_backend, network, shapes, state.device, dtype, gradients=True
+    )
+    if note is not None and state.is_main_process:
+        print(note, flush=True)
 
 
 def account_of(manifest: Manifest, conditioning: ConditioningSettings) -> Account:
@@ -186,7 +199,8 @@ def fit(
     accelerator, done = state.accelerator, state.resume()
     order = sample_order(optimization, state.plan)
     batches = data.training_batches(state.plan, seed, done, settings.workers, order, sizes)
-    meter = StepMeter(network, state.plan.ranks, peak_flops(settings, accelerator.device, accelerator.mixed_precision))
+    peaks = peaks_of(accelerator.device, accelerator.mixed_precision == "bf16", settings.peak_tflops)
+    meter = StepMeter("tokens", NetworkCost(network), state.plan.ranks, peaks)
     progress = progress_bar("training the LDM", done, optimization.steps)
 
     for step in stage.steps(done + 1, optimization.steps):
@@ -215,10 +229,3 @@ def fit(
     names = [".", *map(ema_folder, optimization.extra_ema_decays)]
     keep = accelerator.is_main_process
     return {name: average.gather(keep) for name, average in zip(names, state.averages, strict=True)}
-
-
-def peak_flops(settings: LDMSettings, device: torch.device, mixed_precision: str) -> float:
-    """Peak FLOP/s of one device, for `mfu`: from the settings, or measured."""
-    if settings.peak_tflops is not None:
-        return settings.peak_tflops * 1e12
-    return matmul_rate(device, torch.bfloat16 if mixed_precision == "bf16" else torch.float32)

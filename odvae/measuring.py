@@ -9,6 +9,9 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from odvae.training.devices import known_device
+from odvae.training.throughput import Peaks
+
 
 def count_flops(function: Callable[[], object]) -> int:
     """Floating-point operations of matrix products, convolutions and attention in `function`, two per multiplication.
@@ -35,6 +38,15 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
             torch.mm(a, b)
             best = max(best, 2 * size**3 / (now(device) - start))
     return best
+
+
+def peaks_of(device: torch.device, bf16: bool, published_tflops: float | None = None) -> Peaks:
+    """The published peak of a device, as given or of the table of devices (bf16 only), and its measured rate."""
+    published = published_tflops
+    if published is None and bf16 and (known := known_device(device)) is not None:
+        published = known.bf16_tflops
+    measured = matmul_rate(device, torch.bfloat16 if bf16 else torch.float32)
+    return Peaks(None if published is None else published * 1e12, measured)
 
 
 def now(device: torch.device) -> float:

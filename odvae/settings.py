@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from odvae.architecture.frame_counts import check_clip_size, check_tile_frames
 from odvae.architecture.settings import ModelSettings
 from odvae.clips.settings import DataSettings
 from odvae.regularizers.settings import RegularizerSettings
+from odvae.running.resume_check import MayChange
 from odvae.running.settings import Settings
 from odvae.training.settings import OptimizationSettings
 
@@ -130,6 +131,8 @@ class VAESettings(Settings):
     regularizers: RegularizerSettings | None = None
     """Regularizers of the latents in both phases, for latents that a diffusion model learns from more easily
     (docs/regularizers.md); null: none."""
+    peak_tflops: Annotated[float | None, MayChange] = Field(None, gt=0)
+    """Published peak of one device, TFLOP/s, as `ldm.peak_tflops`."""
     validation_clips: int = Field(16, ge=1)
     """Held-out clips that each validation reconstructs."""
     statistics_clips: int = Field(256, ge=2)

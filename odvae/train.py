@@ -21,6 +21,7 @@ from odvae.evaluation.validation import held_out_clips, validate
 from odvae.initial_weights import initialize_from_scratch, load_image_vae, load_video_vae, make_image_vae
 from odvae.latent_statistics import latent_statistics
 from odvae.losses import PixelLoss, VAELoss
+from odvae.measuring import peaks_of
 from odvae.model import ODVAE
 from odvae.per_frame import PerFrameVAE
 from odvae.regularizers.regularized_vae import LatentChanges
@@ -34,7 +35,8 @@ from odvae.settings import ModelSettings, PhaseSettings, VAESettings
 from odvae.training.checkpoints import checkpoint_facts, checkpoints_of
 from odvae.training.settings import Tracker
 from odvae.training.state import TrainingState
-from odvae.training_step import prepare_network, training_step
+from odvae.training.throughput import StepMeter
+from odvae.training_step import ReconstructionCost, prepare_network, training_step
 from odvae.vae_batches import Batches
 from odvae.video_vae import VAEFactory, VideoVAE, compression_of, load_pretrained_vae
 from odvae.weights.pretrained import load_model
@@ -187,7 +189,7 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     Returns it with its EMA weights. `step` counts completed optimizer steps. Data, noise and learning rate are
     functions of it, so a run that is killed at any point and resumed ends with the same weights.
     """
-    settings = run.settings
+    settings, cost = run.settings, ReconstructionCost(network)
     prepare_network(network, optimization)
     changes = None if (chosen := settings.regularizers) is None else LatentChanges(chosen, network, run.seed, name)
     trained = None if changes is None else changes.trained_module(run.videos.data, settings.loss.lpips is not None)
@@ -201,17 +203,19 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
     done = state.resume()
     held_out = held_out_clips(run.videos, settings.validation_clips, accelerator)  # before training's workers start
     batches = Batches(run.videos, optimization, state.plan, accelerator.device, run.seed).from_step(done)
+    peaks = peaks_of(accelerator.device, accelerator.mixed_precision == "bf16", settings.peak_tflops)
+    meter = StepMeter("frames", cost, state.plan.ranks, peaks)
     progress = progress_bar(f"training the {name}", done, optimization.steps)
 
     for step in run.stage.steps(done + 1, optimization.steps):
-        terms, gradient_norm, learning_rate = training_step(state, vae_loss, batches, run.seed, step, changes)
+        terms, gradient_norm, learning_rate = training_step(state, vae_loss, batches, meter, run.seed, step, changes)
         progress.update()
 
         last = step == optimization.steps
         if step % optimization.log_every == 0 or last:
             row = {key: float(value) for key, value in terms.items()}
             row |= {"gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
-            state.log.row(step, **row, skipped_steps=state.guard.report(step))
+            state.log.row(step, **row, **meter.row(), skipped_steps=state.guard.report(step))
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
         if step % optimization.validate_every == 0 or last:
             with state.ema.in_network():

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from odvae.architecture.layers import keep_channels_last
 from odvae.losses import VAELoss
+from odvae.measuring import count_flops
 from odvae.regularizers.regularized_vae import LatentChanges
 from odvae.running.errors import InputError
 from odvae.training.compilation import compile_blocks
@@ -15,13 +19,16 @@ from odvae.training.optimization import gradients_synced_at
 from odvae.training.recomputation import enable_checkpointing
 from odvae.training.settings import OptimizationSettings
 from odvae.training.state import TrainingState
+from odvae.training.throughput import StepMeter
 from odvae.vae_batches import Batch
+from odvae.video_vae import VideoVAE
 
 
 def training_step(
     state: TrainingState,
     vae_loss: VAELoss,
     batches: Iterator[Batch],
+    meter: StepMeter[Batch],
     seed: int,
     step: int,
     changes: LatentChanges | None = None,
@@ -34,7 +41,8 @@ def training_step(
     """
     accelerator, accumulated = state.accelerator, state.optimization.gradient_accumulation_steps
     for micro_step in range(1, accumulated + 1):
-        batch = next(batches)
+        with meter.waiting_for_data():
+            batch = next(batches)
         video, noise = batch.video, batch.posterior_noise(state.network, seed)
         target, *drawn = (video,) if changes is None else changes.draw(batch, step)
         sync = micro_step == accumulated
@@ -44,9 +52,29 @@ def training_step(
             loss, terms = vae_loss(reconstruction, target, mean, logvar, step, video.numel())
             accelerator.backward(loss / accumulated)
         terms |= vae_loss.discriminator_step(reconstruction, target, step, sync)
+        meter.count(batch)
     gradient_norm, learning_rate = state.apply_gradients(step, terms)
     vae_loss.apply_gradients(step)
     return terms, gradient_norm, learning_rate
+
+
+class ReconstructionCost:
+    """Model FLOPs and frames of a micro-step, for a StepMeter; each shape of videos is counted once, on meta tensors.
+
+    The discriminator, LPIPS and regularizers are not counted.
+    """
+
+    def __init__(self, network: VideoVAE) -> None:
+        self.network: Any = copy.deepcopy(network).to("meta")
+        self._flops: dict[tuple[int, ...], int] = {}
+
+    def __call__(self, batch: Batch) -> tuple[int, int]:
+        shape = tuple(batch.video.shape)
+        if shape not in self._flops:
+            with torch.no_grad(), torch.device("meta"):
+                video, noise = torch.empty(shape), torch.empty(shape[0], *batch.latent_shape(self.network))
+                self._flops[shape] = 3 * count_flops(lambda: self.network.reconstruct(video, noise))
+        return self._flops[shape], shape[0] * shape[2]
 
 
 def prepare_network(network: nn.Module, optimization: OptimizationSettings) -> None:

@@ -65,6 +65,7 @@ def run_tests(session: Session) -> dict[str, Any]:
 
 def compare_with_plan(session: Session) -> dict[str, Any]:
     from ldm.planning.measured import measure_step
+    from odvae.training.devices import known_device
 
     known = known_device(session.device)
     repeats = 2 if session.small else 10
@@ -110,17 +111,6 @@ def stages(session: Session) -> list[Any]:
         experiment = load_settings(Experiment, CONFIGS / f"{name}.yaml")
         found += [stage for stage in stages_of(experiment) if stage.name.startswith(beginning)]
     return found
-
-
-def known_device(device: torch.device) -> Any:
-    """The entry of the table of devices whose name this GPU's has, the longest first; None for others and for CPUs."""
-    from ldm.planning.devices import load_facts
-
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device).lower().replace(" ", "-")
-    devices = load_facts().devices
-    return next((devices[key] for key in sorted(devices, key=len, reverse=True) if key in name), None)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
     python tools/plan.py --all --write                 # renew the plan in the header of every config
 
 Each step runs once on fake CUDA tensors (tools/rehearse.py); docs/cluster.md says how to read the plan. Devices are in
-ldm/planning/devices.yaml. Exit status 1: something does not fit; the smallest change that helps is printed.
+odvae/training/devices.yaml. Exit status 1: something does not fit; the smallest change that helps is printed.
 """
 
 from __future__ import annotations

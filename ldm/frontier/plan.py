@@ -17,7 +17,7 @@ from ldm.experiment import Experiment
 from ldm.frontier.budget import phase_flops
 from ldm.frontier.settings import FrontierSettings
 from ldm.frontier.sharing import PREPARED, points_sharing, shared_stages
-from ldm.planning.inference_steps import planned_condition
+from ldm.networks.conditioning import example_condition
 from ldm.planning.training_steps import new_network
 from odvae.architecture.settings import ModelSettings
 from odvae.measuring import count_flops, now
@@ -91,7 +91,7 @@ def _forward_flops(experiment: Experiment, shape: tuple[int, int, int, int]) -> 
     """Operations of the generator's network on the latents (c, k, h, w) of one video."""
     with torch.device("meta"), torch.no_grad():
         network = new_network(experiment, shape)
-        noise, condition = torch.zeros(1, *shape), planned_condition(network, 1, shape)
+        noise, condition = torch.zeros(1, *shape), example_condition(network, 1, shape)
         return count_flops(lambda: network(noise, torch.zeros(1), condition))
 
 

@@ -5,48 +5,16 @@ Tokens are (b, n, d) with n = t * h * w; those of a frame are contiguous.
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from ldm.networks.settings import AttentionBackend
-from odvae.running.errors import InputError
+from ldm.networks.attention_backends import HasAttention, attend
 
 # A token attends to all tokens, to those of its frame, or to those at its spatial position in all frames.
 AttentionAxis = Literal["all", "space", "time"]
-
-
-def check_backend(backend: AttentionBackend, device: torch.device) -> None:
-    """Raise InputError for a back end that cannot run here, before any work starts."""
-    if backend == "xformers" and device.type != "cuda":
-        raise InputError(f"attention_backend=xformers needs a CUDA device, found {device.type}; allowed here: sdpa")
-    if backend == "xformers" and importlib.util.find_spec("xformers") is None:
-        raise InputError("attention_backend=xformers: xformers is not installed; pip install 'odvae[xformers]'")
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: AttentionBackend) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v. q (b, heads, n, d), k and v (b, heads, m, d), mask (b, m) bool -> like q."""
-    if backend == "xformers":
-        return _attend_xformers(q, k, v, mask)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
-
-
-def _attend_xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    from xformers.ops import memory_efficient_attention
-
-    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast, qk-norm returns fp32
-    bias = None
-    if mask is not None:  # xformers' kernels need the bias in memory padded to a multiple of eight keys
-        b, m = mask.shape
-        padded = torch.zeros(b, 1, 1, -(-m // 8) * 8, dtype=q.dtype, device=q.device)
-        padded[..., :m].masked_fill_(~mask[:, None, None, :], float("-inf"))
-        bias = padded.expand(b, q.shape[1], q.shape[2], -1)[..., :m]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (b, n, heads, d)
-    return memory_efficient_attention(q, k, v, attn_bias=bias).transpose(1, 2)
 
 
 def rope_angles(shape: tuple[int, int, int], head_width: int, theta: float, device: torch.device) -> Tensor:
@@ -90,36 +58,16 @@ def _norm(width: int) -> nn.LayerNorm:
     return nn.LayerNorm(width, eps=1e-6, bias=False)
 
 
-class _Attention(nn.Module):
+class _Attention(HasAttention, nn.Module):
     """Common part of self- and cross-attention: heads, and the back end with diffusers' switch for xformers."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.backend: AttentionBackend = "sdpa"
 
     def set_use_memory_efficient_attention_xformers(self, valid: bool, _attention_op: object = None) -> None:
         """Called by diffusers' `enable_xformers_memory_efficient_attention` on every module of a model."""
         self.backend = "xformers" if valid else "sdpa"
-
-
-class AttentionBackendMixin:
-    """diffusers' switch of the attention's back end, which would have no effect on the modules of these networks."""
-
-    def set_attention_backend(self: Any, backend: str) -> None:
-        """`backend` is diffusers' name: "native" (torch's) or "xformers". Raises InputError for others, and for one
-        that cannot be used here."""
-        if backend not in ("native", "xformers"):
-            raise InputError(f"attention back end {backend!r}: allowed are native and xformers")
-        if backend == "native":
-            self.disable_xformers_memory_efficient_attention()
-        else:
-            check_backend("xformers", self.device)
-            self.enable_xformers_memory_efficient_attention()
-
-    def reset_attention_backend(self) -> None:
-        """Back to torch's."""
-        self.set_attention_backend("native")
 
 
 class SelfAttention(_Attention):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,3 +95,16 @@ def concat_first_frame(latents: Tensor, condition: Condition) -> Tensor:
     given = condition.first_frame_given.view(-1, 1, 1, 1, 1).to(latents.dtype)
     frame = torch.cat([condition.first_frame.to(latents.dtype), torch.ones_like(latents[:, :1, :1])], dim=1) * given
     return torch.cat([latents, F.pad(frame, (0, 0, 0, 0, 0, latents.shape[2] - 1))], dim=1)
+
+
+def example_condition(network: Any, b: int, shape: Sequence[int]) -> Condition:
+    """Conditions of b videos whose latents have this shape (c, t, h, w), of the kinds that the network takes."""
+    config = network.config
+    text = mask = label = frame = given = None
+    if config.text_width is not None:
+        text, mask = torch.zeros(b, config.text_tokens, config.text_width), torch.ones(b, config.text_tokens) > 0
+    if config.class_names is not None:
+        label = torch.full((b,), NO_LABEL)
+    if config.first_frame:
+        frame, given = torch.zeros(b, shape[0], 1, *shape[2:]), torch.ones(b) > 0
+    return Condition(text, mask, label, frame, given)

@@ -18,14 +18,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from einops import rearrange
 from torch import Tensor, nn
 
-from ldm.networks.attention import (
-    AttentionAxis,
-    AttentionBackendMixin,
-    CrossAttention,
-    SelfAttention,
-    rope_angles,
-    rope_cos_sin,
-)
+from ldm.networks.attention import AttentionAxis, CrossAttention, SelfAttention, rope_angles, rope_cos_sin
+from ldm.networks.attention_backends import AttentionBackendMixin
 from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
 from ldm.networks.lora import FusedProjectionsLoraMixin
 from odvae.running.errors import InputError
@@ -130,7 +124,7 @@ class DiT(AttentionBackendMixin, ModelMixin, ConfigMixin, FusedProjectionsLoraMi
         objective: the training objective, as a dict of `ObjectiveSettings`.
 
     Raises InputError for widths that the heads do not divide. diffusers' `enable_gradient_checkpointing()`,
-    `compile_repeated_blocks()` and `enable_xformers_memory_efficient_attention()` are supported.
+    `compile_repeated_blocks()` and `set_attention_backend()` are supported.
     """
 
     _supports_gradient_checkpointing = True

@@ -61,6 +61,12 @@ def predict(network: Callable[..., Any], latents: Tensor, time: Tensor, conditio
     return prediction if isinstance(prediction, Tensor) else prediction.sample
 
 
+def without_weights(network: Any) -> Any:
+    """A network of the same class and config on the meta device, to find out what it would compute."""
+    with torch.device("meta"):
+        return type(network)(**{key: value for key, value in network.config.items() if not key.startswith("_")})
+
+
 class NetworkFactory(Protocol):
     """Creates a network for given latents and conditioning; a network class with these arguments qualifies."""
 

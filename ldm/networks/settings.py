@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from odvae.running.settings import Settings
 
-AttentionBackend = Literal["sdpa", "xformers"]
+AttentionBackend = Literal["sdpa", "flash", "flash3", "flash4", "cudnn", "efficient", "math", "xformers"]
 LEARNED = "learned"
 # Peebles & Xie 2023, table 1: (depth, width, heads).
 SIZES = {"S": (12, 384, 6), "B": (12, 768, 12), "L": (24, 1024, 16), "XL": (28, 1152, 16)}

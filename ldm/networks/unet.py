@@ -12,12 +12,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_3d_condition import UNet3DConditionOutput
 from torch import Tensor, nn
 
-from ldm.networks.attention import AttentionBackendMixin
+from ldm.networks.attention_backends import AttentionBackendMixin, HasAttention, attention_kernel
 from ldm.networks.conditioning import NO_LABEL, Condition, concat_first_frame
 from odvae.running.errors import InputError
 
 
-class UNet(AttentionBackendMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
+class UNet(AttentionBackendMixin, HasAttention, ModelMixin, ConfigMixin, PeftAdapterMixin):
     """Predicts the training target (velocity, noise, v or x0) from noisy latents (b, c, t, h, w), timesteps (b,) and
     conditioning.
 
@@ -112,7 +112,8 @@ class UNet(AttentionBackendMixin, ModelMixin, ConfigMixin, PeftAdapterMixin):
         if self.config.first_frame:
             latents = concat_first_frame(latents, condition)  # (b, 2c + 1, t, h, w)
         tokens = self._condition_tokens(condition, len(latents))  # (b, m, d)
-        return self.unet(latents, 1000 * time, tokens, return_dict=False)[0]
+        with attention_kernel(self.backend):
+            return self.unet(latents, 1000 * time, tokens, return_dict=False)[0]
 
     def _condition_tokens(self, condition: Condition, batch: int) -> Tensor:
         if self.config.text_width is not None:

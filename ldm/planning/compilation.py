@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from ldm.experiment import Experiment
+from ldm.networks.conditioning import example_condition
 from ldm.planning.earlier_runs import with_earlier_runs
 from ldm.planning.host_syncs import RehearsalError
-from ldm.planning.inference_steps import planned_condition, shape_of_latents
-from ldm.planning.training_steps import new_network
+from ldm.planning.inference_steps import shape_of_latents
+from ldm.planning.training_steps import new_network, rehearsed_backend
 from ldm.training.step import apply_model_options
 from odvae.initial_weights import make_image_vae
 from odvae.settings import ImagePhaseSettings, PhaseSettings, VideoPhaseSettings
@@ -156,11 +157,12 @@ def _ldm(experiment: Experiment) -> CompiledTraining:
     def prepare() -> nn.Module:
         with META:
             network = new_network(experiment, shapes[0])
-        apply_model_options(network, experiment.ldm.model_copy(update={"attention_backend": "sdpa"}))
+        backend = rehearsed_backend(experiment.ldm.attention_backend)
+        apply_model_options(network, experiment.ldm.model_copy(update={"attention_backend": backend}))
         return network
 
     def inputs(b: int, shape: tuple[int, int, int, int], network: Any) -> tuple[Any, ...]:
-        return torch.zeros(b, *shape), torch.zeros(b), planned_condition(network, b, shape)
+        return torch.zeros(b, *shape), torch.zeros(b), example_condition(network, b, shape)
 
     def calls() -> Iterator[Call]:
         for bucket, shape in zip(buckets, shapes, strict=True):

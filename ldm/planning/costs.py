@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from ldm.planning.devices import Device
+from odvae.training.devices import Device
 
 
 class Operation(NamedTuple):

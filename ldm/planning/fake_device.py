@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ldm.diffusion.timesteps import _alphas_on
+from ldm.planning.host_syncs import RehearsalError
 from ldm.planning.python_backward import GradientSeen, PythonBackward
 from ldm.sampling.schedulers import schedule_steps
 from odvae.lpips import load_lpips
@@ -113,26 +114,40 @@ def fused_attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """torch's attention by the kernel that it chooses on a GPU of compute capability 8.0 or more.
+    """torch's attention by the kernel that it chooses on a GPU of compute capability 8.0 or more, of those that are
+    enabled (`torch.nn.attention.sdpa_kernel`).
 
     Without a GPU it would choose the one that stores all attention weights. Half precision without a mask, heads of at
-    most 256: FlashAttention; else the memory-efficient kernel.
+    most 256: FlashAttention; else the memory-efficient kernel. Raises RehearsalError where no kernel that is
+    enabled computes it.
     """
     if torch.is_autocast_enabled("cuda"):
         dtype = torch.get_autocast_dtype("cuda")
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     assert query.dtype == key.dtype == value.dtype, "attention needs query, key and value of one dtype"
     half = query.dtype in (torch.bfloat16, torch.float16)
-    if half and attn_mask is None and query.shape[-1] <= 256:
-        options = {} if scale is None else {"scale": scale}
+    options = {} if scale is None else {"scale": scale}
+    enabled = torch.backends.cuda
+    if enabled.flash_sdp_enabled() and half and attn_mask is None and query.shape[-1] <= 256:
         return ATEN._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, False, **options)[0]
+    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     bias = None
     if attn_mask is not None:
         shape = (*query.shape[:-1], key.shape[-2])
         bias = torch.zeros_like(attn_mask, dtype=query.dtype) if attn_mask.dtype == torch.bool else attn_mask
         bias = bias.to(query.dtype).expand(shape)
-    needs_gradient = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    options = {} if scale is None else {"scale": scale}
-    return ATEN._scaled_dot_product_efficient_attention(
-        query, key, value, bias, needs_gradient, dropout_p, is_causal, **options
-    )[0]
+    if enabled.mem_efficient_sdp_enabled():
+        return ATEN._scaled_dot_product_efficient_attention(
+            query, key, value, bias, needs_gradient, dropout_p, is_causal, **options
+        )[0]
+    if enabled.cudnn_sdp_enabled() and half:
+        return ATEN._scaled_dot_product_cudnn_attention(
+            query, key, value, bias, needs_gradient, dropout_p, is_causal, False, **options
+        )[0]
+    if enabled.math_sdp_enabled():
+        return ATEN._scaled_dot_product_attention_math(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+    raise RehearsalError(
+        f"attention_backend: FlashAttention and cuDNN compute attention in half precision, found {query.dtype} (set "
+        "precision=bf16), and FlashAttention heads of at most 256, found "
+        f"{query.shape[-1]}; allowed here: sdpa, efficient, math"
+    )

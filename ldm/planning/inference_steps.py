@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from ldm.encoding.encode_shards import encode_pieces
 from ldm.encoding.settings import BucketSettings
 from ldm.experiment import Experiment
-from ldm.networks.conditioning import NO_LABEL, Condition
+from ldm.networks.attention_backends import use_backend
+from ldm.networks.conditioning import example_condition
 from ldm.planning.fake_device import with_values
 from ldm.planning.latents import latent_shape, text_encoder_size
-from ldm.planning.training_steps import PreparedStep, new_network
+from ldm.planning.training_steps import PreparedStep, new_network, rehearsed_backend
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.guidance import Guidance, guided_prediction
 from ldm.sampling.schedulers import make_scheduler, sample_latents
@@ -81,6 +81,7 @@ def sample_step(
     settings, objective = experiment.sample, experiment.ldm.objective
     with device:
         network = new_network(experiment, shape).eval().requires_grad_(False)
+        use_backend(network, rehearsed_backend(settings.attention_backend))
         vae = trained_vae(experiment)
     name = settings.sampler or ("euler" if objective.prediction == "flow" else "ddim")
     scheduler = with_values(make_scheduler)(name, objective)
@@ -88,7 +89,7 @@ def sample_step(
     b = settings.batch_size
     with device:
         noise = torch.zeros(b, *shape)
-        condition = planned_condition(network, b, shape)
+        condition = example_condition(network, b, shape)
         empty = condition if condition.supports_guidance else None
 
     def run() -> object:
@@ -97,19 +98,6 @@ def sample_step(
             return sample_latents(predict, noise, scheduler, objective, DENOISING_STEPS, guidance)
 
     return PreparedStep(run, {"parameters": _held(network), "VAE": _held(vae)})
-
-
-def planned_condition(network: Any, b: int, shape: Sequence[int]) -> Condition:
-    """Conditions of b videos, of the kinds that the network takes."""
-    config = network.config
-    text = mask = label = frame = given = None
-    if config.text_width is not None:
-        text, mask = torch.zeros(b, config.text_tokens, config.text_width), torch.ones(b, config.text_tokens) > 0
-    if config.class_names is not None:
-        label = torch.full((b,), NO_LABEL)
-    if config.first_frame:
-        frame, given = torch.zeros(b, shape[0], 1, *shape[2:]), torch.ones(b) > 0
-    return Condition(text, mask, label, frame, given)
 
 
 def decode_step(

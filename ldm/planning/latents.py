@@ -8,7 +8,7 @@ from typing import Any
 from ldm.experiment import Experiment
 from ldm.latents.manifest import Manifest
 from ldm.networks.settings import LEARNED
-from ldm.planning.devices import FILE, TextEncoderSize, load_facts
+from ldm.planning.devices import TEXT_ENCODERS, TextEncoderSize, load_text_encoders
 from odvae.architecture.frame_counts import latent_frames
 from odvae.running.errors import InputError
 
@@ -24,9 +24,11 @@ def text_encoder_size(experiment: Experiment) -> TextEncoderSize:
     name, text = experiment.text.encoder, experiment.text
     if name == LEARNED:
         return TextEncoderSize(width=text.width, parameters=1000 * text.width + 24 * text.width**2)
-    known = load_facts().text_encoders
+    known = load_text_encoders()
     if name not in known:
-        raise InputError(f"text.encoder={name}: its size is not in {FILE.name}, which has {', '.join(known)}; add it")
+        raise InputError(
+            f"text.encoder={name}: its size is not in {TEXT_ENCODERS.name}, which has {', '.join(known)}; add it"
+        )
     return known[name]
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from ldm.planning.devices import Device
 from ldm.planning.rehearsal import Stage, rehearse
 from ldm.planning.training_steps import PreparedStep
 from odvae.measuring import now
+from odvae.training.devices import Device
 
 _OPERATIONS = 20  # of a profile
 

@@ -9,7 +9,6 @@ from typing import Literal
 
 from ldm.experiment import Experiment
 from ldm.planning.costs import Costs
-from ldm.planning.devices import Device, load_facts
 from ldm.planning.inference_steps import shape_of_latents
 from ldm.planning.latents import bytes_per_clip
 from ldm.planning.live_memory import GRADIENTS, OPTIMIZER
@@ -17,6 +16,7 @@ from ldm.planning.rehearsal import Rehearsed, Stage, rehearse, stages_of
 from ldm.planning.repeated import step_key
 from ldm.planning.shipped import Sharding
 from odvae.running.settings import load_settings
+from odvae.training.devices import Device, load_devices
 
 Checkpointing = bool | Literal["selective"]
 
@@ -141,7 +141,7 @@ def find_remedy(
             return f"{' '.join(change)}{launched}".strip() + f" ({size / 2**30:.1f} GiB)"
         least = size if least is None else min(least, size)
     needed = least or 0
-    larger = [name for name, other in load_facts().devices.items() if fits(needed, other)]
+    larger = [name for name, other in load_devices().items() if fits(needed, other)]
     return f"no setting tried makes it fit; it needs a device with more memory: {', '.join(larger) or 'none is known'}"
 
 

@@ -12,7 +12,7 @@ from ldm.planning.rehearsal import Stage
 # Settings that say how often something happens, where, and on which videos, but change nothing in a step.
 _OUTSIDE_A_STEP = {
     *("steps", "learning_rate", "warmup_steps", "lr_schedule", "lr_decay_start", "weight_decay", "grad_clip"),
-    "ema_decay",
+    *("ema_decay", "peak_tflops"),
     *("log_every", "validate_every", "checkpoint_every", "checkpoints_total_limit", "async_checkpoints"),
     *("sample_every", "image_every"),
     *("validation_clips", "statistics_clips", "start_step", "workers", "held_out", "fps", "stride", "count", "compile"),

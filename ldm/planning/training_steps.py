@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ldm.experiment import Experiment
 from ldm.networks.factory import build_network, network_factory
 from ldm.networks.lora import add_lora
+from ldm.networks.settings import AttentionBackend
 from ldm.planning.latents import planned_manifest
 from ldm.training.batch_sizes import batch_sizes
 from ldm.training.diffusion_batches import BatchMaker, per_sample_mse
 from ldm.training.step import apply_model_options, training_step
-from ldm.training.throughput import StepMeter
 from odvae.initial_weights import make_image_vae
 from odvae.losses import VAELoss
 from odvae.regularizers.regularized_vae import LatentChanges
@@ -25,6 +25,7 @@ from odvae.running.errors import InputError
 from odvae.settings import ImagePhaseSettings, PhaseSettings, VideoPhaseSettings
 from odvae.train import random_odvae
 from odvae.training.state import TrainingState
+from odvae.training.throughput import Peaks, StepMeter
 from odvae.training_step import prepare_network
 from odvae.training_step import training_step as vae_training_step
 from odvae.vae_batches import Batch
@@ -93,11 +94,11 @@ def _vae_step(
             video = (clips.pin_memory() if cuda else clips).to(device, non_blocking=True)
             yield Batch(to_float(video), "posterior", list(range(count)))
 
-    endless = batches()
+    endless, meter = batches(), _uncounted()
     others: list[nn.Module] = [x for x in (vae_loss.perceptual, vae_loss.gan and vae_loss.gan.network) if x is not None]
     optimizers = [state.optimizer, *([vae_loss.gan.optimizer] if vae_loss.gan is not None else [])]
     return PreparedStep(
-        lambda: vae_training_step(state, vae_loss, endless, experiment.seed, _LATE_STEP, changes),
+        lambda: vae_training_step(state, vae_loss, endless, meter, experiment.seed, _LATE_STEP, changes),
         {
             "parameters": list(state.model.parameters()),
             "EMA": [value for average in state.averages for value in average.values.values()],
@@ -126,13 +127,19 @@ def new_network(experiment: Experiment, shape: tuple[int, int, int, int]) -> Any
     return network
 
 
+def rehearsed_backend(backend: AttentionBackend) -> AttentionBackend:
+    """The back end of attention in a rehearsal: xformers' kernels are as torch's memory-efficient one."""
+    return "efficient" if backend == "xformers" else backend
+
+
 def ldm_step(
     experiment: Experiment, shape: tuple[int, int, int, int], device: torch.device, folder: Path
 ) -> PreparedStep:
     """A step of the LDM's training on latents of this shape (c, k, h, w), as `ldm.train.fit` prepares it."""
     settings = experiment.ldm
     optimization = settings.optimization.model_copy(update={"compile": False})
-    plain = settings.model_copy(update={"optimization": optimization, "attention_backend": "sdpa"})
+    backend = rehearsed_backend(settings.attention_backend)
+    plain = settings.model_copy(update={"optimization": optimization, "attention_backend": backend})
     manifest = planned_manifest(experiment, shape)
     with device:
         network = new_network(experiment, shape)
@@ -153,7 +160,7 @@ def ldm_step(
             on_host = {name: value.pin_memory() if cuda else value for name, value in entries.items()}
             yield maker.make_batch(on_host, experiment.seed)
 
-    endless, meter = batches(), _Uncounted()
+    endless, meter = batches(), _uncounted()
     return PreparedStep(
         lambda: training_step(state, per_sample_mse, endless, meter, _LATE_STEP),
         {
@@ -165,11 +172,6 @@ def ldm_step(
     )
 
 
-class _Uncounted(StepMeter):
-    """Counts no FLOPs: the recorder does."""
-
-    def __init__(self) -> None:
-        self._restart()
-
-    def count(self, batch: object) -> None:
-        pass
+def _uncounted() -> StepMeter[Any]:
+    """A meter that counts no FLOPs: the recorder does."""
+    return StepMeter("units", lambda _: (0, 0), ranks=1, peaks=Peaks(None, 1.0))

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from ldm.networks.settings import AttentionBackend
 from odvae.running.settings import Precision, Settings
 
 FileNames = Literal["prompt_and_seed", "vbench"]
@@ -31,6 +32,8 @@ class SampleSettings(Settings):
     precision: Precision = "auto"
     """Precision of the network and the decoder: autocast to bf16, or none (fp32); auto: bf16 on a GPU that supports it,
     otherwise fp32. Prompts are embedded and the steps of the sampler are made in fp32."""
+    attention_backend: AttentionBackend = "sdpa"
+    """Kernel of attention in the network, as `ldm.attention_backend`."""
     ema_decay: float | None = None
     """EMA weights to sample from: one of `ldm.optimization.extra_ema_decays`; null: those of
     `ldm.optimization.ema_decay`."""

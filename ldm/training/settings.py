@@ -61,10 +61,14 @@ class LDMSettings(Settings):
     alignment: AlignmentSettings | None = None
     """Alignment of the DiT's features with a frozen image encoder's (REPA, docs/regularizers.md); null: none."""
     attention_backend: Annotated[AttentionBackend, MayChange] = "sdpa"
-    """torch's attention, or xformers' (CUDA); the results are the same."""
+    """Kernel of attention. sdpa: the one that torch chooses; one of torch's, tried out at the start: flash
+    (FlashAttention 2), flash3 and flash4 (FlashAttention 3 and 4, where they are installed and torch can activate
+    them), cudnn, efficient, math (plain products, much memory); xformers: of that package. FlashAttention takes no
+    mask: torch chooses the kernel of the attention to text."""
     peak_tflops: Annotated[float | None, MayChange] = Field(None, gt=0)
-    """Peak TFLOP/s of one device, used to compute MFU (`mfu` in metrics.jsonl); null: the rate of large matrix
-    products, measured at the start."""
+    """Published peak of one device, TFLOP/s, for `mfu` in metrics.jsonl; null: that of odvae/training/devices.yaml in
+    bf16, and no `mfu` for other devices and fp32. `mfu_of_matmul_rate` is against the rate of large matrix products,
+    which is measured at the start."""
     validation_clips: int = Field(256, ge=1)
     """Held-out clips in the validation loss (all, if there are fewer)."""
     sample_every: Annotated[int, MayChange] = Field(5000, ge=1)

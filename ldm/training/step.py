@@ -8,22 +8,23 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ldm.networks.attention_backends import use_backend
 from ldm.networks.network import predict
 from ldm.training.alignment import Alignment
 from ldm.training.diffusion_batches import Batch, SampleLoss
 from ldm.training.settings import LDMSettings
-from ldm.training.throughput import StepMeter
 from odvae.training.compilation import compile_blocks
 from odvae.training.optimization import gradients_synced_at
 from odvae.training.recomputation import enable_checkpointing
 from odvae.training.state import TrainingState
+from odvae.training.throughput import StepMeter
 
 
 def training_step(
     state: TrainingState,
     per_sample_loss: SampleLoss,
     batches: Iterator[Batch],
-    meter: StepMeter,
+    meter: StepMeter[Batch],
     step: int,
     alignment: Alignment | None = None,
 ) -> tuple[Tensor, Tensor, float]:
@@ -54,8 +55,7 @@ def training_step(
 
 def apply_model_options(network: nn.Module, settings: LDMSettings) -> None:
     """Apply attention back end, gradient checkpointing and compilation with diffusers' methods."""
-    if settings.attention_backend == "xformers":
-        network.enable_xformers_memory_efficient_attention()
+    use_backend(network, settings.attention_backend)
     enable_checkpointing(network, settings.optimization.gradient_checkpointing)
     if settings.optimization.compile:
         repeated = getattr(network, "_repeated_blocks", None) or ()  # as diffusers' compile_repeated_blocks

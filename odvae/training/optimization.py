@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import GradientAccumulationPlugin
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
@@ -25,7 +25,7 @@ from odvae.running.files import make_output_folder
 from odvae.running.precision import uses_bf16
 from odvae.running.settings import Precision
 from odvae.training.muon import Muon
-from odvae.training.settings import OptimizationSettings, Tracker
+from odvae.training.settings import DDPSettings, OptimizationSettings, Tracker
 from odvae.training.tracking import check_tracker_installed, start_tracker
 
 # torch's optimizers that update all weights in one kernel, on CPUs too. Not sgd, whose fused kernel does not support
@@ -133,6 +133,7 @@ def make_accelerator(
     folder: Path,
     name: str,
     sharded_precision: Literal["fp32", "bf16"] = "fp32",
+    ddp: DDPSettings | None = None,
 ) -> Accelerator:
     """An Accelerator for one training, with its tracker started. Raises InputError where the tracker cannot be, and for
     weights that FSDP2 gathers in bf16 in a training that is not in bf16.
@@ -143,6 +144,7 @@ def make_accelerator(
         mixed_precision="bf16" if bf16 else "no",
         # Otherwise that of the launch, by which `backward` would divide the loss once more.
         gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        kwargs_handlers=[DistributedDataParallelKwargs(**(ddp or DDPSettings()).model_dump())],
         log_with=None if tracker == "none" else tracker,
         project_dir=str(folder),
     )

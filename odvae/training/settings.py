@@ -12,6 +12,20 @@ from odvae.running.settings import Precision, Settings
 Tracker = Literal["none", "wandb", "tensorboard"]
 
 
+class DDPSettings(Settings):
+    """Of torch's DistributedDataParallel, where several processes train without FSDP2."""
+
+    gradient_as_bucket_view: bool = True
+    """Keep gradients in the buckets that are exchanged, in place of copying them there and back: 4 bytes per parameter
+    less memory."""
+    bucket_cap_mb: int = Field(25, ge=1)
+    """Size of a bucket in MiB: gradients are exchanged while the backward pass goes on, a bucket at a time. Larger ones
+    suit networks with long delays between machines; the last is exchanged when nothing is left to compute."""
+    find_unused_parameters: bool = False
+    """Look in each step for parameters that have no gradient. Needed where a network of your own has such ones, on
+    which DDP otherwise ends with an error; it takes time, and no network of this project needs it."""
+
+
 class OptimizationSettings(Settings):
     renamed_keys: ClassVar[dict[str, str]] = {
         "accumulate": "gradient_accumulation_steps",
@@ -55,6 +69,8 @@ class OptimizationSettings(Settings):
     """Under FSDP2, the precision in which a block's weights are gathered and used; bf16 halves the traffic and needs
     precision=bf16. Each rank keeps its shards in fp32, and gradients are summed in fp32. Without FSDP2 it has no
     effect, which is said at the start."""
+    ddp: Annotated[DDPSettings, MayChange] = DDPSettings()
+    """How gradients are exchanged between processes; one process and FSDP2 do not use it."""
     tf32: Annotated[bool | None, MayChange] = None
     """Whether a GPU rounds the inputs of fp32 convolutions and matrix products to TF32 (10 bits, about 8 times as
     fast); null: torch's default, convolutions only. With precision=bf16 few products are left in fp32."""

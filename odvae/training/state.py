@@ -51,7 +51,7 @@ class TrainingState:
         self.network, self.optimization, self.folder = network, optimization, folder
         choose_kernels(optimization.tf32, optimization.cudnn_benchmark)
         self.accelerator: Accelerator = make_accelerator(
-            optimization.precision, tracker, folder, name, optimization.sharded_precision
+            optimization.precision, tracker, folder, name, optimization.sharded_precision, optimization.ddp
         )
         trained = network if trained is None else trained
         self.model, self.optimizer = self.accelerator.prepare(trained, make_optimizer(trained, optimization))

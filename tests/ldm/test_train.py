@@ -98,6 +98,7 @@ def test_a_run_logs_its_speed_and_the_held_out_loss_of_each_quarter(ldm_run, tmp
     speed = logged[-2]
     assert speed["tokens_per_second"] > 0
     assert speed["mfu"] == pytest.approx(speed["model_tflops"] / 2.0)
+    assert 0 < speed["mfu_of_matmul_rate"] < 1.5  # of a measured rate, beside other work
     assert 0 <= speed["data_wait_share"] < 1
     quarters = [logged[-1][f"held_out_loss_q{i}"] for i in (1, 2, 3, 4)]
     assert logged[-1]["held_out_loss"] == pytest.approx(sum(quarters) / 4)
@@ -249,7 +250,7 @@ def test_the_matmul_rate_is_a_plausible_number():
 def test_latents_without_captions_or_held_out_clips_are_refused_before_training(ldm_run, tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"patch_size=\(1, 3, 2\)"):
         train(ldm_run, tmp_path / "a", settings(dit=DiTSettings(width=32, depth=1, heads=2, patch_size=(1, 3, 2))))
-    with pytest.raises(InputError, match="xformers needs a CUDA device"):
+    with pytest.raises(InputError, match="attention_backend=xformers cannot be used on cpu"):
         train(ldm_run, tmp_path / "b", settings(attention_backend="xformers"))
     shutil.copytree(ldm_run / "latents", tmp_path / "latents")
     manifest = json.loads((tmp_path / "latents/manifest.json").read_text())

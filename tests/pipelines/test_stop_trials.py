@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from scripts import on_ranks, start_on_ranks
+from small_vae import RATES
 from stages import WEIGHTS, command
 
 pytestmark = pytest.mark.slow
 
 STOPS = int(os.environ.get("ODVAE_STOPS", "1"))
 STOPS_PER_RUN = 5
-RATES = {"tokens_per_second", "model_tflops", "mfu", "mfu_of_matmul_rate", "data_wait_share"}  # these depend on time
 PHASE = ("batch_size=1", "checkpoint_every=1000", "validate_every=1000")
 
 

@@ -11,6 +11,8 @@ from odvae.settings import LossSettings, ModelSettings, VAESettings, VideoPhaseS
 from odvae.train import train_vae
 
 DATA = DataSettings(frames=9, height=32, width=32, held_out=0.25, workers=0)
+# Of a logged row, what depends on time.
+RATES = {"tokens_per_second", "frames_per_second", "model_tflops", "mfu", "mfu_of_matmul_rate", "data_wait_share"}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
@@ -31,7 +33,12 @@ def vae_settings(steps=4, loss=None, regularizers=None, **phase) -> VAESettings:
 
 
 def train(shards, folder, settings, seed=0):
-    """The weights of the trained VAE, and the rows of its metrics.jsonl."""
+    """The weights of the trained VAE, and the rows of its metrics.jsonl without the rates."""
     train_vae(settings, DATA, VideoSet(shards, DATA, "?"), folder, seed)
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return load_file(folder / WEIGHTS), rows
+    return load_file(folder / WEIGHTS), rows_without_rates(folder / "metrics.jsonl")
+
+
+def rows_without_rates(file):
+    """The rows of a training's log, without what depends on time."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in RATES} for row in rows]

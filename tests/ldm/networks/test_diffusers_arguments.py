@@ -124,7 +124,10 @@ def test_an_attention_back_end_is_used_or_refused(name):
     network.set_attention_backend("native")
     network.reset_attention_backend()
     assert torch.equal(network(latents, times, **arguments()).sample, before)
-    with pytest.raises(InputError, match="attention back end 'flash': allowed are native and xformers"):
-        network.set_attention_backend("flash")
+    for name in ("_native_math", "_native_flash", "math"):
+        network.set_attention_backend(name)
+        assert torch.allclose(network(latents, times, **arguments()).sample, before, atol=1e-5)
+    with pytest.raises(InputError, match="attention back end 'sage': allowed are native, _native_flash, "):
+        network.set_attention_backend("sage")
     with pytest.raises(InputError, match="needs a CUDA device"):
         network.set_attention_backend("xformers")

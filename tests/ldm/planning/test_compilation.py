@@ -14,8 +14,9 @@ from odvae.training.compilation import compile_blocks
 BUCKETS = "encode.buckets=[{frames: 9, height: 32, width: 32}, {frames: 5, height: 48, width: 48}]"
 
 
-def test_every_bucket_is_compiled_once_for_training_and_once_for_validation():
-    options = ["ldm.optimization.compile=true", "ldm.dit.depth=1", BUCKETS]
+@pytest.mark.parametrize("backend", ["sdpa", "flash"])
+def test_every_bucket_is_compiled_once_for_training_and_once_for_validation(backend):
+    options = ["ldm.optimization.compile=true", "ldm.dit.depth=1", BUCKETS, f"ldm.attention_backend={backend}"]
     (training,) = compiled_trainings(load_settings(Experiment, CONFIGS / "smallest.yaml", options))
     assert len(training.calls) == 8  # two buckets: steps, validation, sampling with and without guidance
     calls = [call for call in training.calls if call.name.startswith(("a step", "validation"))]

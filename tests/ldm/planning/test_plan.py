@@ -8,7 +8,7 @@ import torch
 
 from ldm.experiment import CONFIGS, Experiment
 from ldm.planning.costs import Costs, Operation
-from ldm.planning.devices import Device, find_device, load_facts
+from ldm.planning.devices import find_device
 from ldm.planning.latents import bytes_per_clip
 from ldm.planning.measured import peak_of
 from ldm.planning.planner import RESERVED, changes, find_remedy, make_plan, parts_on_a_device
@@ -25,6 +25,7 @@ from ldm.planning.shipped import (
 from ldm.planning.summary import one_line
 from odvae.running.errors import InputError
 from odvae.running.settings import load_settings
+from odvae.training.devices import Device, load_devices
 
 SMALLEST = CONFIGS / "smallest.yaml"
 CPU = torch.device("cpu")
@@ -83,7 +84,7 @@ def test_an_unknown_device_and_a_count_that_cannot_be_are_refused(name, count, m
 
 
 def test_every_device_says_where_its_numbers_are_from():
-    devices = load_facts().devices
+    devices = load_devices()
     assert {"rtx4090", "a100", "h100", "h200", "b200"} <= devices.keys()
     assert all("NVIDIA" in device.source for device in devices.values())
     assert min(device.memory_gb for device in devices.values()) == 24
@@ -113,7 +114,7 @@ def test_the_storage_of_a_clip_is_that_of_its_moments_and_its_caption():
     experiment = load_settings(Experiment, CONFIGS / "t2v_8gpu.yaml", [])
     assert bytes_per_clip(experiment, (4, 17, 32, 32)) == 2 * (2 * 4 * 17 * 32 * 32 + 120 * 2048)
     unknown = load_settings(Experiment, CONFIGS / "t2v_8gpu.yaml", ["text.encoder=some/encoder"])
-    with pytest.raises(InputError, match=r"some/encoder: its size is not in devices\.yaml"):
+    with pytest.raises(InputError, match=r"some/encoder: its size is not in text_encoders\.yaml"):
         bytes_per_clip(unknown, (4, 17, 32, 32))
 
 

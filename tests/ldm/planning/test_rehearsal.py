@@ -50,6 +50,23 @@ def test_every_step_runs_on_a_gpu_without_waiting(stage):
         assert rehearsed.parts["EMA"] == averages * rehearsed.parts["parameters"]
 
 
+def test_attention_is_rehearsed_by_the_kernel_that_is_named():
+    small = ["ldm.dit.depth=2", "data.height=128", "data.width=128", "ldm.conditioning.kind=none"]
+
+    def activations(backend: str, *more: str) -> int:
+        experiment = smallest(*small, f"ldm.attention_backend={backend}", *more)
+        (stage,) = (stage for stage in stages_of(experiment) if stage.name.startswith("train_ldm"))
+        return rehearse(stage).parts["activations"]
+
+    chosen = activations("sdpa")
+    assert activations("flash") == activations("flash3") == chosen
+    assert activations("cudnn") == pytest.approx(chosen, rel=0.1)
+    assert activations("xformers") == activations("efficient") == pytest.approx(chosen, rel=0.1)
+    assert activations("math") > 1.5 * chosen  # all weights of attention
+    with pytest.raises(RehearsalError, match=r"in half precision, found torch\.float32 .*allowed here: sdpa"):
+        activations("flash", "ldm.optimization.precision=fp32")
+
+
 def test_the_unet_trains_and_samples_and_listed_waits_are_reported_with_their_reason():
     experiment = smallest(*UNET, "ldm.optimization.optimizer=nadamuon", "ldm.objective.prediction=epsilon")
     found = {stage.name.split()[0]: rehearse(stage) for stage in stages_of(experiment) if "ldm" in stage.name}

@@ -62,7 +62,7 @@ def test_attention_is_rehearsed_by_the_kernel_that_is_named():
     assert activations("flash") == activations("flash3") == chosen
     assert activations("cudnn") == pytest.approx(chosen, rel=0.1)
     assert activations("xformers") == activations("efficient") == pytest.approx(chosen, rel=0.1)
-    assert activations("math") > 1.5 * chosen  # all weights of attention
+    assert activations("math") > 1.1 * chosen  # all weights of attention
     with pytest.raises(RehearsalError, match=r"in half precision, found torch\.float32 .*allowed here: sdpa"):
         activations("flash", "ldm.optimization.precision=fp32")
 

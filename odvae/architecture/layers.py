@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from odvae.architecture.streaming import StreamCache, VideoLayer, join_past
+from odvae.architecture.streaming import StreamCache, VideoLayer, join_past, with_copies_in_front
 
 if TYPE_CHECKING:  # what ChannelsLastMixin is mixed into
     from diffusers import ModelMixin as _Mixed
@@ -99,12 +99,14 @@ class CausalConv3d(VideoLayer, Conv3d):
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
         kernel, stride = self.kernel_size[0], self.stride[0]
-        if kernel > 1:
-            past = None if cache is None else cache.get(self)
-            if past is None:  # the video begins here; `cat`, since after `expand` the memory layout would be lost
-                past = torch.cat([x[:, :, :1]] * (kernel - 1), dim=2)
-            x = join_past(cache, self, past, x, kernel - stride)
-        return super().forward(x)
+        if kernel == 1:
+            return super().forward(x)
+        if cache is None:
+            return super().forward(with_copies_in_front(x, kernel - 1))
+        past = cache.get(self)
+        if past is None:  # the video begins here; `cat`, since after `expand` the memory layout would be lost
+            past = torch.cat([x[:, :, :1]] * (kernel - 1), dim=2)
+        return super().forward(join_past(cache, self, past, x, kernel - stride))
 
 
 def make_conv(temporal: bool, channels: int, out_channels: int, kernel: int = 3) -> nn.Module:

@@ -24,7 +24,7 @@ from odvae.architecture.layers import (
     make_conv,
     to_frames,
 )
-from odvae.architecture.streaming import StreamCache, VideoLayer, join_past
+from odvae.architecture.streaming import StreamCache, VideoLayer, join_past, with_copies_in_front
 
 
 def upsampling_phases(like: Tensor) -> Tensor:
@@ -90,7 +90,10 @@ class Upsample(VideoLayer):
             return self.conv(x)
         past = None if cache is None else cache.get(self)
         begins = past is None
-        x = join_past(cache, self, x[:, :, :1].clone() if past is None else past, x, kept=1)
+        if cache is None:
+            x = with_copies_in_front(x, 1)
+        else:
+            x = join_past(cache, self, x[:, :, :1].clone() if past is None else past, x, kept=1)
         y = self.conv(x)
         # The first frame of the video is not doubled.
         return y[:, :, 1:].contiguous(memory_format=torch.channels_last_3d) if begins else y
@@ -164,10 +167,13 @@ class TimeDownsample(VideoLayer):
         self.mix_factor = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor, cache: StreamCache | None = None) -> Tensor:
-        past = None if cache is None else cache.get(self)
-        if past is None:  # the video begins here
-            past = torch.cat([x[:, :, :1]] * 2, dim=2)
-        x = join_past(cache, self, past, x, kept=1)
+        if cache is None:
+            x = with_copies_in_front(x, 2)
+        else:
+            past = cache.get(self)
+            if past is None:  # the video begins here
+                past = torch.cat([x[:, :, :1]] * 2, dim=2)
+            x = join_past(cache, self, past, x, kept=1)
         y = self.conv(x)
         mix = self.mix_factor.sigmoid()
         return mix * F.avg_pool3d(x, (3, 1, 1), stride=(2, 1, 1)) + (1 - mix) * y

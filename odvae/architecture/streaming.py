@@ -79,14 +79,21 @@ class VideoLayer(nn.Module):
     """Whether it cannot be computed in pieces."""
 
 
-def join_past(cache: StreamCache | None, layer: nn.Module, past: Tensor, x: Tensor, kept: int) -> Tensor:
+def with_copies_in_front(x: Tensor, count: int) -> Tensor:
+    """x with `count` copies of its first frame in front, in one operation.
+
+    Of a concatenation of copies alone torch.compile makes an expanded tensor, which has lost the channels-last layout:
+    what is joined with it would be kept for the backward pass in another layout, and copied for each convolution.
+    """
+    return torch.cat([*[x[:, :, :1]] * count, x], dim=2)
+
+
+def join_past(cache: StreamCache, layer: nn.Module, past: Tensor, x: Tensor, kept: int) -> Tensor:
     """Concatenate the frames `past` and the piece x along time; the last `kept` frames are cached for the next piece.
 
     The cache entry is allocated once, for the first piece and before the concatenation, and overwritten in place later:
     long-lived tensors allocated between short-lived ones would fragment the memory.
     """
-    if cache is None:
-        return torch.cat([past, x], dim=2)
     entry = cache.get(layer)
     if entry is None:
         entry = cache[layer] = past[:, :, :kept]

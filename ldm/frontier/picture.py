@@ -67,7 +67,7 @@ def _draw_generation(
     axis.set_ylabel(measure.label)
     if budgets or ceilings:
         axis.set_ylim(0)
-        axis.legend(frameon=False, fontsize=8, title="budget of the generator", loc="lower right", ncols=2)
+        axis.legend(frameon=False, fontsize=8, title="budget of the generator", loc="best")
 
 
 def _score(row: Mapping[str, Any], budget: str, measure: Measure) -> Score:

@@ -104,8 +104,9 @@ def answers(results: Sequence[JsonObject], measure: Measure, role: str = "rate")
     for budget, scores in by_budget([one for one in results if one.text("role") == role], measure).items():
         best, ties = best_of(scores)
         low, high = map(measure.text, best.spread)
-        text = f"{best.point}: {measure.text(best.mean)} ({low} to {high} over {len(best.by_seed)} seeds)"
-        if min(len(one.by_seed) for one in scores) < 2:
+        seeds = "one seed" if len(best.by_seed) == 1 else f"{low} to {high} over {len(best.by_seed)} seeds"
+        text = f"{best.point}: {measure.text(best.mean)} ({seeds})"
+        if len(scores) > 1 and min(len(one.by_seed) for one in scores) < 2:
             text += "; some points have one seed only, so their spread is not known"
         elif ties:
             text += "; not separable here from " + ", ".join(f"{one.point} ({measure.text(one.mean)})" for one in ties)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,17 +18,27 @@ ACTIVATIONS, GRADIENTS, OPTIMIZER = "activations", "gradients", "optimizer"
 _BLOCK = 512
 
 
+@dataclass
+class Peak:
+    """The largest number of live bytes, and its parts by kind."""
+
+    bytes: int = 0
+    parts: dict[str, int] = field(default_factory=dict)
+
+
 class LiveMemory:
     """Follows the storages of tensors on one kind of device from their creation to their end.
 
     What exists before a step is given to `hold` with its kind; everything else counts as activations, but for what is
-    marked later: gradients, and the optimizer's state. `peak` is the largest total, `at_peak` its parts.
+    marked later: gradients, and the optimizer's state. `peak` is that of everything, `peak_besides` that of everything
+    but gradients, `gradients` the most bytes of these.
     """
 
     def __init__(self, device_type: str = "cuda") -> None:
         self.device_type = device_type
         self.live: Counter[str] = Counter()
-        self.total, self.peak, self.at_peak = 0, 0, Counter[str]()
+        self.total = 0
+        self.peak, self.peak_besides, self.gradients = Peak(), Peak(), 0
         self._storages: dict[int, tuple[weakref.ref, int, str]] = {}
 
     def hold(self, kind: str, tensors: Iterable[Tensor]) -> None:
@@ -40,12 +51,19 @@ class LiveMemory:
         for tensor in tree_leaves(outputs):
             if isinstance(tensor, Tensor):
                 self._follow(tensor, ACTIVATIONS)
-        if self.total > self.peak:
-            self.peak, self.at_peak = self.total, Counter(self.live)
+        if self.total > self.peak.bytes:
+            self.peak = Peak(self.total, dict(self.live))
+        self.gradients = max(self.gradients, self.live[GRADIENTS])
+        if (besides := self.total - self.live[GRADIENTS]) > self.peak_besides.bytes:
+            self.peak_besides = self._besides(besides)
 
     def restart(self) -> None:
-        """Forget the peak."""
-        self.peak, self.at_peak = self.total, Counter(self.live)
+        """Forget the peaks."""
+        self.peak = Peak(self.total, dict(self.live))
+        self.peak_besides = self._besides(self.total - self.live[GRADIENTS])
+
+    def _besides(self, bytes_: int) -> Peak:
+        return Peak(bytes_, {kind: size for kind, size in self.live.items() if kind != GRADIENTS})
 
     def follows(self, tensor: Tensor) -> bool:
         """Whether the tensor's storage is counted already."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 from ldm.experiment import Experiment
 from ldm.planning.costs import Costs
+from ldm.planning.earlier_runs import with_earlier_runs
 from ldm.planning.inference_steps import shape_of_latents
 from ldm.planning.latents import bytes_per_clip
 from ldm.planning.live_memory import GRADIENTS, OPTIMIZER
@@ -103,6 +104,7 @@ def make_plan(
             if not fits(sum(parts.values()), device):
                 remedy = find_remedy(config, overrides, stage, device, count, sharding)
             plans.append(StagePlan(stage, parts, rehearsed.costs, device, count, remedy))
+    experiment = with_earlier_runs(experiment)
     buckets = experiment.encode.buckets_for(experiment.data)
     return Plan(
         plans, {bucket.name: bytes_per_clip(experiment, shape_of_latents(experiment, bucket)) for bucket in buckets}
@@ -112,14 +114,16 @@ def make_plan(
 def parts_on_a_device(rehearsed: Rehearsed, count: int, sharding: Sharding) -> dict[str, int]:
     """Peak bytes by kind on one of `count` devices.
 
-    DDP copies gradients into buckets that are exchanged. FSDP2 divides parameters, gradients, optimizer state and EMA,
-    and gathers two blocks at a time, of which it also has whole gradients.
+    DDP keeps all gradients in buckets from the first step on, or copies them there. FSDP2 divides parameters,
+    gradients, optimizer state and EMA, and gathers two blocks at a time, of which it also has whole gradients.
     """
     parts = dict(rehearsed.parts)
     if count == 1 or not rehearsed.stage.trains:
         return parts
+    if sharding == "ddp" and rehearsed.stage.copies_gradients:
+        return parts | {"DDP buckets": rehearsed.gradients}
     if sharding == "ddp":
-        return parts | {"DDP buckets": parts["parameters"]}
+        return rehearsed.parts_besides | {GRADIENTS: rehearsed.gradients}
     for kind in ("parameters", GRADIENTS, OPTIMIZER, "EMA"):
         parts[kind] = -(-parts.get(kind, 0) // count)
     return parts | {"gathered by FSDP2": 2 * rehearsed.gathered}

@@ -18,7 +18,7 @@ from ldm.planning.costs import Costs
 from ldm.planning.earlier_runs import with_earlier_runs
 from ldm.planning.fake_device import CUDA, fake_device
 from ldm.planning.host_syncs import RehearsalError, Wait
-from ldm.planning.live_memory import ACTIVATIONS, GRADIENTS, OPTIMIZER, LiveMemory, tensors_of
+from ldm.planning.live_memory import ACTIVATIONS, GRADIENTS, OPTIMIZER, LiveMemory, Peak, tensors_of
 from ldm.planning.recorder import StepRecorder
 from ldm.planning.training_steps import PreparedStep
 
@@ -30,7 +30,8 @@ class Stage:
     """One kind of step of an experiment.
 
     `repeats` is how often it runs in the stage on each GPU (None: that depends on the data), `unit` what one run is,
-    `scale` how much more a run costs than the rehearsed one, and `samples` the clips or videos of one run.
+    `scale` how much more a run costs than the rehearsed one, `samples` the clips or videos of one run, and
+    `copies_gradients` whether DDP copies them into buckets of their own.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Stage:
     scale: float = 1.0
     trains: bool = False
     samples: int = 1
+    copies_gradients: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,10 @@ class Rehearsed:
     parts: dict[str, int]
     costs: Costs
     waits: dict[Wait, int]
+    parts_besides: dict[str, int]
+    """The same at the peak of everything but gradients."""
+    gradients: int
+    """Bytes of all gradients of a step."""
     gathered: int
     """Bytes of whole parameters that FSDP2 holds at once: two blocks, and what is in none."""
 
@@ -62,14 +68,19 @@ def stages_of(experiment: Experiment) -> Iterator[Stage]:
     vae, ldm = experiment.vae, experiment.ldm
     if vae.image_phase is not None:
         prepare = given(training_steps.image_step, experiment)
-        yield Stage("train_vae, image phase", prepare, "step", vae.image_phase.steps, trains=True)
+        copies = not vae.image_phase.ddp.gradient_as_bucket_view
+        yield Stage(
+            "train_vae, image phase", prepare, "step", vae.image_phase.steps, trains=True, copies_gradients=copies
+        )
     if vae.video_phase is not None:
         phase = vae.video_phase
         steps = phase.steps if phase.image_every is None else phase.steps - phase.steps // phase.image_every
-        yield Stage("train_vae, video phase", given(training_steps.video_step, experiment), "step", steps, trains=True)
+        copies = not phase.ddp.gradient_as_bucket_view
+        prepare = given(training_steps.video_step, experiment)
+        yield Stage("train_vae, video phase", prepare, "step", steps, trains=True, copies_gradients=copies)
         if phase.image_every is not None:
-            prepare = given(training_steps.video_step, experiment, images=True)
-            yield Stage("train_vae, images", prepare, "step", phase.steps // phase.image_every, trains=True)
+            prepare, steps = given(training_steps.video_step, experiment, images=True), phase.steps // phase.image_every
+            yield Stage("train_vae, images", prepare, "step", steps, trains=True, copies_gradients=copies)
     buckets = experiment.encode.buckets_for(experiment.data)
     for bucket in buckets:
         prepare = given(inference_steps.encode_step, experiment, bucket)
@@ -79,7 +90,8 @@ def stages_of(experiment: Experiment) -> Iterator[Stage]:
     for bucket, shape in zip(buckets, shapes, strict=True):
         prepare = given(training_steps.ldm_step, experiment, shape)
         steps = ldm.optimization.steps // len(buckets)
-        yield Stage(f"train_ldm {bucket.name}", prepare, "step", steps, trains=True)
+        copies = not ldm.optimization.ddp.gradient_as_bucket_view
+        yield Stage(f"train_ldm {bucket.name}", prepare, "step", steps, trains=True, copies_gradients=copies)
     sample = experiment.sample
     batches = -(-sample.count // sample.batch_size)
     denoise = given(inference_steps.sample_step, experiment, shapes[0])
@@ -111,9 +123,18 @@ def rehearse(stage: Stage, device: torch.device = CUDA) -> Rehearsed:
         if forbidden:
             lines = [f"{wait.where}: {wait.what}" for wait in forbidden]
             raise RehearsalError(f"{stage.name} waits for the GPU, or lets it wait:\n  " + "\n  ".join(lines))
-        parts = peaks.parts()
+        parts, besides = peaks.parts()
         gathered = 0 if prepared.network is None else gathered_bytes(prepared.network)
-        return Rehearsed(stage, sum(parts.values()), parts, recorder.costs, dict(recorder.syncs.found), gathered)
+        return Rehearsed(
+            stage=stage,
+            peak=sum(parts.values()),
+            parts=parts,
+            costs=recorder.costs,
+            waits=dict(recorder.syncs.found),
+            parts_besides=besides,
+            gradients=memory.gradients,
+            gathered=gathered,
+        )
 
 
 def _gradient_seen(memory: LiveMemory, parameter: torch.Tensor) -> None:
@@ -130,7 +151,7 @@ class _OptimizerSteps:
 
     def __init__(self, memory: LiveMemory, optimizers: list[Optimizer]) -> None:
         self.memory, self.optimizers = memory, optimizers
-        self.before: tuple[int, dict[str, int]] | None = None
+        self.before: tuple[Peak, Peak] | None = None
 
     def __enter__(self) -> _OptimizerSteps:
         self.hooks = [x.register_step_pre_hook(self._begin) for x in self.optimizers]
@@ -143,25 +164,33 @@ class _OptimizerSteps:
 
     def _begin(self, *_: object) -> None:
         if self.before is None:
-            self.before = self.memory.peak, dict(self.memory.at_peak)
+            self.before = self.memory.peak, self.memory.peak_besides
             self.memory.restart()
 
     def _end(self, optimizer: Optimizer, *_: object) -> None:
         self.memory.hold(OPTIMIZER, tensors_of(list(optimizer.state.values())))
 
-    def parts(self) -> dict[str, int]:
-        """Bytes by kind at the peak of a later step."""
+    def parts(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Bytes by kind at the peak of a later step, and at that of everything but gradients."""
+        first, first_besides = self.before or (None, None)
+        return self._parts(first, self.memory.peak), self._parts(first_besides, self.memory.peak_besides)
+
+    def _parts(self, before: Peak | None, since: Peak) -> dict[str, int]:
+        """`before`: the peak before the optimizers' steps, `since`: that from there on."""
+        if before is None:  # no optimizer took a step
+            return _present(since.parts)
+        # State made in the step was counted as activations until its end.
         state = self.memory.live[OPTIMIZER]
-        later = {kind: size for kind, size in self.memory.at_peak.items() if size}
-        if OPTIMIZER in self.memory.live and self.before is not None:
-            # State made in the step was counted as activations until its end.
-            missing = state - later.get(OPTIMIZER, 0)
-            later[OPTIMIZER] = state
-            later[ACTIVATIONS] = max(0, later.get(ACTIVATIONS, 0) - missing)
-            peak, earlier = self.before
-            if peak + state >= sum(later.values()):
-                return {**{kind: size for kind, size in earlier.items() if size}, OPTIMIZER: state}
-        return later
+        missing = state - since.parts.get(OPTIMIZER, 0)
+        activations = max(0, since.parts.get(ACTIVATIONS, 0) - missing)
+        later = since.parts | {OPTIMIZER: state, ACTIVATIONS: activations}
+        earlier = before.parts | {OPTIMIZER: state}
+        return _present(earlier if before.bytes + state >= sum(later.values()) else later)
+
+
+def _present(parts: dict[str, int]) -> dict[str, int]:
+    """The kinds that there are any of."""
+    return {kind: size for kind, size in parts.items() if size}
 
 
 def gathered_bytes(network: nn.Module) -> int:

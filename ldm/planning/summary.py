@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from ldm.planning.planner import RESERVED, Plan, StagePlan
-from ldm.planning.shipped import PLAN
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from ldm.planning.planner import RESERVED, Plan, StagePlan, parts_on_a_device
+from ldm.planning.rehearsal import Rehearsed
+from ldm.planning.shipped import PLAN, header_of, header_plan, header_sharding
 
 # Parts of the memory that are printed, in this order, with the names of their columns.
 COLUMNS = {
@@ -48,11 +53,36 @@ def _row(stage: StagePlan) -> str:
     )
 
 
+def stage_of(step: str) -> str:
+    """The stage that a kind of step belongs to, as headers name it."""
+    return step.split()[0].rstrip(",")
+
+
+def header_differences(config: Path, rehearsed: Mapping[str, Rehearsed]) -> list[str]:
+    """What is wrong in the plan of a config's header: a line for each stage whose largest step takes other memory.
+
+    `rehearsed`: by name, all kinds of steps of the stages that are compared.
+    """
+    (plan,) = [line for line in header_of(config) if line.startswith(PLAN)] or [""]
+    planned = dict(re.findall(r"([a-z_]+) ([\d.]+) GiB", plan))
+    _, count = header_plan(config)
+    found: dict[str, float] = {}
+    for step, one in rehearsed.items():
+        size = sum(parts_on_a_device(one, count, header_sharding(config)).values()) / 2**30
+        found[stage_of(step)] = max(size, found.get(stage_of(step), 0.0))
+    return [
+        f"{stage} takes {size:.1f} GiB, and its header's plan says {planned.get(stage, 'nothing')}; renew it: "
+        f"python tools/plan.py {config} --write"
+        for stage, size in found.items()
+        if planned.get(stage) != f"{size:.1f}"
+    ]
+
+
 def one_line(plan: Plan, device: str, count: int) -> str:
     """The line of a config's header: the largest memory of each stage, and the least hours of trainings."""
     found: dict[str, tuple[float, float]] = {}
     for step in plan.stages:
-        name = step.stage.name.split()[0].rstrip(",")
+        name = stage_of(step.stage.name)
         memory, hours = found.get(name, (0.0, 0.0))
         found[name] = max(memory, step.bytes / 2**30), hours + (step.hours or 0) * step.stage.trains
     stages = [

@@ -1,6 +1,7 @@
 """Plans: predicted against measured memory, devices, what fits and what would make it fit, headers of configs."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from ldm.planning.shipped import (
     header_sharding,
     shipped_experiments,
 )
-from ldm.planning.summary import one_line
+from ldm.planning.summary import header_differences, one_line
 from odvae.running.errors import InputError
 from odvae.running.settings import load_settings
 from odvae.training.devices import Device, load_devices
@@ -101,13 +102,40 @@ def test_changes_keep_the_global_batch_and_end_with_sharding():
     assert list(changes(experiment, "decode", 8, "ddp")) == []
 
 
-def test_ddp_adds_buckets_and_fsdp2_divides_what_a_training_keeps():
-    parts = {"parameters": 800, "gradients": 800, "optimizer": 1600, "EMA": 800, "activations": 50}
+def test_ddp_keeps_gradients_or_copies_them_and_fsdp2_divides_what_a_training_keeps():
+    parts = {"parameters": 800, "gradients": 300, "optimizer": 1600, "EMA": 800, "activations": 50}
+    besides = parts | {"activations": 90}
+    del besides["gradients"]
     stage = Stage("train_ldm", lambda *_: None, "step", trains=True)
-    rehearsed = Rehearsed(stage, sum(parts.values()), parts, Costs(), {}, gathered=100)
+    rehearsed = Rehearsed(stage, sum(parts.values()), parts, Costs(), {}, besides, gradients=800, gathered=100)
     assert parts_on_a_device(rehearsed, 1, "ddp") == parts
-    assert sum(parts_on_a_device(rehearsed, 8, "ddp").values()) == sum(parts.values()) + 800
-    assert sum(parts_on_a_device(rehearsed, 8, "fsdp2").values()) == 4000 // 8 + 50 + 200
+    assert parts_on_a_device(rehearsed, 8, "ddp") == besides | {"gradients": 800}
+    copying = replace(rehearsed, stage=replace(stage, copies_gradients=True))
+    assert parts_on_a_device(copying, 8, "ddp") == parts | {"DDP buckets": 800}
+    assert sum(parts_on_a_device(rehearsed, 8, "fsdp2").values()) == 3500 // 8 + 1 + 50 + 200
+
+
+def test_the_peak_besides_gradients_is_followed_apart():
+    from ldm.planning.training_steps import PreparedStep
+
+    def prepare(device, _folder):
+        with device:
+            weight = torch.nn.Parameter(torch.zeros(1000, 1000))
+            optimizer = torch.optim.SGD([weight])
+
+        def run():
+            before = torch.zeros(3000, 1000, device=device)  # three times the gradient, gone before there is one
+            del before
+            (torch.zeros(1, 1000, device=device) @ weight).sum().backward()
+            optimizer.step()
+
+        return PreparedStep(run, {"parameters": [weight]}, [optimizer])
+
+    rehearsed = rehearse(Stage("a product", prepare, "step", trains=True))
+    assert rehearsed.gradients == pytest.approx(4e6, rel=0.01)
+    assert sum(rehearsed.parts_besides.values()) == pytest.approx(16e6, rel=0.01)
+    assert rehearsed.peak == pytest.approx(16e6, rel=0.01)
+    assert sum(parts_on_a_device(rehearsed, 2, "ddp").values()) == pytest.approx(20e6, rel=0.01)
 
 
 def test_the_storage_of_a_clip_is_that_of_its_moments_and_its_caption():
@@ -136,6 +164,8 @@ def test_a_lora_of_a_demo_that_was_not_trained_yet_is_planned_by_the_demos_confi
         steps[experiment.run] = rehearse(stage).parts
     assert steps["runs/lora_demo"]["parameters"] > steps["runs/demo"]["parameters"]  # with the adapter's
     assert steps["runs/lora_demo"]["optimizer"] < 0.2 * steps["runs/demo"]["parameters"]  # of the adapter alone
+    plan = make_plan(CONFIGS / "lora_demo.yaml", [], find_device("h100", 1), 1, "ddp", only="nothing")
+    assert plan.storage_per_clip["17x48x48"] > 0  # with the text embeddings of the demo's encoder
     unknown = load_settings(Experiment, CONFIGS / "lora_demo.yaml", ["ldm.init_from=runs/other/ldm"])
     (stage,) = (stage for stage in stages_of(unknown) if stage.name.startswith("train_ldm"))
     with pytest.raises(InputError, match=r"runs/other/ldm is no run of a config of this project"):
@@ -148,16 +178,32 @@ def test_the_steps_of_every_shipped_config_are_planned_and_its_header_names_them
     stages = {stage.name.split()[0].rstrip(",") for stage in stages_of(experiment)}
     assert {"encode", "train_ldm", "sample", "decode", "evaluate_vae"} <= stages
     find_device(*header_plan(config))
-    for line in header_of(config):
-        if line.startswith(PLAN):
-            assert set(re.findall(r"([a-z_]+) [\d.]+ GiB", line)) == stages
+    (plan,) = (line for line in header_of(config) if line.startswith(PLAN))
+    assert set(re.findall(r"([a-z_]+) [\d.]+ GiB", plan)) == stages
+    assert "does not fit" not in plan
 
 
 def test_the_plan_in_the_smallest_configs_header_is_that_of_the_code():
-    """If this fails, all headers are old: `python tools/plan.py --all --write` renews them, in some minutes."""
+    """If this fails, all headers are old: `python tools/plan.py --all --write` renews them, in some minutes.
+
+    `make test` compares the memory of training and encoding of all others, which it rehearses (tools/rehearse.py).
+    """
     name, count = header_plan(SMALLEST)
     plan = make_plan(SMALLEST, header_overrides(SMALLEST), find_device(name, count), count, header_sharding(SMALLEST))
     assert one_line(plan, name, count) in header_of(SMALLEST)
+
+
+def test_a_header_with_other_memory_than_the_rehearsed_steps_is_named(tmp_path):
+    config = tmp_path / "some.yaml"
+    config.write_text("# plan: 8 x h100: train_ldm 2.0 GiB 3 h, encode 9.9 GiB\nrun: runs/some\n")
+    encode, small, large = (
+        Rehearsed(Stage(name, lambda *_: None, "step"), size, {"parameters": size}, Costs(), {}, {}, 0, 0)
+        for name, size in (("encode 9x32x32", 2**30), ("train_ldm 9x32x32", 2**30), ("train_ldm 17x32x32", 2**31))
+    )
+    right = {one.stage.name: one for one in (small, large)}
+    assert header_differences(config, right) == []
+    (line,) = header_differences(config, right | {encode.stage.name: encode})
+    assert line.startswith("encode takes 1.0 GiB, and its header's plan says 9.9; renew it: python tools/plan.py ")
 
 
 def test_a_step_that_does_not_fit_says_the_smallest_change_that_makes_it_fit():

@@ -47,7 +47,8 @@ def main() -> None:
     from ldm.planning.shipped import header_overrides, shipped_experiments
 
     configs = shipped_experiments() if options.all else [find_config(options.config, CONFIGS)]
-    failed, done = 0, dict[str, Rehearsed]()
+    failed = 0
+    done: dict[str, Rehearsed] = {}
     warnings.simplefilter("ignore")  # of libraries, about shapes that nothing was computed for
     for config in configs:
         overrides = [*header_overrides(config), *options.overrides]

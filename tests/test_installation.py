@@ -52,7 +52,7 @@ import importlib.util
 from importlib.metadata import distribution
 import ldm, odvae
 from ldm.experiment import CONFIGS, DEFAULT_CONFIG, Experiment
-from ldm.export import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader
 from odvae.running.commands import CONSOLE_COMMANDS, command_line
 from odvae.running.settings import find_config, load_settings
 

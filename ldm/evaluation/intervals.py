@@ -1,4 +1,4 @@
-"""95% intervals of shares, means and medians, and of their differences: can a comparison be told from chance?"""
+"""95% intervals of shares, means and medians, and of their differences: is a comparison more than chance?"""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interva
     differences = np.subtract(ours, theirs)
     chosen = numpy_generator(0, "paired", len(ours)).integers(0, len(ours), (RESAMPLINGS, len(ours)))
     return _quantiles(differences[chosen].mean(1))
+
+
+def known_difference(ours: Sequence[float], theirs: Sequence[float]) -> Interval | None:
+    """`paired_difference`; None where these are not scores of the same two or more clips."""
+    return paired_difference(ours, theirs) if len(ours) == len(theirs) > 1 else None
 
 
 def ratio_of_medians(ours: Sequence[float], theirs: Sequence[float]) -> Interval:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import permutations
 from statistics import mean
 
-from ldm.evaluation.intervals import Interval, paired_difference
+from ldm.evaluation.intervals import Interval, known_difference, paired_difference
 from ldm.frontier.results import compression_of
 from ldm.frontier.scores import Measure, Score, measure_of, scores_of
 from ldm.study.claims import memory_claim, speed_claim
@@ -39,7 +39,7 @@ class Point:
     clips: Mapping[str, tuple[float, ...]]  # "psnr" and, of moving pixels alone, "motion": of each clip
     cost: JsonObject  # of the generator
     scores: Mapping[str, Score]  # by budget
-    curves: Mapping[int, tuple[tuple[int, float], ...]]  # of each seed: (steps, accuracy), ascending
+    curves: Mapping[int, tuple[tuple[int, float], ...]]  # of each seed: (steps, score), by steps
 
     @property
     def time(self) -> int:
@@ -86,12 +86,12 @@ def frontier_claims(results: Sequence[JsonObject], reference: str, budget: str) 
         one for one in points if base is not None and one.rate == base.rate and one.role in ("rate", "channels")
     ]
     return [
-        *paper_claims(base, next((one for one in same if one.time == 1), None), budget),
+        *paper_claims({one.rate: one for one in same}, budget),
         *initialization_claims(base, next((one for one in points if one.role == "initialization"), None)),
         *channel_claims(channels, budget),
         *time_claims({one.time: one for one in same}),
         *trade_claims(points, budget),
-        *regularizer_claims(points),
+        *regularizer_claims(points, measure),
     ]
 
 
@@ -102,9 +102,8 @@ def open_claim(text: str, wanted: str, missing: str) -> Claim:
 def gain_of(ours: Point, theirs: Point, key: str = "psnr") -> tuple[float | None, Interval | None]:
     """By how many dB one point's reconstructions of the same clips are better, and the interval."""
     a, b = ours.clips[key], theirs.clips[key]
-    if len(a) != len(b) or len(a) < 2:
-        return None, None
-    return mean(a) - mean(b), paired_difference(a, b)
+    interval = known_difference(a, b)
+    return (None if interval is None else mean(a) - mean(b)), interval
 
 
 def in_decibels(gain: float | None, interval: Interval | None) -> str:
@@ -112,7 +111,7 @@ def in_decibels(gain: float | None, interval: Interval | None) -> str:
 
 
 def compare_seeds(ours: Point, theirs: Point, budget: str) -> tuple[str, Verdict]:
-    """Whether all seeds of one point are above all of another's at a budget, in words and as a verdict."""
+    """Whether all seeds of one point are better than all of another's at a budget, in words and as a verdict."""
     a, b = ours.scores.get(budget), theirs.scores.get(budget)
     if a is None or b is None:
         return f"no scores at {budget}", "open"
@@ -122,11 +121,12 @@ def compare_seeds(ours: Point, theirs: Point, budget: str) -> tuple[str, Verdict
     return words, "holds" if a.beats(b) else "does not hold" if b.beats(a) else "not separable"
 
 
-def paper_claims(base: Point | None, per_frame: Point | None, budget: str) -> Iterator[Claim]:
+def paper_claims(by_rate: Mapping[str, Point], budget: str) -> Iterator[Claim]:
     """OD-VAE (2409.01199), Table 2, in ratios: 4x8x8 against 1x8x8."""
+    base, per_frame = by_rate.get("4x8x8"), by_rate.get("1x8x8")
     speed = "OD-VAE (2409.01199): the generator makes more steps a second on 4x8x8 than on 1x8x8"
     memory = "OD-VAE: its step needs less memory on 4x8x8"
-    accuracy = f"OD-VAE: at equal time ({budget}) it is better on 4x8x8"
+    accuracy = f"OD-VAE: with an equal budget ({budget}) it is better on 4x8x8"
     wanted = ("at least 3x (paper: 2.07x)", "at most 0.45x (paper: 0.41x)", "all seeds above all of 1x8x8")
     if base is None or per_frame is None:
         yield from (open_claim(text, want, "4x8x8 and 1x8x8 of the same channels")
@@ -203,9 +203,9 @@ def trade_claims(points: Sequence[Point], budget: str) -> Iterator[Claim]:
         yield open_claim(text, wanted, "two points with several seeds")
 
 
-def regularizer_claims(points: Sequence[Point]) -> Iterator[Claim]:
+def regularizer_claims(points: Sequence[Point], measure: Measure) -> Iterator[Claim]:
     """Each regularizer at each rate, against the point of the same rate and channels without one."""
-    wanted = f"its accuracy without it in at most {FEWER_STEPS:g} of the steps in all seeds, at most {LOST} dB lost"
+    wanted = f"its score without it in at most {FEWER_STEPS:g} of the steps in all seeds, at most {LOST} dB lost"
     regularized = [one for one in points if one.regularizer is not None]
     for ours in regularized:
         name = str(ours.regularizer)
@@ -216,7 +216,7 @@ def regularizer_claims(points: Sequence[Point]) -> Iterator[Claim]:
             continue
         gain, interval = gain_of(ours, theirs)
         seeds = sorted(ours.curves.keys() & theirs.curves.keys())
-        shares = [steps_to_same(ours.curves[seed], theirs.curves[seed]) for seed in seeds]
+        shares = [steps_to_same(ours.curves[seed], theirs.curves[seed], measure) for seed in seeds]
         steps = ", ".join("never" if share is None else f"{share:.2f}" for share in shares)
         verdicts = [faster(shares), verdict_of(interval, at_least=-LOST)]
         yield Claim(text, wanted, f"steps: {steps}; {in_decibels(gain, interval)}", all_of(verdicts))
@@ -239,16 +239,22 @@ def faster(shares: Sequence[float | None]) -> Verdict:
     return "holds" if all(reached) else "not separable" if any(reached) else "does not hold"
 
 
-def steps_to_same(ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[int, float]]) -> float | None:
-    """After which share of the other's steps a generator has the accuracy that the other has at its end.
+def steps_to_same(
+    ours: Sequence[tuple[int, float]], theirs: Sequence[tuple[int, float]], measure: Measure
+) -> float | None:
+    """After which share of the other's steps a generator has the score that the other has at its end.
 
-    Between the scored steps, accuracies are interpolated along lines, from 0 at step 0. None where it is never reached.
+    Between the scored steps, scores are interpolated along lines; before the first one, prompt accuracy from 0 at step
+    0, a distance not at all. None where the score is never reached.
     """
-    steps, goal = theirs[-1]
-    before = (0, 0.0)
-    for step, value in ours:
+    sign = -1 if measure.lower_is_better else 1
+    steps, goal = theirs[-1][0], sign * theirs[-1][1]
+    before = None if measure.lower_is_better else (0, 0.0)
+    for step, score in ours:
+        value = sign * score
         if value >= goal:
-            share = (goal - before[1]) / (value - before[1]) if value > before[1] else 1.0
-            return (before[0] + share * (step - before[0])) / steps
+            if before is None or value <= before[1]:
+                return step / steps
+            return (before[0] + (goal - before[1]) / (value - before[1]) * (step - before[0])) / steps
         before = (step, value)
     return None

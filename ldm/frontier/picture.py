@@ -26,9 +26,13 @@ def draw(rows: Sequence[Mapping[str, Any]], measure: Measure, path: Path) -> Non
     rates = sorted((row for row in rows if row["role"] == "rate"), key=lambda row: row["compression"])
     others = [row for row in rows if row["role"] != "rate"]
     _draw_generation(generation, rates, others, measure)
-    for axis, key, label in ((speed, "generator_steps_per_second", None), (quality, "psnr", "all pixels"),
-                             (quality, "motion_psnr", "moving pixels")):  # fmt: skip
-        _line(axis, [row for row in rates if row[key] is not None], key, label)
+    dark, dashed = {"color": "0.2"}, {"color": "0.5", "linestyle": "--"}
+    for axis, key, label, style in (
+        (speed, "generator_steps_per_second", None, dark),
+        (quality, "psnr", "all pixels", dark),
+        (quality, "motion_psnr", "moving pixels", dashed),
+    ):
+        _line(axis, [row for row in rates if row[key] is not None], key, label, **style)
         _hollow(axis, [(row["compression"], row[key]) for row in others if row[key] is not None], "0.4")
     speed.set_ylabel("generator: training steps per second")
     speed.set_ylim(0)
@@ -79,8 +83,7 @@ def _hollow(axis: Axes, places: Sequence[tuple[float, float]], color: str) -> No
         axis.plot(*zip(*places, strict=True), "o", mfc="none", color=color)
 
 
-def _line(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str | None) -> None:
-    style = {"linestyle": "--", "color": "0.5"} if key == "motion_psnr" else {"color": "0.2"}
+def _line(axis: Axes, rows: Sequence[Mapping[str, Any]], key: str, label: str | None, **style: str) -> None:
     axis.plot([row["compression"] for row in rows], [row[key] for row in rows], marker="o", label=label, **style)
     for row in rows:
         place = (row["compression"], row[key])

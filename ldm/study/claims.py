@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from ldm.demo.accuracy import mean_accuracy
-from ldm.evaluation.intervals import Interval, difference_of_shares, paired_difference, ratio_of_medians
+from ldm.evaluation.intervals import Interval, difference_of_shares, known_difference, ratio_of_medians
 from ldm.study.verdicts import Claim, Verdict, all_of, between, verdict_of
 
 Row = Mapping[str, Any]
@@ -37,9 +37,8 @@ def claims(
 
 def gain_of(ours: Row, theirs: Row) -> tuple[float, Interval | None]:
     """By how many dB one VAE's reconstructions are better than another's, of the same clips, and the interval."""
-    a, b = ours.get("clip_psnr") or [], theirs.get("clip_psnr") or []
-    known = len(a) == len(b) > 1
-    return ours["psnr"] - theirs["psnr"], paired_difference(a, b) if known else None
+    interval = known_difference(ours.get("clip_psnr") or [], theirs.get("clip_psnr") or [])
+    return ours["psnr"] - theirs["psnr"], interval
 
 
 def variant_claims(main: Row, first: Row) -> list[Claim]:
@@ -149,7 +148,7 @@ def generator_claims(generator: str, image: Row, equal_steps: Row, equal_time: R
 
 
 def distance_claim(text: str, ours: Row, theirs: Row) -> Claim:
-    """Whether a distance is not above another's; where their intervals overlap, it cannot be told."""
+    """Whether a distance is not above another's; where their intervals overlap, that is not known."""
     verdict: Verdict = "open"
     measured = []
     for row in (ours, theirs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ldm.frontier.claims import Point, faster, frontier_claims, steps_to_same
+from ldm.frontier.scores import PROMPTED, Measure
 from odvae.running.json_objects import JsonObject
 
 BUDGET = "2 minutes"
@@ -94,6 +95,13 @@ def test_better_reconstruction_with_worse_generation_needs_a_pair():
     assert f"{REFERENCE} over 8x8x8-c8 +2.00 dB" in claim.measured
 
 
+def test_the_papers_claims_are_of_its_own_rates_whatever_the_reference_is():
+    claims = frontier_claims(all_points(), "8x8x8-c8", BUDGET)
+    assert [claim.verdict for claim in claims[:3]] == ["holds"] * 3
+    without = [one for one in all_points() if one["point"] != REFERENCE]
+    assert {claim.verdict for claim in frontier_claims(without, "8x8x8-c8", BUDGET)[:3]} == {"open"}
+
+
 def test_what_was_not_measured_is_open_and_named():
     _, claims = verdicts([point(REFERENCE)])
     assert {claim.verdict for claim in claims} == {"open"}
@@ -117,10 +125,17 @@ def test_a_regularizer_is_compared_with_the_point_that_differs_in_nothing_else()
 
 def test_steps_to_the_same_accuracy_are_interpolated():
     theirs = [(50, 0.4), (100, 0.6)]
-    assert steps_to_same([(50, 0.6), (100, 0.9)], theirs) == pytest.approx(0.5)
-    assert steps_to_same([(50, 0.5), (100, 0.7)], theirs) == pytest.approx(0.75)
-    assert steps_to_same([(50, 0.8)], theirs) == pytest.approx(0.375)
-    assert steps_to_same([(50, 0.3), (100, 0.5)], theirs) is None
+    assert steps_to_same([(50, 0.6), (100, 0.9)], theirs, PROMPTED) == pytest.approx(0.5)
+    assert steps_to_same([(50, 0.5), (100, 0.7)], theirs, PROMPTED) == pytest.approx(0.75)
+    assert steps_to_same([(50, 0.8)], theirs, PROMPTED) == pytest.approx(0.375)
+    assert steps_to_same([(50, 0.3), (100, 0.5)], theirs, PROMPTED) is None
+
+
+def test_steps_to_the_same_distance_end_where_it_is_as_low():
+    theirs, distance = [(50, 9.0), (100, 5.0)], Measure("FVD", lower_is_better=True)
+    assert steps_to_same([(50, 9.0), (100, 6.0)], theirs, distance) is None
+    assert steps_to_same([(50, 7.0), (100, 3.0)], theirs, distance) == pytest.approx(0.75)
+    assert steps_to_same([(50, 4.0), (100, 3.0)], theirs, distance) == pytest.approx(0.5)  # not known to be earlier
 
 
 def test_all_seeds_have_to_be_faster():

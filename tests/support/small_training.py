@@ -9,7 +9,9 @@ from torch import Tensor, nn
 
 from odvae.running.errors import DivergenceError
 from odvae.running.stage import Stage
+from odvae.training.checkpoints import checkpoints_of
 from odvae.training.settings import OptimizationSettings
+from odvae.training.snapshot import Snapshot
 from odvae.training.state import TrainingState
 
 WIDTH = 64
@@ -92,3 +94,34 @@ def no_file_larger_than(size: int):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def steps_of(folder):
+    return [int(path.name.removeprefix("step_")) for path in checkpoints_of(folder)]
+
+
+def unfinished(folder):
+    return list(folder.rglob("*.partial"))
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_room(monkeypatch, from_step, size=20_000):
+    """From the checkpoint of this step on, no file may be as large as the weights."""
+    write = Snapshot.write
+
+    def limited(snapshot, folder, group):
+        if folder.name >= f".step_{from_step:08d}":
+            with no_file_larger_than(size):
+                write(snapshot, folder, group)
+        else:
+            write(snapshot, folder, group)
+
+    monkeypatch.setattr(Snapshot, "write", limited)
+
+
+def named(folder, step, error):
+    """Whether an error names the checkpoint that could not be written."""
+    return f"{folder}/checkpoints/step_{step:08d}" in f"{error} {getattr(error, 'filename', '')}"

@@ -1,6 +1,5 @@
 """Checkpoints that a thread writes: the training goes on meanwhile, and they are those that would stop it."""
 
-import json
 import multiprocessing
 import os
 import signal
@@ -10,26 +9,22 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from launch_sharded import shard
-from ranks import on_ranks
 from safetensors.torch import load_file
-from small_training import diverge_at, make_state, no_file_larger_than, settings, take_step, train
+from small_training import (
+    diverge_at,
+    make_state,
+    named,
+    same,
+    settings,
+    steps_of,
+    take_step,
+    train,
+    unfinished,
+    without_room,
+)
 
 from odvae.running.errors import DiskError, DivergenceError, InputError
-from odvae.training.checkpoints import checkpoints_of
 from odvae.training.snapshot import Snapshot, check_shards_are_saved, take_snapshot
-
-
-def steps_of(folder):
-    return [int(path.name.removeprefix("step_")) for path in checkpoints_of(folder)]
-
-
-def unfinished(folder):
-    return list(folder.rglob("*.partial"))
-
-
-def same(a, b):
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 class HeldWriter:
@@ -160,20 +155,6 @@ def test_a_training_that_fails_completes_the_one_that_is_written_before_it_lets_
     assert unfinished(tmp_path) == []
 
 
-def without_room(monkeypatch, from_step, size=20_000):
-    """From the checkpoint of this step on, no file may be as large as the weights."""
-    write = Snapshot.write
-
-    def limited(snapshot, folder, group):
-        if folder.name >= f".step_{from_step:08d}":
-            with no_file_larger_than(size):
-                write(snapshot, folder, group)
-        else:
-            write(snapshot, folder, group)
-
-    monkeypatch.setattr(Snapshot, "write", limited)
-
-
 def wait_for_the_writer(step):
     for thread in threading.enumerate():
         if thread.name == "checkpoint writer":
@@ -202,11 +183,6 @@ def test_a_failure_to_write_is_raised_in_the_next_step_or_save_and_leaves_the_on
     assert steps_of(folder)[-1] == kept
     assert unfinished(folder) == []
     assert same(train(folder, chosen), whole)
-
-
-def named(folder, step, error):
-    """Whether an error names the checkpoint that could not be written."""
-    return f"{folder}/checkpoints/step_{step:08d}" in f"{error} {getattr(error, 'filename', '')}"
 
 
 def test_a_failure_of_the_last_one_is_raised_and_one_beside_another_error_is_printed(tmp_path, monkeypatch, capsys):
@@ -253,59 +229,6 @@ def test_a_kill_while_one_is_written_leaves_the_one_before(tmp_path):
     again = train(tmp_path / "run", settings())
     assert unfinished(tmp_path / "run") == []
     assert same(again, train(tmp_path / "whole", settings(async_checkpoints=False)))
-
-
-def on_two(folder, work):
-    """What two ranks print; both must end well."""
-    folder.mkdir(exist_ok=True)
-    said = on_ranks(2, folder, work, seconds=240)
-    assert [status for status, _ in said] == [0, 0], said
-    return said
-
-
-@pytest.mark.parametrize("sharded", [None, "fsdp2"])
-def test_two_ranks_resume_with_the_same_bits(tmp_path, sharded):
-    def work(rank):
-        if sharded:
-            shard(sharded)
-        whole = train(tmp_path / "whole", settings(async_checkpoints=False))
-        assert same(train(tmp_path / "going_on", settings()), whole)
-        with pytest.raises(DivergenceError):
-            train(tmp_path / "killed", settings(), diverge_at(5))
-        assert steps_of(tmp_path / "killed")[:1] == [2]
-        assert same(train(tmp_path / "killed", settings()), whole)
-
-    on_two(tmp_path / "printed", work)
-    for name in ("whole", "going_on", "killed"):
-        newest = tmp_path / name / "checkpoints/step_00000006"
-        facts = json.loads((newest / "state.json").read_text())
-        assert (facts["ranks"], facts["sharded"]) == (2, sharded is not None)
-        if sharded:
-            for part in ("pytorch_model_fsdp_0", "optimizer_0"):
-                assert {path.name for path in (newest / part).glob("__*")} == {"__0_0.distcp", "__1_0.distcp"}
-
-
-@pytest.mark.parametrize("failing", [0, 1])
-def test_shards_that_one_rank_cannot_write_are_reported_and_the_checkpoint_before_is_whole(
-    tmp_path, monkeypatch, failing
-):
-    def work(rank):
-        shard("fsdp2")
-        if rank == failing:
-            without_room(monkeypatch, 4, size=2_000)
-        try:
-            train(tmp_path / "run", settings())
-        except (InputError, OSError) as error:
-            print(named(tmp_path / "run", 4, error), flush=True)
-        except RuntimeError:  # the other rank raised first and has ended, while this one waited for it in a step
-            print("alone", flush=True)
-        os._exit(0)
-
-    said = [text.splitlines()[-1] for _, text in on_two(tmp_path / "printed", work)]
-    assert "True" in said
-    assert set(said) <= {"True", "alone"}
-    assert steps_of(tmp_path / "run") == [2]
-    assert unfinished(tmp_path / "run") == []
 
 
 def test_a_whole_state_gathered_on_one_rank_is_refused():

@@ -17,12 +17,14 @@ from ldm.frontier.sharing import PREPARED, image_vae_run, shared_stages, with_sh
 from ldm.study.plan import Run
 from ldm.study.results import SCORES, scores, training
 from ldm.study.runner import StageRunner
+from odvae.running.errors import InputError
 from odvae.running.files import read_json, read_json_lines, read_object, write_json
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import code_version
 
 Part = Literal["latents", "cost", "result"]
 VAE_STAGES = ("train_vae", "evaluate_vae", "encode_latents")
+SAME_WORK = 0.02  # largest relative difference of the operations of two generators' steps
 GENERATOR_STAGES = ("train_ldm", "sample_video", "evaluate_ldm")
 
 
@@ -49,9 +51,10 @@ class PointRunner(StageRunner):
         if until == "cost":
             return settings.folder / name / "cost.json"
         cost = read_object(settings.folder / name / "cost.json").section("generator")
-        budgets = generator_steps(settings, {key: cost.number(key) for key in ("steps_per_second", "step_gflops")})
+        speed = speed_for(settings, name, cost)
+        budgets = generator_steps(settings, {"steps_per_second": speed, "step_gflops": cost.number("step_gflops")})
         trained = [self._train_generator(name, seed, budgets) for seed in settings.points[name].seeds]
-        return self._write_result(name, phase_steps(experiment), [row for rows in trained for row in rows])
+        return self._write_result(name, speed, phase_steps(experiment), [row for rows in trained for row in rows])
 
     def _run_shared_stages(self, name: str) -> None:
         """Make what the point shares with others, where it is not there yet."""
@@ -88,7 +91,7 @@ class PointRunner(StageRunner):
         words = [sys.executable, "tools/compression_frontier.py", str(self.config), *self.overrides, "--cost", name]
         self.once(self.settings.folder / name / "done" / "cost.json", words)
 
-    def _write_result(self, name: str, steps: dict[str, int], generators: list[dict]) -> Path:
+    def _write_result(self, name: str, speed: float, steps: dict[str, int], generators: list[dict]) -> Path:
         folder = self.settings.folder / name
         result: dict[str, Any] = {
             "point": name,
@@ -97,6 +100,7 @@ class PointRunner(StageRunner):
             "shared": self.settings.shared(),
             "vae": {**_vae_row(folder), "steps": steps},
             "cost": read_object(folder / "cost.json"),
+            "budget_speed": {"of": self.settings.points[name].speed_of or name, "steps_per_second": speed},
             "generators": generators,
             "minutes": {
                 "point": _minutes(folder),
@@ -112,6 +116,32 @@ class PointRunner(StageRunner):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
         return path
+
+
+def speed_for(settings: FrontierSettings, name: str, cost: JsonObject) -> float:
+    """Steps a second that make a point's budgets in minutes: its own of `cost`, or those of the point in `speed_of`.
+
+    Raises InputError where that point was not measured, or a step of its generator is not the same work.
+    """
+    other = settings.points[name].speed_of
+    if other is None:
+        return cost.number("steps_per_second")
+    files = (settings.folder / other / "cost.json", Path(settings.results) / f"{other}.json")
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise InputError(
+            f"points.{name}.speed_of={other}: the speed of {other} is not measured yet; run first: "
+            f"tools/compression_frontier.py CONFIG --point {other} --until cost"
+        )
+    read = read_object(found)
+    theirs = (read.section("cost") if found == files[1] else read).section("generator")
+    ours_gflops, their_gflops = cost.number("step_gflops"), theirs.number("step_gflops")
+    if abs(ours_gflops / their_gflops - 1) > SAME_WORK:
+        raise InputError(
+            f"points.{name}.speed_of={other}: a step of its generator costs {ours_gflops:.3f} GFLOP and one of {other} "
+            f"{their_gflops:.3f}, which is not the same work (allowed: {SAME_WORK:.0%} difference)"
+        )
+    return theirs.number("steps_per_second")
 
 
 def machine() -> str:

@@ -54,6 +54,7 @@ def rows_of(results: Sequence[JsonObject], measure: Measure) -> list[dict[str, A
             **result.section("cost").section("vae"),
             **compression_of(result),
             **{f"generator_{key}": value for key, value in result.section("cost").section("generator").items()},
+            **_budget_speed(result),
             "ceiling": _ceiling(result),
             "budgets": {budget: list(score.by_seed) for budget, score in scores_of(result, measure).items()},
             "machine": result.text("machine"),
@@ -102,6 +103,15 @@ def compression_of(result: JsonObject) -> dict[str, Any]:
     }
 
 
+def _budget_speed(result: JsonObject) -> dict[str, Any]:
+    """The speed that the budgets in minutes are steps of, and the point where it was measured if it was another."""
+    if not result.has("budget_speed"):
+        return {"speed_of": None}
+    speed = result.section("budget_speed")
+    other = None if speed.text("of") == result.text("point") else speed.text("of")
+    return {"generator_steps_per_second": speed.number("steps_per_second"), "speed_of": other}
+
+
 def _ceiling(result: JsonObject) -> float | None:
     """Prompt accuracy of the reconstructions of real videos, which bounds a generator's."""
     found = [row["ceiling"] for row in result["generators"] if row.get("ceiling") is not None]
@@ -116,7 +126,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], measure: Measure) -> str:
     for row in rows:
         cells = [row["point"], row["rate"], str(row["channels"]), f"{row['psnr']:.2f}"]
         cells += ["–" if row[key] is None else f"{row[key]:.2f}" for key in ("motion_psnr", "bits_per_pixel")]
-        cells += [str(row["generator_tokens"]), f"{row['generator_steps_per_second']:.2f}"]
+        speed = f"{row['generator_steps_per_second']:.2f}" + (f" (of {row['speed_of']})" if row["speed_of"] else "")
+        cells += [str(row["generator_tokens"]), speed]
         cells.append("–" if row["ceiling"] is None else f"{row['ceiling']:.1%}")
         for budget in budgets:
             score = Score(row["point"], tuple(row["budgets"].get(budget, ())), measure)

@@ -24,6 +24,10 @@ class PointSettings(Settings):
     """Seeds with which the generator is trained; three and more where points are to be ranked."""
     role: str = "rate"
     """Points of one role are drawn as one line: `rate` for the rates, and a word of one's own for other questions."""
+    speed_of: str | None = None
+    """Another point whose measured speed this one's budgets in minutes are steps of, for points whose generators do the
+    same work in a step, as with other regularizers or channels. Then they have the same steps, and neither another
+    machine nor the noise of the measurement separates them."""
 
 
 class FrontierSettings(Settings):
@@ -55,6 +59,10 @@ class FrontierSettings(Settings):
             if name in _FOLDERS:
                 raise ValueError(f"points: {name!r} is the name of another folder of the frontier; choose another name")
             _check_phases(name, self.experiment_of(name).vae, name == self.reference)
+            other = self.points[name].speed_of
+            if other is not None and (other == name or other not in self.points or self.points[other].speed_of):
+                allowed = ", ".join(one for one in self.points if one != name and self.points[one].speed_of is None)
+                raise ValueError(f"points.{name}.speed_of={other!r} is not a point with its own speed: {allowed}")
         return self
 
     @model_validator(mode="after")

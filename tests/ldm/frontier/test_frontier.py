@@ -9,12 +9,11 @@ from PIL import Image
 from scripts import succeed
 from small import REPOSITORY
 
-from ldm.frontier.budget import generator_steps, phase_flops, with_equal_steps
 from ldm.frontier.page import write_frontier
-from ldm.frontier.point import PointRunner, phase_steps
-from ldm.frontier.results import minutes_of, read_results, rows_of
+from ldm.frontier.point import PointRunner
+from ldm.frontier.results import markdown, minutes_of, read_results, rows_of
 from ldm.frontier.scores import PROMPTED, Measure, Score, answers, best_of, measure_of
-from ldm.frontier.settings import FrontierSettings, PointSettings
+from ldm.frontier.settings import FrontierSettings
 from ldm.frontier.sharing import shared_stages
 from ldm.frontier.side_by_side import HEADING
 from ldm.study.runner import StageRunner
@@ -25,11 +24,6 @@ from odvae.running.settings import load_settings
 from odvae.video.video_io import write_video
 
 CONFIG = REPOSITORY / "configs/study/frontier_smallest.yaml"
-
-
-@pytest.fixture
-def frontier(tmp_path):
-    return load_settings(FrontierSettings, CONFIG, [f"run={tmp_path / 'run'}", f"results={tmp_path / 'results'}"])
 
 
 def result(settings, point, accuracies, psnr=25.0, rate="4x8x8", **changes):
@@ -68,56 +62,14 @@ def written(frontier, tmp_path):
     return frontier
 
 
-@pytest.mark.parametrize("point", ["1x8x8-c4", "8x8x8-c4", "4x8x8-c8"])
-def test_both_phases_of_each_point_cost_what_the_references_cost(frontier, point):
-    big = {"vae": frontier.experiment.vae.model_copy(update={
-        phase: getattr(frontier.experiment.vae, phase).model_copy(update={"steps": 1000, "checkpoint_every": 500})
-        for phase in ("image_phase", "video_phase")
-    })}  # fmt: skip
-    settings = frontier.model_copy(update={"experiment": frontier.experiment.model_copy(update=big)})
-    ours, theirs = with_equal_steps(settings, point), with_equal_steps(settings, settings.reference)
-    assert theirs.vae.image_phase.steps == theirs.vae.video_phase.steps == 1000
-    for phase in ("image_phase", "video_phase"):
-        costs = [getattr(one.vae, phase).steps * phase_flops(one)[phase] for one in (ours, theirs)]
-        assert costs[0] == pytest.approx(costs[1], rel=2e-3)
-    assert ours.vae.video_phase.steps == pytest.approx(2 * ours.vae.video_phase.checkpoint_every, abs=1)
-    if point == "1x8x8-c4":  # more latent frames to decode: fewer steps
-        assert ours.vae.video_phase.steps < 900
-        assert ours.vae.image_phase.steps == 1000
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in CONFIG.parent.glob("frontier_*.yaml")))
-def test_every_shipped_frontier_has_the_rates_and_equal_operations(name):
-    settings = load_settings(FrontierSettings, CONFIG.parent / name)
-    times = {settings.experiment_of(point).vae.model.temporal_compression_ratio for point in settings.points}
-    assert {1, 4, 8} <= times
-    costs = {}
-    for point in settings.points:
-        experiment = with_equal_steps(settings, point)
-        flops = phase_flops(experiment)
-        costs[point] = sum(flops[phase] * steps for phase, steps in phase_steps(experiment).items() if steps)
-    few = max(phase_steps(settings.experiment).values()) < 100  # a few steps cannot cost the same
-    equal = [costs[settings.reference]] * len(costs)
-    assert list(costs.values()) == pytest.approx(equal, rel=0.5 if few else 0.02)
-
-
-def test_without_an_image_phase_the_video_phase_has_the_operations_of_both(frontier):
-    point = PointSettings(changes=("vae.init=random", "vae.image_phase=null"), role="initialization")
-    settings = frontier.model_copy(update={"points": {**frontier.points, "random": point}})
-    video = settings.experiment.vae.video_phase.model_copy(update={"steps": 400})
-    image = settings.experiment.vae.image_phase.model_copy(update={"steps": 900})
-    vae = settings.experiment.vae.model_copy(update={"image_phase": image, "video_phase": video})
-    settings = settings.model_copy(update={"experiment": settings.experiment.model_copy(update={"vae": vae})})
-    flops = phase_flops(settings.experiment_of(settings.reference))
-    ours = with_equal_steps(settings, "random").vae
-    assert ours.image_phase is None
-    assert ours.video_phase.steps == round(400 + 900 * flops["image_phase"] / flops["video_phase"]) > 410
-
-
-def test_budgets_become_steps_of_one_training(frontier):
-    settings = frontier.model_copy(update={"minutes": (1.0, 2.0), "pflop": (0.001, 0.0006)})
-    steps = generator_steps(settings, {"steps_per_second": 2.0, "step_gflops": 5.0})
-    assert steps == {120: ["1 minutes", "0.0006 PFLOP"], 200: ["0.001 PFLOP"], 240: ["2 minutes"]}
+def test_the_table_says_whose_speed_a_point_has(frontier, tmp_path):
+    (tmp_path / "results").mkdir()
+    speed = {"of": "4x8x8-c8", "steps_per_second": 7.5}
+    write_results(frontier, result(frontier, "4x8x8-c4", {"1 minutes": [0.5]}, budget_speed=speed))
+    rows = rows_of(read_results(frontier)[0], PROMPTED)
+    assert (rows[0]["generator_steps_per_second"], rows[0]["speed_of"]) == (7.5, "4x8x8-c8")
+    assert "| 7.50 (of 4x8x8-c8) |" in markdown(rows, PROMPTED)
+    assert "of 4x8x8-c8, the same work" in write_frontier(frontier).read_text()
 
 
 @pytest.mark.parametrize(
@@ -140,6 +92,8 @@ def test_budgets_become_steps_of_one_training(frontier):
         ),
         ("points.4x8x8-c4={changes: [vae.image_phase=null, vae.init=random]}", "and not the reference"),
         ("points.shared={}", "'shared' is the name of another folder"),
+        ("points.x={speed_of: y}", r"points\.x\.speed_of='y' is not a point with its own speed: .*4x8x8-c8"),
+        ("points.4x8x8-c8={speed_of: 4x8x8-c8}", r"points\.4x8x8-c8\.speed_of='4x8x8-c8' is not a point"),
     ],
 )
 def test_what_cannot_be_compared_is_named_before_any_work(override, message):

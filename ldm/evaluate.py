@@ -41,6 +41,7 @@ from odvae.running.hashing import weights_fingerprint
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import RunFolder
 from odvae.running.stage import Stage
+from odvae.running.text import shorten
 from odvae.storage.mirror import errors_named, everything, models
 from odvae.video_vae import VAELoader, compression_of, load_vae
 
@@ -250,6 +251,6 @@ def announce_warnings(parts: dict) -> None:
     """Print the warnings of the report."""
     warnings = [f"{part['name']}: {text}" for part in parts["distances"].values() for text in part["warnings"]]
     if repeated := parts["duplicates"]["repeated"]:
-        warnings.append(f"{len(repeated)} samples have the same pixels as another: {', '.join(repeated[:5])} ...")
+        warnings.append(f"{len(repeated)} samples have the same pixels as another: {shorten(repeated)}")
     for warning in warnings:
         print(f"warning: {warning}", flush=True)

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from odvae.architecture.layers import CausalConv3d, FrameConv2d
 from odvae.architecture.resampling import DoublingConv3d
 from odvae.running.errors import InputError
-from odvae.running.text import check_is_file
+from odvae.running.text import check_is_file, shorten
 from odvae.weights.ldm_format import NORM_GROUPS, ldm_name
-from odvae.weights.pretrained import shorten
 from odvae.weights.weights_files import WEIGHTS, read_weights
 
 _ENDINGS = f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}"

@@ -106,10 +106,11 @@ def _point(folder: Path, row: JsonObject, measure: str) -> Run:
 
 
 def _budgets(row: JsonObject) -> Iterator[tuple[str, float]]:
-    """(Budget, mean score over the seeds) of a point."""
+    """(Budget, mean score over the seeds) of a point, of the budgets at which it was scored."""
     budgets = row.section("budgets")
     for name in budgets:
-        yield name, mean(budgets.numbers(name))
+        if scores := budgets.numbers(name):
+            yield name, mean(scores)
 
 
 def _run(report: Path) -> Run:

@@ -1,7 +1,7 @@
 """Generate videos from prompts, classes or an image; by default from held-out captions or classes, to be scored.
 Videos that are there already, made with the same settings and weights, are not made again.
 
-odvae-sample --prompt "a large red circle moves left" [--seed 0]
+odvae-sample --prompt "a large red circle moves left slowly" [--seed 0]
 odvae-sample [--config demo] [section.key=value ...]
 On several GPUs: accelerate launch -m ldm.commands.sample_video ...
 """

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from odvae.running.errors import InputError
 from odvae.running.hashing import file_fingerprint
-from odvae.running.text import check_is_file
+from odvae.running.text import check_is_file, shorten
 
 CLASSES = 101
 FRAMES = 16
@@ -102,9 +102,7 @@ def _read_arrays(path: Path, setting: str, shapes: Mapping[str, tuple[int, ...] 
     try:
         with np.load(path, allow_pickle=False) as archive:
             if missing := sorted(shapes.keys() - set(archive.files)):
-                raise InputError(
-                    f"{setting}: {path} has no array {missing[0]}, only {', '.join(archive.files[:5])} ..."
-                )
+                raise InputError(f"{setting}: {path} has no array {missing[0]}; it has {shorten(archive.files)}")
             for name, shape in shapes.items():
                 array = archive[name]
                 if shape is not None and array.shape != shape:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
 from odvae.running.hashing import file_fingerprint
-from odvae.running.text import check_is_file
+from odvae.running.text import check_is_file, shorten
 from odvae.weights.pretrained import not_reached
 from odvae.weights.weights_files import read_weights, why_incomplete
 
@@ -188,8 +188,8 @@ def _load_state_dict(file: Path) -> I3D:
     if not isinstance(state, dict) or state.keys() != own.keys():
         names = state.keys() if isinstance(state, dict) else set()
         raise InputError(
-            f"{file} does not hold I3D's {len(own)} tensors: missing {sorted(own.keys() - names)[:3]}, "
-            f"unexpected {sorted(names - own.keys())[:3]}"
+            f"{file} does not hold I3D's {len(own)} tensors: missing {shorten(sorted(own.keys() - names))}; "
+            f"not expected {shorten(sorted(names - own.keys()))}"
         )
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:

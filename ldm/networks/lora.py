@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ldm.networks.settings import LoRASettings
 from odvae.running.errors import InputError
-from odvae.weights.pretrained import loading, shorten
+from odvae.running.text import shorten
+from odvae.weights.pretrained import loading
 from odvae.weights.weights_files import read_weights
 
 LORA_WEIGHTS = "pytorch_lora_weights.safetensors"  # diffusers' name

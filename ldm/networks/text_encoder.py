@@ -33,10 +33,11 @@ from odvae.running.errors import InputError
 from odvae.running.files import atomic_folder, read_object
 from odvae.running.progress import progress_over
 from odvae.running.seeds import torch_generator
+from odvae.running.text import shorten
 from odvae.storage.files import local_copy
 from odvae.storage.mirror import local_model
 from odvae.weights.model_sizes import check_sizes
-from odvae.weights.pretrained import broken_files, loading, shorten
+from odvae.weights.pretrained import broken_files, loading
 
 _TOKENIZER_FILES = (
     "A tokenizer is tokenizer.json; or spiece.model or tokenizer.model (SentencePiece: T5, Gemma); or vocab.json and "

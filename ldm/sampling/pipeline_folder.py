@@ -12,7 +12,8 @@ from torch import nn
 
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_text
-from odvae.weights.pretrained import loading, shorten
+from odvae.running.text import shorten
+from odvae.weights.pretrained import loading
 from odvae.weights.weights_files import why_incomplete
 
 # A file in every saved pipeline, through which DiffusionPipeline.from_pretrained finds the class.

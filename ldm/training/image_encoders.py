@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
-from odvae.weights.pretrained import loading, read_config, shorten
+from odvae.running.text import shorten
+from odvae.weights.pretrained import loading, read_config
 
 _FILES = ("config.json", "preprocessor_config.json", "*.safetensors")
 _WHAT = "an image encoder"

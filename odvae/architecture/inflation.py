@@ -22,6 +22,7 @@ from odvae.architecture.layers import Downsample
 from odvae.architecture.rates import Growth, Halvings
 from odvae.architecture.resampling import Upsample
 from odvae.running.errors import InputError
+from odvae.running.text import shorten
 
 Kernels = Literal["tail", "average"]  # the image VAE's kernel at the last time step, or spread evenly over time
 
@@ -54,7 +55,9 @@ def inflate_state(source: dict[str, Tensor], video: dict[str, Tensor], init: Ker
     """
     if source.keys() != video.keys():
         missing, extra = sorted(video.keys() - source.keys()), sorted(source.keys() - video.keys())
-        raise InputError(f"the source VAE's tensors do not match: missing {missing[:5]}, not expected {extra[:5]}")
+        raise InputError(
+            f"the source VAE's tensors do not match: missing {shorten(missing)}; not expected {shorten(extra)}"
+        )
     state = {}
     for name, like in video.items():
         tensor = source[name]

@@ -6,7 +6,7 @@ import difflib
 import os
 import stat
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from odvae.running.errors import InputError
@@ -20,6 +20,7 @@ _OTHER_MARKS = {
 }
 _FIRST_OF_MARKS = tuple({mark[:1] for mark in _OTHER_MARKS})
 _UTF8_MARK = b"\xef\xbb\xbf"
+_SHOWN = 6  # names in a message
 
 
 def read_text_file(path: str | Path, what: str = "") -> str:
@@ -114,6 +115,13 @@ def did_you_mean(word: str, allowed: Sequence[str]) -> str:
     """ "did you mean --small?" for `--smal`: the names that begin so, otherwise the nearest; empty if none is near."""
     near = [name for name in allowed if name.startswith(word)] or difflib.get_close_matches(word, allowed, n=1)
     return f"did you mean {' or '.join(near[:3])}?" if near else ""
+
+
+def shorten(names: Iterable[str]) -> str:
+    """The first few names and the number of the others: "a, b, c and 4 more"; "none" of no names."""
+    names = list(names)
+    shown = ", ".join(names[:_SHOWN]) or "none"
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 
 
 def counted(count: int, noun: str) -> str:

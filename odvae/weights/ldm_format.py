@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from odvae.running.errors import InputError
+from odvae.running.text import shorten
 from odvae.weights.weights_files import read_weights
 
 if TYPE_CHECKING:
@@ -105,8 +106,8 @@ def rename_image_vae(
     missing, extra = sorted({*names.values()} - state.keys()), sorted(state.keys() - {*names.values()})
     if missing or extra:
         raise InputError(
-            f"{source} is not an image VAE in the format of latent-diffusion: missing tensors {missing[:5]}; "
-            f"not expected {extra[:5]}"
+            f"{source} is not an image VAE in the format of latent-diffusion: missing tensors {shorten(missing)}; "
+            f"not expected {shorten(extra)}"
         )
     for name, theirs in names.items():
         if state[theirs].numel() != like[name].numel() or state[theirs].shape[:1] != like[name].shape[:1]:

@@ -6,13 +6,14 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from odvae.running.commands import command_line
 from odvae.running.errors import InputError, is_out_of_memory
 from odvae.running.files import read_json
+from odvae.running.text import shorten
 from odvae.weights.model_sizes import check_sizes
 from odvae.weights.weights_files import WEIGHTS, why_incomplete
 
@@ -106,13 +107,6 @@ def broken_files(path: Path) -> list[str]:
     return [f"{file} {problem}" for file in files if (problem := why_incomplete(file))]
 
 
-def shorten(names: Iterable[str]) -> str:
-    """The first few names, and the number of the others."""
-    names = list(names)
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
-
-
 def _explain(name: str, error: BaseException) -> str:
     path = Path(name)
     said = _in_a_line(error)
@@ -128,10 +122,11 @@ def _explain(name: str, error: BaseException) -> str:
                 f"it is a file; a folder with a config.json or a hub name is needed (diffusers' from_single_file and "
                 f"save_pretrained make a folder of many published files; the library says: {said})"
             )
-        held = shorten(entry.name for entry in sorted(path.iterdir()) if not entry.name.startswith("."))
+        names = [entry.name for entry in sorted(path.iterdir()) if not entry.name.startswith(".")]
+        held = shorten(names) if names else "nothing"
         if found := re.search(r"no file named (\S+?)[, ]", said):
-            return f"it has no {found[1]} ({said}), but {held or 'nothing'}: rename or add the file"
-        return f"{said}. The folder holds {held or 'nothing'}"
+            return f"it has no {found[1]} ({said}), but {held}: rename or add the file"
+        return f"{said}. The folder holds {held}"
     if os.path.islink(path):
         return f"{name} is a broken link"
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):

@@ -60,7 +60,13 @@ def test_a_study_has_its_tables_and_the_videos_of_the_same_caption(study):
 
 
 def test_a_frontier_has_its_points_with_the_mean_of_the_seeds(tmp_path):
-    point = {"point": "4x8x8-c4", "psnr": 28.0, "ceiling": None, "budgets": {"4 minutes": [0.5, 0.75]}, "machine": "m"}
+    point = {
+        "point": "4x8x8-c4",
+        "psnr": 28.0,
+        "ceiling": None,
+        "budgets": {"4 minutes": [0.5, 0.75], "9 minutes": []},
+        "machine": "m",
+    }
     write(tmp_path / "frontier.json", {"points": [point]})
     write_samples(tmp_path / "4x8x8-c4/seed_1/samples", "a red circle")
     runs = read_study(tmp_path).runs("points")

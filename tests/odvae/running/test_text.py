@@ -9,7 +9,7 @@ from ldm.experiment import Experiment
 from odvae.running.errors import InputError
 from odvae.running.files import read_json
 from odvae.running.settings import load_settings
-from odvae.running.text import check_is_file, normalize_unicode, printable, read_text_file, valid_unicode
+from odvae.running.text import check_is_file, normalize_unicode, printable, read_text_file, shorten, valid_unicode
 
 TEXT = "run: runs/près\nseed: 3\n"
 
@@ -85,3 +85,10 @@ def test_printable_names_are_on_one_line_and_lose_nothing():
     for good in ("a b.mp4", "ゴリラ.mp4", "family 👨‍👩‍👧.mp4", "שלום.mp4", "café.mp4"):
         assert printable(good) == valid_unicode(good) == good
     assert normalize_unicode("cafe\u0301") == normalize_unicode("caf\u00e9")
+
+
+@pytest.mark.parametrize(
+    ("count", "words"), [(0, "none"), (1, "a"), (6, "a, b, c, d, e, f"), (7, "a, b, c, d, e, f and 1 more")]
+)
+def test_many_names_are_shortened_and_counted(count, words):
+    assert shorten("abcdefgh"[:count]) == words

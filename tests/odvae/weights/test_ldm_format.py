@@ -63,9 +63,9 @@ def test_a_single_file_gives_the_same_vae(tmp_path, quant, layout):
     [
         (
             lambda state: {n: t for n, t in state.items() if n != "encoder.conv_out.bias"},
-            r"missing tensors \['encoder.c",
+            r"missing tensors encoder.c",
         ),
-        (lambda state: state | {"decoder.more": torch.zeros(1)}, r"not expected \['decoder.more'\]"),
+        (lambda state: state | {"decoder.more": torch.zeros(1)}, "not expected decoder.more"),
         (lambda state: state | {"encoder.conv_in.bias": torch.zeros(7)}, r"encoder.conv_in.bias has shape \(7,\)"),
         (lambda state: {"encoder.down_blocks.0.x": torch.zeros(1)}, "give the folder, with its config.json"),
         (lambda state: {"encoder.mid.block_1.conv1.weight": torch.zeros(1)}, "down.0.block.0.norm2.weight is missing"),

@@ -58,13 +58,13 @@ def _reconstruction_flops(model: ModelSettings, shape: tuple[int, ...], by_image
         return count_flops(lambda: vae.reconstruct(batch))
 
 
-def generator_steps(settings: FrontierSettings, cost: Mapping[str, float]) -> dict[int, list[str]]:
-    """The steps at which a generator is scored, ascending -> the budgets that these steps are, in words.
+def generator_steps(settings: FrontierSettings, name: str, cost: Mapping[str, float]) -> dict[int, list[str]]:
+    """The steps at which a point's generator is scored, ascending -> the budgets that these steps are, in words.
 
     `cost` has the measured `steps_per_second` and the `step_gflops`.
     """
     found: dict[int, list[str]] = {}
-    for minutes in settings.minutes:
+    for minutes in (*settings.minutes, *settings.points[name].more_minutes):
         steps = max(1, round(60 * minutes * cost["steps_per_second"]))
         found.setdefault(steps, []).append(f"{minutes:g} minutes")
     for pflop in settings.pflop:

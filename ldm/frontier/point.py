@@ -52,7 +52,8 @@ class PointRunner(StageRunner):
             return settings.folder / name / "cost.json"
         cost = read_object(settings.folder / name / "cost.json").section("generator")
         speed = speed_for(settings, name, cost)
-        budgets = generator_steps(settings, {"steps_per_second": speed, "step_gflops": cost.number("step_gflops")})
+        work = cost.number("step_gflops")
+        budgets = generator_steps(settings, name, {"steps_per_second": speed, "step_gflops": work})
         trained = [self._train_generator(name, seed, budgets) for seed in settings.points[name].seeds]
         return self._write_result(name, speed, phase_steps(experiment), [row for rows in trained for row in rows])
 

@@ -24,6 +24,8 @@ class PointSettings(Settings):
     """Seeds with which the generator is trained; three and more where points are to be ranked."""
     role: str = "rate"
     """Points of one role are drawn as one line: `rate` for the rates, and a word of one's own for other questions."""
+    more_minutes: tuple[float, ...] = ()
+    """Further budgets in minutes, of this point alone: 0.8 of the longest tells whether a regularizer saves a fifth."""
     speed_of: str | None = None
     """Another point whose measured speed this one's budgets in minutes are steps of, for points whose generators do the
     same work in a step, as with other regularizers or channels. Then they have the same steps, and neither another
@@ -67,7 +69,8 @@ class FrontierSettings(Settings):
 
     @model_validator(mode="after")
     def _one_training_is_scored_at_all_budgets(self) -> FrontierSettings:
-        if not (self.minutes or self.pflop) or min(*self.minutes, *self.pflop, 1) <= 0:
+        more = [budget for point in self.points.values() for budget in point.more_minutes]
+        if not (self.minutes or self.pflop) or min(*self.minutes, *self.pflop, *more, 1) <= 0:
             raise ValueError("minutes and pflop: at least one budget is needed, and all must be above 0")
         if (schedule := self.experiment.ldm.optimization.lr_schedule) != "constant":
             raise ValueError(

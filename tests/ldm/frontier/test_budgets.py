@@ -62,8 +62,12 @@ def test_without_an_image_phase_the_video_phase_has_the_operations_of_both(front
 
 def test_budgets_become_steps_of_one_training(frontier):
     settings = frontier.model_copy(update={"minutes": (1.0, 2.0), "pflop": (0.001, 0.0006)})
-    steps = generator_steps(settings, {"steps_per_second": 2.0, "step_gflops": 5.0})
-    assert steps == {120: ["1 minutes", "0.0006 PFLOP"], 200: ["0.001 PFLOP"], 240: ["2 minutes"]}
+    points = dict(frontier.points) | {"more": PointSettings(more_minutes=(1.5,))}
+    settings = settings.model_copy(update={"points": points})
+    cost = {"steps_per_second": 2.0, "step_gflops": 5.0}
+    steps = {120: ["1 minutes", "0.0006 PFLOP"], 200: ["0.001 PFLOP"], 240: ["2 minutes"]}
+    assert generator_steps(settings, "4x8x8-c8", cost) == steps
+    assert generator_steps(settings, "more", cost) == steps | {180: ["1.5 minutes"]}
 
 
 def test_a_point_may_have_the_speed_of_another_that_does_the_same_work(frontier, tmp_path):

@@ -125,17 +125,20 @@ def test_a_regularizer_is_compared_with_the_point_that_differs_in_nothing_else()
 
 def test_steps_to_the_same_accuracy_are_interpolated():
     theirs = [(50, 0.4), (100, 0.6)]
-    assert steps_to_same([(50, 0.6), (100, 0.9)], theirs, PROMPTED) == pytest.approx(0.5)
-    assert steps_to_same([(50, 0.5), (100, 0.7)], theirs, PROMPTED) == pytest.approx(0.75)
-    assert steps_to_same([(50, 0.8)], theirs, PROMPTED) == pytest.approx(0.375)
-    assert steps_to_same([(50, 0.3), (100, 0.5)], theirs, PROMPTED) is None
+    assert steps_to_same([(50, 0.6), (100, 0.9)], theirs, 100, PROMPTED) == pytest.approx(0.5)
+    assert steps_to_same([(50, 0.5), (100, 0.7)], theirs, 100, PROMPTED) == pytest.approx(0.75)
+    assert steps_to_same([(50, 0.8)], theirs, 100, PROMPTED) == pytest.approx(0.5)  # not known to be earlier
+    assert steps_to_same([(50, 0.3), (100, 0.5)], theirs, 100, PROMPTED) is None
+    assert steps_to_same([(25, 0.2), (50, 0.6)], theirs, 50, PROMPTED) == pytest.approx(0.75)
 
 
 def test_steps_to_the_same_distance_end_where_it_is_as_low():
     theirs, distance = [(50, 9.0), (100, 5.0)], Measure("FVD", lower_is_better=True)
-    assert steps_to_same([(50, 9.0), (100, 6.0)], theirs, distance) is None
-    assert steps_to_same([(50, 7.0), (100, 3.0)], theirs, distance) == pytest.approx(0.75)
-    assert steps_to_same([(50, 4.0), (100, 3.0)], theirs, distance) == pytest.approx(0.5)  # not known to be earlier
+    assert steps_to_same([(50, 9.0), (100, 6.0)], theirs, 100, distance) is None
+    assert steps_to_same([(50, 7.0), (100, 3.0)], theirs, 100, distance) == pytest.approx(0.75)
+    assert steps_to_same([(50, 4.0), (100, 3.0)], theirs, 100, distance) == pytest.approx(
+        0.5
+    )  # not known to be earlier
 
 
 def test_all_seeds_have_to_be_faster():

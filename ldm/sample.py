@@ -109,6 +109,9 @@ def sample_videos(
         made = decide_on_main_process(lambda: made_before(stage.folder, rows, settings))
         if made and state.is_main_process:
             print(f"{len(made)} of {len(requests)} videos are in {folder} already, with the same settings and weights")
+        if state.is_main_process:
+            SampleTable(stage).forget(rows.keys() - made)
+        state.wait_for_everyone()
         mine = requests[state.process_index :: state.num_processes]
         with (
             autocast(settings.precision, state.device),
@@ -159,6 +162,8 @@ def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, set
         file.write(encode_video(frames, h * factor, w * factor, settings.fps))
     if settings.gif:
         save_gif(path.with_suffix(".gif"), decode(path, str(path)), settings.fps)
+    else:
+        path.with_suffix(".gif").unlink(missing_ok=True)  # of the video that was replaced
 
 
 def _batches(requests: Sequence[Request], size: int) -> Iterator[Sequence[Request]]:

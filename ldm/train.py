@@ -192,8 +192,7 @@ def fit(
     alignment = make_alignment(network, encoder, vae, settings, data)
     trained = None if alignment is None else alignment.trained_module(seed)
     name = f"{folder.parent.name} LDM"
-    largest = max(sizes.values())
-    state = TrainingState(network, optimization, folder, tracker, name, trained, stage, batch_size=largest)
+    state = TrainingState(network, optimization, folder, tracker, name, trained, stage, batch_size=max(sizes.values()))
     if alignment is not None:
         check_not_sharded(state.accelerator)
     accelerator, done = state.accelerator, state.resume()
@@ -216,16 +215,17 @@ def fit(
                 row["alignment"] = float(accelerator.reduce(alignment.last, "mean"))
             state.log.row(step, **row, **meter.row(), skipped_steps=state.guard.report(step))
             progress.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if step % optimization.validate_every == 0 or last:
-            with state.ema.in_network():
-                clips = settings.validation_clips
-                validate(network, per_sample_loss, data, sizes, clips, state.log, step, accelerator)
-        if step % settings.sample_every == 0:
-            with state.ema.in_network():
-                log_samples(network, vae, data, settings.num_visualized, state.log, step, accelerator)
-        state.save_and_stop_when_due(step, stage)
+        with meter.paused():
+            if step % optimization.validate_every == 0 or last:
+                with state.ema.in_network():
+                    clips = settings.validation_clips
+                    validate(network, per_sample_loss, data, sizes, clips, state.log, step, accelerator)
+            if step % settings.sample_every == 0:
+                with state.ema.in_network():
+                    log_samples(network, vae, data, settings.num_visualized, state.log, step, accelerator)
+            state.save_and_stop_when_due(step, stage)
     progress.close()
     state.log.close()
     names = [".", *map(ema_folder, optimization.extra_ema_decays)]
-    keep = accelerator.is_main_process
-    return {name: average.gather(keep) for name, average in zip(names, state.averages, strict=True)}
+    main = accelerator.is_main_process
+    return {name: average.gather(main) for name, average in zip(names, state.averages, strict=True)}

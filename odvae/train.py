@@ -217,10 +217,11 @@ def fit(network: TrainedVAE, name: str, optimization: PhaseSettings, run: VAERun
             row |= {"gradient_norm": float(gradient_norm), "learning_rate": learning_rate}
             state.log.row(step, **row, **meter.row(), skipped_steps=state.guard.report(step))
             progress.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-        if step % optimization.validate_every == 0 or last:
-            with state.ema.in_network():
-                validate(network, held_out, vae_loss.perceptual, state.log, step, accelerator)
-        state.save_and_stop_when_due(step, run.stage)
+        with meter.paused():
+            if step % optimization.validate_every == 0 or last:
+                with state.ema.in_network():
+                    validate(network, held_out, vae_loss.perceptual, state.log, step, accelerator)
+            state.save_and_stop_when_due(step, run.stage)
     progress.close()
     state.finish()
     network.eval()  # type: ignore[attr-defined]  # a torch module

@@ -16,6 +16,7 @@ from ldm.arguments import CommandParser
 from ldm.frontier.page import write_frontier
 from ldm.frontier.plan import describe_plan, measured_flops_per_second
 from ldm.frontier.point import Part, PointRunner, machine
+from ldm.frontier.results import is_finished, result_file
 from ldm.frontier.settings import FrontierSettings
 from ldm.frontier.sharing import prepare
 from ldm.study.costs import training_cost, vae_cost
@@ -50,23 +51,31 @@ def main() -> None:
             measure_cost(settings, options.cost)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the running stage is stopped too
-    if not options.finish:
-        run(settings, options)
-    if options.finish or options.until == "result":
+    finished = options.finish or run(settings, options)
+    if options.finish or (options.until == "result" and (finished or any_result(settings))):
         print(f"\noutput: {write_frontier(settings)}")
 
 
-def run(settings: FrontierSettings, options: argparse.Namespace) -> None:
-    """Run the chosen points, or all, except what is finished."""
+def any_result(settings: FrontierSettings) -> bool:
+    return any(result_file(settings, name).is_file() for name in settings.points)
+
+
+def run(settings: FrontierSettings, options: argparse.Namespace) -> bool:
+    """Run the chosen points, or all without a result, except what is finished. False: time was up before the end."""
     deadline = None if options.minutes is None else time.monotonic() + 60 * options.minutes
     runner = PointRunner(settings.folder, 1, deadline, options.config, settings, tuple(options.overrides))
     names = options.point or list(settings.points)
-    print(describe_plan(settings, names, measured_flops_per_second(settings, join_ranks().device)), flush=True)
+    left = [name for name in names if not is_finished(settings, name)]
+    if left:
+        speed = measured_flops_per_second(settings, join_ranks().device)
+        print(describe_plan(settings, left, len(names), speed), flush=True)
     try:
-        for name in names:
+        for name in options.point or left:
             print(f"\n{options.until}: {runner.run_point(name, options.until)}", flush=True)
     except OutOfTime:
         print("\ntime is up; run the same command again to resume")
+        return False
+    return True
 
 
 def measure_cost(settings: FrontierSettings, name: str) -> None:

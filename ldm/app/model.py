@@ -75,7 +75,8 @@ def load(folder: Path, device: torch.device, limits: Limits | None = None) -> Mo
         folders = RunFolder(folder.parent)  # where export_pipeline puts it by default
     elif (folder / "ldm").is_dir():
         folders = RunFolder(folder)
-        pipeline = load_pipeline(folders.vae, folders.ldm)
+        sampled, _ = _as_sampled(folders.samples)
+        pipeline = load_pipeline(folders.vae, folders.ldm, sampled.sampler, sampled.ema_decay)
     else:
         found = "has neither an ldm/ folder nor a model_index.json" if folder.is_dir() else "is not there"
         raise InputError(
@@ -93,6 +94,7 @@ def _as_sampled(samples: Path) -> tuple[SampleSettings, list[str]]:
     if not rows:
         return SampleSettings(), []
     chosen = {name: rows[0][name] for name in ("num_inference_steps", "guidance_scale", "fps")}
+    chosen |= {name: rows[0].get(name) for name in ("sampler", "ema_decay")}
     prompts = dict.fromkeys(row.text("prompt") for row in rows if row["prompt"])
     settings = make_settings(SampleSettings, chosen, (), str(samples / SAMPLE_TABLE))
     return settings, list(prompts)[:NUM_EXAMPLES]

@@ -133,10 +133,10 @@ def _generate_tab(model: Model) -> None:
                 elem_id="first-frame",
             )
             seed = gradio.Number(0, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED, elem_id="seed")
-            steps = gradio.Slider(1, model.limits.steps, settings.num_inference_steps, step=1, label="Steps")
-            scale = gradio.Slider(
-                1, model.limits.guidance_scale, settings.guidance_scale, step=0.1, label="Guidance", visible=guided
-            )
+            most = model.limits
+            start = min(settings.num_inference_steps, most.steps), min(settings.guidance_scale, most.guidance_scale)
+            steps = gradio.Slider(1, most.steps, start[0], step=1, label="Steps")
+            scale = gradio.Slider(1, most.guidance_scale, start[1], step=0.1, label="Guidance", visible=guided)
             length = gradio.Slider(1, model.longest, frames, step=ratio, label=f"Frames (in training: {frames})")
             button = gradio.Button("Generate", variant="primary", elem_id="generate")
         result = gradio.HTML(elem_id="generated", min_height=320)

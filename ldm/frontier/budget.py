@@ -38,15 +38,18 @@ def with_equal_steps(settings: FrontierSettings, name: str) -> Experiment:
 
 def phase_flops(experiment: Experiment) -> dict[str, float]:
     """Floating-point operations of one step of each phase that the point has: three forward passes of the VAE (the
-    backward pass costs two) on a batch. Nothing is computed; terms of the loss other than the reconstruction are not
-    counted."""
+    backward pass costs two) on the batches that its gradients accumulate. Nothing is computed; terms of the loss other
+    than the reconstruction are not counted."""
     vae, data = experiment.vae, experiment.data
-    assert vae.video_phase is not None  # checked by the settings' validator
-    size, found = (data.height, data.width), {}
-    if vae.image_phase is not None:
-        found["image_phase"] = 3.0 * _reconstruction_flops(vae.model, (vae.image_phase.batch_size, 3, 1, *size), True)
-    clips = (vae.video_phase.batch_size, 3, vae.video_phase.frames or data.frames, *size)
-    return {**found, "video_phase": 3.0 * _reconstruction_flops(vae.model, clips, False)}
+    image, video, size = vae.image_phase, vae.video_phase, (data.height, data.width)
+    assert video is not None  # checked by the settings' validator
+    clips = (video.batch_size, 3, video.frames or data.frames, *size)
+    found = {"video_phase": 3.0 * video.gradient_accumulation_steps * _reconstruction_flops(vae.model, clips, False)}
+    if image is not None:
+        images = (image.batch_size * min(image.images_per_clip, data.frames), 3, 1, *size)
+        flops = 3.0 * image.gradient_accumulation_steps * _reconstruction_flops(vae.model, images, True)
+        found = {"image_phase": flops, **found}
+    return found
 
 
 @functools.cache
@@ -64,10 +67,14 @@ def generator_steps(settings: FrontierSettings, name: str, cost: Mapping[str, fl
     `cost` has the measured `steps_per_second` and the `step_gflops`.
     """
     found: dict[int, list[str]] = {}
-    for minutes in (*settings.minutes, *settings.points[name].more_minutes):
-        steps = max(1, round(60 * minutes * cost["steps_per_second"]))
-        found.setdefault(steps, []).append(f"{minutes:g} minutes")
-    for pflop in settings.pflop:
-        steps = max(1, round(1e6 * pflop / cost["step_gflops"]))
-        found.setdefault(steps, []).append(f"{pflop:g} PFLOP")
+    for budget, (amount, unit) in budgets_of(settings, name).items():
+        exact = 60 * amount * cost["steps_per_second"] if unit == "minutes" else 1e6 * amount / cost["step_gflops"]
+        found.setdefault(max(1, round(exact)), []).append(budget)
     return dict(sorted(found.items()))
+
+
+def budgets_of(settings: FrontierSettings, name: str) -> dict[str, tuple[float, str]]:
+    """The budgets of a point, as results name them -> amount and unit."""
+    minutes = [(one, "minutes") for one in (*settings.minutes, *settings.points[name].more_minutes)]
+    pflop = [(one, "PFLOP") for one in settings.pflop]
+    return {f"{amount:g} {unit}": (amount, unit) for amount, unit in (*minutes, *pflop)}

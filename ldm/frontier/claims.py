@@ -22,7 +22,7 @@ FEWER_STEPS = 0.8  # of the steps to the same accuracy, in every seed: what a re
 LOST = 0.5  # dB of PSNR that it may cost
 REGULARIZERS = {
     "local_correlation": "SSVAE (2512.05394: 3x faster convergence)",
-    "masking": "SSVAE (2512.05394: 3x faster convergence)",
+    "latent_masking": "SSVAE (2512.05394: 3x faster convergence)",
     "equivariance": "EQ-VAE (2502.09509: up to 7x faster convergence)",
 }
 
@@ -219,7 +219,10 @@ def regularizer_claims(points: Sequence[Point], measure: Measure) -> Iterator[Cl
             continue
         gain, interval = gain_of(ours, theirs)
         seeds = sorted(ours.curves.keys() & theirs.curves.keys())
-        for goal in sorted({steps for seed in seeds for steps, _ in theirs.curves[seed][1:]}):
+        goals = sorted({steps for seed in seeds for steps, _ in theirs.curves[seed][1:]})
+        if not goals:
+            yield open_claim(text, wanted, "a seed of both that is scored at two budgets")
+        for goal in goals:
             known = [seed for seed in seeds if goal in dict(theirs.curves[seed])]
             shares = [steps_to_same(ours.curves[one], theirs.curves[one], goal, measure) for one in known]
             steps = ", ".join("never" if share is None else f"{share:.2f}" for share in shares)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ldm.frontier.claims import frontier_claims
 from ldm.frontier.picture import draw
-from ldm.frontier.results import markdown, minutes_of, read_results, rows_of
+from ldm.frontier.results import budget_columns, markdown, minutes_of, read_results, rows_of
 from ldm.frontier.scores import Measure, answers, measure_of
 from ldm.frontier.settings import FrontierSettings
 from ldm.frontier.side_by_side import write_side_by_side
@@ -56,6 +56,7 @@ def write_frontier(settings: FrontierSettings) -> Path:
         report=code_version(),
         frontier=found,
         measure=measure,
+        budgets=budget_columns(rows),
         picture=data_uri((kept / "frontier.png").read_bytes(), "image/png"),
         videos=[
             {**entry, "videos": {name: video_uri(file) for name, file in entry["videos"].items()}} for entry in videos

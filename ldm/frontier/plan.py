@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 import torch
@@ -22,14 +21,14 @@ from ldm.planning.training_steps import new_network
 from odvae.architecture.settings import ModelSettings
 from odvae.measuring import count_flops, now
 from odvae.model import ODVAE
+from odvae.running.precision import autocast
 from odvae.train import random_odvae
 
 TIMED = 3
 
 
-def describe_plan(settings: FrontierSettings, names: Sequence[str], flops_per_second: float) -> str:
-    """The minutes of each of the points that has no result yet, by part, and of what they share, once."""
-    left = [name for name in names if not Path(settings.results, f"{name}.json").is_file()]
+def describe_plan(settings: FrontierSettings, left: Sequence[str], of: int, flops_per_second: float) -> str:
+    """The minutes of each of the points that are left to run, of so many, by part, and of what they share, once."""
     rows = {name: point_minutes(settings, name, flops_per_second) for name in left}
     stages = list(dict.fromkeys(stage for name in left for stage in shared_stages(settings, name)))
     image = phase_flops(settings.experiment_of(settings.reference))["image_phase"]
@@ -38,7 +37,7 @@ def describe_plan(settings: FrontierSettings, names: Sequence[str], flops_per_se
     each = image * vae.image_phase.steps / flops_per_second / 60
     total = sum(sum(row.values()) for row in rows.values()) + each * sum(stage != PREPARED for stage in stages)
     lines = [
-        f"plan: {len(left)} of {len(names)} points to run, about {total:.0f} minutes at {flops_per_second / 1e9:.0f} "
+        f"plan: {len(left)} of {of} points to run, about {total:.0f} minutes at {flops_per_second / 1e9:.0f} "
         "GFLOP/s; starts of processes, decoding and scoring of videos come on top"
     ]
     for stage in stages:
@@ -63,11 +62,12 @@ def point_minutes(settings: FrontierSettings, name: str, flops_per_second: float
     encode, decode, shape = _clip_flops(experiment.vae.model, (1, 3, data.frames, data.height, data.width))
     clips = 0 if experiment.demo_videos is None else experiment.demo_videos.count * experiment.encode.clips_per_video
     sample, seeds = experiment.sample, len(settings.points[name].seeds)
-    scorings = seeds * len({*settings.minutes, *(f"{one} PFLOP" for one in settings.pflop)})
+    own = (*settings.minutes, *settings.points[name].more_minutes)
+    scorings = seeds * len({*own, *(f"{one} PFLOP" for one in settings.pflop)})
     guided = 2 if sample.guidance_scale != 1 else 1
     denoise = sample.num_inference_steps * guided * _forward_flops(experiment, shape)
     scored = sample.count * (denoise + encode + 2 * decode)
-    longest = max(*settings.minutes, *(1e15 * one / flops_per_second / 60 for one in settings.pflop), 0.0)
+    longest = max(*own, *(1e15 * one / flops_per_second / 60 for one in settings.pflop), 0.0)
     minutes = 1 / flops_per_second / 60
     return {
         "VAE": training * minutes,
@@ -96,8 +96,9 @@ def _forward_flops(experiment: Experiment, shape: tuple[int, int, int, int]) -> 
 
 
 def measured_flops_per_second(settings: FrontierSettings, device: torch.device) -> float:
-    """Operations a second of the reference VAE's forward and backward pass on a batch of clips: the median of three
-    timed passes, after one that is not."""
+    """Operations a second of the reference VAE's forward and backward pass on a batch of clips, in the precision of its
+    training: the median of three timed passes, after one that is not. Gives the device's memory back, since the stages
+    are other processes."""
     experiment = settings.experiment_of(settings.reference)
     phase, data = experiment.vae.video_phase, experiment.data
     assert phase is not None  # checked by the settings' validator
@@ -106,6 +107,11 @@ def measured_flops_per_second(settings: FrontierSettings, device: torch.device) 
     seconds = []
     for _ in range(1 + TIMED):
         start = now(device)
-        vae.reconstruct(clips)[0].square().mean().backward()
+        with autocast(phase.precision, device):
+            loss = vae.reconstruct(clips)[0].float().square().mean()
+        loss.backward()
         seconds.append(now(device) - start)
-    return phase_flops(experiment)["video_phase"] / median(seconds[1:])
+    del vae, clips, loss
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return phase_flops(experiment)["video_phase"] / phase.gradient_accumulation_steps / median(seconds[1:])

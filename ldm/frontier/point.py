@@ -12,18 +12,22 @@ from typing import Any, Literal
 from ldm.demo.accuracy import attributes_of
 from ldm.experiment import Experiment
 from ldm.frontier.budget import generator_steps, with_equal_steps
+from ldm.frontier.results import is_finished, result_file
 from ldm.frontier.settings import SHARED, FrontierSettings
 from ldm.frontier.sharing import PREPARED, image_vae_run, shared_stages, with_shared_stages
 from ldm.study.plan import Run
 from ldm.study.results import SCORES, scores, training
 from ldm.study.runner import StageRunner
+from odvae.running.distributed import TIMEOUT
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, read_json_lines, read_object, write_json
+from odvae.running.folder_lock import exclusive_update
 from odvae.running.json_objects import JsonObject
 from odvae.running.run_folder import code_version
 
 Part = Literal["latents", "cost", "result"]
 VAE_STAGES = ("train_vae", "evaluate_vae", "encode_latents")
+SHARED_LOCK = ".stages.lock"
 SAME_WORK = 0.02  # largest relative difference of the operations of two generators' steps
 GENERATOR_STAGES = ("train_ldm", "sample_video", "evaluate_ldm")
 
@@ -39,9 +43,12 @@ class PointRunner(StageRunner):
     def run_point(self, name: str, until: Part = "result") -> Path:
         """Run all of a point that is not finished, up to a part of it; returns that part's file or folder.
 
-        Raises OutOfTime at the deadline.
+        A point whose result is there, with all seeds and budgets, is finished, whether or not its working folder is.
+        Raises OutOfTime at the deadline, and InputError, before any work, for a result that was made by other settings.
         """
         settings = self.settings
+        if until == "result" and is_finished(settings, name):
+            return result_file(settings, name)
         self._run_shared_stages(name)
         experiment = with_equal_steps(settings, name)
         self.execute(Run(name, with_shared_stages(settings, name, experiment), VAE_STAGES))
@@ -60,9 +67,12 @@ class PointRunner(StageRunner):
     def _run_shared_stages(self, name: str) -> None:
         """Make what the point shares with others, where it is not there yet."""
         words = [sys.executable, "tools/compression_frontier.py", str(self.config), *self.overrides, "--prepare"]
-        self.once(self.settings.folder / SHARED / PREPARED / "done" / "prepare.json", words)
-        if (run := image_vae_run(self.settings, name)) is not None:
-            self.execute(run)
+        folder = self.settings.folder / SHARED
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive_update(folder, SHARED_LOCK, timeout=TIMEOUT.total_seconds()):  # points may run side by side
+            self.once(folder / PREPARED / "done" / "prepare.json", words)
+            if (run := image_vae_run(self.settings, name)) is not None:
+                self.execute(run)
 
     def _train_generator(self, name: str, seed: int, budgets: dict[int, list[str]]) -> list[dict]:
         """Train the generator with one seed, stopping at each budget to sample and score; returns a row for each."""
@@ -76,15 +86,15 @@ class PointRunner(StageRunner):
             ldm = experiment.ldm.model_copy(update={"optimization": optimization})
             (folder / "experiment.yaml").unlink(missing_ok=True)  # of the budget before: only the steps are others
             self.execute(Run(run, experiment.model_copy(update={**changes, "ldm": ldm}), (), borrowed))
-            row = folder / "scores" / f"{steps}.json"
+            row, marker = folder / "scores" / f"{steps}.json", folder / "done" / f"{steps}_steps.json"
             words = [sys.executable, "tools/run_stages.py", "--config", str(folder / "experiment.yaml")]
             for stage in GENERATOR_STAGES:
                 words += ["--stage", stage]
-            self.once(folder / "done" / f"{steps}_steps.json", words)
+            self.once(marker, words)
             if not row.is_file():
                 row.parent.mkdir(exist_ok=True)
                 write_json(row, {"seed": seed, "budgets": meant, **_generator_row(folder, steps)})
-            rows.append(read_json(row))
+            rows.append({**read_json(row), "budgets": meant})
         return rows
 
     def _measure_cost(self, name: str) -> None:
@@ -113,7 +123,7 @@ class PointRunner(StageRunner):
             "machine": machine(),
             **code_version(),
         }
-        path = Path(self.settings.results) / f"{name}.json"
+        path = result_file(self.settings, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
         return path
@@ -193,13 +203,3 @@ def _minutes(folder: Path) -> float:
     """Wall time of all commands of a point, or of a shared stage."""
     markers = (*folder.glob("done/*.json"), *folder.glob("seed_*/done/*.json"))
     return round(sum(read_object(marker).number("minutes") for marker in sorted(markers)), 2)
-
-
-def read_result(path: Path) -> JsonObject:
-    """A point's result. Raises InputError where it was damaged."""
-    found = read_object(path)
-    for key in ("point", "machine", "commit"):
-        found.text(key)
-    for key in ("vae", "cost", "shared", "minutes"):
-        found.section(key)
-    return found

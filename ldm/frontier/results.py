@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from ldm.demo.accuracy import mean_accuracy
-from ldm.frontier.point import read_result
+from ldm.frontier.budget import budgets_of
 from ldm.frontier.scores import Measure, Score, scores_of
 from ldm.frontier.settings import FrontierSettings
 from odvae.running.errors import InputError
+from odvae.running.files import read_object
 from odvae.running.json_objects import JsonObject
 from odvae.running.resume_check import differing_keys
 
@@ -23,16 +26,53 @@ def read_results(settings: FrontierSettings) -> tuple[list[JsonObject], list[str
     """
     found, missing = [], []
     for name in settings.points:
-        path = Path(settings.results) / f"{name}.json"
-        if not path.is_file():
+        result = _read_own(settings, name)
+        if result is None:
             missing.append(name)
-            continue
-        result = read_result(path)
-        _check_same(result, name, settings)
-        found.append(result)
+        else:
+            found.append(result)
     if not found:
         raise InputError(f"{settings.results} has no result of any point; run: tools/compression_frontier.py CONFIG")
     return found, missing
+
+
+def result_file(settings: FrontierSettings, name: str) -> Path:
+    return Path(settings.results) / f"{name}.json"
+
+
+def is_finished(settings: FrontierSettings, name: str) -> bool:
+    """Whether a point has a result with all of its seeds and budgets. Raises InputError for one of other settings."""
+    result = _read_own(settings, name)
+    if result is None:
+        return False
+    scored = {(row["seed"], budget) for row in result["generators"] for budget in row["budgets"]}
+    return scored >= set(product(settings.points[name].seeds, budgets_of(settings, name)))
+
+
+def read_result(path: Path) -> JsonObject:
+    """A point's result. Raises InputError where it was damaged."""
+    found = read_object(path)
+    for key in ("point", "role", "machine", "commit"):
+        found.text(key)
+    for key in ("shared", "minutes"):
+        found.section(key)
+    found.section("vae").number("psnr")
+    found.section("cost").section("generator").number("tokens")
+    for row in found.sections("generators"):
+        row.number("seed")
+        row.number("steps")
+        row.texts("budgets")
+    compression_of(found)
+    return found
+
+
+def _read_own(settings: FrontierSettings, name: str) -> JsonObject | None:
+    path = result_file(settings, name)
+    if not path.is_file():
+        return None
+    result = read_result(path)
+    _check_same(result, name, settings)
+    return result
 
 
 def _check_same(result: JsonObject, name: str, settings: FrontierSettings) -> None:
@@ -90,11 +130,16 @@ def quality_of(vae: JsonObject) -> dict[str, Any]:
 
 
 def compression_of(result: JsonObject) -> dict[str, Any]:
-    """Rate and channels of a point, from the latents that its generator was trained on."""
+    """Rate and channels of a point, from the latents that its generator was trained on.
+
+    Raises InputError where they were damaged.
+    """
     cost = result.section("cost")
-    rate = cost.section("vae").text("compression")
+    rate, shape = cost.section("vae").text("compression"), cost.section("generator").numbers("latent_shape")
+    if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){2}", rate) or len(shape) != 4:
+        raise InputError(f"{result.source} was damaged: compression {rate:.40} of latents {shape!s:.40}")
     time, height, width = (int(one) for one in rate.split("x"))
-    channels = int(cost.section("generator").numbers("latent_shape")[0])
+    channels = int(shape[0])
     return {
         "rate": rate,
         "channels": channels,
@@ -118,9 +163,14 @@ def _ceiling(result: JsonObject) -> float | None:
     return mean(mean_accuracy(one) for one in found) if found else None
 
 
+def budget_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The budgets at which any point was scored: those of the first point first."""
+    return list(dict.fromkeys(budget for row in rows for budget in row["budgets"]))
+
+
 def markdown(rows: Sequence[Mapping[str, Any]], measure: Measure) -> str:
     """The main numbers as a Markdown table."""
-    budgets = list(dict.fromkeys(budget for row in rows for budget in row["budgets"]))
+    budgets = budget_columns(rows)
     head = ["point", "rate", "channels", "PSNR", "of motion", "bits/pixel", "tokens", "steps/s", "ceiling", *budgets]
     lines = [head, ["---"] * len(head)]
     for row in rows:

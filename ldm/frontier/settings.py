@@ -69,9 +69,11 @@ class FrontierSettings(Settings):
 
     @model_validator(mode="after")
     def _one_training_is_scored_at_all_budgets(self) -> FrontierSettings:
-        more = [budget for point in self.points.values() for budget in point.more_minutes]
-        if not (self.minutes or self.pflop) or min(*self.minutes, *self.pflop, *more, 1) <= 0:
+        if not (self.minutes or self.pflop) or min(*self.minutes, *self.pflop, 1) <= 0:
             raise ValueError("minutes and pflop: at least one budget is needed, and all must be above 0")
+        for name, point in self.points.items():
+            if min(point.more_minutes, default=1) <= 0:
+                raise ValueError(f"points.{name}.more_minutes={list(point.more_minutes)}: all must be above 0")
         if (schedule := self.experiment.ldm.optimization.lr_schedule) != "constant":
             raise ValueError(
                 f"experiment.ldm.optimization.lr_schedule={schedule}: it must be constant, since one training is "

@@ -68,7 +68,8 @@ def add_lora(network: Any, settings: LoRASettings) -> None:
 
     targets = settings.targets or [name for name in network.lora_targets if any(_matching(network, name))]
     if isinstance(network, FusedProjectionsLoraMixin):
-        targets = sorted(fused_projections(targets))
+        given = set(targets)  # of a list of diffusers, only those that the network has: no `kv` without text
+        targets = sorted(one for one in fused_projections(targets) if one in given or any(_matching(network, one)))
     for target in targets:
         if not any(_matching(network, target)):
             kinds = {name.removeprefix(_block_of(name)) for name, _ in _adaptable(network)}

@@ -19,6 +19,7 @@ from ldm.sampling.prompt_file import MOST_SEED, Prompt
 from ldm.sampling.settings import FileNames, SampleSettings
 from odvae.clips.video_set import VideoSet
 from odvae.running.errors import InputError
+from odvae.running.files import temporary_path
 from odvae.running.seeds import derive_seed
 from odvae.running.text import check_is_file
 from odvae.shards.captions import caption_problem
@@ -64,6 +65,8 @@ def evaluation_requests(
     if conditioning.kind == "none":
         return [Request(file, video_seed, HELD_OUT) for file, video_seed in seeds.items()]
     if conditioning.kind == "class":
+        if not classes:
+            raise InputError("ldm.conditioning.kind=class: the latents have no classes")
         return [
             Request(file, video_seed, HELD_OUT, class_label=classes[i % len(classes)])
             for i, (file, video_seed) in enumerate(seeds.items())
@@ -138,7 +141,7 @@ def user_requests(
 def _vbench_name(prompt: str, number: int) -> str:
     """The name by which VBench's standard evaluation finds the video of a prompt."""
     file = f"{prompt}-{number}.mp4"
-    if "/" in file or "\0" in file or len(os.fsencode(file)) > _LONGEST_NAME:
+    if "/" in file or "\0" in file or len(os.fsencode(temporary_path(Path(file)))) > _LONGEST_NAME:
         raise InputError(f"sample.file_names=vbench: the prompt cannot be the name of a file: {prompt[:100]!r}")
     return file
 

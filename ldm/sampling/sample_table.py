@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,14 @@ class SampleTable:
         self._added[row["file"]] = row
         if time.monotonic() - self._written > _SECONDS_BETWEEN_WRITES:
             self.write()
+
+    def forget(self, files: Collection[str]) -> None:
+        """Remove the rows of videos that will be made again: a command that is killed leaves none of another video."""
+        with self.stage.updating():
+            rows = read_sample_rows(self.stage.folder)
+            kept = [row for row in rows if row["file"] not in files]
+            if len(kept) < len(rows):
+                write_text(self.stage.folder / SAMPLE_TABLE, "".join(json.dumps(dict(row)) + "\n" for row in kept))
 
     def write(self) -> None:
         """Write what was added."""

@@ -95,13 +95,14 @@ def training_cost(settings: LDMSettings, latents: Path, steps: int, seed: int, d
         start = now(device)
         step(batch)
         seconds.append(now(device) - start)
+    accumulated = optimization.gradient_accumulation_steps  # micro-steps of a step, of which one was timed
     return {
         "parameters": _count(network),
         "latent_shape": list(first.noisy.shape[1:]),
         "tokens": tokens(network, first),
-        "steps_per_second": 1 / median(seconds),
-        "step_seconds": [round(value, 6) for value in seconds],
-        "step_gflops": 3 * forward_flops(network, first) / 1e9,
+        "steps_per_second": 1 / (accumulated * median(seconds)),
+        "step_seconds": [round(accumulated * value, 6) for value in seconds],
+        "step_gflops": 3 * accumulated * forward_flops(network, first) / 1e9,
         "memory_growth_mb": None if growth is None else growth / 1e6,
         "batch_size": batch_size,
         "protocol": f"batch {batch_size}, median of {steps} steps on one device; memory: one step's peak "

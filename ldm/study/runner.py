@@ -53,18 +53,26 @@ class StageRunner:
             self.once(folder / "done" / f"{script}.json", words)
 
     def once(self, marker: Path, words: list[str]) -> None:
-        """Run a command to its end, unless its marker file exists; the marker records command, commit and minutes."""
+        """Run a command to its end, unless its marker file exists; the marker records command, commit and minutes.
+
+        The minutes of earlier starts, which were stopped, count too: they are kept beside the marker until then.
+        """
         if marker.is_file():
             return
         print(f"\n{shlex.join(words)}", flush=True)
-        start = time.monotonic()
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        stopped = marker.with_suffix(".stopped")
+        start, minutes = time.monotonic(), read_object(stopped).number("minutes") if stopped.is_file() else 0.0
         process = subprocess.Popen(words, cwd=REPOSITORY, env=environment())
-        status = self.wait(process)
+        try:
+            status = self.wait(process)
+        finally:
+            minutes = round(minutes + (time.monotonic() - start) / 60, 3)
+            write_json(stopped, {"minutes": minutes})
         if status != 0:
             raise InputError(f"the study stopped: exit status {status} of: {shlex.join(words)}")
-        marker.parent.mkdir(parents=True, exist_ok=True)
-        minutes = round((time.monotonic() - start) / 60, 3)
         write_json(marker, {"command": shlex.join(words), "minutes": minutes, **code_version()})
+        stopped.unlink()
 
     def wait(self, process: subprocess.Popen) -> int:
         """The exit status. At the deadline, or when the study itself is stopped, the stage first saves and ends."""

@@ -93,7 +93,7 @@ class LDMSettings(Settings):
     def _one_setting_determines_the_batch(self) -> LDMSettings:
         if self.tokens_per_batch is None:
             return self
-        if "batch_size" in self.optimization.model_fields_set:
+        if self.optimization.batch_size != OptimizationSettings.model_fields["batch_size"].default:
             raise ValueError(
                 f"tokens_per_batch={self.tokens_per_batch} and ldm.optimization.batch_size="
                 f"{self.optimization.batch_size} both say how many samples a batch has: give one of them"

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from odvae.clips.samplers import BatchPlan
-from odvae.running.errors import DivergenceError
+from odvae.running.errors import DivergenceError, InputError
 from odvae.running.precision import choose_kernels
 from odvae.running.stage import Stage
 from odvae.training.checkpoints import Checkpoints
@@ -72,8 +72,16 @@ class TrainingState:
         self.checkpoints.remember(self.guard)
 
     def resume(self) -> int:
-        """Load the newest checkpoint, if any, and open the log. Returns the number of completed steps."""
+        """Load the newest checkpoint, if any, and open the log. Returns the number of completed steps.
+
+        Raises InputError where these are more than `steps`: the weights would not be those of so many steps.
+        """
         done = self.checkpoints.load_latest()
+        if done > (steps := self.optimization.steps):
+            raise InputError(
+                f"{self.folder} was trained for {done} steps already, more than steps={steps}: give at least {done}, "
+                f"choose another run folder, or remove its checkpoints after step {steps}"
+            )
         self.log = MetricsLog(self.folder, self.accelerator, resumed_at=done)
         return done
 

@@ -43,6 +43,13 @@ class StepMeter(Generic[B]):
         yield
         self.waited += time.perf_counter() - start
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Between steps: validation, samples and checkpoints are not the time of steps."""
+        start = time.perf_counter()
+        yield
+        self.begin += time.perf_counter() - start
+
     def count(self, batch: B) -> None:
         """Count one micro-step on this batch; the other ranks are assumed to have done the same."""
         flops, units = self.cost(batch)

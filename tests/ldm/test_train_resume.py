@@ -41,6 +41,13 @@ def test_a_run_resumes_only_with_the_same_global_batch_and_the_error_lists_other
         train(ldm_run, tmp_path / "ldm", settings(steps=4, conditioning=ConditioningSettings(kind="none")))
 
 
+def test_a_run_is_not_shortened_after_it_was_trained(ldm_run, tmp_path):
+    """The weights of step 4 would be saved as those of 2 steps."""
+    train(ldm_run, tmp_path / "ldm", settings(steps=4))
+    with pytest.raises(InputError, match=r"ldm was trained for 4 steps already, more than steps=2: give at least 4"):
+        train(ldm_run, tmp_path / "ldm", settings(steps=2))
+
+
 def test_a_run_does_not_resume_with_other_latents(ldm_run, tmp_path):
     shutil.copytree(ldm_run / "latents", tmp_path / "latents")
     train_ldm(settings(steps=2), ldm_run / "vae", tmp_path / "latents", tmp_path / "ldm", 0)

@@ -10,6 +10,7 @@ from ldm.sampling.settings import SampleSettings
 from odvae.clips.settings import DataSettings
 from odvae.clips.video_set import VideoSet
 from odvae.packing.packing import pack_folder
+from odvae.running.errors import InputError
 from odvae.running.failures import Failures
 from odvae.shards.captions import shown_caption
 from odvae.shards.tars import index_shards, list_shards, shard_writer
@@ -45,6 +46,11 @@ def test_prompts_are_the_other_captions(videos, capsys):
     requests = evaluation_requests(settings, ConditioningSettings(), [], videos, 0, demo=None)
     assert [request.source for request in requests] == [sample.key for sample in videos.held_out[1:3]]
     assert f"left out: {videos.held_out[0].name}.txt is not UTF-8" in capsys.readouterr().err
+
+
+def test_latents_without_classes_give_no_requests_by_class(videos):
+    with pytest.raises(InputError, match=r"ldm\.conditioning\.kind=class: the latents have no classes"):
+        evaluation_requests(SampleSettings(count=2), ConditioningSettings(kind="class"), [], videos, 0, demo=None)
 
 
 def test_it_is_shown_without_its_caption(videos, capsys):

@@ -11,7 +11,7 @@ from small import REPOSITORY
 
 from ldm.frontier.page import write_frontier
 from ldm.frontier.point import PointRunner
-from ldm.frontier.results import markdown, minutes_of, read_results, rows_of
+from ldm.frontier.results import is_finished, markdown, minutes_of, read_results, result_file, rows_of
 from ldm.frontier.scores import PROMPTED, Measure, Score, answers, best_of, measure_of
 from ldm.frontier.settings import FrontierSettings
 from ldm.frontier.sharing import shared_stages
@@ -60,6 +60,30 @@ def written(frontier, tmp_path):
         result(frontier, "4x8x8-c8", {"0.02 minutes": [0.7]}, psnr=28.0),
     )
     return frontier
+
+
+def test_a_point_is_finished_with_all_seeds_and_budgets_and_not_run_again(frontier, tmp_path):
+    (tmp_path / "results").mkdir()
+    settings = frontier.model_copy(update={"minutes": (1.0,), "pflop": (0.5,)})
+    seeds = settings.points["4x8x8-c4"].seeds
+    whole = {"1 minutes": [0.5] * len(seeds), "0.5 PFLOP": [0.6] * len(seeds)}
+    assert not is_finished(settings, "4x8x8-c4")
+    for scores, expected in (
+        (whole, True),
+        (whole | {"0.5 PFLOP": [0.6]}, False),
+        ({"1 minutes": whole["1 minutes"]}, False),
+    ):
+        write_results(settings, result(settings, "4x8x8-c4", scores))
+        assert is_finished(settings, "4x8x8-c4") is expected
+    write_results(settings, result(settings, "4x8x8-c4", whole))
+    made = result_file(settings, "4x8x8-c4").read_bytes()
+    runner = PointRunner(settings.folder, 1, None, CONFIG, settings, ())
+    assert runner.run_point("4x8x8-c4").read_bytes() == made
+    assert not settings.folder.exists()
+    other = settings.model_copy(update={"minutes": (2.0,)})
+    with pytest.raises(InputError, match=r"4x8x8-c4\.json was made by other settings.*\n  minutes"):
+        PointRunner(settings.folder, 1, None, CONFIG, other, ()).run_point("4x8x8-c4")
+    assert result_file(settings, "4x8x8-c4").read_bytes() == made
 
 
 def test_the_table_says_whose_speed_a_point_has(frontier, tmp_path):

@@ -22,7 +22,7 @@ from ldm.frontier.sharing import (
 from ldm.open_videos import open_videos
 from odvae.packing.packing import pack_folder
 from odvae.running.errors import InputError
-from odvae.running.files import read_json, write_json
+from odvae.running.files import read_json
 from odvae.running.settings import load_settings, make_settings
 from odvae.train import train_vae
 from odvae.video.video_io import write_video
@@ -109,8 +109,7 @@ def test_preparing_again_keeps_what_is_there(frontier):
 
 def test_the_plan_has_a_line_for_each_point_that_is_left_and_for_what_they_share(frontier, tmp_path):
     settings = frontier.model_copy(update={"results": str(tmp_path)})
-    write_json(tmp_path / "4x8x8-c4.json", {})
-    lines = describe_plan(settings, ["1x8x8-c4", "4x8x8-c4", "8x8x8-c4", "random"], 1e9).splitlines()
+    lines = describe_plan(settings, ["1x8x8-c4", "8x8x8-c4", "random"], 4, 1e9).splitlines()
     assert lines[0].startswith("plan: 3 of 4 points to run")
     assert [line.split()[0].rstrip(":,") for line in lines[3:]] == ["1x8x8-c4", "8x8x8-c4", "random"]
     assert lines[2].endswith("minutes: once for 1x8x8-c4, 4x8x8-c4, 8x8x8-c4, average")

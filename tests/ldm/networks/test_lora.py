@@ -105,6 +105,9 @@ def test_networks_without_text_have_fewer_default_targets():
     network = make_dit(text_width=None, class_names=["run", "jump"])
     add_lora(network, LoRASettings())
     assert network.peft_config["default"].target_modules == {"qkv", "out"}
+    network = make_dit(text_width=None, class_names=["run", "jump"])
+    add_lora(network, LoRASettings(targets=USUAL_TARGETS))
+    assert network.peft_config["default"].target_modules == {"qkv", "out"}
 
 
 def test_the_adapter_of_another_network_and_a_damaged_file_are_refused(tmp_path):

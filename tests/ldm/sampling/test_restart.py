@@ -75,3 +75,26 @@ def test_other_settings_and_removed_files_are_made_again_and_others_stay(run, tm
         names.clear()
         sample_videos(requests, changed, *run, tmp_path)
         assert len(names) == expected
+
+
+def test_a_gif_is_of_its_video(run, tmp_path):
+    """A GIF that an earlier command made does not stay beside the video of other settings."""
+    gif = SAMPLING.model_copy(update={"gif": True})
+    sample_videos(REQUESTS[:1], gif, *run, tmp_path)
+    (made,) = tmp_path.glob("*.gif")
+    first = made.read_bytes()
+    other = {"guidance_scale": 1.5}
+    sample_videos(REQUESTS[:1], SAMPLING.model_copy(update=other), *run, tmp_path)
+    assert not made.exists()
+    sample_videos(REQUESTS[:1], gif.model_copy(update=other), *run, tmp_path)
+    assert made.read_bytes() != first
+
+
+def test_a_killed_command_leaves_no_row_of_a_video_that_it_replaced(run, tmp_path, written):
+    sample_videos(REQUESTS[:2], SAMPLING, *run, tmp_path)
+    names, control = written
+    names.clear()
+    control.stop_at = 0
+    with pytest.raises(KeyboardInterrupt):
+        sample_videos(REQUESTS[:1], SAMPLING.model_copy(update={"guidance_scale": 1.5}), *run, tmp_path)
+    assert [row["file"] for row in read_sample_rows(tmp_path)] == [REQUESTS[1].file]

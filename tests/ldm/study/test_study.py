@@ -86,7 +86,12 @@ def test_when_time_is_up_the_stage_is_asked_to_save_and_counts_as_unfinished(stu
     with pytest.raises(OutOfTime):
         runner.once(tmp_path / "done" / "stage.json", [sys.executable, "-c", saving])
     assert (tmp_path / "saved").exists()
-    assert not (tmp_path / "done").exists()
+    marker = tmp_path / "done" / "stage.json"
+    assert not marker.exists()
+    write_json(marker.with_suffix(".stopped"), {"minutes": 7.0})  # as if it had been stopped after these
+    make_runner(study).once(marker, [sys.executable, "-c", ""])
+    assert 7 <= read_json(marker)["minutes"] < 8
+    assert [path.name for path in marker.parent.iterdir()] == ["stage.json"]
 
 
 def test_equal_time_is_decided_once_from_the_measured_minutes(study):

@@ -55,6 +55,8 @@ def test_what_contradicts_the_number_of_tokens_is_refused():
         by_tokens(26, batch_size=4)
     with pytest.raises(ValueError, match=r"shuffle_parts=2 cannot divide alike"):
         by_tokens(26, shuffle="blocks", shuffle_parts=2)
+    recorded = by_tokens(26).model_dump(mode="json")  # as studies record a run's settings, with all defaults
+    assert LDMSettings(**recorded) == by_tokens(26)
 
 
 def drawn(plan, steps, start=0):

@@ -35,6 +35,10 @@ def test_rates_are_those_of_the_steps_since_the_last_row():
     assert row["mfu"] == pytest.approx(row["model_tflops"] / 4)
     assert row["mfu_of_matmul_rate"] == pytest.approx(row["model_tflops"] / 2)
     assert 0 < row["data_wait_share"] <= 1
+    with meter.paused():
+        time.sleep(0.05)
+    meter.count(1)
+    assert meter.row()["frames_per_second"] > 2 / 0.05  # the pause is not time of the step
     assert "mfu" not in StepMeter("frames", lambda _: (1, 1), 1, Peaks(None, 1e9)).row()
 
 

@@ -164,8 +164,9 @@ def _ceiling(result: JsonObject) -> float | None:
 
 
 def budget_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The budgets at which any point was scored: those of the first point first."""
-    return list(dict.fromkeys(budget for row in rows for budget in row["budgets"]))
+    """The budgets at which any point was scored, by unit and amount."""
+    names = {budget for row in rows for budget in row["budgets"]}
+    return sorted(names, key=lambda name: (name.split()[1:], float(name.split()[0])))
 
 
 def markdown(rows: Sequence[Mapping[str, Any]], measure: Measure) -> str:

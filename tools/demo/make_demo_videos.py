@@ -25,8 +25,9 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=8.0, help="frames per second (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     parser.add_argument(
-        "--content", choices=("plain", "varied"), default="plain",
-        help="slow and fast, bouncing, single and paired shapes, or only single ones in a line (default: %(default)s)",
+        "--content", choices=("plain", "varied"), default="varied",
+        help="plain: single shapes in a line at one speed; varied: slow and fast, bouncing, single and paired ones "
+        "(default: %(default)s)",
     )  # fmt: skip
     options = parser.parse()
     write_demo_videos(

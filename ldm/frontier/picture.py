@@ -30,7 +30,7 @@ def draw(rows: Sequence[Row], measure: Measure, path: Path) -> None:
     training steps of the generator a second. Reconstruction: PSNR, and that of moving pixels. Points of other roles are
     hollow marks, each of its own form, side by side at the right of their compression.
     """
-    figure, (generation, speed, quality) = plt.subplots(1, 3, figsize=(13, 4.7), layout="constrained")
+    figure, (generation, speed, quality) = plt.subplots(1, 3, figsize=(13, 4.9), layout="constrained")
     rates = sorted((row for row in rows if row["role"] == "rate"), key=lambda row: row["compression"])
     others = [row for row in rows if row["role"] != "rate"]
     marks = {row["point"]: MARKS[i % len(MARKS)] for i, row in enumerate(others)}
@@ -58,10 +58,12 @@ def draw(rows: Sequence[Row], measure: Measure, path: Path) -> None:
         axis.margins(x=0.12)
         axis.set_xlabel("compression (time x height x width)")
         axis.grid(alpha=0.3)
-    if others:
-        handles = [Line2D([], [], marker=marks[row["point"]], mfc="none", color="0.3", linestyle="none",
-                          label=row["point"]) for row in others]  # fmt: skip
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9)
+    handles, labels = generation.get_legend_handles_labels()
+    handles += [Line2D([], [], marker=marks[row["point"]], mfc="none", color="0.3", linestyle="none") for row in others]
+    labels += [row["point"] for row in others]
+    if handles:
+        columns = -(-len(handles) // -(-len(handles) // 6))  # rows of at most six, equally long
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     plt.close(figure)
@@ -92,7 +94,7 @@ def _draw_generation(
         scores = [_score(row, budget, measure) for row in having]
         x, y = [row["compression"] for row in having], [measure.shown(one.mean) for one in scores]
         below, above = zip(*(_spread(one, measure) for one in scores), strict=True)
-        line = axis.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, label=budget)
+        line = axis.errorbar(x, y, yerr=[below, above], marker="o", capsize=3, label=f"after {budget}")
         best = scores.index(best_of(scores)[0])
         axis.plot([x[best]], [y[best]], "*", color=line[0].get_color(), markersize=15)
         for row in others:
@@ -106,7 +108,6 @@ def _draw_generation(
     axis.set_ylabel(measure.label)
     if budgets or ceilings:
         axis.set_ylim(0)
-        axis.legend(frameon=False, fontsize=8, title="budget of the generator", loc="best")
 
 
 def _score(row: Row, budget: str, measure: Measure) -> Score:

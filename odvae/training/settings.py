@@ -44,8 +44,8 @@ class OptimizationSettings(Settings):
     gradient_accumulation_steps * batch_size and must not change on resume."""
     optimizer: str = "adamw"
     """Name of any optimizer of timm's create_optimizer_v2; muon, nmuon, adamuon and nadamuon are this project's own
-    implementations (`odvae.training.muon`). In an early form of the demo's image VAE, 150 steps reach 27.4 dB PSNR with "nadamuon" and
-    23.7 dB with "adamw" (LOG.md, 2026-11-23)."""
+    implementations (`odvae.training.muon`). In an early form of the demo's image VAE, 150 steps reach 27.4 dB PSNR with
+    "nadamuon" and 23.7 dB with "adamw" (LOG.md, 2026-11-23)."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     warmup_steps: int = Field(0, ge=0)

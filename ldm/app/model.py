@@ -70,20 +70,20 @@ def load(folder: Path, device: torch.device, limits: Limits | None = None) -> Mo
 
     Raises InputError where it is neither, or a part is missing.
     """
-    if (folder / "model_index.json").is_file():
-        pipeline: TextToVideoPipeline = TextToVideoPipeline.from_pretrained(folder)
-        folders = RunFolder(folder.parent)  # where export_pipeline puts it by default
-    elif (folder / "ldm").is_dir():
-        folders = RunFolder(folder)
-        sampled, _ = _as_sampled(folders.samples)
-        pipeline = load_pipeline(folders.vae, folders.ldm, sampled.sampler, sampled.ema_decay)
-    else:
+    exported = (folder / "model_index.json").is_file()
+    folders = RunFolder(folder.parent if exported else folder)  # export_pipeline writes into the run's by default
+    if not exported and not folders.ldm.is_dir():
         found = "has neither an ldm/ folder nor a model_index.json" if folder.is_dir() else "is not there"
         raise InputError(
             f"{folder} {found}: give the folder of a run whose diffusion model is trained, or an exported pipeline"
         )
-    pipeline.set_progress_bar_config(disable=True)
     settings, examples = _as_sampled(folders.samples)
+    pipeline: TextToVideoPipeline
+    if exported:
+        pipeline = TextToVideoPipeline.from_pretrained(folder)
+    else:
+        pipeline = load_pipeline(folders.vae, folders.ldm, settings.sampler, settings.ema_decay)
+    pipeline.set_progress_bar_config(disable=True)
     return Model(pipeline.to(device), folder.resolve().name, settings, examples, limits or Limits())
 
 

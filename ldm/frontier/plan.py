@@ -13,7 +13,7 @@ from statistics import median
 import torch
 
 from ldm.experiment import Experiment
-from ldm.frontier.budget import phase_flops
+from ldm.frontier.budget import budgets_of, phase_flops
 from ldm.frontier.settings import FrontierSettings
 from ldm.frontier.sharing import PREPARED, points_sharing, shared_stages
 from ldm.networks.conditioning import example_condition
@@ -62,12 +62,14 @@ def point_minutes(settings: FrontierSettings, name: str, flops_per_second: float
     encode, decode, shape = _clip_flops(experiment.vae.model, (1, 3, data.frames, data.height, data.width))
     clips = 0 if experiment.demo_videos is None else experiment.demo_videos.count * experiment.encode.clips_per_video
     sample, seeds = experiment.sample, len(settings.points[name].seeds)
-    own = (*settings.minutes, *settings.points[name].more_minutes)
-    scorings = seeds * len({*own, *(f"{one} PFLOP" for one in settings.pflop)})
+    budgets = budgets_of(settings, name)
+    scorings = seeds * len(budgets)
     guided = 2 if sample.guidance_scale != 1 else 1
     denoise = sample.num_inference_steps * guided * _forward_flops(experiment, shape)
     scored = sample.count * (denoise + encode + 2 * decode)
-    longest = max(*own, *(1e15 * one / flops_per_second / 60 for one in settings.pflop), 0.0)
+    longest = max(
+        amount if unit == "minutes" else 1e15 * amount / flops_per_second / 60 for amount, unit in budgets.values()
+    )
     minutes = 1 / flops_per_second / 60
     return {
         "VAE": training * minutes,

@@ -86,11 +86,11 @@ class PointRunner(StageRunner):
             ldm = experiment.ldm.model_copy(update={"optimization": optimization})
             (folder / "experiment.yaml").unlink(missing_ok=True)  # of the budget before: only the steps are others
             self.execute(Run(run, experiment.model_copy(update={**changes, "ldm": ldm}), (), borrowed))
-            row, marker = folder / "scores" / f"{steps}.json", folder / "done" / f"{steps}_steps.json"
+            row = folder / "scores" / f"{steps}.json"
             words = [sys.executable, "tools/run_stages.py", "--config", str(folder / "experiment.yaml")]
             for stage in GENERATOR_STAGES:
                 words += ["--stage", stage]
-            self.once(marker, words)
+            self.once(folder / "done" / f"{steps}_steps.json", words)
             if not row.is_file():
                 row.parent.mkdir(exist_ok=True)
                 write_json(row, {"seed": seed, "budgets": meant, **_generator_row(folder, steps)})
@@ -137,15 +137,16 @@ def speed_for(settings: FrontierSettings, name: str, cost: JsonObject) -> float:
     other = settings.points[name].speed_of
     if other is None:
         return cost.number("steps_per_second")
-    files = (settings.folder / other / "cost.json", Path(settings.results) / f"{other}.json")
-    found = next((file for file in files if file.is_file()), None)
-    if found is None:
+    measured, result = settings.folder / other / "cost.json", result_file(settings, other)
+    if measured.is_file():
+        theirs = read_object(measured).section("generator")
+    elif result.is_file():
+        theirs = read_object(result).section("cost").section("generator")
+    else:
         raise InputError(
             f"points.{name}.speed_of={other}: the speed of {other} is not measured yet; run first: "
             f"tools/compression_frontier.py CONFIG --point {other} --until cost"
         )
-    read = read_object(found)
-    theirs = (read.section("cost") if found == files[1] else read).section("generator")
     ours_gflops, their_gflops = cost.number("step_gflops"), theirs.number("step_gflops")
     if abs(ours_gflops / their_gflops - 1) > SAME_WORK:
         raise InputError(

@@ -88,17 +88,19 @@ class SampleTable:
     def forget(self, files: Collection[str]) -> None:
         """Remove the rows of videos that will be made again: a command that is killed leaves none of another video."""
         with self.stage.updating():
-            rows = read_sample_rows(self.stage.folder)
-            kept = [row for row in rows if row["file"] not in files]
+            rows = {row["file"]: row for row in read_sample_rows(self.stage.folder)}
+            kept = {file: row for file, row in rows.items() if file not in files}
             if len(kept) < len(rows):
-                write_text(self.stage.folder / SAMPLE_TABLE, "".join(json.dumps(dict(row)) + "\n" for row in kept))
+                self._replace(kept)
 
     def write(self) -> None:
         """Write what was added."""
         if self._added:
             with self.stage.updating():
                 rows: dict[str, dict] = {row["file"]: row for row in read_sample_rows(self.stage.folder)}
-                rows |= self._added
-                lines = "".join(json.dumps(rows[file]) + "\n" for file in sorted(rows))
-                write_text(self.stage.folder / SAMPLE_TABLE, lines)
+                self._replace(rows | self._added)
         self._added, self._written = {}, time.monotonic()
+
+    def _replace(self, rows: Mapping[str, dict]) -> None:
+        """Write the table anew, sorted by file."""
+        write_text(self.stage.folder / SAMPLE_TABLE, "".join(json.dumps(rows[file]) + "\n" for file in sorted(rows)))

@@ -79,7 +79,7 @@ def test_files_are_named_as_vbench_reads_them():
     assert [(one.file, one.seed) for one in requests] == [
         (f"{prompt}-{number}.mp4", 3 + number) for prompt in prompts for number in (0, 1)
     ]
-    for prompt in ("left/right", "x" * 252, "x" * 225):
+    for prompt in ("left/right", "x" * 252, "x" * 240):
         with pytest.raises(InputError, match=r"cannot be the name of a file: '(left|xxx)"):
             user_requests([prompt], [], seed=0, file_names="vbench")
     with pytest.raises(InputError, match="with several negative prompts or seeds"):

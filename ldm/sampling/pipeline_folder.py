@@ -10,11 +10,17 @@ from typing import TYPE_CHECKING, Any
 from diffusers import DiffusionPipeline
 from torch import nn
 
+from ldm.networks.factory import NETWORKS
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_text
 from odvae.running.text import shorten
+from odvae.video_vae import vae_classes
 from odvae.weights.pretrained import loading
 from odvae.weights.weights_files import why_incomplete
+
+# The classes of the parts that are this project's, imported with the pipeline's class: diffusers takes classes that are
+# not its own only from modules that the process has imported already.
+PARTS = (*vae_classes().values(), *NETWORKS.values())
 
 # A file in every saved pipeline, through which DiffusionPipeline.from_pretrained finds the class.
 PIPELINE_MODULE = '''"""The class of this pipeline, from the installed package odvae."""

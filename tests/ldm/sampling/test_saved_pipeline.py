@@ -1,12 +1,15 @@
 """Pipelines saved, loaded by either class, published; what is missing or incomplete in a folder is named."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
+from small import REPOSITORY
 from small_pipeline import PROMPTS, generate, pipeline_of, quiet
 
 from ldm import TextToVideoPipeline
@@ -40,6 +43,22 @@ def test_saved_and_loaded_by_either_class_it_gives_bit_identical_videos(pipeline
     foreign = quiet(DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True))
     assert isinstance(foreign, TextToVideoPipeline)
     assert np.array_equal(generate(foreign, PROMPTS, [0, 1, 2]), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "loading",
+    [
+        "from ldm import TextToVideoPipeline as Pipeline; options = {}",
+        "from diffusers import DiffusionPipeline as Pipeline; options = {'trust_remote_code': True}",
+    ],
+)
+def test_a_process_that_has_imported_nothing_else_loads_it(pipeline, tmp_path, loading):
+    """diffusers takes a part's class only from a module that is imported, as all are in the process of the tests."""
+    pipeline.save_pretrained(tmp_path)
+    code = f"{loading}; print(type(Pipeline.from_pretrained({str(tmp_path)!r}, **options).vae).__name__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("ODVAE"), done.stderr
 
 
 def test_a_text_encoder_stored_as_a_reference_is_loaded_when_needed_and_must_be_unchanged(vae, text, tmp_path):

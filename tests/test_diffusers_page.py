@@ -13,7 +13,8 @@ BLOCKS = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "docs/diffusers.md")
 def defined(tmp_path_factory):
     """What the blocks' script defined, after it ran in a folder with a small pipeline in place of the demo's."""
     folder, names = tmp_path_factory.mktemp("page"), {"__name__": "page"}
-    pipeline = make_pipeline(make_components(small_text_encoder(folder / "text")))
+    text = small_text_encoder(folder / "text", max_tokens=12)  # the demo's: its prompts have up to 9 tokens
+    pipeline = make_pipeline(make_components(text, text_tokens=12))
     pipeline.save_pretrained(folder / "runs/demo/pipeline")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

@@ -2,7 +2,8 @@
 exists.
 
 torch's FakeTensorMode does most of it. What else code for a GPU needs, and a machine without one refuses, is replaced
-within `fake_device`: backward passes, autocast, attention's choice of a kernel, generators, the device of accelerate.
+within `fake_device`: backward passes, autocast, the layout of what convolutions return, attention's choice of a kernel,
+generators, the device of accelerate.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from torch import Tensor, nn
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -53,8 +55,10 @@ def fake_device(device: torch.device = CUDA, gradient_seen: GradientSeen = lambd
         "torch.cuda.amp.common.amp_definitely_not_available": lambda: False,
         "torch.cuda.is_bf16_supported": lambda **_: True,
     }
+    layouts = {"torch._C._conv_determine_backend_memory_format": layout_of_cudnn}
+    replaced = random_tensor | no_waiting | schedules | no_weights | caches | bf16 | layouts
     with contextlib.ExitStack() as stack:
-        for name, replacement in (random_tensor | no_waiting | schedules | no_weights | caches | bf16).items():
+        for name, replacement in replaced.items():
             stack.enter_context(mock.patch(name, replacement))
         stack.enter_context(mock.patch.object(nn.Module, "_apply", _convert))
         stack.enter_context(mock.patch.object(F, "scaled_dot_product_attention", fused_attention))
@@ -73,6 +77,15 @@ def with_values(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return computed
+
+
+def layout_of_cudnn(x: Tensor, weight: Tensor, _backend: object = None) -> torch.memory_format:
+    """The layout of what a convolution by cuDNN returns: channels-last where its input or its weight is.
+
+    FakeTensorMode asks which library would compute it here, and a CPU without bf16 arithmetic returns it contiguous.
+    """
+    layouts = {suggest_memory_format(x), suggest_memory_format(weight)} - {torch.contiguous_format}
+    return layouts.pop() if layouts else torch.contiguous_format
 
 
 def _convert(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:

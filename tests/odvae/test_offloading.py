@@ -39,9 +39,15 @@ def round_trip(vae) -> list[torch.Tensor]:
     return results
 
 
-def check_equal(vae, expected):
+def check_equal(vae, expected, from_disk=False):
+    """The results are those, bit for bit; of weights from the disk, but for the rounding of sums in another order.
+
+    They lie where the file has them, and matrix multiplications on some CPUs add in an order that depends on the
+    memory's alignment.
+    """
     for _ in range(2):  # also when the weights have been taken away again
-        assert all(map(torch.equal, round_trip(vae), expected))
+        for result, value in zip(round_trip(vae), expected, strict=True):
+            assert relative_error(result, value) < 1e-5 if from_disk else torch.equal(result, value)
 
 
 @pytest.fixture(params=["per frame", *KINDS])
@@ -76,7 +82,7 @@ def test_offloaded_in_groups_by_diffusers(kind, options, to_disk, tmp_path):
     expected, vae = round_trip(make_vae(kind)), make_vae(kind)
     vae.enable_group_offload(CPU, **options, offload_to_disk_path=str(tmp_path) if to_disk else None)
     assert list(tmp_path.glob("*.safetensors")) or not to_disk
-    check_equal(vae, expected)
+    check_equal(vae, expected, from_disk=to_disk)
 
 
 def test_weights_stored_in_another_type_are_cast_layer_by_layer(kind):
@@ -94,4 +100,4 @@ def test_a_device_map_leaves_blocks_on_the_disk_and_none_is_split(kind, tmp_path
     options = {"max_memory": {"cpu": int(0.7 * size)}, "offload_folder": str(tmp_path / "offloaded")}
     vae = ODVAE.from_pretrained(tmp_path / "vae", device_map="auto", **options)
     assert {*vae.hf_device_map.values()} == {"cpu", "disk"}
-    check_equal(vae, round_trip(whole))
+    check_equal(vae, round_trip(whole), from_disk=True)

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
+from ports import free_port
 
 from odvae.running.distributed import join_ranks
 
@@ -19,9 +19,7 @@ def on_ranks(
     count: int, folder: Path, work: Callable[[int], None], seconds: float = 60
 ) -> list[tuple[int | None, str]]:
     """Exit status and printed text of each rank, on which `work` got its rank; None where it has not ended in time."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     fork = multiprocessing.get_context("fork")
     printed = [folder / f"printed_{rank}.txt" for rank in range(count)]
     ranks = [fork.Process(target=_be, args=(rank, count, port, printed[rank], work)) for rank in range(count)]

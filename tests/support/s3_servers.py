@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 RCLONE = shutil.which("rclone") or shutil.which("rclone", path=str(Path(sys.executable).parent))
 _HAS_S3FS = importlib.util.find_spec("s3fs") is not None
@@ -54,7 +55,7 @@ def rclone_server(folder: Path, changes: bool = True) -> Iterator[str]:
 
     `changes`: what others write into the folder is seen at once; for that, it hashes a whole file at every request.
     """
-    port = _free_port()
+    port = free_port()
     address = ["--addr", f"127.0.0.1:{port}", "--auth-key", "key,secret"]
     words = [str(RCLONE), "serve", "s3", str(folder), *address, *(["--dir-cache-time", "0s"] if changes else [])]
     with _running(words, port):
@@ -80,7 +81,7 @@ def moto_server() -> Iterator[str]:
 @contextlib.contextmanager
 def moto_in_a_process() -> Iterator[str]:
     """The URL of moto's server in a process of its own, for code that forks: a server's threads do not survive it."""
-    port = _free_port()
+    port = free_port()
     with _running([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port):
         yield f"http://127.0.0.1:{port}"
 
@@ -119,12 +120,6 @@ def deny(bucket: str, *actions: str) -> None:
     rule = {"Effect": "Deny", "Principal": "*", "Action": list(actions), "Resource": places}
     policy = {"Version": "2012-10-17", "Statement": [rule]}
     files.call_s3("put_bucket_policy", Bucket=bucket, Policy=json.dumps(policy))
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def _wait_for(port: int) -> None:

@@ -15,7 +15,6 @@ import random
 import resource
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ports import free_port
 from small import REPOSITORY
 
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
@@ -123,11 +123,8 @@ def fail(*words: str, status: int = 1, **options) -> str:
 
 def start_on_ranks(count: int, *words: str) -> list[Script]:
     """Start a script as so many CPU ranks, with the variables that torchrun gives each of its processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     size: dict[str, Any] = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-    together = {**size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    together = {**size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "ACCELERATE_USE_CPU": "true"}
     return [Script(words, RANK=str(rank), LOCAL_RANK=str(rank), **together) for rank in range(count)]
 
 

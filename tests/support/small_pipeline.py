@@ -17,8 +17,8 @@ PROMPTS = ["a red circle moves left", "a blue square moves up", "a red square mo
 STATISTICS = {"latents_mean": [0.1] * 4, "latents_std": [0.8] * 4}
 
 
-def small_text_encoder(folder: Path) -> TextEncoder:
-    learn_text_encoder(PROMPTS, TextSettings(max_tokens=8, width=16, steps=3), folder, seed=0)
+def small_text_encoder(folder: Path, max_tokens: int = 8) -> TextEncoder:
+    learn_text_encoder(PROMPTS, TextSettings(max_tokens=max_tokens, width=16, steps=3), folder, seed=0)
     return load_text_encoder(folder)
 
 

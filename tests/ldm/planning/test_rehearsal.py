@@ -97,6 +97,15 @@ def test_what_a_stream_keeps_has_the_half_precision_of_autocast():
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_convolutions_keep_channels_last_whatever_the_cpu_can_compute(dtype):
+    with fake_device(), CUDA:
+        x, weight = torch.zeros(2, 4, 3, 8, 8, dtype=dtype), torch.zeros(4, 4, 3, 3, 3, dtype=dtype)
+        channels_last = x.contiguous(memory_format=torch.channels_last_3d)
+        assert F.conv3d(channels_last, weight).is_contiguous(memory_format=torch.channels_last_3d)
+        assert F.conv3d(x, weight).is_contiguous()
+
+
 def test_exceptions_name_functions_that_exist():
     for file, function in EXCEPTIONS:
         assert f"def {function}(" in (REPOSITORY / file).read_text()

@@ -3,13 +3,13 @@
 import contextlib
 import os
 import signal
-import socket
 import sys
 import threading
 import time
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from ports import free_port
 from scripts import start_on_ranks
 from small import tar_of
 from streams import DATA, stream
@@ -73,12 +73,6 @@ class Server:
         self.server.server_close()
 
 
-def closed_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 @pytest.mark.parametrize(
     ("urls", "reason"),
     [
@@ -105,7 +99,7 @@ def test_a_dead_stream_ends_with_each_shards_reason_said_once(shards, tmp_path, 
     (tmp_path / "text.tar").write_text("an error page, say " * 100)
     begin = time.monotonic()
     with pytest.raises(InputError, match=f"data.stream=(?s:.*){reason}"):
-        stream(shards, urls.format(folder=tmp_path, port=closed_port()))
+        stream(shards, urls.format(folder=tmp_path, port=free_port()))
     assert time.monotonic() - begin < 20
     assert "streamed shard failed" not in capsys.readouterr().err  # else each would be named twice
 
@@ -203,7 +197,7 @@ def test_a_training_on_a_bad_stream_ends_or_finishes_on_two_ranks(shards, tmp_pa
     half = (shards / "00000.tar").read_bytes()
     (tmp_path / "half.tar").write_bytes(half[: len(half) * 4 // 5])
     source = {
-        "dead": f"http://127.0.0.1:{closed_port()}/{{0..3}}.tar",
+        "dead": f"http://127.0.0.1:{free_port()}/{{0..3}}.tar",
         "half": f"{tmp_path}/{{gone,half,gone2}}.tar",
         "silent": "pipe:sleep 62.5{0..3}",
         "one rank": f"pipe:test $RANK = 1 && exit 4; cat {shards}/00000.tar",

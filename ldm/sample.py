@@ -24,7 +24,7 @@ from ldm.sampling.sample_table import SAMPLE_TABLE, SampleTable, lossless_file, 
 from ldm.sampling.schedulers import make_scheduler
 from ldm.sampling.settings import SamplerName, SampleSettings
 from odvae.clips.clip import fit_frames
-from odvae.running.distributed import decide_on_main_process
+from odvae.running.distributed import decide_on_main_process, wait_for_everyone
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
 from odvae.running.hashing import file_fingerprint, weights_fingerprint
@@ -111,7 +111,7 @@ def sample_videos(
             print(f"{len(made)} of {len(requests)} videos are in {folder} already, with the same settings and weights")
         if state.is_main_process:
             SampleTable(stage).forget(rows.keys() - made)
-        state.wait_for_everyone()
+        wait_for_everyone()
         mine = requests[state.process_index :: state.num_processes]
         with (
             autocast(settings.precision, state.device),

@@ -126,7 +126,8 @@ class SumOfRanks:
 def decide_on_main_process(decision: Callable[[], T]) -> T:
     """The main process's result of `decision`, on every rank: other machines may not see the same files yet.
 
-    The result must be plain data. An error in `decision` ends all ranks; only the main process prints it.
+    The result must be plain data. An error in `decision` ends all ranks; only the main process prints it. A stop signal
+    ends them likewise, and remains the reason where the others have ended already.
     """
     state = PartialState()
     if state.num_processes == 1:
@@ -135,8 +136,11 @@ def decide_on_main_process(decision: Callable[[], T]) -> T:
     try:
         if state.is_main_process:
             decided = [(True, decision())]
-    finally:
-        dist.broadcast_object_list(decided, src=0, group=_waiting_group())
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # of a connection to a rank that has ended
+            dist.broadcast_object_list(decided, src=0, group=_waiting_group())
+        raise
+    dist.broadcast_object_list(decided, src=0, group=_waiting_group())
     ((is_decided, value),) = decided
     if not is_decided:
         raise SystemExit(1)
@@ -146,11 +150,12 @@ def decide_on_main_process(decision: Callable[[], T]) -> T:
 def on_each_machine(action: Callable[[], object]) -> None:
     """Call `action` in one process of each machine, the others wait. An error in one of them ends all ranks."""
     state = PartialState()
-    failed, error = False, None
     try:
         if state.is_local_main_process:
             action()
-    except BaseException as found:
-        failed, error = True, found
-    if any(gather_objects(failed)):
-        raise error if error is not None else SystemExit(1)
+    except BaseException:
+        with contextlib.suppress(RuntimeError):  # of a connection to a rank that has ended
+            gather_objects(True)
+        raise
+    if any(gather_objects(False)):
+        raise SystemExit(1)

@@ -27,7 +27,10 @@ def on_ranks(
         rank.start()
     for rank in ranks:
         rank.join(seconds)
-    return [(rank.exitcode, file.read_text()) for rank, file in zip(ranks, printed, strict=True)]
+    ended = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()  # what has not ended would keep pytest from ending
+    return [(code, file.read_text()) for code, file in zip(ended, printed, strict=True)]
 
 
 def _be(rank: int, count: int, port: int, printed: Path, work: Callable[[int], None]) -> None:

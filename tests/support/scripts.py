@@ -75,11 +75,17 @@ class Script:
             assert time.monotonic() < deadline, self.stderr[-3000:]
             time.sleep(0.002)
 
+    def leads_its_group(self) -> bool:
+        """Whether signals to the process group whose number is its own reach it, as they do soon after its start."""
+        assert self.process.pid is not None  # it was started
+        return os.getpgid(self.process.pid) == self.process.pid
+
     def kill(self) -> None:
         """kill -9, with all the processes it has started."""
         assert self.process.pid is not None  # it was started
         with contextlib.suppress(ProcessLookupError):  # it has ended by itself, a moment before
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()  # where it does not lead its group yet
         self.process.join()
 
 

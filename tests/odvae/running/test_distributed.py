@@ -37,6 +37,24 @@ def test_an_error_in_a_decision_ends_all_ranks_and_is_printed_once(tmp_path):
     assert "Traceback" not in silence
 
 
+@pytest.mark.parametrize("collective", [distributed.decide_on_main_process, distributed.on_each_machine])
+def test_a_stop_signal_stays_the_reason_where_the_others_have_ended_already(tmp_path, collective):
+    def stopped():
+        while not (tmp_path / "gone").exists():
+            time.sleep(0.01)
+        time.sleep(0.2)
+        raise SystemExit(143)
+
+    def work(rank):
+        distributed.wait_for_everyone()
+        if rank == 1:
+            (tmp_path / "gone").touch()
+            os._exit(143)
+        collective(stopped)
+
+    assert on_ranks(2, tmp_path, work) == [(143, "")] * 2
+
+
 def test_the_main_process_does_its_part_before_the_others(tmp_path):
     def work(rank):
         with main_process_first():

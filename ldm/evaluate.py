@@ -35,7 +35,7 @@ from odvae.clips.video_set import VideoSet
 from odvae.flicker import seam_ratio
 from odvae.measuring import forbid_tf32
 from odvae.report_file import fetched_run, read_report, update_report
-from odvae.running.commands import command_line
+from odvae.running.commands import with_config
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.running.json_objects import JsonObject
@@ -139,7 +139,7 @@ def read_samples(samples: Path) -> list[JsonObject]:
     Raises InputError where there are none, and for samples of several LDMs or with different sampling settings.
     """
     path = samples / SAMPLE_TABLE
-    command = f"{command_line('sample_video')} (with this experiment's --config, no --prompt)"
+    command = with_config("sample_video", ", no --prompt")
     rows = [row for row in read_sample_rows(samples) if row["group"] in (HELD_OUT, UNSEEN)]
     if not rows:
         raise InputError(f"{samples} holds no samples to score; make them with: {command}")

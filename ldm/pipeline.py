@@ -151,10 +151,12 @@ class TextToVideoPipeline(PipelineFolderMixin, PipelineTextMixin, PipelineFrames
             prompt: one or several, for networks with text conditioning.
             negative_prompt: prompt that guidance leads away from; one for all prompts, one per prompt, or none (None).
             class_label: a class by its name or, where no class has that name, by its index.
-            image: the first frame, float (3, h, w) in [-1, 1]; one for all videos, or one per video. For networks with
+            image: the first frame, a PIL image of any size (scaled to cover the videos' size, and center cropped) or a
+                tensor (3, h, w) in [-1, 1] of that size; one for all videos, or one per video. For networks with
                 first-frame conditioning.
             num_frames, height, width: sizes that the VAE takes (4x8x8: 4k+1 frames, multiples of 8 pixels); by default
                 those of training.
+            num_inference_steps: steps of the scheduler; more are slower and more exact.
             guidance_scale: scale of classifier-free guidance; up to 1 there is none.
             guidance_interval, guidance_rescale: see `ldm.sampling.guidance.Guidance`.
             generator: one for all videos, or one per video, which makes each independent of the others.
@@ -170,6 +172,7 @@ class TextToVideoPipeline(PipelineFolderMixin, PipelineTextMixin, PipelineFrames
             callback_on_step_end: called after each step as `callback(pipeline, step, timestep, tensors)`; tensors that
                 it returns in a dict replace those of the loop.
             callback_on_step_end_tensor_inputs: names of these tensors: latents, prompt_embeds, negative_prompt_embeds.
+            return_dict: return a `TextToVideoOutput` with the videos in `frames`; otherwise a tuple of them alone.
 
         Raises InputError for invalid arguments, before anything is computed.
         """

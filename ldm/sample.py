@@ -23,7 +23,7 @@ from ldm.sampling.sample_requests import USER, Request
 from ldm.sampling.sample_table import SAMPLE_TABLE, SampleTable, lossless_file, made_before, read_sample_rows
 from ldm.sampling.schedulers import make_scheduler
 from ldm.sampling.settings import SamplerName, SampleSettings
-from odvae.clips.clip import fit_frames
+from odvae.clips.clip import DEFAULT_FPS, fit_frames
 from odvae.running.distributed import decide_on_main_process, wait_for_everyone
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
@@ -103,8 +103,12 @@ def sample_videos(
     loaders: dict[str, Any] = {"load_vae": load_vae, "load_network": load_network}
     pipeline = load_pipeline(vae_folder, ldm_folder, settings.sampler, settings.ema_decay, **loaders).to(state.device)
     pipeline.set_progress_bar_config(disable=True)
+    if pipeline.transformer.config.text_width is None and pipeline.transformer.config.class_names is None:
+        settings = settings.model_copy(update={"guidance_scale": 1.0})  # there is nothing to guide towards
     set_attention(pipeline, settings, state)
-    rows = _rows(requests, settings, Provenance.load(fetched(ldm_folder, models)), pipeline)
+    provenance = Provenance.load(fetched(ldm_folder, models))
+    rate = settings.fps or provenance.frame_rate or DEFAULT_FPS
+    rows = _rows(requests, settings, rate, provenance, pipeline)
     with Stage(folder, fetches=everything) as stage:
         made = decide_on_main_process(lambda: made_before(stage.folder, rows, settings))
         if made and state.is_main_process:
@@ -121,7 +125,7 @@ def sample_videos(
             for batch in _batches(mine, settings.batch_size):
                 if not all(request.file in made for request in batch):
                     for request, latents in zip(batch, generate_latents(pipeline, batch, settings), strict=True):
-                        _write(stage.folder / request.file, pipeline, latents, settings)
+                        _write(stage.folder / request.file, pipeline, latents, settings, rate)
                         table.add(rows[request.file])
                 bar.update(len(batch))
         shown = [request.file for request in requests[:CONTACT_SHEET_VIDEOS]]
@@ -147,8 +151,11 @@ def set_attention(pipeline: TextToVideoPipeline, settings: SampleSettings, state
     use_backend(network, backend)
 
 
-def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, settings: SampleSettings) -> None:
-    """Decode latents (c, k, h, w) in pieces into an mp4 and, by the settings, a lossless file and a GIF."""
+def _write(
+    path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, settings: SampleSettings, rate: float
+) -> None:
+    """Decode latents (c, k, h, w) in pieces into an mp4 of `rate` frames per second and, by the settings, a lossless
+    file and a GIF."""
     _, _, h, w = latents.shape
     pieces = pipeline.decode_in_pieces(latents[None])
     frames: Iterator[np.ndarray] = (frame for piece in pieces for frame in to_uint8(piece[0]))
@@ -156,12 +163,12 @@ def _write(path: Path, pipeline: TextToVideoPipeline, latents: torch.Tensor, set
     if settings.lossless:
         lossless = lossless_file(path)
         with atomic_file(lossless) as file:
-            file.write(encode_lossless(frames, h * factor, w * factor, settings.fps))
+            file.write(encode_lossless(frames, h * factor, w * factor, rate))
         frames = decode(lossless, str(lossless))
     with atomic_file(path) as file:
-        file.write(encode_video(frames, h * factor, w * factor, settings.fps))
+        file.write(encode_video(frames, h * factor, w * factor, rate))
     if settings.gif:
-        save_gif(path.with_suffix(".gif"), decode(path, str(path)), settings.fps)
+        save_gif(path.with_suffix(".gif"), decode(path, str(path)), rate)
     else:
         path.with_suffix(".gif").unlink(missing_ok=True)  # of the video that was replaced
 
@@ -221,11 +228,16 @@ def read_first_frame(file: Path, height: int, width: int) -> torch.Tensor:
 
 
 def _rows(
-    requests: Sequence[Request], settings: SampleSettings, provenance: Provenance, pipeline: TextToVideoPipeline
+    requests: Sequence[Request],
+    settings: SampleSettings,
+    rate: float,
+    provenance: Provenance,
+    pipeline: TextToVideoPipeline,
 ) -> dict[str, dict[str, Any]]:
     """The rows of samples.jsonl, by file: everything that determines a video's bytes."""
     common = {
         **settings.model_dump(mode="json", exclude={"count", "unseen_count", "gif", "lossless", "file_names"}),
+        "fps": rate,
         "precision": "bf16" if uses_bf16(settings.precision, pipeline.device) else "fp32",
         "scheduler": type(pipeline.scheduler).__name__,
         "vae_sha256": provenance.vae_sha256,

@@ -95,7 +95,7 @@ def train_ldm(
             for name, weights in averages.items():
                 with install_folder(stage.folder / name) as temporary:
                     start.save(weights, temporary, lambda: new_network(settings, manifest, make_network))
-                    provenance = Provenance.of_latents(manifest, latents_folder, folder)
+                    provenance = Provenance.of_latents(manifest, latents_folder, folder, data.frame_rate())
                     start.provenance(provenance, folder / name).save(temporary)
             account.save(stage.folder)
             print(account.table(), flush=True)

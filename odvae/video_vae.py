@@ -11,7 +11,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDis
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from torch import Tensor
 
-from odvae.running.commands import command_line
+from odvae.running.commands import with_config
 from odvae.running.errors import InputError
 from odvae.storage.mirror import errors_named, fetched, local_model, models
 from odvae.weights.ldm_format import read_image_vae
@@ -170,7 +170,7 @@ def load_vae(folder: Path) -> VideoVAE:
     here = fetched(folder, models)
     with errors_named(here, folder):
         if not (here / "config.json").is_file():
-            raise InputError(f"{here} contains no trained VAE; train one with: {command_line('train_vae')}")
+            raise InputError(f"{here} contains no trained VAE; train one with: {with_config('train_vae')}")
         kind = _class_named(read_config(here).get("_class_name"), here / "config.json")
         remedy = write_again(here, "train_vae")
         return load_model(kind, here, str(here), "a VAE", remedy).eval().requires_grad_(False)

@@ -160,7 +160,7 @@ def test_one_module_opens_videos_and_one_opens_images():
 # What is longer than the rules of CONTRIBUTING.md have it, and why.
 LONGER_FILES: dict[str, str] = {}
 LONGER_FUNCTIONS: dict[str, str] = {
-    "ldm/pipeline.py:__call__": "the 29 arguments of a diffusers pipeline, and what each means",
+    "ldm/pipeline.py:__call__": "the 26 arguments of a diffusers pipeline, and what each means",
 }
 CODE = [path for folder in ("odvae", "ldm", "pipelines", "tools") for path in REPOSITORY.glob(f"{folder}/**/*.py")]
 

@@ -3,7 +3,8 @@
     python tools/app.py RUN_OR_PIPELINE [--study FOLDER ...] [--host 127.0.0.1] [--port 7860] [--max-upload-mb 64]
 
 RUN_OR_PIPELINE is a run folder (runs/demo) or a pipeline that pipelines/export_pipeline.py wrote. Needs the extra `ui`:
-pip install 'odvae[ui]'. The page is served to this machine alone unless --host says otherwise; it has no passwords.
+pip install -c constraints.txt -e '.[ui]'. The page is served to this machine alone unless --host says otherwise; it
+has no passwords.
 """
 
 import argparse

@@ -12,7 +12,7 @@ from torch import Tensor
 from ldm.app.limits import Limits, number, whole_number
 from ldm.app.model import Model
 from ldm.report.page import data_uri, render_page
-from odvae.clips.clip import fit_frames
+from odvae.clips.clip import DEFAULT_FPS, fit_frames
 from odvae.running.errors import InputError
 from odvae.running.precision import autocast
 from odvae.video.images import decode_image, examine_image
@@ -51,7 +51,7 @@ def generate(model: Model, request: Request, progress: Progress = lambda share, 
     condition = request.prompt.strip() if model.takes_text else request.class_name if model.classes else "unconditional"
     return render_page(
         "app_generated.html.j2",
-        video=data_uri(encode_video(iter(frames), h, w, model.settings.fps), "video/mp4"),
+        video=data_uri(encode_video(iter(frames), h, w, model.settings.fps or DEFAULT_FPS), "video/mp4"),
         condition=condition,
         details=f"{t} frames of {w}x{h}, seed {request.seed:.0f}, {request.steps:.0f} steps"
         + (f", guidance {request.guidance_scale:g}" if model.takes_text or model.classes else ""),

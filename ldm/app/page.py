@@ -15,6 +15,7 @@ from ldm.app.compress import SMALLEST_SIDE, compress
 from ldm.app.generate import LARGEST_SEED, Request, generate
 from ldm.app.model import Model
 from ldm.app.studies import MOST_RUNS, Study, captions, table_html, videos_html
+from odvae.running.commands import install_extra
 from odvae.running.errors import InputError, is_out_of_memory
 
 try:
@@ -22,7 +23,7 @@ try:
 except ImportError:
     gradio = None
 
-MISSING = "the page needs gradio: pip install 'odvae[ui]'"
+MISSING = f"the page needs gradio: {install_extra('ui')}"
 
 CSS = Path(__file__).with_name("page.css")
 

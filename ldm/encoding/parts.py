@@ -9,7 +9,7 @@ from typing import Any
 from ldm.encoding.plan import ShardJob
 from odvae.cluster.parts import Part
 from odvae.running.account import shown_names
-from odvae.running.commands import command_line
+from odvae.running.commands import with_config
 from odvae.running.files import write_json
 
 PARTS = "parts"
@@ -42,7 +42,7 @@ def describe_missing(folder: Path, sources: Iterable[str], waiting: Mapping[str,
     names = [name for of_source in waiting.values() for name in of_source]
     order, count = list(sources), _last_count(folder)
     numbers = sorted({order.index(source) % count + 1 for source in waiting})
-    command = f"{command_line('encode_latents')} (with this experiment's --config)"
+    command = with_config("encode_latents")
     commands = "".join(f"\n  {command} encode.part={number}/{count}" for number in numbers)
     array = f"\n(in a SLURM array: --array={','.join(map(str, numbers))})" if count > 1 else ""
     return (

@@ -75,7 +75,8 @@ def same_captions(folder: Path, rows: Sequence[dict[str, Any]]) -> list[dict]:
             held_out = (sample for sample in read_sample_rows(samples) if sample["group"] == "held_out")
             for sample in islice(held_out, NUM_VISUALIZED):
                 caption = describe_condition(sample)
-                entry = found.setdefault(sample.text("file"), {"caption": caption, "videos": {}})
+                known = {"caption": caption, "fps": sample["fps"], "videos": {}}
+                entry = found.setdefault(sample.text("file"), known)
                 entry["videos"][row["point"]] = samples / sample.text("file")
     return list(found.values())
 
@@ -86,10 +87,10 @@ def write_rates_side_by_side(
     """Write the videos of the first captions at each rate, where all rates have them."""
     rates = sorted((row for row in rows if row["role"] == "rate"), key=lambda row: row["compression"])
     names = [row["point"] for row in rates]
-    whole = [entry["videos"] for entry in videos if names and all(name in entry["videos"] for name in names)]
+    whole = [entry for entry in videos if names and all(name in entry["videos"] for name in names)]
     if whole:
-        grid = [[files[name] for name in names] for files in whole]
-        write_side_by_side(grid, [row["rate"] for row in rates], path, settings.experiment.sample.fps)
+        grid = [[entry["videos"][name] for name in names] for entry in whole]
+        write_side_by_side(grid, [row["rate"] for row in rates], path, whole[0]["fps"])
 
 
 def describe(found: dict[str, Any], measure: Measure) -> str:

@@ -64,7 +64,7 @@ def point_minutes(settings: FrontierSettings, name: str, flops_per_second: float
     sample, seeds = experiment.sample, len(settings.points[name].seeds)
     budgets = budgets_of(settings, name)
     scorings = seeds * len(budgets)
-    guided = 2 if sample.guidance_scale != 1 else 1
+    guided = 2 if sample.guidance_scale != 1 and experiment.ldm.conditioning.kind != "none" else 1
     denoise = sample.num_inference_steps * guided * _forward_flops(experiment, shape)
     scored = sample.count * (denoise + encode + 2 * decode)
     longest = max(

@@ -23,7 +23,8 @@ class PointSettings(Settings):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Seeds with which the generator is trained; three and more where points are to be ranked."""
     role: str = "rate"
-    """Points of one role are drawn as one line: `rate` for the rates, and a word of one's own for other questions."""
+    """Points of role `rate` are joined by a line. Those of any other role, a word of your choice, are single marks that
+    are compared with each other."""
     more_minutes: tuple[float, ...] = ()
     """Further budgets in minutes, of this point alone: 0.8 of the longest tells whether a regularizer saves a fifth."""
     speed_of: str | None = None
@@ -38,7 +39,8 @@ class FrontierSettings(Settings):
     results: str = "docs/results/frontier"
     """Folder of the results, a small JSON for each point. A machine that is lost costs one point."""
     experiment: Experiment = Experiment()
-    """Settings that all points share. Its `run` and `seed` are not used."""
+    """Settings that all points share. Its `run` is not used; its `seed` is that of the
+    VAEs, the latents and the text encoder (generators have the points' `seeds`)."""
     reference: str
     """The point whose `steps` are as in `experiment`: the image phase and the video phase of all others have as many
     steps as give the same number of floating-point operations."""

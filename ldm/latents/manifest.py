@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from ldm.latents.entries import DTYPES, EntryForm
 from ldm.latents.text_manifest import TEXT_FOLDER, TextManifest, check_text, load_text_manifest
-from odvae.running.commands import command_line
+from odvae.running.commands import with_config
 from odvae.running.distributed import main_process_first
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, parse_record_bytes, read_object, write_json
@@ -158,7 +158,7 @@ _OF_TEXT = (
 
 def encode_command() -> str:
     """The command that encodes latents, for error messages."""
-    return f"{command_line('encode_latents')} (with this experiment's --config)"
+    return with_config("encode_latents")
 
 
 def load_manifest(folder: Path) -> Manifest:

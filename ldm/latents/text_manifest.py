@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from odvae.running.commands import command_line
+from odvae.running.commands import with_config
 from odvae.running.errors import InputError
 from odvae.running.files import parse_record, read_object, write_json
 
@@ -68,7 +68,7 @@ def load_text_manifest(folder: Path) -> TextManifest | None:
 
 def embed_command() -> str:
     """The command that embeds captions alone, for error messages."""
-    return f"{command_line('encode_latents')} (with this experiment's --config) encode.text=only"
+    return with_config("encode_latents", " and encode.text=only")
 
 
 class _Shard(Protocol):

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 from ldm.networks.conditioning import example_condition
 from ldm.networks.network import without_weights
 from ldm.networks.settings import AttentionBackend
+from odvae.running.commands import install_extra
 from odvae.running.errors import InputError
 
 # torch's kernels. FlashAttention 3 and 4 take the place of torch's own, FlashAttention 2, once they are activated.
@@ -227,7 +228,7 @@ def _why_not(
                 if backend in ("xformers", *IMPLEMENTATIONS) and device.type != "cuda":
                     return f"it needs a CUDA device, found {device.type}"
                 if backend == "xformers" and importlib.util.find_spec("xformers") is None:
-                    return "xformers is not installed; pip install 'odvae[xformers]'"
+                    return f"xformers is not installed; {install_extra('xformers')}"
                 _activate(backend)
             elif backend not in ("sdpa", "math"):  # these compute everything
                 call.compute(backend, device, dtype, gradients)

@@ -14,7 +14,7 @@ from ldm.networks.network import Network, NetworkFactory
 from ldm.networks.provenance import PROVENANCE, Provenance
 from ldm.networks.settings import ConditioningSettings, DiTSettings, UNetSettings
 from ldm.networks.unet import UNet
-from odvae.running.commands import command_line
+from odvae.running.commands import with_config
 from odvae.running.errors import InputError
 from odvae.running.hashing import weights_fingerprint
 from odvae.weights.pretrained import load_model, read_config, write_again
@@ -65,7 +65,7 @@ def load_network(folder: Path) -> Network:
     another network than the adapter was trained on.
     """
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no trained LDM; make it with: {command_line('train_ldm')}")
+        raise InputError(f"{folder} holds no trained LDM; make it with: {with_config('train_ldm')}")
     name = read_config(folder).get("_class_name")
     if not isinstance(name, str) or name not in NETWORKS:
         raise InputError(f"{folder / 'config.json'}: _class_name={name!r}; allowed are {', '.join(NETWORKS)}")

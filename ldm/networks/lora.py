@@ -11,6 +11,7 @@ from diffusers.utils import USE_PEFT_BACKEND
 from torch import Tensor, nn
 
 from ldm.networks.settings import LoRASettings
+from odvae.running.commands import install_extra
 from odvae.running.errors import InputError
 from odvae.running.text import shorten
 from odvae.weights.pretrained import loading
@@ -55,7 +56,7 @@ def fused_projections(targets: Collection[str]) -> set[str]:
 def check_peft_installed(what: str) -> None:
     """Raise InputError where peft is missing or too old for diffusers."""
     if not USE_PEFT_BACKEND:
-        raise InputError(f"{what} needs peft, which is not installed or too old; pip install 'odvae[lora]'")
+        raise InputError(f"{what} needs peft, which is not installed or too old: {install_extra('lora')}")
 
 
 def add_lora(network: Any, settings: LoRASettings) -> None:

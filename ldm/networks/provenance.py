@@ -15,6 +15,8 @@ from odvae.storage.paths import is_remote
 
 PROVENANCE = "trained_on.json"
 
+_OPTIONAL = ("base", "base_sha256", "frame_rate")
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -33,13 +35,18 @@ class Provenance:
     that is no URL."""
     base_sha256: str | None = None
     """Fingerprint of that network's weights."""
+    frame_rate: float | None = None
+    """Frames per second of the clips (of the first one, where they differ); None in what version 0.2 wrote."""
 
     @classmethod
-    def of_latents(cls, manifest: Manifest, latents_folder: Path, ldm_folder: Path) -> Provenance:
+    def of_latents(
+        cls, manifest: Manifest, latents_folder: Path, ldm_folder: Path, frame_rate: float | None = None
+    ) -> Provenance:
         text_encoder = manifest.text_encoder
         if (own := manifest.own_text_encoder(latents_folder)) is not None:
             text_encoder = _relative(own, ldm_folder)
-        return cls(manifest.vae_sha256, text_encoder, manifest.text_sha256, manifest.data, str(latents_folder))
+        identity = manifest.vae_sha256, text_encoder, manifest.text_sha256, manifest.data, str(latents_folder)
+        return cls(*identity, frame_rate=frame_rate)
 
     def with_base(self, base: Path, sha256: str, folder: Path) -> Provenance:
         """The provenance of a network in `folder` that was fine-tuned from the one in `base`."""
@@ -49,14 +56,12 @@ class Provenance:
     @classmethod
     def load(cls, folder: Path) -> Provenance:
         """Read the provenance of the network in `folder`. Raises InputError where it is missing or has other keys."""
-        values = {"base": None, "base_sha256": None} | read_object(folder / PROVENANCE)
+        values = dict.fromkeys(_OPTIONAL) | read_object(folder / PROVENANCE)
         return parse_record(cls, values, folder / PROVENANCE)
 
     def save(self, folder: Path) -> None:
-        """Write it; the entries about a base only where there is one."""
-        values = asdict(self)
-        if self.base is None:
-            del values["base"], values["base_sha256"]
+        """Write it; without the optional entries that are None."""
+        values = {key: value for key, value in asdict(self).items() if value is not None or key not in _OPTIONAL}
         write_json(folder / PROVENANCE, values)
 
     def text_encoder_in(self, ldm_folder: Path) -> str:

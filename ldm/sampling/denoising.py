@@ -48,8 +48,9 @@ def denoise(
     so that a callback can change it.
     """
     scheduler, times = schedule
-    rows = [torch.arange(i, i + batch_size, device=noise.device) % len(noise) for i in range(0, len(noise), batch_size)]
-    schedulers = [copy.deepcopy(scheduler) for _ in rows]
+    starts = range(0, len(noise), batch_size)
+    batches = [torch.arange(i, i + batch_size, device=noise.device) % len(noise) for i in starts]
+    schedulers = [copy.deepcopy(scheduler) for _ in batches]
     latents, (condition, unconditional) = noise, conditions
     pipeline._num_timesteps = len(times)
     for step, (timestep, time) in enumerate(
@@ -59,12 +60,12 @@ def denoise(
             continue
         guidance = replace(guidance, scale=pipeline.guidance_scale)
         parts = []
-        for chosen, own in zip(rows, schedulers, strict=True):
-            take = itemgetter(chosen)
-            without = None if unconditional is None else unconditional.map(take)
-            predict = guided_prediction(pipeline.transformer, condition.map(take), without, guidance)
-            predicted = predict(latents[chosen], time, guidance.applies_at(time))
-            parts.append(own.step(predicted, timestep, latents[chosen], return_dict=False)[0])
+        for indices, batch_scheduler in zip(batches, schedulers, strict=True):
+            take = itemgetter(indices)
+            batch_unconditional = None if unconditional is None else unconditional.map(take)
+            predict = guided_prediction(pipeline.transformer, condition.map(take), batch_unconditional, guidance)
+            predicted = predict(latents[indices], time, guidance.applies_at(time))
+            parts.append(batch_scheduler.step(predicted, timestep, latents[indices], return_dict=False)[0])
         latents = torch.cat(parts)[: len(noise)]
         if callback.function is not None:
             latents, condition, unconditional = _called_back(

@@ -11,6 +11,7 @@ from diffusers import DiffusionPipeline
 from torch import nn
 
 from ldm.networks.factory import NETWORKS
+from odvae.running.commands import with_config
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, write_text
 from odvae.running.text import shorten
@@ -98,7 +99,10 @@ def check_parts(folder: Path, given: Collection[str] = (), allowed: Collection[s
     if not folder.is_dir():
         raise InputError(f"{folder} is no pipeline folder, but a file")
     if not path.is_file():
-        raise InputError(f"{folder} is no pipeline folder: it has no model_index.json")
+        export = f"; it is a run folder: export it ({with_config('export_pipeline')}), and load {folder / 'pipeline'}"
+        raise InputError(
+            f"{folder} is no pipeline folder: it has no model_index.json{export if (folder / 'ldm').is_dir() else ''}"
+        )
     if problem := why_incomplete(path):
         raise InputError(f"{path} {problem}")
     index = read_json(path)

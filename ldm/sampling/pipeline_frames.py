@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from diffusers.video_processor import VideoProcessor
+from PIL import ImageOps
 from PIL.Image import Image
 from torch import Tensor
 
 from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.pipeline_inputs import one_for_each
+from odvae.clips.clip import fit_frames
 from odvae.running.errors import InputError
+from odvae.video.pixels import to_float
 
 if TYPE_CHECKING:  # what it is mixed into
     from diffusers import DiffusionPipeline as _Mixed
@@ -79,15 +82,21 @@ class PipelineFramesMixin(_Mixed):
         device = self._execution_device
         if image is None:
             return torch.zeros(count, c, 1, h, w, device=device), torch.zeros(count, dtype=torch.bool, device=device)
-        single = isinstance(image, Tensor) and image.ndim == 3
-        if not isinstance(image, (Tensor, Sequence)) or not all(isinstance(frame, Tensor) for frame in image):
-            raise InputError(f"image must be a tensor (3, h, w) in [-1, 1], or a list of them, found {type(image)}")
+        single = isinstance(image, Image) or (isinstance(image, Tensor) and image.ndim == 3)
+        listed = [image] if single else list(image) if isinstance(image, (Tensor, Sequence)) else None
+        if listed is None or not all(isinstance(frame, (Image, Tensor)) for frame in listed):
+            raise InputError(
+                f"image must be a PIL image, a tensor (3, h, w) in [-1, 1], or a list of them, found {type(image)}"
+            )
         images = one_for_each(image, single, count, f"{count} videos need one image or {count}")
-        size = (3, h * self.vae.spatial_compression_ratio, w * self.vae.spatial_compression_ratio)
-        for i, frame in enumerate(images):
-            if tuple(frame.shape) != size:
-                raise InputError(f"image {i} is {tuple(frame.shape)}, but the videos' first frames are {size}")
-        encoded = [self._encode_image(frame) for frame in images]
+        height, width = h * self.vae.spatial_compression_ratio, w * self.vae.spatial_compression_ratio
+        frames = [_fitted(frame, height, width) if isinstance(frame, Image) else frame for frame in images]
+        for i, frame in enumerate(frames):
+            if tuple(frame.shape) != (3, height, width):
+                raise InputError(
+                    f"image {i} is {tuple(frame.shape)}, but the videos' first frames are {(3, height, width)}"
+                )
+        encoded = [self._encode_image(frame) for frame in frames]
         return torch.cat(encoded), torch.ones(count, dtype=torch.bool, device=device)
 
     def _encode_image(self, image: Tensor) -> Tensor:
@@ -98,3 +107,9 @@ class PipelineFramesMixin(_Mixed):
             for values in (self.transformer.config.latents_mean, self.transformer.config.latents_std)
         )
         return (self.vae.encode(video).latent_dist.mean.float() - mean) / std
+
+
+def _fitted(image: Image, height: int, width: int) -> Tensor:
+    """A picture of any size as first frame (3, height, width) in [-1, 1]: scaled to cover it, center cropped."""
+    pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    return to_float(fit_frames(pixels[None], height, width))[:, 0]

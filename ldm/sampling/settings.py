@@ -23,7 +23,7 @@ class SampleSettings(Settings):
     num_inference_steps: int = Field(20, ge=1)
     """Sampling steps."""
     guidance_scale: float = Field(3.0, ge=1)
-    """Scale of classifier-free guidance; 1 is none."""
+    """Scale of classifier-free guidance; 1 is none, as for networks without prompts and classes."""
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     """Noise levels (0 data, 1 noise), the lowest and the highest, at which guidance is applied."""
     guidance_rescale: float = Field(0.0, ge=0, le=1)
@@ -51,8 +51,8 @@ class SampleSettings(Settings):
     classes in turn."""
     unseen_count: int = Field(0, ge=0)
     """Demo videos only: videos generated from prompts whose combination of shape, color and motion was held out."""
-    fps: float = Field(8.0, gt=0)
-    """Frames per second of the files."""
+    fps: float | None = Field(None, gt=0)
+    """Frames per second of the files; null: those of the training clips."""
     lossless: bool = False
     """Write a lossless .mkv (FFV1) next to each mp4, which the evaluation then scores in its place: published distances
     are those of the frames themselves, and H.264 moves them."""

@@ -57,9 +57,17 @@ class VideoSet:
                 f"{folder}: {len(self.train)} training and {len(self.held_out)} held-out videos; both splits need one. "
                 f"Of {len(self.index)} videos {self.count_left_out} are unusable or shorter than the {data.span} "
                 f"frames a clip spans (data.frames={data.frames}, data.stride={data.stride}); "
-                f"data.held_out={data.held_out}"
+                f"data.held_out={data.held_out}. {self._remedy()}"
                 + "".join(f"\n  {line}" for line in itertools.islice(self.each_left_out(), 10))
             )
+
+    def _remedy(self) -> str:
+        """What to do where a split is empty."""
+        if self.train:
+            return f"Raise data.held_out, or give more videos: {len(self.train)} are few for so small a share"
+        if self.held_out:
+            return "Lower data.held_out, or give more videos"
+        return "Lower data.frames or data.stride, or give longer videos"
 
     def _is_usable(self, chunk: Chunk) -> np.ndarray:
         is_sdr = chunk.transfer == _SDR

@@ -1,4 +1,4 @@
-"""A pool like WorkerPool whose workers are on all machines of a Ray cluster (optional: `pip install 'odvae[ray]'`).
+"""A pool like WorkerPool whose workers are on all machines of a Ray cluster (optional: the extra `ray`).
 
 Each task is a Ray task. Within it the function runs in a process of its own with the same time and memory limits as
 in a WorkerPool, so a file that crashes or hangs costs that file, and no Ray worker. A task whose machine dies is run
@@ -13,11 +13,12 @@ import secrets
 from collections.abc import Callable
 from typing import Any
 
+from odvae.running.commands import install_extra
 from odvae.running.errors import InputError
 from odvae.running.failures import Failure
 from odvae.running.worker_pool import OrderedPool, Result, Task, WorkerPool
 
-MISSING = "engine=ray needs Ray: pip install 'odvae[ray]'"
+MISSING = f"engine=ray needs Ray: {install_extra('ray')}"
 
 # How often a task is run again after its machine or Ray's worker process died.
 _RETRIES = 8

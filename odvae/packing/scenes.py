@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
+from odvae.running.commands import install_extra
 from odvae.running.errors import InputError
 from odvae.video.video_io import decode, encode_video
 
 # Scenes are looked for in frames about this large: details do not matter, and noise does not either.
 _LONGEST_SIDE = 256
 
-MISSING = "cutting at scene changes needs PySceneDetect: pip install 'odvae[scenes]'"
+MISSING = f"cutting at scene changes needs PySceneDetect: {install_extra('scenes')}"
 
 
 def check_scene_detection() -> None:

@@ -20,6 +20,17 @@ CONSOLE_COMMANDS = {
 _IS_CHECKOUT = (Path(__file__).resolve().parents[2] / "pipelines").is_dir()
 
 
+def install_extra(name: str) -> str:
+    """The command that installs an optional part, for messages: of this checkout, with the versions that it is tested
+    with, or of the installed package."""
+    return f"pip install -c constraints.txt -e '.[{name}]'" if _IS_CHECKOUT else f"pip install 'odvae[{name}]'"
+
+
+def with_config(name: str, more: str = "") -> str:
+    """The command line of a command that reads a config, for messages; `more` says what else to give or not to give."""
+    return f"{command_line(name)} (with this experiment's --config{more})"
+
+
 def command_line(name: str) -> str:
     """The command line of a command, for messages, in the form in which the current command was started.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import webdataset as wds
 
+from odvae.running.commands import command_line
 from odvae.running.errors import InputError
 from odvae.running.files import atomic_file
 from odvae.shards.samples import Member, Sample
@@ -26,6 +27,7 @@ from odvae.storage.listing import list_files
 from odvae.storage.open_file import open_file
 from odvae.storage.paths import is_remote, open_path
 from odvae.storage.states import file_state
+from odvae.video.extensions import VIDEO_EXTENSIONS
 
 # Extensions that webdataset's default decoder would unpickle.
 PICKLED = (".pkl", ".pickle", ".pyd", ".pth", ".pt")
@@ -56,8 +58,8 @@ def split_member_name(name: str) -> tuple[str, str] | None:
 def list_shards(folder: str | Path, command: str) -> list[Path]:
     """The .tar files of a folder, a path or a URL, sorted.
 
-    Raises InputError if there are none, with the `command` that makes them; and if there are compressed ones, with the
-    command that decompresses them, since random access needs plain tars.
+    Raises InputError if there are none, with the `command` that makes them, or the one that packs a folder of videos;
+    and if there are compressed ones, with the command that decompresses them, since random access needs plain tars.
     """
     folder = open_path(folder)
     if not is_remote(folder) and not folder.is_dir():
@@ -77,6 +79,13 @@ def list_shards(folder: str | Path, command: str) -> list[Path]:
     if not shards:
         found = [] if is_remote(folder) else folder.glob("*/*.tar")
         below = sorted(path for path in found if not path.name.startswith("."))
+        videos = [path for path in files if path.suffix.lower().lstrip(".") in VIDEO_EXTENSIONS]
+        if videos:
+            raise InputError(
+                f"folder {folder} holds videos ({videos[0].name}, ...), but no .tar shard: pack them first into "
+                f"another folder ({command_line('make_shards')} {shlex.quote(str(folder))} SHARDS), and give that one "
+                "(data.shards=SHARDS)"
+            )
         hint = f" (but {len(below)} in its sub-folders: name one of them, like {below[0].parent})" if below else ""
         raise InputError(f"folder {folder} holds no .tar shard{hint}; make them with: {command}")
     return shards

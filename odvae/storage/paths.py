@@ -8,15 +8,16 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
+from odvae.running.commands import install_extra
 from odvae.running.errors import InputError
 
 # Scheme -> (module of its client, how it is installed).
 CLIENTS: dict[str, tuple[str, str]] = {
-    "s3": ("s3fs", "pip install 'odvae[s3]'"),
-    "gs": ("gcsfs", "pip install 'odvae[gcs]'"),
-    "hf": ("huggingface_hub", "pip install 'odvae[hf]'"),
-    "http": ("aiohttp", "pip install 'odvae[http]'"),
-    "https": ("aiohttp", "pip install 'odvae[http]'"),
+    "s3": ("s3fs", install_extra("s3")),
+    "gs": ("gcsfs", install_extra("gcs")),
+    "hf": ("huggingface_hub", install_extra("hf")),
+    "http": ("aiohttp", install_extra("http")),
+    "https": ("aiohttp", install_extra("http")),
     "memory": ("fsspec", "pip install fsspec"),
 }
 

@@ -129,10 +129,12 @@ def _explain(name: str, error: BaseException) -> str:
         return f"{said}. The folder holds {held}"
     if os.path.islink(path):
         return f"{name} is a broken link"
+    if path.suffix in WEIGHTS:
+        return f"there is no file {name}" + ("" if path.is_absolute() else f" in {Path.cwd()}")
     if not _HUB_NAME.fullmatch(name) or name.startswith("."):
-        return f"there is no folder {name}, and it is not a name on the Hugging Face hub (OWNER/NAME)"
+        return f"there is no file or folder {name}, and it is not a name on the Hugging Face hub (OWNER/NAME)"
     return (
-        f"there is no folder {name} in {Path.cwd()}, and it cannot be loaded from the Hugging Face hub "
+        f"there is no file or folder {name} in {Path.cwd()}, and it cannot be loaded from the Hugging Face hub "
         f"({root_of(error)}). On a machine with a connection, download it (`hf download {name} --local-dir FOLDER`), "
         "and give the folder in place of the name; or copy that machine's cache of the hub, and set HF_HOME to the "
         "copy and HF_HUB_OFFLINE=1. A private or gated model needs HF_TOKEN"

@@ -67,7 +67,7 @@ def test_a_model_that_needs_the_whole_clip_has_the_reason_in_place_of_a_score(im
 def test_the_report_has_measures_of_latents_and_moving_pixels_with_their_protocols(ldm_run, tmp_path):
     folders = RunFolder(tmp_path)
     folders.vae.symlink_to(ldm_run / "vae")
-    data = DataSettings(frames=9, height=32, width=32, held_out=0.25, workers=0)
+    data = DataSettings(frames=9, height=32, width=32, held_out=0.25, workers=0, resize="bilinear")
     settings = EvalVAESettings(clips=4, lpips=None, modes=(), compared_clips=1, num_visualized=1)
     part = evaluate_vae(settings, data, VideoSet(ldm_run / "shards", data, "?"), folders, 0)["reconstruction"]
     latents, motion = part["latents"], part["motion"]
@@ -82,6 +82,7 @@ def test_the_report_has_measures_of_latents_and_moving_pixels_with_their_protoco
     rows = read_json_lines(folders.report / "reconstructions.jsonl")
     assert motion["psnr"] == pytest.approx(sum(row["moving_psnr"] for row in rows) / len(rows))
     assert 0 < motion["moving_share"] < 1
+    assert (part["protocol"]["resize"], part["protocol"]["fps"]) == ("cover, bilinear, antialiased, center crop", None)
     assert latents["n"] == len(rows) == motion["n"]
     for measured in (latents, latents["noise"], motion):
         assert measured["protocol"]

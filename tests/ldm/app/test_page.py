@@ -235,5 +235,5 @@ def test_a_model_of_classes_with_a_first_frame_asks_for_these(visit):
 
 def test_without_gradio_it_is_said_what_to_install(monkeypatch):
     monkeypatch.setattr(app, "gradio", None)
-    with pytest.raises(InputError, match=r"the page needs gradio: pip install 'odvae\[ui\]'"):
+    with pytest.raises(InputError, match=r"the page needs gradio: pip install -c constraints.txt -e '\.\[ui\]'"):
         app.build_page(None, {})

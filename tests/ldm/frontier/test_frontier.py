@@ -176,7 +176,7 @@ def test_the_rates_videos_of_one_caption_stand_side_by_side(written):
         samples = written.folder / name / "seed_0" / "samples"
         samples.mkdir(parents=True)
         write_video(samples / "0.mp4", video + 80 * gray, 8)
-        row = {"file": "0.mp4", "group": "held_out", "prompt": "a large red circle moves left"}
+        row = {"file": "0.mp4", "group": "held_out", "prompt": "a large red circle moves left", "fps": 8.0}
         write_text(samples / "samples.jsonl", json.dumps(row) + "\n")
     page = write_frontier(written).read_text()
     assert page.count("data:video/mp4") == 3

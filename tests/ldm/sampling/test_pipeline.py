@@ -5,6 +5,7 @@ import pytest
 import torch
 from accelerate.hooks import CpuOffload
 from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
 from small_networks import CLASSES, make_dit, make_unet
 from small_pipeline import PROMPTS, generate, pipeline_of, quiet
 
@@ -14,8 +15,10 @@ from ldm.sampling.decode import PIECE, decode_in_pieces
 from ldm.sampling.pipeline_inputs import class_indices
 from ldm.sampling.sample_requests import user_requests
 from ldm.sampling.schedulers import make_scheduler
+from odvae.clips.clip import fit_frames
 from odvae.per_frame import PerFrameVAE
 from odvae.running.errors import InputError
+from odvae.video.pixels import to_float
 
 
 def test_videos_have_the_trained_size_or_any_requested_size(pipeline):
@@ -87,6 +90,15 @@ def test_a_given_first_frame_is_the_videos_first_and_changes_the_others(vae, tex
     assert not torch.allclose(latents[:, :, 1:], without[:, :, 1:], atol=1e-2)
     with pytest.raises(InputError, match=r"image 0 is \(3, 24, 32\), but the videos' first frames are \(3, 32, 32\)"):
         generate(pipeline, PROMPTS[0], [0], image=image[:, :24])
+    picture = Image.fromarray(
+        ((image[:, :, :16] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    )  # of other sizes
+    cropped = fit_frames(np.array(picture)[None], 32, 32)
+    expected = generate(pipeline, PROMPTS[0], [0], image=to_float(cropped)[:, 0], output_type="latent")
+    assert torch.equal(generate(pipeline, PROMPTS[0], [0], image=picture, output_type="latent"), expected)
+    assert torch.equal(generate(pipeline, PROMPTS[0], [0], image=[picture], output_type="latent"), expected)
+    with pytest.raises(InputError, match=r"must be a PIL image, a tensor .* found <class 'str'>"):
+        generate(pipeline, PROMPTS[0], [0], image="first.png")
     with pytest.raises(InputError, match="not trained to take a first frame"):
         generate(pipeline_of(vae, text), PROMPTS[0], [0], image=image)
 

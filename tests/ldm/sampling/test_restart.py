@@ -1,16 +1,19 @@
 """A sampling that was stopped goes on: only what is missing is made, and it is what one run would have made."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 from small_ldm import settings, train
 
 from ldm import sample
+from ldm.networks.provenance import Provenance
 from ldm.networks.settings import ConditioningSettings
 from ldm.sample import sample_videos
 from ldm.sampling.sample_requests import user_requests
 from ldm.sampling.sample_table import read_sample_rows
 from ldm.sampling.settings import SampleSettings
+from odvae.video.video_io import examine
 
 SAMPLING = SampleSettings(num_inference_steps=2, batch_size=2)
 REQUESTS = user_requests(["a red circle"], [], seed=0, count=5)
@@ -98,3 +101,29 @@ def test_a_killed_command_leaves_no_row_of_a_video_that_it_replaced(run, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         sample_videos(REQUESTS[:1], SAMPLING.model_copy(update={"guidance_scale": 1.5}), *run, tmp_path)
     assert [row["file"] for row in read_sample_rows(tmp_path)] == [REQUESTS[1].file]
+
+
+def test_files_have_the_frame_rate_of_the_training_clips_where_none_is_set(run, tmp_path):
+    vae, ldm = run
+    trained = Provenance.load(ldm)
+    assert trained.frame_rate == 8.0  # of the rendered videos
+    shutil.copytree(ldm, tmp_path / "ldm")
+    replace(trained, frame_rate=12.5).save(tmp_path / "ldm")
+
+    def rates(folder, **update):
+        sampling = SAMPLING.model_copy(update=update)
+        (file,) = sample_videos(REQUESTS[:1], sampling, vae, tmp_path / "ldm", tmp_path / folder)
+        (row,) = read_sample_rows(tmp_path / folder)
+        return examine(file, str(file)).fps, row["fps"]
+
+    assert rates("null") == (12.5, 12.5)
+    assert rates("set", fps=10.0) == (10.0, 10.0)
+    replace(trained, frame_rate=None).save(tmp_path / "ldm")  # of version 0.2
+    assert rates("unknown") == (8.0, 8.0)
+
+
+def test_without_prompts_and_classes_there_is_no_guidance(ldm_run, tmp_path):
+    train(ldm_run, tmp_path / "ldm", settings(2, conditioning=ConditioningSettings(kind="none")))
+    requests = user_requests([], [], seed=0, count=1)
+    sample_videos(requests, SAMPLING, ldm_run / "vae", tmp_path / "ldm", tmp_path / "samples")
+    assert [row["guidance_scale"] for row in read_sample_rows(tmp_path / "samples")] == [1.0]

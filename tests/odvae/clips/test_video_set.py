@@ -14,6 +14,7 @@ from odvae.clips.video_set import VideoSet, is_held_out
 from odvae.index.merging import merge_indexes
 from odvae.index.rows import IndexedShard, IndexRow, write_shard_index
 from odvae.running.account import HIGH_RANGE, NO_VIDEO, UNREADABLE
+from odvae.running.errors import InputError
 from odvae.shards.samples import Member, split_position
 from odvae.shards.tars import shard_writer
 from odvae.video.video_io import VideoFacts
@@ -43,6 +44,20 @@ def random_row(key, rng):
     transfer = str(rng.choice(["sdr", "sdr", "pq", "hlg"]))
     facts = VideoFacts(frames, 8, 8, fps, frames / fps, False, [(0, 0)], transfer)
     return IndexRow(key, {"mp4": Member(0, 0, 0)}, split_position(key, ""), facts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"held_out": 0.0001}, "Raise data.held_out"),
+        ({"held_out": 0.9999}, "Lower data.held_out"),
+        ({"frames": 97}, "Lower data.frames or data.stride"),
+    ],
+)
+def test_an_empty_split_is_an_error_that_says_what_to_do(tmp_path, settings, remedy):
+    rows = [random_row(f"{i:05d}", np.random.default_rng(i)) for i in range(9)]
+    with pytest.raises(InputError, match=rf"both splits need one.* {remedy}"):
+        VideoSet(synthetic(tmp_path / "s", rows), DATA.model_copy(update=settings), "?")
 
 
 @pytest.mark.parametrize("fps", [None, 8.0, 5.3])

@@ -180,6 +180,14 @@ def test_unpacked_twins_are_enough_and_sub_folders_are_hinted_at(tmp_path):
         list_shards(tmp_path / "more", "?")
 
 
+def test_a_folder_of_videos_is_named_with_the_command_that_packs_it_elsewhere(tmp_path):
+    (tmp_path / "a.MP4").touch()
+    with pytest.raises(
+        InputError, match=rf"holds videos \(a\.MP4, .*tools/make_shards.py {tmp_path} SHARDS.*data\.shards="
+    ):
+        list_shards(tmp_path, "?")
+
+
 def test_a_shard_that_was_cut_or_joined_is_named_wherever_that_was(tmp_path):
     whole = tar_of(tmp_path / "x.tar", TWO).read_bytes()
     for end in (0, 100, 512, 515, 1024, 1100, 3 * 512, 4 * 1024 - 1, 4 * 1024):

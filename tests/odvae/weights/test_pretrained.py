@@ -212,7 +212,7 @@ def test_a_hub_name_that_cannot_be_reached_gives_both_reasons_and_the_ways_out(m
         HUB[setting]("me/nothing-of-this-name")
     message = str(error.value)
     assert message.startswith(setting)
-    assert f"there is no folder me/nothing-of-this-name in {tmp_path}" in message
+    assert f"there is no file or folder me/nothing-of-this-name in {tmp_path}" in message
     assert re.search(r"from the Hugging Face hub \(\w+: .*(offline mode is enabled|has been disabled)", message)
     for way in ("hf download me/nothing-of-this-name --local-dir FOLDER", "HF_HOME", "HF_HUB_OFFLINE=1", "HF_TOKEN"):
         assert way in message
@@ -220,8 +220,16 @@ def test_a_hub_name_that_cannot_be_reached_gives_both_reasons_and_the_ways_out(m
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./model", "a/b/c"])
 def test_a_path_that_does_not_exist_is_not_taken_for_a_hub_name(name):
-    with pytest.raises(InputError, match=rf"there is no folder {name}, and it is not a name on the Hugging Face hub"):
+    with pytest.raises(
+        InputError, match=rf"there is no file or folder {name}, and it is not a name on the Hugging Face hub"
+    ):
         load_pretrained_vae(name)
+
+
+def test_a_file_that_does_not_exist_is_called_a_file(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=rf"there is no file checkpoint\.ckpt in {tmp_path}$"):
+        load_pretrained_vae("checkpoint.ckpt")
 
 
 def test_weights_that_cannot_be_downloaded_give_both_reasons_and_the_ways_out(monkeypatch, tmp_path):

@@ -56,10 +56,9 @@ def encode_latents(
 ) -> None:
     """Encode every video (both splits) into `folder`, or resume an interrupted run; ranks share the shards.
 
-    With `settings.part` only that part's, together with other parts; with `settings.finish` none: what all parts
-    encoded is checked to be complete, and finished.
-
-    With `settings.text` "separate" the captions are embedded after that, with "only" alone (`ldm.encoding.embed`).
+    `settings.part`: encode only this part of the shards; other parts may run at the same time. `settings.finish`:
+    encode nothing; check that what the parts encoded is complete, and finish it. `settings.text`: "separate" embeds the
+    captions after the videos are encoded, "only" does nothing else (`ldm.encoding.embed`).
 
     Prints an account of the videos at the end, and writes it to `account.json`. `needs_text`: a network will be trained
     with text conditioning, so captions are required. Raises InputError where there are none then, where the VAE is

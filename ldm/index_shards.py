@@ -23,7 +23,7 @@ def index_folder(folder: Path, settings: IndexingSettings) -> str:
     Raises InputError for a folder without shards, a shard that cannot be read, two samples with the same key, and where
     parts are missing.
     """
-    part = None if settings.part is None else Part.parse(settings.part)
+    part = settings.chosen_part
     if find_state(folder / MANIFEST) is not None:
         return _index_latents(folder, part, settings.finish)
     shards = find_shards(folder, f"{command_line('make_shards')} SRC {shlex.quote(str(folder))}")

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from odvae.architecture.frame_counts import video_frames
 from odvae.architecture.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
-from odvae.video_vae import VideoVAEMixin
+from odvae.video_vae import VideoVAEMixin, sample_latents
 
 
 class VideoVAEAdapter(VideoVAEMixin, ModelMixin):
@@ -54,9 +54,7 @@ class VideoVAEAdapter(VideoVAEMixin, ModelMixin):
         """Same as ODVAE.reconstruct: it checks shapes, not values."""
         self._check_video(video)
         posterior = self._to_posterior(video)
-        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        if change_latents is not None:
-            latents = change_latents(latents)
+        latents = sample_latents(posterior, noise, change_latents)
         return self._to_pixels(latents), posterior.mean, posterior.logvar
 
     def _check_video(self, video: Tensor) -> None:

@@ -76,11 +76,11 @@ def load_image_vae(name: str, model: ModelSettings) -> PerFrameVAE:
 
 def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
     """An OD-VAE with the weights of another one: folder, hub name or Open-Sora-Plan's file. `norm` and
-    `temporal_upsample` are those of `model`, or where it has null those that the weights were trained with. With a
-    higher rate in `model`, the VAE is grown (`ODVAE.from_odvae`).
+    `temporal_upsample` are those of `model`, or where it has null those that the weights were trained with. Where
+    `model` compresses more, the VAE is grown (`ODVAE.from_odvae`).
 
-    Raises InputError where there is none, its sizes differ from those in `model`, its rate is higher, or it has
-    separate temporal layers.
+    Raises InputError where there is none, its sizes differ from those in `model`, it compresses more than `model`, or
+    has separate temporal layers.
     """
     setting, name = f"vae.init_from={name!r}", local_model(name)
     path = Path(name)
@@ -107,7 +107,7 @@ def load_video_vae(name: str, model: ModelSettings) -> ODVAE:
 
 def _check_class(config: Mapping[str, Any], allowed: Sequence[str], setting: str) -> None:
     if (found := config.get("_class_name")) not in allowed:
-        raise InputError(f"{setting} is of the class {found} by its config.json; taken is {allowed[0]} alone")
+        raise InputError(f"{setting} is of the class {found} by its config.json; expected {' or '.join(allowed)}")
 
 
 def _check_growth(widths: Sequence[int], source: Halvings, model: ModelSettings, name: str) -> None:

@@ -26,7 +26,7 @@ from odvae.architecture.streaming import StreamCache
 from odvae.architecture.tiling import TileCaches, TilingMixin
 from odvae.opensora_plan import infer_settings, read_checkpoint, rename_tensors
 from odvae.running.errors import InputError
-from odvae.video_vae import VideoVAEMixin
+from odvae.video_vae import VideoVAEMixin, sample_latents
 from odvae.weights.model_sizes import check_sizes
 from odvae.weights.pretrained import loading
 
@@ -167,9 +167,7 @@ class ODVAE(InflationMixin, ChannelsLastMixin, VideoVAEMixin, ModelMixin, Tiling
         """
         check_video(video, self.temporal_compression_ratio, self.spatial_compression_ratio)
         posterior = DiagonalGaussianDistribution(self._encode_moments(video))
-        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        if change_latents is not None:
-            latents = change_latents(latents)
+        latents = sample_latents(posterior, noise, change_latents)
         return self._decode_pixels(latents), posterior.mean, posterior.logvar
 
     def _encode_moments(self, video: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from odvae.architecture.input_checks import check_latent_values, check_latents, check_pixel_values, check_video
 from odvae.architecture.layers import ChannelsLastMixin, keep_channels_last
 from odvae.running.errors import InputError
-from odvae.video_vae import VideoVAEMixin
+from odvae.video_vae import VideoVAEMixin, sample_latents
 from odvae.weights.ldm_format import image_vae_config, read_image_vae, rename_image_vae
 from odvae.weights.model_sizes import check_sizes
 from odvae.weights.pretrained import loading
@@ -86,9 +86,7 @@ class PerFrameVAE(ChannelsLastMixin, VideoVAEMixin, AutoencoderKL):
         """Same as ODVAE.reconstruct: (reconstruction, latent mean, latent log-variance); checks shapes, not values."""
         check_video(video, 1, self.spatial_compression_ratio)
         posterior = self._encode_frames(video)
-        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        if change_latents is not None:
-            latents = change_latents(latents)
+        latents = sample_latents(posterior, noise, change_latents)
         return self._decode_frames(latents), posterior.mean, posterior.logvar
 
     def _encode_frames(self, video: Tensor) -> DiagonalGaussianDistribution:

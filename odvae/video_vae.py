@@ -87,6 +87,14 @@ class VideoVAE(Protocol):
     def save_pretrained(self, save_directory: Path) -> None: ...
 
 
+def sample_latents(
+    posterior: DiagonalGaussianDistribution, noise: Tensor | None, change: Callable[[Tensor], Tensor] | None
+) -> Tensor:
+    """What `reconstruct` decodes: latents mean + std * noise (without `noise`: the mean), changed by `change`."""
+    latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+    return latents if change is None else change(latents)
+
+
 class VideoVAEMixin(_Mixed):
     """The members of `VideoVAE` besides `encode` and `decode`, for a VAE without streaming and temporal tiling.
 
@@ -117,9 +125,7 @@ class VideoVAEMixin(_Mixed):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(reconstruction, latent mean, latent log-variance), see `VideoVAE.reconstruct`."""
         posterior = self.encode(video).latent_dist
-        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
-        if change_latents is not None:
-            latents = change_latents(latents)
+        latents = sample_latents(posterior, noise, change_latents)
         return self.decode(latents).sample, posterior.mean, posterior.logvar
 
     def encode_stream(self, chunks: Iterable[Tensor]) -> Iterator[DiagonalGaussianDistribution]:

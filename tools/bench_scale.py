@@ -32,7 +32,7 @@ import pydantic.type_adapter  # noqa: F401 - as a command does, when it reads it
 import torch
 
 from ldm.arguments import CommandParser
-from ldm.latents.batches import DrawnBatches
+from ldm.latents.batches import IndexedBatches
 from ldm.latents.entries import entry_key, pack_text
 from ldm.latents.latent_set import open_latents
 from ldm.latents.manifest import EMPTY_TEXT, Manifest, ShardRecord, check_latents, load_manifest
@@ -180,7 +180,7 @@ def run_rank(folder: Path, barrier: Any, results: Any) -> None:
     latents = open_latents(folder, manifest)
     buckets = [entries for entries in latents.train.values() if len(entries)]
     sampler = iter(BucketSampler([len(one) for one in buckets], 0, BatchPlan(BATCH)))
-    drawn = DrawnBatches(buckets, [], 0, SampleOrder())
+    drawn = IndexedBatches(buckets, [], 0, SampleOrder())
     for draw in next(sampler):
         drawn.find(draw, attempt=0)
     start = time.perf_counter() - begin

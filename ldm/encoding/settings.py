@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from odvae.architecture.frame_counts import check_clip_size
 from odvae.clips.settings import DataSettings
-from odvae.cluster.parts import Part
+from odvae.cluster.settings import PartSettings
 from odvae.running.errors import InputError
 from odvae.running.resume_check import MayChange
 from odvae.running.settings import Precision, Settings
@@ -58,7 +58,7 @@ class RaySettings(Settings):
     """GPUs that a process reserves; a fraction lets several share one; null: 1 where the cluster has GPUs, else 0."""
 
 
-class EncodeSettings(Settings):
+class EncodeSettings(PartSettings):
     renamed_section: ClassVar[str] = "latents"
     renamed_keys: ClassVar[dict[str, str]] = {"stored": "posterior"}
 
@@ -113,24 +113,6 @@ class EncodeSettings(Settings):
         if repeated := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"given more than once: {', '.join(repeated)}")
         return buckets
-
-    @field_validator("part")
-    @classmethod
-    def _part_is_one_of_its_count(cls, part: str | None) -> str | None:
-        if part is not None:
-            Part.parse(part)
-        return part
-
-    @model_validator(mode="after")
-    def _a_part_does_not_finish(self) -> EncodeSettings:
-        if self.part is not None and self.finish:
-            raise ValueError(f"part={self.part} and finish=true: first run all parts, then finish=true without part")
-        return self
-
-    @property
-    def chosen_part(self) -> Part | None:
-        """The part to encode; None for all."""
-        return None if self.part is None else Part.parse(self.part)
 
     @property
     def recorded(self) -> EncodeSettings:

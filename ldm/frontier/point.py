@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from ldm.frontier.sharing import PREPARED, image_vae_run, shared_stages, with_sh
 from ldm.study.plan import Run
 from ldm.study.results import SCORES, scores, training
 from ldm.study.runner import StageRunner
+from odvae.cluster.settings import usable_cores
 from odvae.running.distributed import TIMEOUT
 from odvae.running.errors import InputError
 from odvae.running.files import read_json, read_json_lines, read_object, write_json
@@ -158,7 +158,7 @@ def speed_for(settings: FrontierSettings, name: str, cost: JsonObject) -> float:
 
 def machine() -> str:
     """The processor and the number of its cores that this process may use."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     names = [
         line.partition(":")[2].strip()
         for line in (Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else [])

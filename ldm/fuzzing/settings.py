@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from pydantic import Field
 
+from odvae.cluster.settings import usable_cores
 from odvae.running.settings import Settings
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class FuzzSettings(Settings):
@@ -24,7 +19,7 @@ class FuzzSettings(Settings):
     """Stop after this time; null: when all inputs were read."""
     kinds: tuple[str, ...] = ()
     """Kinds of input; empty: all."""
-    workers: int = Field(default_factory=_cores, ge=1)
+    workers: int = Field(default_factory=usable_cores, ge=1)
     """Processes that read."""
     seconds_per_input: float = Field(20.0, gt=0)
     """An input that takes longer, twice in a row, counts as a hang."""

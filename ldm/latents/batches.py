@@ -67,11 +67,11 @@ def latent_batches(
     buckets = list(filled.values())
     sizes = None if batch_sizes is None else [batch_sizes[name] for name in filled]
     sampler = BucketSampler([len(entries) for entries in buckets], seed, plan, start_step, sizes)
-    batches = DrawnBatches(buckets, latents.classes, seed, order)
+    batches = IndexedBatches(buckets, latents.classes, seed, order)
     loader = DataLoader(
         batches,
-        sampler=_Prefetcher(sampler, batches),  # it yields lists of draws
-        batch_size=None,  # each list of draws is a batch
+        sampler=_Prefetcher(sampler, batches),  # it yields lists of sample indices
+        batch_size=None,  # each list is a batch
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=uses_cuda(),
@@ -92,58 +92,60 @@ def _without_failures(loaded: Iterator[_Loaded], failures: Failures) -> Iterator
         yield batch
 
 
-class DrawnBatches(Dataset):
-    """Maps a list of draws from one bucket to their batch."""
+class IndexedBatches(Dataset):
+    """Maps a list of sample indices from one bucket to their batch."""
 
     def __init__(self, buckets: Sequence[LatentEntries], classes: list[str], seed: int, order: SampleOrder) -> None:
         self.buckets, self.classes, self.seed, self.order = buckets, classes, seed, order
 
-    def __getitem__(self, draws: list[tuple[SampleIndex, _Found | None]]) -> _Loaded:
+    def __getitem__(self, indices: list[tuple[SampleIndex, _Found | None]]) -> _Loaded:
         failed: list[tuple[str, str]] = []
         try:
-            entries, loaded = zip(*(self._load(draw, found, failed) for draw, found in draws), strict=True)
+            entries, loaded = zip(
+                *(self._load(sample_index, found, failed) for sample_index, found in indices), strict=True
+            )
         except StorageError as error:
             return error  # raised in a worker, it would come with the worker's traceback in its message
-        return collate_entries(loaded, entries, [draw.number for draw, _ in draws]), failed
+        return collate_entries(loaded, entries, [sample_index.number for sample_index, _ in indices]), failed
 
-    def find(self, draw: SampleIndex, attempt: int) -> _Found:
-        """The entry of a draw, with its text and the index of its class; attempts above 0 give replacements for one
-        that cannot be read. Raises InputError that names an entry which cannot be used."""
-        bucket = self.buckets[draw.bucket]
-        index, row = bucket.folder_index, bucket.rows[self._position(draw, attempt)]
+    def find(self, sample_index: SampleIndex, attempt: int) -> _Found:
+        """The entry of an index, with its text and its class's index; attempts above 0 give replacements for one that
+        cannot be read. Raises InputError that names an entry which cannot be used."""
+        bucket = self.buckets[sample_index.bucket]
+        index, row = bucket.folder_index, bucket.rows[self._position(sample_index, attempt)]
         entry = index.sample(row)
         if problem := index.problem(row):
             raise InputError(f"{entry.name}{problem}")
         text = None if bucket.text_index is None else text_at(bucket.text_index, row, entry)
         return entry, text, label_index(index.label(row), self.classes, entry)
 
-    def _position(self, draw: SampleIndex, attempt: int) -> int:
-        count = len(self.buckets[draw.bucket])
+    def _position(self, sample_index: SampleIndex, attempt: int) -> int:
+        count = len(self.buckets[sample_index.bucket])
         if attempt == 0:
-            return self.order.index(draw.index, count, self.seed)
-        return derive_seed(self.seed, "replacement", draw.number, attempt) % count
+            return self.order.index(sample_index.index, count, self.seed)
+        return derive_seed(self.seed, "replacement", sample_index.number, attempt) % count
 
     def _load(
-        self, draw: SampleIndex, found: _Found | None, failed: list[tuple[str, str]]
+        self, sample_index: SampleIndex, found: _Found | None, failed: list[tuple[str, str]]
     ) -> tuple[Sample, dict[str, Tensor]]:
         for attempt in range(_MOST_ATTEMPTS):
             try:
-                entry, text, label = found if found is not None and attempt == 0 else self.find(draw, attempt)
-                form = self.buckets[draw.bucket].form
-                return entry, load_tensors(entry, draw.number, label, self.seed, form, text)
+                entry, text, label = found if found is not None and attempt == 0 else self.find(sample_index, attempt)
+                form = self.buckets[sample_index.bucket].form
+                return entry, load_tensors(entry, sample_index.number, label, self.seed, form, text)
             except StorageError:
                 raise
             except InputError as error:
-                failed.append((self._name(draw, attempt), str(error)))
+                failed.append((self._name(sample_index, attempt), str(error)))
         raise InputError(
             f"none of {_MOST_ATTEMPTS} entries that were tried can be read:\n"
             + "\n".join(f"  {reason}" for _, reason in failed[:10])
         )
 
-    def _name(self, draw: SampleIndex, attempt: int) -> str:
-        """The name of a draw's entry; of a damaged row, its place."""
-        bucket = self.buckets[draw.bucket]
-        row = bucket.rows[self._position(draw, attempt)]
+    def _name(self, sample_index: SampleIndex, attempt: int) -> str:
+        """The name of an index's entry; of a damaged row, its number."""
+        bucket = self.buckets[sample_index.bucket]
+        row = bucket.rows[self._position(sample_index, attempt)]
         try:
             return bucket.folder_index.sample(row).name
         except InputError:
@@ -151,25 +153,25 @@ class DrawnBatches(Dataset):
 
 
 class _Prefetcher:
-    """The sampler's draws and what `find` gives for them, with the entries of the next batches prefetched from disk.
+    """The sampler's indices and what `find` gives for them, with the entries of the next batches prefetched from disk.
 
     Entries are read in random order, so without prefetching every read would wait for the disk.
     """
 
-    def __init__(self, sampler: BucketSampler, batches: DrawnBatches) -> None:
+    def __init__(self, sampler: BucketSampler, batches: IndexedBatches) -> None:
         self.sampler, self.batches = sampler, batches
 
     def __iter__(self) -> Iterator[list[tuple[SampleIndex, _Found | None]]]:
         coming: deque[list[tuple[SampleIndex, _Found | None]]] = deque()
-        for draws in self.sampler:
-            coming.append([(draw, self._prefetched(draw)) for draw in draws])
+        for indices in self.sampler:
+            coming.append([(sample_index, self._prefetched(sample_index)) for sample_index in indices])
             if len(coming) > _PREFETCHED_BATCHES:
                 yield coming.popleft()
 
-    def _prefetched(self, draw: SampleIndex) -> _Found | None:
-        """The entry of a draw; None where it cannot be used, of which loading it says more."""
+    def _prefetched(self, sample_index: SampleIndex) -> _Found | None:
+        """The entry of an index; None where it cannot be used, of which loading it says more."""
         try:
-            found = self.batches.find(draw, attempt=0)
+            found = self.batches.find(sample_index, attempt=0)
             for sample in found[:2]:
                 if sample is not None:
                     sample.prefetch()

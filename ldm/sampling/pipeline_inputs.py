@@ -173,7 +173,10 @@ def as_texts(texts: Any, name: str) -> list[str]:
 
 
 def negative_prompts_of(negative_prompt: Any, count: int) -> list[str]:
-    """A negative prompt for each video, None for empty ones. Raises InputError for what is no text, nor as many."""
+    """A negative prompt for each of `count` prompts; empty ones where none is given.
+
+    Raises InputError for what is no text, and for another number of texts.
+    """
     if negative_prompt is None:
         return [""] * count
     as_texts(negative_prompt, "negative_prompt")

@@ -1,7 +1,8 @@
 """Alignment of a DiT's features with those of a frozen image encoder (REPA: Yu et al. 2024, arXiv 2410.06940).
 
-The tokens after one block, projected by an MLP, shall have the direction of the encoder's features at the same place
-and time of the clip. The encoder needs pixels, and training has latents: so the VAE decodes the batch's latents.
+The tokens after one block, projected by an MLP, are trained to have the direction of the encoder's features at the
+same place and time of the clip. The encoder needs pixels, and training has latents: so the VAE decodes the batch's
+latents.
 """
 
 from __future__ import annotations

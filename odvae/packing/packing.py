@@ -59,7 +59,7 @@ def pack_folder(source: str | Path, out: str | Path, settings: PackingSettings |
 
 
 def _pack(root: Path, out: Path, settings: PackingSettings) -> PackingReport:
-    part = settings.own_part
+    part = settings.chosen_part
     state = PackingState(out, part).fetch()
     files, captions = open_source(root, out, settings, part, state.scratch)
     check_groups(root, files.own, settings)

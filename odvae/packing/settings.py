@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from odvae.cluster.parts import Part
-from odvae.running.settings import Settings
+from odvae.cluster.settings import PartSettings, usable_cores
 
 # Settings that do not determine what is in the shards, so they may change when a packing goes on.
 _MAY_CHANGE = {
@@ -18,14 +16,10 @@ _MAY_CHANGE = {
 }  # fmt: skip
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-class PackingSettings(Settings):
+class PackingSettings(PartSettings):
     samples_per_shard: int = Field(500, ge=1)
     """Videos per tar."""
-    workers: int = Field(default_factory=_cores, ge=0)
+    workers: int = Field(default_factory=usable_cores, ge=0)
     """Decoding processes; 0 decodes in the main process, without time and memory limits."""
     captions: str | None = None
     """Caption table (.csv, .tsv, .json, .jsonl, .parquet, .arrow), the only one that is read; null: every table in the
@@ -84,22 +78,6 @@ class PackingSettings(Settings):
         except re.error as error:
             raise ValueError(f"{text!r} is no regular expression: {error}") from None
         return text
-
-    @field_validator("part")
-    @classmethod
-    def _is_part(cls, text: str | None) -> str | None:
-        return None if text is None else str(Part.parse(text))
-
-    @model_validator(mode="after")
-    def _one_of_both(self) -> PackingSettings:
-        if self.finish and self.part is not None:
-            raise ValueError("part=i/n packs a part, finish=true finishes all of them: give one of the two")
-        return self
-
-    @property
-    def own_part(self) -> Part | None:
-        """The part that is packed; None: all."""
-        return None if self.part is None else Part.parse(self.part)
 
     def decisive(self) -> dict[str, Any]:
         """The settings that determine what is in the shards."""

@@ -59,7 +59,7 @@ class EquivarianceSettings(Settings):
 
 class RegularizerSettings(Settings):
     local_correlation: LocalCorrelationSettings | None = None
-    """Local correlation regularization (LCR of SSVAE): neighboring latents shall be correlated; null: none."""
+    """Local correlation regularization (LCR of SSVAE): neighboring latents are trained to be correlated; null: none."""
     latent_masking: LatentMaskingSettings | None = None
     """Latent masked reconstruction (LMR of SSVAE): the decoder fills in latents that are masked; null: none."""
     equivariance: EquivarianceSettings | None = None

@@ -36,6 +36,9 @@ SettingsT = TypeVar("SettingsT", bound=Settings)
 
 Precision = Literal["auto", "bf16", "fp32"]
 
+# Folders of configs that other programs read: accelerate launch and Ray.
+_OF_LAUNCHERS = ("accelerate", "ray")
+
 # Problems of one file that an error lists.
 _PROBLEMS_SHOWN = 30
 
@@ -68,7 +71,8 @@ def find_config(given: str | Path, shipped: Path) -> Path:
     if given.is_absolute() or not found.is_file():
         if os.path.lexists(given):
             check_is_file(given, "config file")
-        names = sorted(str(path.relative_to(shipped).with_suffix("")) for path in shipped.rglob("*.yaml"))
+        paths = [path.relative_to(shipped).with_suffix("") for path in shipped.rglob("*.yaml")]
+        names = sorted(str(path) for path in paths if path.parts[0] not in _OF_LAUNCHERS)
         raise InputError(f"config file {given} does not exist; the configs of this project are: {', '.join(names)}")
     return found
 

@@ -62,5 +62,5 @@ def test_the_script_names_what_it_made_and_what_is_allowed(folder):
 
 
 def test_a_part_and_the_end_are_two_commands():
-    with pytest.raises(InputError, match="give one of the two"):
+    with pytest.raises(InputError, match="finish=true without part"):
         make_settings(IndexingSettings, {}, ["part=1/2", "finish=true"], "here")

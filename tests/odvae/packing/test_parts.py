@@ -162,7 +162,7 @@ def test_a_part_without_files_is_complete(source, tmp_path):
 def test_what_is_no_part_is_named(text):
     with pytest.raises(ValueError, match="part"):
         PackingSettings(part=text)
-    with pytest.raises(ValueError, match="one of the two"):
+    with pytest.raises(ValueError, match="finish=true without part"):
         PackingSettings(part="1/4", finish=True)
 
 

@@ -33,7 +33,7 @@ def test_urls_that_cannot_be_opened_are_refused(text, words):
 
 def test_a_missing_client_names_how_it_is_installed(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"needs gcsfs.*pip install 'odvae\[gcs\]'"):
+    with pytest.raises(InputError, match=r"needs gcsfs.*pip install -c constraints.txt -e '\.\[gcs\]'"):
         open_path("gs://bucket/a")
 
 

@@ -289,7 +289,7 @@ def test_image_vaes_that_cannot_be_inflated_are_named(image_vae, tmp_path, name)
     image_vae.save_pretrained(tmp_path)
     change_config(tmp_path, _class_name=name)
     for load, taken in (
-        (partial(load_image_vae, model=ModelSettings()), "AutoencoderKL alone"),
+        (partial(load_image_vae, model=ModelSettings()), "expected AutoencoderKL or PerFrameVAE"),
         (load_pretrained_vae, "allowed are"),
     ):
         with pytest.raises(InputError, match=rf"{name}.*{taken}"):

@@ -159,5 +159,5 @@ def test_a_name_without_a_vae_is_an_error(tmp_path, monkeypatch, given):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "other").mkdir()
     (tmp_path / "other/config.json").write_text('{"_class_name": "UNet2DModel"}')
-    with pytest.raises(InputError, match=r"no file or folder .*nowhere|_class_name is 'UNet2DModel'; allowed are ODVAE, "):
+    with pytest.raises(InputError, match=r"no file or folder .*nowhere|_class_name is 'UNet2DModel'; allowed are ODV"):
         load_pretrained_vae(str(tmp_path / given))

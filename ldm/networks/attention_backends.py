@@ -101,7 +101,7 @@ class AttentionBackendMixin:
         training's shape."""
         name: Any = DIFFUSERS_NAMES.get(backend, backend)
         if name not in get_args(AttentionBackend):
-            allowed = (*DIFFUSERS_NAMES, *KERNELS)
+            allowed = dict.fromkeys((*DIFFUSERS_NAMES, *get_args(AttentionBackend)))
             raise InputError(f"attention back end {backend!r}: allowed are {', '.join(allowed)}")
         shape = (self.config.latent_channels, *self.config.sample_size)
         trains = any(parameter.requires_grad for parameter in self.parameters())
@@ -207,7 +207,7 @@ def check_backend(
                 for name in get_args(AttentionBackend)
                 if name != backend and all(_why_not(name, x, device, dtype, gradients) is None for x in (None, *calls))
             ]
-            _activate("flash")
+            _activate("flash")  # undoes FlashAttention 3 or 4, which may have been tried for the list
             raise InputError(
                 f"{setting}={backend} cannot be used on {_name(device)}{work}: {reason}; allowed here: "
                 f"{', '.join(allowed)}"

@@ -2,10 +2,11 @@
 
     python tools/bench_ldm.py                 # small sizes on a CPU, DiT-XL/2 on 81x256x256 latents on a GPU
     python tools/bench_ldm.py --only peers    # or: overhead, peak
+    python tools/bench_ldm.py --only overhead ldm.optimization.optimizer=adamw ldm.optimization.batch_size=32
 
 peers: a training step of the DiT (factorized) and of diffusers' LatteTransformer3DModel, of the DiT (full) and of
 DiTTransformer2DModel, at equal depth, width, heads and tokens, measured alternately. overhead: time that the training
-loop adds to the network's forward and backward pass, for the network of configs/demo.yaml. peak: FLOP/s of a step
+loop adds to the network's forward and backward pass, in the training of configs/demo.yaml. peak: FLOP/s of a step
 relative to the measured matmul rate, and the time that encoding each clip on the fly would add.
 """
 
@@ -15,7 +16,7 @@ import json
 import math
 import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ from odvae.clips.samplers import BatchPlan
 from odvae.measuring import matmul_rate, now
 from odvae.running.errors import readable_errors
 from odvae.running.files import write_json
+from odvae.running.hashing import file_fingerprint
 from odvae.running.settings import load_settings
 from odvae.shards.tars import shard_writer
 from odvae.training.state import TrainingState
@@ -52,6 +54,7 @@ TEXT_WIDTH, TEXT_TOKENS, CLASSES = 64, 16, 1000
 
 def main() -> None:
     parser = CommandParser(__doc__)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings of the demo, for overhead")
     parser.add_argument("--only", choices=["peers", "overhead", "peak"], help="one part (default: all)")
     parser.add_argument("--steps", type=int, default=10, help="timed steps per network (default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile the blocks of all transformers")
@@ -63,7 +66,7 @@ def main() -> None:
     if options.only in (None, "peers"):
         results |= compare_with_peers(device, options.steps, options.compile)
     if options.only in (None, "overhead"):
-        results |= measure_overhead(device, options.steps)
+        results |= measure_overhead(device, options.steps, options.overrides)
     if options.only in (None, "peak"):
         results |= measure_peak_share(device, options.steps, options.compile or device.type == "cuda")
     if options.json:
@@ -110,9 +113,13 @@ def compare_with_peers(device: torch.device, steps: int, compiled: bool) -> dict
             block.compile()
     steps_ = 1000 * time_
     calls = {
-        "DiT, factorized": step_of(ours_factorized, lambda: ours_factorized(noisy, time_, Condition(text, mask))),
+        "DiT, factorized": step_of(
+            ours_factorized, lambda: predict(ours_factorized, noisy, time_, Condition(text, mask))
+        ),
         "LatteTransformer3DModel": step_of(latte, lambda: latte(noisy, steps_, text, return_dict=False)[0]),
-        "DiT, full": step_of(ours_full, lambda: ours_full(picture.unsqueeze(2), time_, Condition(label=label))),
+        "DiT, full": step_of(
+            ours_full, lambda: predict(ours_full, picture.unsqueeze(2), time_, Condition(label=label))
+        ),
         "DiTTransformer2DModel": step_of(
             dit, lambda: dit(picture, steps_.long(), class_labels=label, return_dict=False)[0]
         ),
@@ -150,9 +157,9 @@ def time_in_turn(calls: dict[str, Callable[[], None]], steps: int, device: torch
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def measure_overhead(device: torch.device, steps: int) -> dict[str, float]:
+def measure_overhead(device: torch.device, steps: int, overrides: Sequence[str]) -> dict[str, float]:
     """Time of everything but forward and backward in the demo's training: data, noise, clipping, optimizer, EMA."""
-    demo = load_settings(Experiment, DEFAULT_CONFIG).ldm
+    demo = load_settings(Experiment, DEFAULT_CONFIG, overrides).ldm
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         manifest = write_random_latents(folder, (8, 5, 6, 6), demo.optimization.batch_size * 16)
@@ -188,7 +195,17 @@ def write_random_latents(folder: Path, shape: tuple[int, int, int, int], entries
             entry = pack_entry(torch.randn(shape), torch.rand(shape), text, mask, torch.bfloat16)
             writer.write({"__key__": f"{i:04d}-000", "safetensors": entry, "json": json.dumps(about).encode()})
     (folder / EMPTY_TEXT).write_bytes(pack_entry(torch.zeros(1), None, text, mask, torch.bfloat16))
-    record = ShardRecord("00000.tar", "", 0, entries, "only", "", "", entries)
+    shard = folder / "00000.tar"
+    record = ShardRecord(
+        name=shard.name,
+        sha256=file_fingerprint(shard),
+        bytes=shard.stat().st_size,
+        entries=entries,
+        bucket="only",
+        source="",
+        source_sha256="",
+        source_entries=entries,
+    )
     return Manifest(
         vae_sha256="",
         vae_config={},
@@ -202,7 +219,7 @@ def write_random_latents(folder: Path, shape: tuple[int, int, int, int], entries
         resize="",
         clips_per_video=1,
         flip=False,
-        posterior="",
+        posterior="moments",
         dtype="bf16",
         held_out=0.0,
         buckets={"only": shape},

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import BaseOutput
 from PIL.Image import Image
 from torch import Tensor
@@ -185,6 +186,8 @@ class TextToVideoPipeline(PipelineFolderMixin, PipelineTextMixin, PipelineFrames
         check_counts({**counts, "num_videos_per_prompt": num_videos_per_prompt})
         sizes = {"num_videos": num_videos, "num_frames": num_frames, "height": height, "width": width}
         check_counts({**sizes, "max_sequence_length": max_sequence_length}, optional=True)
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs, CALLBACK_TENSORS)
         guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale)
         texts = (prompt, negative_prompt, prompt_embeds, negative_prompt_embeds)

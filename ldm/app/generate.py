@@ -81,6 +81,8 @@ def generate_video(model: Model, request: Request, progress: Progress = lambda s
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=torch.Generator().manual_seed(seed),
+            guidance_interval=model.settings.guidance_interval,
+            guidance_rescale=model.settings.guidance_rescale,
             output_type="latent",
             callback_on_step_end=after_step,
         ).frames

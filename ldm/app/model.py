@@ -95,6 +95,7 @@ def _as_sampled(samples: Path) -> tuple[SampleSettings, list[str]]:
         return SampleSettings(), []
     chosen = {name: rows[0][name] for name in ("num_inference_steps", "guidance_scale", "fps")}
     chosen |= {name: rows[0].get(name) for name in ("sampler", "ema_decay")}
+    chosen |= {name: rows[0][name] for name in ("guidance_interval", "guidance_rescale") if name in rows[0]}
     prompts = dict.fromkeys(row.text("prompt") for row in rows if row["prompt"])
     settings = make_settings(SampleSettings, chosen, (), str(samples / SAMPLE_TABLE))
     return settings, list(prompts)[:NUM_EXAMPLES]

@@ -16,6 +16,7 @@ from ldm.sampling.decode import decode_in_pieces
 from ldm.sampling.pipeline_inputs import one_for_each
 from odvae.clips.clip import fit_frames
 from odvae.running.errors import InputError
+from odvae.video.images import to_rgb
 from odvae.video.pixels import to_float
 
 if TYPE_CHECKING:  # what it is mixed into
@@ -111,5 +112,5 @@ class PipelineFramesMixin(_Mixed):
 
 def _fitted(image: Image, height: int, width: int) -> Tensor:
     """A picture of any size as first frame (3, height, width) in [-1, 1]: scaled to cover it, center cropped."""
-    pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    pixels = to_rgb(ImageOps.exif_transpose(image), "image")
     return to_float(fit_frames(pixels[None], height, width))[:, 0]

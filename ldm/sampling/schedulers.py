@@ -31,6 +31,11 @@ CLASSES = {
     "unipc": UniPCMultistepScheduler,
 }
 COMPATIBLE = {"flow": ("euler", "heun", "dpmsolver++", "unipc"), "diffusion": ("ddim", "dpmsolver++", "unipc")}
+# Options of diffusers' schedulers that are refused; the second kind for flow.
+_STOCHASTIC_OR_FOR_PIXELS = ("stochastic_sampling", "thresholding")
+_OTHER_NOISE_LEVELS = (
+    "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "invert_sigmas",
+)  # fmt: skip
 PREDICTION_TYPES = {"flow": "flow_prediction", "epsilon": "epsilon", "v": "v_prediction", "x0": "sample"}
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
@@ -57,6 +62,11 @@ def check_scheduler(scheduler: SchedulerMixin, objective: ObjectiveSettings) -> 
         )
     if scheduler.config.get("use_dynamic_shifting"):
         raise InputError("use_dynamic_shifting=True: the shift is that of the objective, or a fixed one (shift=...)")
+    if unfit := _unfit_options(scheduler, kind):
+        raise InputError(
+            f"{type(scheduler).__name__} with {', '.join(unfit)} cannot sample here: noise levels of other schedules "
+            "do not fit flow, thresholds are for pixels, and stochastic steps would not follow the videos' seeds"
+        )
     expected = _expected_config(type(scheduler), objective)
     differing = [
         f"{key}={scheduler.config[key]!r} instead of {value!r}"
@@ -65,6 +75,14 @@ def check_scheduler(scheduler: SchedulerMixin, objective: ObjectiveSettings) -> 
     ]
     if differing:
         raise InputError(f"{type(scheduler).__name__} does not fit the network's objective: {', '.join(differing)}")
+
+
+def _unfit_options(scheduler: SchedulerMixin, kind: str) -> list[str]:
+    """The options of a scheduler with which it would fail, give wrong latents, or not repeat them."""
+    refused = [*_STOCHASTIC_OR_FOR_PIXELS, *(_OTHER_NOISE_LEVELS if kind == "flow" else ())]
+    found = [f"{name}=True" for name in refused if scheduler.config.get(name)]
+    algorithm = str(scheduler.config.get("algorithm_type", ""))
+    return found + ([f"algorithm_type={algorithm!r}"] if algorithm.startswith("sde-") else [])
 
 
 def _expected_config(kind: type[SchedulerMixin], objective: ObjectiveSettings) -> dict:
@@ -126,25 +144,34 @@ def schedule_steps(
         shifted = {name: shift_for(positions, objective)}
     scheduler = type(scheduler).from_config(scheduler.config, **shifted)
     if timesteps is not None or sigmas is not None:
-        _set_custom_steps(scheduler, {"timesteps": timesteps, "sigmas": sigmas})
-        return scheduler, _times(scheduler, flow)
+        _set_custom_steps(scheduler, {"timesteps": timesteps, "sigmas": sigmas}, flow)
+        return _from_the_first(scheduler), _times(scheduler, flow)
     check_steps(scheduler, steps)
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         # From 1 to 1/steps: by default the last step would go from 1/1000 to 0, which is wasted.
         scheduler.set_timesteps(sigmas=np.linspace(1, 1 / steps, steps), device="cpu")
     else:
         scheduler.set_timesteps(steps, device="cpu")
-    return scheduler, _times(scheduler, flow)
+    return _from_the_first(scheduler), _times(scheduler, flow)
+
+
+def _from_the_first(scheduler: SchedulerMixin) -> SchedulerMixin:
+    """The scheduler told to begin with its first step. Otherwise it looks that up by its timestep, an integer, which at
+    high shifts the second step has too: it would take each step with the coefficients of the next."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+    return scheduler
 
 
 def _times(scheduler: SchedulerMixin, flow: bool) -> Tensor:
     """The network's timesteps (n,) in [0, 1] of a scheduler whose steps are set."""
     if flow:
-        return scheduler.sigmas[: len(scheduler.timesteps)].float()
+        # A shift in fp32 makes 1 a little more, which would lie outside of every interval of guidance.
+        return scheduler.sigmas[: len(scheduler.timesteps)].float().clamp(0, 1)
     return scheduler.timesteps.float() / DIFFUSION_STEPS
 
 
-def _set_custom_steps(scheduler: SchedulerMixin, given: dict[str, Sequence[float] | None]) -> None:
+def _set_custom_steps(scheduler: SchedulerMixin, given: dict[str, Sequence[float] | None], flow: bool) -> None:
     """Set the scheduler's steps by their timesteps or sigmas.
 
     Raises InputError where both are given, where the scheduler does not take them, and for values it cannot use.
@@ -154,10 +181,12 @@ def _set_custom_steps(scheduler: SchedulerMixin, given: dict[str, Sequence[float
         raise InputError("timesteps and sigmas were given: give one of them")
     ((name, values),) = chosen.items()
     kind = type(scheduler).__name__
-    if name not in inspect.signature(scheduler.set_timesteps).parameters:
+    without_timesteps = flow and isinstance(scheduler, DPMSolverMultistepScheduler)
+    if name not in inspect.signature(scheduler.set_timesteps).parameters or without_timesteps:
         raise InputError(f"{name} was given, but {kind} takes only num_inference_steps")
     try:
-        scheduler.set_timesteps(device="cpu", **chosen)
+        steps = {"sigmas": np.asarray(values, dtype=np.float64)} if name == "sigmas" else chosen
+        scheduler.set_timesteps(device="cpu", **steps)
     except (TypeError, ValueError) as error:
         raise InputError(f"{name}={values}: {kind} refuses them: {error}") from None
 

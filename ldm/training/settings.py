@@ -90,6 +90,15 @@ class LDMSettings(Settings):
         return self
 
     @model_validator(mode="after")
+    def _the_last_step_is_trained(self) -> LDMSettings:
+        if self.objective.zero_terminal_snr and self.objective.timestep_sampling != "uniform":
+            raise ValueError(
+                "ldm.objective.zero_terminal_snr=true needs ldm.objective.timestep_sampling=uniform: logit-normal times "
+                "never come near the last step, from which sampling starts"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _one_setting_determines_the_batch(self) -> LDMSettings:
         if self.tokens_per_batch is None:
             return self

@@ -48,7 +48,7 @@ def decode_image(data: bytes | BinaryIO, name: str) -> np.ndarray:
     """
     with _opened(data, name) as image:
         turn = _TURNS.get(_orientation(image))
-        pixels = _rgb(image, name)
+        pixels = to_rgb(image, name)
         if turn is None:
             return pixels
         return np.array(Image.fromarray(pixels).transpose(turn))
@@ -97,8 +97,11 @@ def _orientation(image: Image.Image) -> int:
     return value if isinstance(value, int) and value in _TURNS else 1
 
 
-def _rgb(image: Image.Image, name: str) -> np.ndarray:
-    """Convert an image in any of Pillow's modes to uint8 (h, w, 3)."""
+def to_rgb(image: Image.Image, name: str) -> np.ndarray:
+    """Convert an image in any of Pillow's modes to uint8 (h, w, 3), transparent ones on white.
+
+    Raises VideoError for pixels that are no colors.
+    """
     if image.mode.startswith("I"):
         return _gray(np.asarray(image).astype(np.int64), name)
     if image.mode == "F":

@@ -1,6 +1,7 @@
 """Identities of the diffusion objectives in float64, and samplers on Gaussian data, where the optimum is known."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ldm.sampling.schedulers import (
     sample_latents,
     schedule_steps,
 )
+from ldm.training.settings import LDMSettings
 from odvae.running.errors import InputError
 
 generator = torch.Generator().manual_seed(0)
@@ -215,6 +217,62 @@ def test_a_sampler_of_another_objective_is_refused_by_name_and_by_setting():
     for objective in (*OBJECTIVES, *ZERO_SNR):
         for name in samplers_of(objective):
             check_scheduler(make_scheduler(name, objective), objective)
+
+
+@pytest.mark.parametrize("name", ["dpmsolver++", "unipc"])
+def test_two_first_timesteps_that_are_one_integer_do_not_move_the_coefficients(name):
+    """At a shift of 10.5 and 100 steps diffusers' timesteps begin with 999, 999."""
+    objective = ObjectiveSettings(shift=10.5)
+    noise = torch.randn(500, 2, generator=torch.Generator().manual_seed(3))
+    noise = (noise - noise.mean(0)) / noise.std(0)
+    scheduler, _ = schedule_steps(make_scheduler(name, objective), 150, 1, objective)
+    assert scheduler.timesteps[0] == scheduler.timesteps[1]
+    made = sample_latents(
+        lambda z, time, _: best_answer(z.flatten(1), time, objective).view_as(z).to(z.dtype),
+        noise.view(-1, 2, 1, 1, 1), make_scheduler(name, objective), objective, 150, Guidance(scale=1.0),
+    ).flatten(1)  # fmt: skip
+    assert torch.allclose(made.mean(0).double(), MEAN, atol=0.03)
+    assert torch.allclose(made.std(0).double(), STD, rtol=0.03)
+
+
+def test_the_first_timestep_is_at_most_one_at_every_shift():
+    for positions in range(50, 2000, 7):
+        objective = ObjectiveSettings(shift_base_tokens=1024)
+        _, times = schedule_steps(make_scheduler("euler", objective), 20, positions, objective)
+        assert 0.9999 < times[0] <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [
+        ("dpmsolver++", {"use_karras_sigmas": True}),
+        ("unipc", {"use_beta_sigmas": True}),
+        ("euler", {"invert_sigmas": True}),
+        ("euler", {"stochastic_sampling": True}),
+        ("dpmsolver++", {"algorithm_type": "sde-dpmsolver++"}),
+        ("unipc", {"thresholding": True}),
+    ],
+)
+def test_options_that_would_give_wrong_latents_or_other_ones_each_time_are_refused(name, option):
+    flow = OBJECTIVES[0]
+    ((key, value),) = option.items()
+    scheduler = make_scheduler(name, flow)
+    with pytest.raises(InputError, match=re.escape(f"{key}={value!r} cannot sample here")):
+        check_scheduler(type(scheduler).from_config(scheduler.config, **option), flow)
+
+
+def test_custom_steps_are_taken_or_refused_in_words():
+    flow = OBJECTIVES[0]
+    _, times = schedule_steps(make_scheduler("unipc", flow), 4, 1, flow, sigmas=[1.0, 0.75, 0.5, 0.25])
+    assert times.tolist() == pytest.approx([1.0, 0.75, 0.5, 0.25], abs=2e-3)
+    with pytest.raises(InputError, match=r"timesteps was given, but DPMSolver.* takes only num_inference_steps"):
+        schedule_steps(make_scheduler("dpmsolver++", flow), 4, 1, flow, timesteps=[999, 500])
+
+
+def test_the_last_step_is_trained_where_sampling_starts_from_it():
+    with pytest.raises(ValueError, match=r"zero_terminal_snr=true needs ldm\.objective\.timestep_sampling=uniform"):
+        LDMSettings(objective=ZERO_SNR[0])
+    LDMSettings(objective=ObjectiveSettings(prediction="v", zero_terminal_snr=True, timestep_sampling="uniform"))
 
 
 def test_ddim_refuses_numbers_of_steps_with_wrong_timesteps():

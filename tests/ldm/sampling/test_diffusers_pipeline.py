@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers.callbacks import MultiPipelineCallbacks, SDCFGCutoffCallback
 from small_networks import CLASSES
 from small_pipeline import PROMPTS, make_components, make_pipeline, seeded, small_text_encoder
 
@@ -244,3 +245,11 @@ def test_ddim_takes_no_timesteps_of_its_own(text):
     assert isinstance(pipeline.scheduler, DDIMScheduler)
     with pytest.raises(InputError, match="timesteps was given, but DDIMScheduler takes only num_inference_steps"):
         latents_of(pipeline, timesteps=[900, 100])
+
+
+def test_diffusers_own_callbacks_name_the_tensors_that_they_read(pipeline):
+    cutoff = SDCFGCutoffCallback(cutoff_step_ratio=0.5)
+    changed = latents_of(pipeline, guidance_scale=4.0, callback_on_step_end=cutoff)
+    assert not torch.equal(changed, latents_of(pipeline, guidance_scale=4.0))
+    several = MultiPipelineCallbacks([cutoff])
+    assert torch.equal(latents_of(pipeline, guidance_scale=4.0, callback_on_step_end=several), changed)

@@ -97,6 +97,9 @@ def test_a_given_first_frame_is_the_videos_first_and_changes_the_others(vae, tex
     expected = generate(pipeline, PROMPTS[0], [0], image=to_float(cropped)[:, 0], output_type="latent")
     assert torch.equal(generate(pipeline, PROMPTS[0], [0], image=picture, output_type="latent"), expected)
     assert torch.equal(generate(pipeline, PROMPTS[0], [0], image=[picture], output_type="latent"), expected)
+    clear = Image.fromarray(np.zeros((32, 32, 4), np.uint8))
+    on_white = generate(pipeline, PROMPTS[0], [0], image=torch.ones(3, 32, 32), output_type="latent")
+    assert torch.allclose(generate(pipeline, PROMPTS[0], [0], image=clear, output_type="latent"), on_white, atol=1e-4)
     with pytest.raises(InputError, match=r"must be a PIL image, a tensor .* found <class 'str'>"):
         generate(pipeline, PROMPTS[0], [0], image="first.png")
     with pytest.raises(InputError, match="not trained to take a first frame"):

@@ -93,8 +93,8 @@ class LDMSettings(Settings):
     def _the_last_step_is_trained(self) -> LDMSettings:
         if self.objective.zero_terminal_snr and self.objective.timestep_sampling != "uniform":
             raise ValueError(
-                "ldm.objective.zero_terminal_snr=true needs ldm.objective.timestep_sampling=uniform: logit-normal times "
-                "never come near the last step, from which sampling starts"
+                "ldm.objective.zero_terminal_snr=true needs ldm.objective.timestep_sampling=uniform: logit-normal "
+                "times never come near the last step, from which sampling starts"
             )
         return self
 
